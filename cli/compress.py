@@ -1,0 +1,70 @@
+"""`gbnn-compress compress`: checkpoint in, artifact out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gbnn_compress_cli import console, options, words
+
+
+def command(
+    checkpoint: options.Checkpoint,
+    target_ratio: options.TargetRatio = None,
+    max_drop: options.MaxDrop = None,
+    ratio_of: options.RatioOf = "artifact",
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The artifact; default <stem>.gbnn.safetensors."),
+    ] = None,
+    arch: options.Architecture = None,
+    eval_data: options.EvalData = None,
+    recipe: options.RecipeName = "default",
+    settings: options.Settings = None,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    samples: options.Samples = 16,
+    device: options.Device = "auto",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_size: options.ImageSize = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Compress a checkpoint into one small file.
+
+    Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it cost; exit code 1 says that
+    the file is written but misses the target.
+    """
+    ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
+    with console.progress(quiet=quiet) as tell:
+        import gbnn_compress
+        from gbnn_compress.pipeline import SUFFIX
+
+        source = Path(checkpoint)
+        artifact = Path(output) if output else Path(source.name.removesuffix(source.suffix) + SUFFIX)
+        console.check_json_target(json, the_checkpoint=source, the_artifact=artifact)
+        report = gbnn_compress.compress(
+            source,
+            target_ratio=ratio,
+            max_drop=max_drop,
+            ratio_of=ratio_of,
+            output=artifact,
+            architecture=arch,
+            recipe=recipe,
+            settings=chosen,
+            evaluation=options.parse_evaluation(
+                eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
+            ),
+            seed=seed,
+            progress=tell,
+        )
+    met = report.pop("target_met")
+    in_table = console.write_json(report, json)
+    missed = [] if met else [f"target missed: {words.achieved(report)}; the file is written all the same"]
+    console.warn([*missed, *report["warnings"]], in_table=in_table)
+    if in_table:
+        from gbnn_compress_cli.report_view import report_view
+
+        view = report_view(report, name=source.name, max_drop=max_drop, arch=arch, every_layer=verbose)
+        console.write_stdout(console.render(*view))
+    return 0 if met else 1

@@ -1,0 +1,180 @@
+"""Where text goes: results to stdout, progress and warnings to stderr, JSON to either or to a file."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from gbnn_compress.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from rich.console import RenderableType
+
+PROGRAM = "gbnn-compress"
+WIDTH = 100
+
+
+def printable(text: str) -> str:
+    """The text without control characters: names come from foreign files, and terminals obey escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(text: str) -> str:
+    """The same on one line, runs of white space as one blank."""
+    return printable(" ".join(text.split()))
+
+
+def render(*renderables: RenderableType) -> str:
+    """Text of rich renderables as stdout can show it: colour on a terminal only, 100 columns at most."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        force_terminal=terminal or None,
+        width=min(WIDTH, shutil.get_terminal_size().columns) if terminal else WIDTH,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
+    for renderable in renderables:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in text.getvalue().split("\n"))
+
+
+def write_stdout(text: str) -> None:
+    """Print a result; a reader that has gone away (`| head`) is no failure."""
+    try:
+        _write(sys.stdout, text)
+    except BrokenPipeError:
+        mute_stdout()
+    except OSError as error:
+        mute_stdout()
+        raise OutputError(f"cannot write to standard output: {error.strerror or error}") from None
+
+
+def write_stderr(line: str) -> None:
+    """Print a line beside the results."""
+    try:
+        _write(sys.stderr, line + "\n")
+    except OSError:
+        return
+
+
+def mute_stdout() -> None:
+    """Send what is still to come nowhere, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def warn(warnings: Sequence[str], *, in_table: bool) -> None:
+    """Put warnings on stderr, unless the table that holds them too comes out on the same screen."""
+    if in_table and sys.stdout.isatty() and sys.stderr.isatty():
+        return
+    for warning in warnings:
+        write_stderr(f"warning: {one_line(warning)}")
+
+
+@contextmanager
+def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """A function that says what is going on: a spinner on a terminal, plain lines elsewhere."""
+    if quiet:
+        yield lambda line: None
+    elif not sys.stderr.isatty():
+        yield lambda line: write_stderr(one_line(line))
+    else:
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True, highlight=False, emoji=False)
+        with console.status("") as status:
+            yield lambda line: status.update(Text(one_line(line)))
+
+
+def check_json_target(target: str | None, **taken: str | Path) -> None:
+    """Fail before the work when `--json` cannot be written.
+
+    Args:
+        target: A path, `-` for stdout, or None.
+        taken: Files that it must not be, by what they are (`the_checkpoint`).
+
+    Raises:
+        OutputError: It is one of them, or cannot be written.
+    """
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    for what, other in taken.items():
+        if _same(path, Path(other)):
+            what = what.replace("_", " ")
+            raise OutputError(f"cannot write `--json {target}`: it is {what}; choose another file")
+    if _is_special(path):
+        return
+    from gbnn_compress.codec.container import require_writable
+
+    require_writable(path)
+
+
+def write_json(data: Mapping[str, Any], target: str | None) -> bool:
+    """Write JSON to a file or to stdout.
+
+    Returns:
+        Whether stdout is still free for the table.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if target is None:
+        return True
+    text = json.dumps(_finite(data), indent=2, allow_nan=False) + "\n"
+    if target == "-":
+        write_stdout(text)
+        return False
+    path = Path(target)
+    if _is_special(path):
+        try:
+            path.write_text(text)
+        except OSError as error:
+            raise OutputError(f"cannot write `--json {target}`: {error.strerror or error}") from None
+        return True
+    from gbnn_compress.codec.container import write_atomically
+
+    write_atomically(path, text.encode())
+    return True
+
+
+def _write(stream: TextIO, text: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
+
+
+def _finite(value: Any) -> Any:
+    """The same data with null for the numbers that JSON has not."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device or a pipe, which is written to and not replaced."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.samefile(b) if a.exists() and b.exists() else a.absolute() == b.absolute()

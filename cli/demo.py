@@ -1,0 +1,104 @@
+"""`gbnn-compress demo`: everything once, on a network that is trained here."""
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gbnn_compress_cli import console, words
+
+from gbnn_compress.errors import OutputError
+
+ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
+DATA = "digits:test"
+TARGET = "8x"
+
+
+def command(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to put the files.")] = "demo",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The traceback of a bug.")] = False,
+) -> int:
+    """Try everything on a small network trained here.
+
+    The data are scikit-learn's handwritten digits; nothing is downloaded, and it takes under a minute.
+    """
+    directory = Path(folder)
+    _make(directory)
+    with _one_thread():
+        return _demonstrate(directory / "digits.pth", quiet=quiet)
+
+
+def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
+    with console.progress(quiet=quiet) as tell:
+        tell("training a small network on scikit-learn's handwritten digits")
+        _train(checkpoint)
+    size = words.size(checkpoint.stat().st_size)
+    console.write_stdout(f"trained a small network on scikit-learn's digits: {checkpoint}, {size}\n")
+    for line in _lines(checkpoint):
+        console.write_stdout(f"\n$ {console.PROGRAM} {shlex.join(line)}\n")
+        code = _run([*line, *(["-q"] if quiet else [])])
+        if code != 0:
+            return code
+    console.write_stdout(
+        f"\nNow your own: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
+        f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --max-drop 1` writes the smallest file thought safe.\n"
+    )
+    return 0
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a network gains nothing from threads, and loses much where the cores are busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _lines(checkpoint: Path) -> list[list[str]]:
+    """The commands, one after the other."""
+    model, artifact = str(checkpoint), str(checkpoint.with_suffix(".gbnn.safetensors"))
+    dense = str(checkpoint.with_name("digits-dense.safetensors"))
+    network, data = ["--arch", ARCHITECTURE], ["--data", DATA]
+    evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact]
+    return [
+        ["plan", model],
+        ["compress", model, *evaluated, *network],
+        ["report", artifact],
+        ["evaluate", model, *data, *network],
+        ["evaluate", artifact, *data, *network],
+        ["decompress", artifact, "-o", dense],
+        ["diff", model, dense, *data, *network],
+    ]
+
+
+def _run(line: list[str]) -> int:
+    from gbnn_compress_cli.main import main
+
+    return main(line)
+
+
+def _make(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"cannot write to `{directory}`: it is a file; give `demo` a folder")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder `{directory}`: {error.strerror}") from None
+
+
+def _train(checkpoint: Path) -> None:
+    import torch
+    from gbnn_compress_cli.digits_network import train
+
+    from gbnn_compress.codec.container import require_writable
+
+    require_writable(checkpoint)
+    torch.save(train(), checkpoint)

@@ -1,0 +1,113 @@
+"""`gbnn-compress diff`: two networks side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from gbnn_compress_cli import console, options, words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import RenderableType
+
+TENSORS_SHOWN = 5
+
+
+def command(
+    first: Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint or an artifact.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."
+        ),
+    ] = None,
+    arch: options.Architecture = None,
+    samples: options.Samples = 16,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_size: options.ImageSize = None,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Compare two checkpoints or artifacts.
+
+    Bytes and the error of each tensor; with `--data` also their predictions.
+    """
+    console.check_json_target(json, the_first_model=first, the_second_model=second)
+    with console.progress(quiet=quiet) as tell:
+        tell(f"comparing {Path(first).name} and {Path(second).name}")
+        import gbnn_compress
+
+        evaluation = options.parse_evaluation(
+            data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
+        )
+        result = gbnn_compress.diff(first, second, evaluation=evaluation, architecture=arch, seed=seed)
+    if console.write_json(result, json):
+        console.write_stdout(console.render(*_view(result, data=data, every_tensor=verbose)))
+    return 0
+
+
+def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
+    from gbnn_compress_cli import tables
+
+    names = [Path(model).name for model in result["models"]]
+    sizes = [words.size(size) for size in result["bytes"]]
+    yield tables.line(f"A  {names[0]}   {sizes[0]}", "bold")
+    yield tables.line(f"B  {names[1]}   {sizes[1]}", "bold")
+    yield ""
+    yield from _tensors(result["tensors"], every_tensor=every_tensor)
+    for side, key in (("A", "only_in_first"), ("B", "only_in_second")):
+        if result[key]:
+            yield tables.line(f"only in {side}: {_some(result[key])}", "yellow")
+    if "agreement" in result:
+        yield ""
+        agreement = words.percent(result["agreement"])
+        yield tables.line(
+            f"on {data}: the same top class for {agreement} of inputs, mean KL {result['logit_kl']:.4f} nats"
+            " (posterior means)"
+        )
+    if "metrics" in result:
+        yield ""
+        yield tables.metrics(f"on {data}", zip(("A", "B"), result["metrics"], strict=True))
+
+
+def _tensors(tensors: list[dict[str, Any]], *, every_tensor: bool) -> "Iterator[RenderableType]":
+    from gbnn_compress_cli import tables
+
+    reshaped = [each for each in tensors if len(each["shapes"]) == 2]
+    differing = [each for each in tensors if len(each["shapes"]) == 1 and each["max_error"] != 0]
+    same = len(tensors) - len(differing) - len(reshaped)
+    yield f"{len(tensors)} tensors in both: {same} equal, {len(differing)} differ in values"
+    for each in reshaped:
+        shapes = " and ".join(map(words.shape, each["shapes"]))
+        yield tables.line(f"shapes differ: {each['name']}, {shapes}", "yellow")
+    shown = differing if every_tensor else sorted(differing, key=_error, reverse=True)[:TENSORS_SHOWN]
+    if shown:
+        yield ""
+        title = "tensors" if every_tensor else "tensors that differ most"
+        yield tables.table(
+            (title, "shape", "relative RMSE", "largest error"),
+            [
+                (
+                    tables.short(each["name"]),
+                    words.shape(each["shapes"][0]),
+                    words.decimals(each["relative_rmse"]),
+                    f"{each['max_error']:.3g}",
+                )
+                for each in shown
+            ],
+        )
+
+
+def _error(tensor: dict[str, Any]) -> float:
+    """For sorting; a tensor of zeros that are no longer zero comes first."""
+    return float("inf") if tensor["relative_rmse"] is None else tensor["relative_rmse"]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,180 @@
+"""`gbnn-compress plan`: what compressing would give."""
+
+from collections import Counter
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress_cli import console, options, words
+
+from gbnn_compress.errors import GbnnError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
+
+REACHED = 0.995
+"""A predicted ratio below this share of the wanted one counts as out of reach."""
+
+SOLVES = 4
+"""Searches for a codebook that `compress` makes, about: one for the safe ratio, the others for the target."""
+
+
+def command(
+    checkpoint: options.Checkpoint,
+    target_ratio: options.TargetRatio = None,
+    max_drop: options.MaxDrop = None,
+    ratio_of: options.RatioOf = "artifact",
+    arch: options.Architecture = None,
+    eval_data: options.EvalData = None,
+    recipe: options.RecipeName = "default",
+    settings: options.Settings = None,
+    json: options.Json = None,
+    seed: options.Seed = 0,
+    samples: options.Samples = 16,
+    device: options.Device = "auto",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    image_size: options.ImageSize = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Predict size and damage; writes nothing.
+
+    Takes the options of `compress`, so that a line can be tried before it is run. No data are read: ratios
+    are of file bytes, and the damage is predicted.
+    """
+    wanted, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
+    _check(wanted, max_drop, ratio_of)
+    by_bytes = wanted if ratio_of == "artifact" else None
+    with console.progress(quiet=quiet) as tell:
+        tell(f"reading and fitting {Path(checkpoint).name}")
+        import gbnn_compress
+
+        console.check_json_target(json, the_checkpoint=checkpoint)
+        options.parse_evaluation(
+            eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
+        )
+        plan = gbnn_compress.plan(
+            checkpoint,
+            ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
+            recipe=recipe,
+            settings=chosen,
+            architecture=arch,
+        )
+    if wanted is not None and by_bytes is None:
+        console.warn(["`plan` predicts bytes: a target of parameters has no row of its own"], in_table=False)
+    if console.write_json(plan, json):
+        view = _view(plan, wanted=by_bytes, max_drop=max_drop, arch=arch, verbose=verbose)
+        console.write_stdout(console.render(*view))
+    return 0
+
+
+def _check(wanted: float | None, max_drop: float | None, ratio_of: str) -> None:
+    if wanted is not None and max_drop is not None:
+        raise GbnnError("give `--target-ratio` or `--max-drop`, not both")
+    if wanted is not None and not 1 <= wanted < float("inf"):
+        raise GbnnError(
+            f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {wanted:g}"
+        )
+    if ratio_of not in ("artifact", "parameters"):
+        raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
+
+
+def _view(
+    plan: dict[str, Any], *, wanted: float | None, max_drop: float | None, arch: str | None, verbose: bool
+) -> Iterator["RenderableType"]:
+    from gbnn_compress_cli import tables
+    from gbnn_compress_cli.report_view import architecture
+
+    checkpoint, rates = plan["checkpoint"], plan["rates"]
+    name, size = Path(checkpoint["path"]).name, words.size(checkpoint["bytes"])
+    yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
+    yield ""
+    notes = [("unwrapped", note) for note in checkpoint.get("notes", [])]
+    yield tables.facts(
+        [*_tensor_facts(plan["tensors"]), ("architecture", architecture(checkpoint, arch)), *notes]
+    )
+    yield ""
+    shown = [rate for rate in rates if _reached(rate) or rate["target_ratio"] == wanted]
+    yield tables.table(
+        ("ratio", "file", "components", "accuracy lost", "predictions unchanged", ""),
+        [_row(rate, wanted=wanted) for rate in shown],
+        styles=[tables.style_of(rate["drop"]) for rate in shown],
+        left=(0, 5),
+    )
+    if not all(map(_reached, rates)):
+        smallest = max(rates, key=lambda rate: rate["ratio"])
+        yield f"no file is predicted below {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
+    yield ""
+    yield tables.line(f"predicted without data: {words.safe(plan['safe_ratio'])}", "bold")
+    if max_drop is not None:
+        yield tables.line(_within(rates, max_drop))
+    yield f"compressing takes about {words.size(plan['memory_bytes'])} of memory and {_seconds(plan)}"
+    if verbose:
+        yield ""
+        yield tables.table(
+            ("tensor", "shape", "dtype", "becomes"),
+            [
+                (tables.short(each["name"]), words.shape(each["shape"]), each["dtype"], _becomes(each))
+                for each in plan["tensors"]
+            ],
+            left=(0, 2, 3),
+        )
+
+
+def _tensor_facts(tensors: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    counts = Counter(tensor["kind"] for tensor in tensors)
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor["kind"]] += prod(tensor["shape"])
+    dtypes = ", ".join(sorted({tensor["dtype"] for tensor in tensors if tensor["kind"] == "shared"}))
+    yield "tensors", f"{len(tensors)}, shared ones {dtypes}"
+    meanings = {
+        "shared": "weights that will share components",
+        "unshared": "values coded one by one (biases, norms)",
+        "raw": "values kept bit for bit (counters, masks)",
+        "tied": "values that repeat another tensor, stored once",
+    }
+    for kind, meaning in meanings.items():
+        if counts[kind]:
+            yield kind, f"{counts[kind]} with {weights[kind]:,} {meaning}"
+
+
+def _reached(rate: dict[str, Any]) -> bool:
+    return bool(rate["ratio"] >= REACHED * rate["target_ratio"])
+
+
+def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
+    remark = "" if rate["target_ratio"] != wanted else "<- asked for"
+    if not _reached(rate):
+        remark = "<- asked for, out of reach"
+    return (
+        words.times(rate["target_ratio"]),
+        words.size(rate["bytes"]),
+        f"{rate['components']:,}",
+        f"{words.points(rate['drop'])} points",
+        words.percent(rate["agreement"]),
+        remark,
+    )
+
+
+def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
+    fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
+    if not fitting:
+        return f"none of these ratios is predicted to lose at most {max_drop:g} points"
+    return (
+        f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {max_drop:g} points"
+    )
+
+
+def _seconds(plan: dict[str, Any]) -> str:
+    timings = plan["timings"]
+    solves = len(plan["rates"]) + 1
+    return words.seconds(timings["read"] + timings["fit"] + SOLVES * timings["merge"] / solves)
+
+
+def _becomes(tensor: dict[str, Any]) -> str:
+    return f"tied to {tensor['tied_to']}" if tensor["tied_to"] else tensor["kind"]

@@ -1,0 +1,81 @@
+"""`gbnn-compress recipe`: the shipped recipes."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from gbnn_compress_cli import console
+
+from gbnn_compress.errors import OutputError, RecipeError
+
+app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe, or a YAML file.")]
+
+
+@app.command("ls")
+def ls() -> int:
+    """List the shipped recipes."""
+    from gbnn_compress_cli import tables
+
+    from gbnn_compress.recipe import shipped_recipes
+
+    rows = [(name, _summary(text)) for name, text in shipped_recipes().items()]
+    console.write_stdout(console.render(tables.facts(rows)))
+    return 0
+
+
+@app.command("show")
+def show(name: Name) -> int:
+    """Print every value of a recipe with what it means, as YAML."""
+    from gbnn_compress.recipe import Recipe, resolve
+
+    values = resolve(name).model_dump()
+    entries = [
+        f"# {Recipe.model_fields[key].description}\n{key}: {_scalar(value)}\n"
+        for key, value in values.items()
+    ]
+    console.write_stdout("\n".join(entries))
+    return 0
+
+
+@app.command("cp")
+def cp(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to put it; not overwritten.")],
+) -> int:
+    """Copy a shipped recipe to a file, to edit."""
+    from gbnn_compress.codec.container import write_atomically
+    from gbnn_compress.recipe import shipped_recipes
+
+    shipped = shipped_recipes()
+    if name not in shipped:
+        raise RecipeError(f"unknown recipe `{name}`: expected one of {', '.join(shipped)}")
+    if Path(file).exists():
+        raise OutputError(f"cannot write `{file}`: it exists; move it away or choose another name")
+    write_atomically(Path(file), shipped[name].encode())
+    console.write_stdout(f"wrote {console.printable(file)}; use it with --recipe {console.printable(file)}\n")
+    return 0
+
+
+@app.command("validate")
+def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file.")]) -> int:
+    """Check a recipe; exit code 2 says that it is wrong, and the line how."""
+    from gbnn_compress.recipe import read_recipe, resolve
+
+    resolve(file)
+    given = ", ".join(f"{key}={_scalar(value)}" for key, value in read_recipe(file).items())
+    console.write_stdout(f"{console.printable(file)} is valid; it sets {given or 'nothing'}\n")
+    return 0
+
+
+def _summary(text: str) -> str:
+    """The first sentence of a recipe's first comment."""
+    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    return comments[0].partition(". ")[0].rstrip(".") if comments else ""
+
+
+def _scalar(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()

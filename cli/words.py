@@ -1,0 +1,111 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+ROUNDING = 1e-9
+"""Relative error of a target that went through text, such as 3 %."""
+
+
+def size(size_bytes: float) -> str:
+    """Bytes at three digits: `135 kB`, `1.08 MB` (kB = 1000 B)."""
+    value = float(size_bytes)
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.0f} B" if unit == "B" else f"{_digits(value)} {unit}"
+        value /= 1000
+    return f"{_digits(value)} GB"
+
+
+def times(ratio: float) -> str:
+    """A ratio at three digits: `8.07x`, `50x`."""
+    return f"{_digits(ratio)}x"
+
+
+def percent(share: float) -> str:
+    """A share at one decimal; never rounded to all or nothing."""
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    if 0.9995 <= share < 1:
+        return "> 99.9 %"
+    return f"{100 * share:.1f} %"
+
+
+def points(drop: float) -> str:
+    """Accuracy points without a sign: `0.4`, `68`."""
+    value = abs(drop)
+    if 0 < value < 0.05:
+        return "less than 0.1"
+    return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """A duration: `6.1 s`, `3 min`."""
+    if value < 100:
+        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+    return f"{value / 60:.0f} min"
+
+
+def decimals(value: float | None, places: int = 3) -> str:
+    """A number, or a dash where there is none."""
+    return "-" if value is None else f"{value:.{places}f}"
+
+
+def shape(dimensions: list[int]) -> str:
+    """`16 x 3 x 3 x 3`; `scalar` without dimensions."""
+    return " x ".join(map(str, dimensions)) or "scalar"
+
+
+def damage(values: dict[str, float], *, measured_on: str | None = None) -> str:
+    """What compressing did to the predictions, in words.
+
+    Args:
+        values: The report's `damage`.
+        measured_on: The data, when it was measured.
+    """
+    drop, measured = values["drop"], bool(values["measured"])
+    if measured:
+        source, about = f"measured on {measured_on}" if measured_on else "measured", ""
+    else:
+        source, about = "predicted", "about "
+    if drop == 0:
+        lost = "no accuracy lost"
+    else:
+        amount = points(drop)
+        about = "" if amount.startswith("less") else about
+        lost = f"{about}{amount} points of accuracy {'lost' if drop > 0 else 'gained'}"
+    unchanged = f"{percent(values['agreement'])} of predictions unchanged"
+    return f"{source}: {lost}, {unchanged}"
+
+
+def safe(ratio: float) -> str:
+    """Up to where the damage is thought small."""
+    return f"thought safe (within 1 point of accuracy) up to about {times(ratio)}"
+
+
+def achieved(report: dict[str, Any]) -> str:
+    """The ratio that the target was about, beside the target: `7.1x for a target of 50x (the file ...)`."""
+    target, got = report["target_ratio"], target_and_ratio(report)[1]
+    what = "file" if report["ratio_of"] == "artifact" else "number of parameters"
+    over = f"the {what} is {times(target / got)} what was asked for"
+    return f"{times(got)} for a target of {times(target)} ({over})"
+
+
+def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:
+    """The target (None: a drop was given instead), and the ratio that it is about."""
+    by_bytes = report["ratio_of"] == "artifact"
+    return report["target_ratio"], report["ratio" if by_bytes else "parameter_ratio"]
+
+
+def is_met(report: dict[str, Any]) -> bool:
+    """Whether the ratio is not below the target."""
+    target, ratio = target_and_ratio(report)
+    return target is None or ratio >= target * (1 - ROUNDING)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits without trailing zeros."""
+    places = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,157 @@
+"""Artifact <-> file: which bytes go into which section (docs/format.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+from gbnn_compress.codec import container
+from gbnn_compress.codec.bank import decode_bank, encode_bank
+from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
+from gbnn_compress.codec.values import Vector, decode_vectors, dequantise, encode_vectors
+from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
+
+KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
+
+STRUCTURE = ("names", "shapes", "dtypes", "kinds", "ties", "split", "raw")
+"""Entries of the manifest that describe the tensors; the others are facts."""
+
+BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+
+
+def encode_artifact(
+    *,
+    tensors: Sequence[TensorInfo],
+    bank: Bank,
+    exponent: int,
+    scales: np.ndarray,
+    relative_rmse: np.ndarray,
+    maps: Sequence[IndexMap],
+    vectors: Sequence[Vector],
+    raw: Sequence[bytes],
+    facts: Mapping[str, Any],
+) -> bytes:
+    """Serialise a compressed network.
+
+    Args:
+        tensors: Every tensor of the state dict, in order.
+        bank: K components on the grid 2 ^ exponent (`round_bank`).
+        exponent: The grid.
+        scales: float64 (T,), bfloat16 values.
+        relative_rmse: float64 (T,), error of each shared tensor.
+        maps: One a shared tensor, in order.
+        vectors: One an unshared tensor, in order.
+        raw: Bytes of each raw tensor, in order.
+        facts: Further JSON for the manifest.
+
+    Returns:
+        The bytes of the file.
+    """
+    tables = [coarse_levels(np.bincount(m.ids, minlength=len(bank.means) + 1)) for m in maps]
+    table_bytes = encode_tables(tables)
+    values, raw_blob = encode_vectors(list(vectors)), compress_raw(raw)
+    sections = {
+        "bank": encode_bank(bank, exponent=exponent, scales=scales, relative_rmse=relative_rmse),
+        "maps": table_bytes + encode_maps([m.ids for m in maps], tables),
+        "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
+        "values": values + raw_blob,
+    }
+    manifest = {
+        "names": [info.name for info in tensors],
+        "shapes": [list(info.shape) for info in tensors],
+        "dtypes": [info.dtype for info in tensors],
+        "kinds": "".join(info.kind[0] for info in tensors),
+        "ties": {info.name: info.tied_to for info in tensors if info.tied_to},
+        "split": [len(table_bytes), len(values)],
+        "raw": [len(part) for part in raw],
+        **facts,
+    }
+    return container.pack(manifest, sections)
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Decode a file.
+
+    Raises:
+        ArtifactError: The file is missing, foreign or damaged.
+    """
+    manifest, sections, size_bytes = container.unpack(path)
+    tensors = _tensor_infos(manifest)
+    by_kind = {kind: [info for info in tensors if info.kind == kind] for kind in KINDS.values()}
+    shared = by_kind["shared"]
+    bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
+    split_maps, split_values = manifest["split"]
+    tables = decode_tables(sections["maps"][:split_maps], n_tables=len(shared), alphabet=len(bank.means) + 1)
+    ids: dict[int, np.ndarray] = {}
+    small = np.min_scalar_type(len(bank.means))
+    sizes = [int(np.prod(info.shape)) for info in shared]
+    decode_maps(
+        sections["maps"][split_maps:], tables, sizes, consume=lambda i, part: ids.update({i: part.astype(small)})
+    )
+    maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
+    vectors = decode_vectors(
+        sections["values"][:split_values], sizes=[int(np.prod(info.shape)) for info in by_kind["unshared"]]
+    )
+    facts = {key: manifest[key] for key in manifest if key not in STRUCTURE}
+    return Artifact(
+        tensors=tensors,
+        bank=bank,
+        scales=scales,
+        relative_rmse=errors,
+        tables=tuple(tables),
+        maps=maps,
+        values={info.name: dequantise(v) for info, v in zip(by_kind["unshared"], vectors, strict=True)},
+        raw=_raw(by_kind["raw"], manifest["raw"], sections["values"][split_values:]),
+        facts=facts,
+        sections=_section_bytes(sections, size_bytes),
+        table_bytes=split_maps,
+        size_bytes=size_bytes,
+    )
+
+
+def compress_raw(raw: Sequence[bytes]) -> bytes:
+    """The raw tensors' bytes, concatenated and compressed; empty when there are none."""
+    return zstandard.ZstdCompressor(level=19).compress(b"".join(raw)) if raw else b""
+
+
+def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
+    columns = zip(manifest["names"], manifest["shapes"], manifest["dtypes"], manifest["kinds"], strict=True)
+    return tuple(
+        TensorInfo(name, tuple(shape), dtype, KINDS[kind], manifest["ties"].get(name))
+        for name, shape, dtype, kind in columns
+    )
+
+
+def _with_outliers(
+    shared: Sequence[TensorInfo], ids: Sequence[np.ndarray], data: bytes, escape: int
+) -> tuple[IndexMap, ...]:
+    maps, start = [], 0
+    for info, part in zip(shared, ids, strict=True):
+        dtype = np.dtype(f"<u{BITS[info.dtype] // 8}")
+        count = int((part == escape).sum())
+        outliers = np.frombuffer(data, dtype=dtype, count=count, offset=start)
+        start += count * dtype.itemsize
+        maps.append(IndexMap(info.name, part, outliers))
+    return tuple(maps)
+
+
+def _raw(infos: Sequence[TensorInfo], sizes: Sequence[int], blob: bytes) -> dict[str, bytes]:
+    data = zstandard.ZstdDecompressor().decompress(blob) if blob else b""
+    stops = np.cumsum(sizes, dtype=np.int64)
+    return {
+        info.name: data[stop - size : stop] for info, size, stop in zip(infos, sizes, stops.tolist(), strict=True)
+    }
+
+
+def _section_bytes(sections: Mapping[str, bytes], size_bytes: int) -> dict[str, int]:
+    named = {
+        "bank": len(sections["bank"]),
+        "index_maps": len(sections["maps"]),
+        "outliers": len(sections["outliers"]),
+        "unshared": len(sections["values"]),
+    }
+    return {**named, "header": size_bytes - sum(named.values())}

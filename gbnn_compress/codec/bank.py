@@ -1,0 +1,83 @@
+"""The component bank and the tensors' scales <-> bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gbnn_compress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from gbnn_compress.errors import ArtifactError
+from gbnn_compress.types import Bank
+
+LOG_SIGMA_STEPS = 8
+"""Steps a nat in which log deviations are stored."""
+
+_EXPONENT_OFFSET = 2048
+
+
+def round_bank(bank: Bank, *, exponent: int) -> Bank:
+    """Put a bank on the grid that the file stores: means on multiples of 2 ^ exponent, deviations in 1/8 nat.
+
+    Components that fall on the same mean stay apart by one step.
+    """
+    codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
+    apart = np.arange(len(codes))
+    codes = np.maximum.accumulate(codes - apart) + apart
+    log_sigmas = np.clip(np.rint(bank.log_sigmas * LOG_SIGMA_STEPS), -127, 127) / LOG_SIGMA_STEPS
+    return Bank(np.ldexp(codes.astype(np.float64), exponent), log_sigmas)
+
+
+def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse: np.ndarray) -> bytes:
+    """Write a bank that `round_bank` made, then the scale and the error of each shared tensor.
+
+    exponent + 2048 (12 bits); K - 1 (Exp-Golomb of order 8); the first mean's code (zigzag, order 8); the Exp-Golomb
+    order of the steps (6 bits); code[k] - code[k-1] - 1 for each next component; log deviations in 1/8 nat as zigzag
+    steps from the one before (order 1; before the first: 0); then the upper 16 bits of the float32 (bfloat16) of
+    each tensor's scale, and of each tensor's relative error.
+    """
+    writer = BitWriter()
+    codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
+    gaps = (np.diff(codes) - 1).astype(np.uint64)
+    order = min(range(48), key=lambda order: _bits(gaps, order))
+    writer.write(exponent + _EXPONENT_OFFSET, width=12)
+    writer.write_exp_golomb(len(codes) - 1, order=8)
+    writer.write_exp_golomb(zigzag(codes[:1]), order=8)
+    writer.write(order, width=6)
+    writer.write_exp_golomb(gaps, order=order)
+    deviations = np.rint(bank.log_sigmas * LOG_SIGMA_STEPS).astype(np.int64)
+    writer.write_exp_golomb(zigzag(np.diff(deviations, prepend=0)), order=1)
+    for numbers in (scales, relative_rmse):
+        writer.write(numbers.astype(np.float32).view(np.uint32) >> np.uint32(16), width=16)
+    return writer.getvalue()
+
+
+def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.ndarray]:
+    """Read what `encode_bank` wrote.
+
+    Returns:
+        The bank, scales float64 (n_tensors,) and relative errors float64 (n_tensors,).
+
+    Raises:
+        ArtifactError: The bytes are damaged.
+    """
+    reader = BitReader(data)
+    exponent = reader.read_int(width=12) - _EXPONENT_OFFSET
+    size = reader.read_exp_golomb(order=8) + 1
+    if size > 1 << 17:
+        raise ArtifactError("damaged artifact: the bank is too large")
+    codes = [unzigzag(reader.read_exp_golomb(order=8))]
+    order = reader.read_int(width=6)
+    for _ in range(size - 1):
+        codes.append(codes[-1] + 1 + reader.read_exp_golomb(order=order))
+    steps = [unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)]
+    scales, errors = (
+        (reader.read(n_tensors, width=16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+        for _ in range(2)
+    )
+    means = np.ldexp(np.array(codes, dtype=np.float64), exponent)
+    return Bank(means, np.cumsum(steps) / LOG_SIGMA_STEPS), scales, errors
+
+
+def _bits(values: np.ndarray, order: int) -> int:
+    writer = BitWriter()
+    writer.write_exp_golomb(values, order=order)
+    return len(writer)

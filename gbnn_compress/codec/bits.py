@@ -1,0 +1,104 @@
+"""Bit strings: fixed-width integers and Exp-Golomb codes, most significant bit first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gbnn_compress.errors import ArtifactError
+
+
+class BitWriter:
+    """Collects unsigned integers of given widths and packs them into bytes."""
+
+    def __init__(self) -> None:
+        self._values: list[np.ndarray] = []
+        self._widths: list[np.ndarray] = []
+
+    def write(self, values: np.ndarray | int, *, width: int) -> None:
+        """Append integers of `width` bits each (0 to 64)."""
+        array = np.atleast_1d(np.asarray(values, dtype=np.uint64))
+        self._values.append(array)
+        self._widths.append(np.full(len(array), width, dtype=np.int64))
+
+    def write_exp_golomb(self, values: np.ndarray | int, *, order: int) -> None:
+        """Append Exp-Golomb codes: v = value + 2^order in 2 * bitlength(v) - 1 - order bits."""
+        array = np.atleast_1d(np.asarray(values, dtype=np.uint64)) + np.uint64(1 << order)
+        self._values.append(array)
+        self._widths.append(2 * _bit_length(array) - 1 - order)
+
+    def __len__(self) -> int:
+        """Bits written so far."""
+        return int(sum(widths.sum() for widths in self._widths))
+
+    def getvalue(self) -> bytes:
+        """All bits, padded with zeros to a whole byte."""
+        if not self._values:
+            return b""
+        values, widths = np.concatenate(self._values), np.concatenate(self._widths)
+        ends = np.cumsum(widths)
+        bits = np.zeros(int(ends[-1]), dtype=np.uint8)
+        for place in range(min(64, int(widths.max(initial=0)))):
+            wide = widths > place
+            bits[ends[wide] - 1 - place] = (values[wide] >> np.uint64(place)) & np.uint64(1)
+        return np.packbits(bits).tobytes()
+
+
+class BitReader:
+    """Reads back what a BitWriter wrote.
+
+    Raises:
+        ArtifactError: A read goes past the end.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+        self._position = 0
+
+    def read(self, count: int, *, width: int) -> np.ndarray:
+        """uint64 (count,), integers of `width` bits each."""
+        bits = self._take(count * width).reshape(count, width)
+        values = np.zeros(count, dtype=np.uint64)
+        for place in range(width):
+            values = (values << np.uint64(1)) | bits[:, place]
+        return values
+
+    def read_int(self, *, width: int) -> int:
+        """One integer of `width` bits."""
+        return int(self.read(1, width=width)[0])
+
+    def read_exp_golomb(self, *, order: int) -> int:
+        """One Exp-Golomb code."""
+        zeros = 0
+        while not self._take(1)[0]:
+            zeros += 1
+            if zeros > 64:
+                raise ArtifactError("damaged artifact: an Exp-Golomb code has no end")
+        return (1 << (zeros + order)) - (1 << order) + self.read_int(width=zeros + order)
+
+    def _take(self, count: int) -> np.ndarray:
+        part = self._bits[self._position : self._position + count]
+        if len(part) < count:
+            raise ArtifactError("damaged artifact: a bit string ends too early")
+        self._position += count
+        return part.astype(np.uint64)
+
+
+def zigzag(values: np.ndarray) -> np.ndarray:
+    """Signed to unsigned: 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
+    signed = np.asarray(values, dtype=np.int64)
+    return np.where(signed < 0, -2 * signed - 1, 2 * signed).astype(np.uint64)
+
+
+def unzigzag(value: int) -> int:
+    """The inverse of `zigzag`, for one integer."""
+    return -(value + 1) // 2 if value & 1 else value // 2
+
+
+def _bit_length(values: np.ndarray) -> np.ndarray:
+    """int64, bits needed for each positive integer below 2^63."""
+    length = np.zeros(len(values), dtype=np.int64)
+    rest = values.copy()
+    while rest.any():
+        length += rest > 0
+        rest = rest >> np.uint64(1)
+    return length

@@ -1,0 +1,29 @@
+"""What can go wrong, as exceptions whose message is the one line a user reads."""
+
+
+class GbnnError(Exception):
+    """Bad input or usage; the message names the file, tensor or option and the way out."""
+
+
+class CheckpointError(GbnnError):
+    """A checkpoint that cannot be read or cannot be compressed."""
+
+
+class ArtifactError(GbnnError):
+    """A file that is no artifact, or a damaged one."""
+
+
+class ArchitectureError(GbnnError):
+    """A network specification that cannot be built, or that the weights do not fit."""
+
+
+class DataError(GbnnError):
+    """A data specification that cannot be read."""
+
+
+class RecipeError(GbnnError):
+    """An unknown recipe, key or value."""
+
+
+class OutputError(GbnnError):
+    """A place that cannot be written."""

@@ -1,0 +1,117 @@
+"""The merge path: from a fine mixture to ever coarser ones, cheapest Wasserstein-2 pair first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gbnn_compress.gaussian.wasserstein import moment_match, wasserstein2_squared
+from gbnn_compress.types import Mixture
+
+
+@dataclass(frozen=True)
+class MergePath:
+    """Every merge of a mixture down to one component.
+
+    Attributes:
+        pairs: int64 (K - 1, 2), the component kept and the component that joined it, in merge order.
+        slopes: float64 (K - 1,), non-decreasing; the merge pays once lambda is at least this (distortion a bit).
+    """
+
+    pairs: np.ndarray
+    slopes: np.ndarray
+
+    def labels(self, penalty: float) -> np.ndarray:
+        """int64 (K,), the surviving component that each component belongs to when lambda is `penalty`."""
+        labels = np.arange(len(self.pairs) + 1)
+        for kept, joined in self.pairs[: int(np.searchsorted(self.slopes, penalty, side="right"))]:
+            labels[labels == joined] = kept
+        return labels
+
+
+class _State:
+    """Live components of a path under construction, and the price of joining each to its nearest."""
+
+    def __init__(self, mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, component_bits: float):
+        self.means, self.covariances = mixture.means.copy(), mixture.covariances.copy()
+        self.counts, self.curvature = counts.copy(), curvature.copy()
+        self.totals = counts.sum(axis=1)
+        self.component_bits = component_bits
+        self.alive = np.ones(len(self.means), dtype=bool)
+        self.nearest = np.zeros(len(self.means), dtype=np.int64)
+        self.distance = np.full(len(self.means), np.inf)
+        self.slope = np.full(len(self.means), np.inf)
+        for k in range(len(self.means)):
+            self.refresh(k)
+
+    def distances(self, k: int) -> np.ndarray:
+        squared = wasserstein2_squared(self.means[k], self.covariances[k], self.means, self.covariances)
+        squared[~self.alive] = np.inf
+        squared[k] = np.inf
+        return squared
+
+    def refresh(self, k: int) -> np.ndarray:
+        squared = self.distances(k)
+        self.nearest[k] = int(np.argmin(squared))
+        self.distance[k] = squared[self.nearest[k]]
+        self.slope[k] = self.price(k, int(self.nearest[k]))
+        return squared
+
+    def price(self, i: int, j: int) -> float:
+        """Added distortion for each bit that joining i and j saves (Ward's criterion over the code's entropy)."""
+        harmonic = self.curvature[i] * self.curvature[j] / max(self.curvature[i] + self.curvature[j], 1e-300)
+        distortion = harmonic * (self.means[i, 0] - self.means[j, 0]) ** 2
+        a, b = self.counts[i], self.counts[j]
+        both = a + b
+        bits = (_x_log2_x(both) - _x_log2_x(a) - _x_log2_x(b)).sum()
+        return float(distortion / (bits + self.component_bits))
+
+    def join(self, i: int, j: int) -> None:
+        pair = np.array([i, j])
+        weights = np.maximum(self.curvature[pair], 1e-300)
+        _, self.means[i], self.covariances[i] = moment_match(weights, self.means[pair], self.covariances[pair])
+        self.counts[i] += self.counts[j]
+        self.curvature[i] += self.curvature[j]
+        self.alive[j] = False
+        self.slope[j] = np.inf
+        if self.alive.sum() < 2:
+            return
+        squared = self.refresh(i)
+        for k in np.flatnonzero(self.alive & ((self.nearest == i) | (self.nearest == j) | (squared < self.distance))):
+            if k != i:
+                self.refresh(int(k))
+
+
+def merge_path(
+    mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, component_bits: float
+) -> MergePath:
+    """Merge all the way down, recording at which lambda each merge begins to pay.
+
+    For each component the candidate partner is its nearest in Wasserstein-2; of those pairs the one that adds
+    the least curvature-weighted distortion for each bit it saves goes first. Merges are moment-matched.
+
+    Args:
+        mixture: K components.
+        counts: float64 (K, T), weights of tensor t in component k.
+        curvature: float64 (K,), sum of the members' curvatures.
+        component_bits: Bits that one component costs besides its ids (its numbers and its table entries).
+
+    Returns:
+        The path; one serves every target.
+    """
+    state = _State(mixture, counts, curvature, component_bits)
+    pairs, slopes = [], []
+    for _ in range(len(mixture.weights) - 1):
+        i = int(np.argmin(state.slope))
+        j = int(state.nearest[i])
+        pairs.append((i, j))
+        slopes.append(state.slope[i])
+        state.join(i, j)
+    return MergePath(
+        np.array(pairs, dtype=np.int64).reshape(-1, 2), np.maximum.accumulate(np.array(slopes, dtype=np.float64))
+    )
+
+
+def _x_log2_x(x: np.ndarray) -> np.ndarray:
+    return x * np.log2(np.maximum(x, 1e-300))

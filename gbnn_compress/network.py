@@ -1,0 +1,117 @@
+"""A compressed network in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.codec.artifact import read_artifact
+from gbnn_compress.codec.container import write_atomically
+from gbnn_compress.errors import GbnnError
+from gbnn_compress.evaluation import known_architecture, shapes_of
+from gbnn_compress.output import sizes
+from gbnn_compress.tasks import build_network, load_weights
+from gbnn_compress.types import Artifact
+from gbnn_compress.weights.architecture import find_architectures
+from gbnn_compress.weights.rebuild import rebuild
+
+if TYPE_CHECKING:
+    import torch
+
+
+class CompressedNetwork:
+    """An artifact with the network to run it in, once that is known."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self._module: torch.nn.Module | None = None
+
+    def report(self) -> dict[str, Any]:
+        """The report (schema 1), from what the file holds."""
+        return sizes.report(self.artifact)
+
+    def state_dict(self, *, seed: int | None = None) -> dict[str, torch.Tensor]:
+        """Dense weights: the posterior mean, or one posterior sample with a seed."""
+        return rebuild(self.artifact, seed=seed)
+
+    def to_module(self, network: torch.nn.Module | str | None = None) -> torch.nn.Module:
+        """The network with the posterior-mean weights, in evaluation mode.
+
+        Args:
+            network: A module to load into, an architecture's specification, or None for the recorded one.
+
+        Raises:
+            GbnnError: The architecture is not known, or the weights do not fit it.
+        """
+        if network is None or isinstance(network, str):
+            spec = network or known_architecture(self.artifact)
+            network = build_network(spec, n_classes=find_architectures(shapes_of(self.artifact)).n_classes)
+        else:
+            spec = type(network).__name__
+        load_weights(network, self.state_dict(), spec=spec)
+        self._module = network.eval()
+        return network
+
+    def predict(self, x: torch.Tensor, *, samples: int = 16, seed: int = 0) -> torch.Tensor:
+        """Class probabilities, averaged over posterior draws.
+
+        Args:
+            x: float32 (N, channels, height, width), preprocessed.
+            samples: Draws, >= 1; 0 for the posterior mean alone.
+            seed: Of the first draw.
+
+        Returns:
+            float64 (N, C), rows sum to 1.
+
+        Raises:
+            GbnnError: A negative number of samples, or the architecture is not known; call `to_module` first.
+        """
+        import torch
+
+        if samples < 0:
+            raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
+        module = self._module or self.to_module()
+        seeds: list[int | None] = [seed + draw for draw in range(samples)] if samples else [None]
+        total: torch.Tensor | float = 0.0
+        with torch.inference_mode():
+            for each in seeds:
+                load_weights(module, self.state_dict(seed=each), spec="the network")
+                total = total + module(x).double().softmax(dim=1)
+            load_weights(module, self.state_dict(), spec="the network")
+        return total / len(seeds)  # type: ignore[return-value]
+
+
+def load(path: str | Path) -> CompressedNetwork:
+    """Open an artifact.
+
+    Raises:
+        ArtifactError: The file is missing, foreign or damaged.
+    """
+    return CompressedNetwork(read_artifact(Path(path)))
+
+
+def decompress(path: str | Path, output: str | Path, *, seed: int | None = None) -> int:
+    """Write dense weights as a safetensors file.
+
+    Args:
+        path: The artifact.
+        output: The file to write; tied tensors are written under each of their names.
+        seed: None for the posterior mean, else the seed of one posterior sample.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        GbnnError: A bad artifact, or an output that cannot be written.
+    """
+    from safetensors.torch import save
+
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise GbnnError(f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors")
+    if target.exists() and target.samefile(path):
+        raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
+    tensors = rebuild(read_artifact(Path(path)), seed=seed)
+    data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    write_atomically(target, data)
+    return len(data)

@@ -1,0 +1,104 @@
+"""The report on an artifact, from what the file holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.codec.symbols import code_lengths
+from gbnn_compress.types import Artifact, TensorInfo
+
+SCHEMA = 1
+
+
+def report(artifact: Artifact) -> dict[str, Any]:
+    """Where every byte went, as JSON-able data (schema 1 of the interface), without timings and paths."""
+    facts = artifact.facts
+    weights = weight_counts(artifact)
+    return {
+        "schema": SCHEMA,
+        "checkpoint": dict(facts["checkpoint"]),
+        "artifact": {"bytes": artifact.size_bytes},
+        "target_ratio": facts["target_ratio"],
+        "ratio_of": facts["ratio_of"],
+        "ratio": floating_bytes(artifact) / artifact.size_bytes,
+        "parameter_ratio": parameter_ratio(artifact, weights),
+        "bits_per_weight": 8 * artifact.sections["index_maps"] / max(weights["shared"], 1),
+        "bank": {
+            "components": len(artifact.bank.means),
+            "components_before_merging": facts["components_before_merging"],
+        },
+        "weights": weights,
+        "sections": dict(artifact.sections),
+        "layers": layers(artifact),
+        "damage": dict(facts["damage"]),
+        "evaluation": None,
+        "warnings": list(facts["warnings"]),
+        "recipe": dict(facts["recipe"]),
+        "seed": facts["seed"],
+        "versions": dict(facts["versions"]),
+    }
+
+
+def floating_bytes(artifact: Artifact) -> int:
+    """Bytes of all floating tensors of the checkpoint at their stored dtype, ties once."""
+    return sum(_bytes(info) for info in artifact.tensors if info.kind != "tied" and "float" in info.dtype)
+
+
+def weight_counts(artifact: Artifact) -> dict[str, int]:
+    """How many weights are shared, blended, outliers and unshared; together all floating values."""
+    outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
+    in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
+    unshared = sum(
+        int(np.prod(info.shape))
+        for info in artifact.tensors
+        if info.kind == "unshared" or (info.kind == "raw" and "float" in info.dtype)
+    )
+    return {"shared": in_maps - outliers, "blended": 0, "outliers": outliers, "unshared": unshared}
+
+
+def parameter_ratio(artifact: Artifact, weights: Mapping[str, int]) -> float:
+    """2 x weights over (2 a live component + 2 an outlier + 1 an unshared number), the paper's measure."""
+    live = len(artifact.bank.means)
+    return 2 * sum(weights.values()) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
+
+
+def layers(artifact: Artifact) -> list[dict[str, Any]]:
+    """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
+    infos = {info.name: info for info in artifact.tensors}
+    escape = len(artifact.bank.means)
+    costs = []
+    for index_map, table in zip(artifact.maps, artifact.tables, strict=True):
+        counts = np.bincount(index_map.ids, minlength=escape + 1)
+        live = table > 0
+        bits = float((counts[live] * code_lengths(table)[live]).sum())
+        costs.append(bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes)
+    shares = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
+    return [
+        {
+            "name": index_map.name,
+            "shape": list(infos[index_map.name].shape),
+            "parameters": len(index_map.ids),
+            "bytes": size,
+            "bits_per_weight": 8 * size / len(index_map.ids),
+            "relative_rmse": float(error),
+            "components": int((table[:escape] > 0).sum()),
+        }
+        for index_map, table, size, error in zip(
+            artifact.maps, artifact.tables, shares, artifact.relative_rmse, strict=True
+        )
+    ]
+
+
+def _apportion(costs: np.ndarray, total: int) -> list[int]:
+    """Whole bytes in proportion to `costs` that add up to `total`."""
+    edges = np.rint(np.cumsum(costs) / costs.sum() * total).astype(np.int64) if costs.sum() else np.zeros(len(costs))
+    return [int(size) for size in np.diff(edges, prepend=0)]
+
+
+def _bytes(info: TensorInfo) -> int:
+    match = re.search(r"\d+", info.dtype)
+    return int(np.prod(info.shape)) * (int(match.group()) if match else 8) // 8

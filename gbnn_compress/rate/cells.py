@@ -1,0 +1,113 @@
+"""One pass over the weights into a weighted histogram; everything after works on its cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.types import Cells, Posterior
+from gbnn_compress.weights.blocks import blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import torch
+
+LEVEL_WIDTH = float(np.log(2) / 2)
+LEVELS = np.arange(-4, 5) * LEVEL_WIDTH
+"""log(sigma / s_t) in steps of half an octave."""
+
+
+def row_levels(posterior: Posterior) -> np.ndarray:
+    """int64 (rows,), the index in LEVELS nearest to each row's log(sigma / s_t)."""
+    steps = np.rint(posterior.log_sigma / LEVEL_WIDTH) + len(LEVELS) // 2
+    return np.clip(steps, 0, len(LEVELS) - 1).astype(np.int64)
+
+
+def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[slice, np.ndarray]]:
+    """mu / s_t of a tensor, some rows at a time.
+
+    Yields:
+        The rows as a slice, and float64 (rows, weights a row).
+    """
+    start = 0
+    for block in blocks(tensor):
+        yield slice(start, start + len(block)), block / posterior.scale
+        start += len(block)
+
+
+def build_cells(
+    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, resolution: float
+) -> Cells:
+    """Histogram the points (mu / s_t, log(sigma / s_t)), apart for each tensor.
+
+    Cells have the width 1 / resolution around zero, growing in proportion to abs(mu / s_t) outside +-1, so that any
+    magnitude fits.
+
+    Args:
+        tensors: The state dict.
+        posteriors: One for each shared tensor.
+        resolution: Cells a unit of mu / s_t, near zero.
+
+    Returns:
+        The cells, sorted by (tensor, level, x). Exact means and variances of x are kept for each.
+    """
+    parts = [
+        _tensor_cells(tensors[posterior.name], posterior, index=index, resolution=resolution)
+        for index, posterior in enumerate(posteriors)
+    ]
+    tensor, level, x, count, spread = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Cells(tensor, level, x, count, spread, LEVELS, len(posteriors))
+
+
+def _tensor_cells(
+    tensor: torch.Tensor, posterior: Posterior, *, index: int, resolution: float
+) -> tuple[np.ndarray, ...]:
+    levels = row_levels(posterior)
+    keys, counts, sums, squares = [], [], [], []
+    for rows, x in row_blocks(tensor, posterior):
+        bins = _bins(x, resolution)
+        key = (bins * len(LEVELS) + levels[rows, None]).ravel()
+        low = int(key.min())
+        count = np.bincount(key - low)
+        used = np.flatnonzero(count)
+        keys.append(used + low)
+        counts.append(count[used].astype(np.float64))
+        sums.append(np.bincount(key - low, weights=x.ravel())[used])
+        squares.append(np.bincount(key - low, weights=x.ravel() ** 2)[used])
+    unique, owner = np.unique(np.concatenate(keys), return_inverse=True)
+    count, total, square = (np.bincount(owner, weights=np.concatenate(v)) for v in (counts, sums, squares))
+    x, level = total / count, np.mod(unique, len(LEVELS))
+    order = np.lexsort((x, level))
+    spread = np.maximum(square / count - x**2, 0.0)
+    return tuple(
+        column[order] for column in (np.full(len(x), index, dtype=np.int64), level, x, count, spread)
+    )
+
+
+def pooled_points(
+    cells: Cells, *, log_sigma_weight: float, limit: float, resolution: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The cells of all tensors together, as points for the mixture.
+
+    Args:
+        cells: Cells by tensor.
+        log_sigma_weight: c, the weight of log(sigma / s_t) as a coordinate.
+        limit: Cells with a larger abs(x) are left out: they become outliers.
+        resolution: Cells a unit of x near zero; coarser than the rate control's, to keep EM fast.
+
+    Returns:
+        float64 (N, 2) points (mu / s_t, c * log(sigma / s_t)) and float64 (N,) counts.
+    """
+    inside = np.abs(cells.x) <= limit
+    bins = _bins(cells.x[inside], resolution)
+    key = bins * len(cells.levels) + cells.level[inside]
+    unique, owner = np.unique(key, return_inverse=True)
+    count = np.bincount(owner, weights=cells.count[inside])
+    x = np.bincount(owner, weights=(cells.count * cells.x)[inside]) / count
+    return np.stack([x, log_sigma_weight * cells.levels[np.mod(unique, len(cells.levels))]], axis=1), count
+
+
+def _bins(x: np.ndarray, resolution: float) -> np.ndarray:
+    return np.rint(np.sign(x) * np.log1p(np.abs(x)) * resolution).astype(np.int64)

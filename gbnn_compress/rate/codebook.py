@@ -1,0 +1,209 @@
+"""Rate-constrained quantisation on cells: assignment, outliers and centroids at one lambda.
+
+Entropy-constrained vector quantisation (Chou, Lookabaugh & Gray 1989): weights go to the component of the least
+h (x - m_k)^2 + lambda L_tk, components move to the curvature-weighted mean of their members, code lengths follow
+the counts, and so on. Components that no weight chooses vanish.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gbnn_compress.gaussian.assign import decision_intervals
+from gbnn_compress.types import Bank, Cells
+
+HIGH_RATE_STEP = 6 / float(np.log(2))
+"""Step^2 of the best uniform quantiser, over lambda / h, at high rate: from D = h step^2 / 12, dD/dR = -2 ln 2 D."""
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """Components and how each tensor uses them.
+
+    Attributes:
+        bank: K components, means strictly ascending.
+        counts: float64 (T, K + 1), weights of each tensor in each component; the last column counts outliers.
+        penalty: lambda, curvature-weighted squared error (in units of s_t^2) that one bit is worth.
+        distortion: float64 (T,), curvature-weighted squared error of each tensor, in units of s_t^2.
+    """
+
+    bank: Bank
+    counts: np.ndarray
+    penalty: float
+    distortion: np.ndarray
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Runs of cells that share tensor and level.
+
+    Attributes:
+        tensors: int64 (G,).
+        levels: int64 (G,).
+        starts: int64 (G + 1,), first cell of each, and the end.
+    """
+
+    tensors: np.ndarray
+    levels: np.ndarray
+    starts: np.ndarray
+
+
+def group_cells(cells: Cells) -> Groups:
+    """Find the runs; cells come sorted."""
+    key = cells.tensor * len(cells.levels) + cells.level
+    starts = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
+    return Groups(cells.tensor[starts], cells.level[starts], np.append(starts, len(key)))
+
+
+def ideal_lengths(counts: np.ndarray) -> np.ndarray:
+    """float64 (T, K), bits of each symbol at its own frequency; infinite where it does not occur."""
+    with np.errstate(divide="ignore"):
+        return np.log2(counts.sum(axis=1, keepdims=True)) - np.log2(counts)
+
+
+def curvature_of(levels: np.ndarray) -> np.ndarray:
+    """h / s_t^2 = exp(-2 log(sigma / s_t)), 1 for the typical row of a tensor."""
+    return np.exp(-2 * levels)
+
+
+def outlier_radius(
+    lengths: np.ndarray, *, escape_length: float, value_bits: int, penalty: float, curvature: float
+) -> np.ndarray:
+    """float64 (K,), distance from a component beyond which a weight is cheaper as an outlier of its own.
+
+    An outlier has no error and costs the escape's code and its value: h r^2 = lambda (L_escape + bits - L_k).
+    """
+    return np.sqrt(np.maximum(escape_length + value_bits - lengths, 0.0) * penalty / curvature)
+
+
+def refine(
+    cells: Cells,
+    groups: Groups,
+    means: np.ndarray,
+    counts: np.ndarray,
+    *,
+    penalty: float,
+    value_bits: np.ndarray,
+    iterations: int,
+) -> Codebook:
+    """Alternate assignment and centroids.
+
+    Args:
+        cells: The weights.
+        groups: Their runs.
+        means: float64 (K,), strictly ascending.
+        counts: float64 (T, K + 1), where to start.
+        penalty: lambda.
+        value_bits: int64 (T,), bits of an outlier's value.
+        iterations: Rounds; the last one only assigns.
+
+    Returns:
+        The codebook, means not yet on the file's grid.
+    """
+    mass = cells.count * curvature_of(cells.levels)[cells.level]
+    for remaining in reversed(range(iterations)):
+        ids = assign_cells(cells, groups, means, counts, penalty=penalty, value_bits=value_bits)
+        size = len(means)
+        counts = _table(cells, ids, cells.count, size)
+        if not remaining:
+            break
+        used = np.flatnonzero(counts[:, :size].any(axis=0))
+        if not used.size:
+            break
+        inside = ids < size
+        total = np.bincount(ids[inside], weights=mass[inside], minlength=size)[used]
+        centroids = np.bincount(ids[inside], weights=(mass * cells.x)[inside], minlength=size)[used] / total
+        order = np.argsort(centroids, kind="stable")
+        means = snap_to_zero(centroids[order])
+        means, counts = _drop_coincident(means, counts[:, np.append(used[order], size)])
+    error = np.where(ids < size, (cells.x - means[np.minimum(ids, size - 1)]) ** 2 + cells.spread, 0.0)
+    distortion = np.bincount(cells.tensor, weights=mass * error, minlength=cells.n_tensors)
+    return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion)
+
+
+def assign_cells(
+    cells: Cells, groups: Groups, means: np.ndarray, counts: np.ndarray, *, penalty: float, value_bits: np.ndarray
+) -> np.ndarray:
+    """int64 (n_cells,), the component of each cell, K for outliers."""
+    ids = np.empty(len(cells.x), dtype=np.int64)
+    lengths, totals = ideal_lengths(counts), counts.sum(axis=1)
+    curvature = curvature_of(cells.levels)
+    for tensor, level, start, stop in zip(
+        groups.tensors, groups.levels, groups.starts[:-1], groups.starts[1:], strict=True
+    ):
+        ids[start:stop] = assign(
+            cells.x[start:stop],
+            means,
+            lengths[tensor],
+            penalty=penalty,
+            curvature=float(curvature[level]),
+            value_bits=int(value_bits[tensor]),
+            total=float(totals[tensor]),
+        )
+    return ids
+
+
+def assign(
+    x: np.ndarray,
+    means: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    penalty: float,
+    curvature: float,
+    value_bits: int,
+    total: float,
+) -> np.ndarray:
+    """Components of weights of one tensor and level.
+
+    Args:
+        x: float64 (n,), mu / s_t.
+        means: float64 (K,), strictly ascending.
+        lengths: float64 (K + 1,), bits of each component in this tensor, infinite where unused, the escape last.
+        penalty: lambda.
+        curvature: h / s_t^2 of these weights.
+        value_bits: Bits of an outlier's value.
+        total: Weights of the tensor, for the price of the first outlier.
+
+    Returns:
+        int64 (n,), the component of each weight, K for outliers.
+    """
+    size = len(means)
+    live = np.flatnonzero(np.isfinite(lengths[:size]))
+    escape = float(lengths[size]) if np.isfinite(lengths[size]) else float(np.log2(total + 1))
+    if not live.size:
+        return np.full(len(x), size)
+    winners, thresholds = decision_intervals(means[live], lengths[live], penalty=penalty / curvature)
+    radius = outlier_radius(
+        lengths[live], escape_length=escape, value_bits=value_bits, penalty=penalty, curvature=curvature
+    )
+    chosen = winners[np.searchsorted(thresholds, x)]
+    ids = live[chosen]
+    return np.where(np.abs(x - means[ids]) > radius[chosen], size, ids)
+
+
+def snap_to_zero(means: np.ndarray) -> np.ndarray:
+    """Make the component nearest to zero exactly zero when it is much nearer to zero than to its neighbours."""
+    nearest = int(np.argmin(np.abs(means)))
+    gaps = np.abs(np.delete(means, nearest) - means[nearest])
+    if not gaps.size or abs(means[nearest]) > 0.25 * gaps.min():
+        return means
+    return np.where(np.arange(len(means)) == nearest, 0.0, means)
+
+
+def _drop_coincident(means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    keep = np.append(True, np.diff(means) > 0)
+    return means[keep], counts[:, np.append(keep, True)]
+
+
+def _table(cells: Cells, ids: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
+    flat = np.bincount(cells.tensor * (size + 1) + ids, weights=weights, minlength=cells.n_tensors * (size + 1))
+    return flat.reshape(cells.n_tensors, size + 1)
+
+
+def _log_sigmas(cells: Cells, ids: np.ndarray, size: int) -> np.ndarray:
+    """float64 (K,), mean log(sigma / s_t) of each component's members."""
+    count = np.bincount(ids, weights=cells.count, minlength=size + 1)[:size]
+    total = np.bincount(ids, weights=cells.count * cells.levels[cells.level], minlength=size + 1)[:size]
+    return total / np.maximum(count, 1e-300)

@@ -1,0 +1,209 @@
+"""Rate control: the lambda, and with it the cut of the merge path, at which the file has the wanted size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gbnn_compress.codec.bank import encode_bank, round_bank
+from gbnn_compress.codec.symbols import code_lengths, coarse_levels, encode_tables
+from gbnn_compress.gaussian.merge import MergePath, merge_path
+from gbnn_compress.gaussian.mixture import fit_mixture
+from gbnn_compress.gaussian.segment import Moments, merge_exactly
+from gbnn_compress.rate.cells import pooled_points
+from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, curvature_of, group_cells, refine
+from gbnn_compress.types import Cells, Mixture
+
+EM_LIMIT = 1000.0
+"""Cells beyond this many typical deviations stay out of the mixture; they are outliers or join its ends."""
+
+COMPONENT_BITS = 12.0
+"""What the numbers of one component cost."""
+
+ENTRY_BITS = 4.0
+"""What a component's entry in the frequency table of one tensor costs."""
+
+CUT_BELOW = 1 / 256
+"""The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
+
+LONGEST_RUN = 128
+"""Most components that exact merging joins into one."""
+
+BANK_STEP = 1 / 16
+"""Grid of the bank's means over the quantisation step: finer costs bytes, coarser adds 1 % to the distortion."""
+
+REFINEMENTS = 3
+
+
+@dataclass(frozen=True)
+class RateProblem:
+    """What rate control works on.
+
+    Attributes:
+        cells: The weights.
+        groups: Their runs.
+        owner: int64 (n_cells,), component of the fitted mixture that each cell starts in.
+        path: The merge path over these components.
+        mixture_size: Components that the mixture was fitted with.
+        value_bits: int64 (T,), bits of an outlier's value.
+        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers.
+    """
+
+    cells: Cells
+    groups: Groups
+    owner: np.ndarray
+    path: MergePath
+    mixture_size: int
+    value_bits: np.ndarray
+    other_bytes: Callable[[float], int]
+
+
+def fit_path(
+    cells: Cells,
+    *,
+    n_components: int,
+    log_sigma_weight: float,
+    max_iterations: int,
+    value_bits: np.ndarray,
+    other_bytes: Callable[[float], int],
+) -> RateProblem:
+    """Fit the mixture and its merge path; one serves every target.
+
+    Args:
+        cells: The weights.
+        n_components: Components to start from.
+        log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
+        max_iterations: Most EM steps.
+        value_bits: int64 (T,), bits of an outlier's value.
+        other_bytes: See `RateProblem`.
+    """
+    points, counts = pooled_points(
+        cells, log_sigma_weight=log_sigma_weight, limit=EM_LIMIT, resolution=n_components / 8
+    )
+    if not len(points):
+        points, counts = np.array([[0.0, 0.0]]), np.array([1.0])
+    floor = (1.0 / n_components) ** 2
+    mixture, _ = fit_mixture(
+        points, counts, n_components=n_components, floor=floor, max_iterations=max_iterations
+    )
+    mixture, owner = _keep_used(mixture, cells)
+    size = len(mixture.weights)
+    table = np.bincount(owner * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)
+    curvature = np.bincount(owner, weights=cells.count * curvature_of(cells.levels)[cells.level], minlength=size)
+    path = merge_path(
+        mixture, table.reshape(size, cells.n_tensors), curvature, component_bits=COMPONENT_BITS
+    )
+    return RateProblem(cells, group_cells(cells), owner, path, size, value_bits, other_bytes)
+
+
+def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
+    """The codebook for one lambda: cut the path, merge exactly, refine, put the bank on the file's grid.
+
+    Returns:
+        The codebook, and the exponent of the bank's grid.
+    """
+    cells = problem.cells
+    label = _sorted_labels(cells, problem.path.labels(penalty * CUT_BELOW)[problem.owner])
+    runs = merge_exactly(
+        _moments(cells, label),
+        penalty=penalty,
+        component_bits=COMPONENT_BITS,
+        entry_bits=ENTRY_BITS,
+        longest=LONGEST_RUN,
+    )
+    moments = _moments(cells, runs[label])
+    book = refine(
+        cells,
+        problem.groups,
+        moments.first / moments.curvature,
+        np.pad(moments.counts.T, ((0, 0), (0, 1))),
+        penalty=penalty,
+        value_bits=problem.value_bits,
+        iterations=REFINEMENTS,
+    )
+    exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
+    return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
+
+
+def _sorted_labels(cells: Cells, label: np.ndarray) -> np.ndarray:
+    """Labels renamed to 0, 1, ... in the order of their members' means."""
+    _, label = np.unique(label, return_inverse=True)
+    moments = _moments(cells, label)
+    order = np.argsort(moments.first / moments.curvature, kind="stable")
+    return np.argsort(order, kind="stable")[label]
+
+
+def _moments(cells: Cells, label: np.ndarray) -> Moments:
+    size = int(label.max()) + 1
+    mass = cells.count * curvature_of(cells.levels)[cells.level]
+    counts = np.bincount(
+        label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors
+    )
+    curvature, first, second = (
+        np.bincount(label, weights=mass * power, minlength=size) for power in (1.0, cells.x, cells.x**2)
+    )
+    return Moments(counts.reshape(size, cells.n_tensors), curvature, first, second)
+
+
+def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> float:
+    """Size of the file that a codebook leads to, from its counts alone."""
+    levels = [coarse_levels(np.rint(row)) for row in book.counts]
+    id_bits = sum(
+        float((row[level > 0] * code_lengths(level)[level > 0]).sum())
+        for row, level in zip(book.counts, levels, strict=True)
+    )
+    zeros = np.zeros(problem.cells.n_tensors)
+    bank = encode_bank(book.bank, exponent=exponent, scales=zeros, relative_rmse=zeros)
+    outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
+    return (
+        (id_bits + outlier_bits) / 8 + len(encode_tables(levels)) + len(bank) + problem.other_bytes(book.penalty)
+    )
+
+
+def parameters_of(book: Codebook, n_unshared: int) -> float:
+    """Numbers that a codebook leaves: two a component in use, two an outlier, one an unshared value."""
+    live = int(book.counts[:, :-1].any(axis=0).sum())
+    return 2 * live + 2 * float(book.counts[:, -1].sum()) + n_unshared
+
+
+def solve(problem: RateProblem, fits: Callable[[Codebook, int], bool], *, finest: bool) -> tuple[Codebook, int]:
+    """Bisection on log2(lambda) for the edge of what fits.
+
+    Args:
+        problem: From `fit_path`.
+        fits: Whether a codebook (with the exponent of its grid) is acceptable.
+        finest: True when large lambdas fit, and the smallest of them is wanted (a size not to exceed); False when
+            small lambdas fit, and the largest is wanted (a damage not to exceed).
+
+    Returns:
+        The codebook at the edge and its grid exponent; at the far end of the range when nothing fits.
+    """
+    inside, outside = (HIGHEST, LOWEST) if finest else (LOWEST, HIGHEST)
+    best = codebook_at(problem, 2.0**inside)
+    while abs(inside - outside) > LAMBDA_TOLERANCE:
+        middle = (inside + outside) / 2
+        candidate = codebook_at(problem, 2.0**middle)
+        if fits(*candidate):
+            inside, best = middle, candidate
+        else:
+            outside = middle
+    return best
+
+
+LOWEST, HIGHEST = -44.0, 28.0
+"""Range of log2(lambda): from float32's own precision to nothing but one component."""
+
+LAMBDA_TOLERANCE = 0.003
+"""Resolution of log2(lambda); the size of a file changes by about a tenth of a percent over it."""
+
+
+def _keep_used(mixture: Mixture, cells: Cells) -> tuple[Mixture, np.ndarray]:
+    """Drop components that no cell is nearest to; returns the rest, and each cell's component."""
+    order = np.argsort(mixture.means[:, 0], kind="stable")
+    positions = mixture.means[order, 0]
+    nearest = np.searchsorted((positions[1:] + positions[:-1]) / 2, cells.x)
+    used, owner = np.unique(nearest, return_inverse=True)
+    keep = order[used]
+    return Mixture(mixture.weights[keep], mixture.means[keep], mixture.covariances[keep]), owner

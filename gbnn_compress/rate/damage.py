@@ -1,0 +1,58 @@
+"""Damage predicted without data, from the relative output errors of the layers.
+
+`damage` maps the mean relative output error of the layers to the share of inputs whose top-1 class changes, to
+accuracy points lost, and to the mean KL from the checkpoint's probabilities. The constants were fitted by
+benchmarks/damage.py; docs/results.md has the table and the error on networks left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gbnn_compress.rate.codebook import Codebook
+
+SAFE_DROP = 1.0
+"""Points of accuracy within which a ratio is called safe."""
+
+WARN_DROP = 2.0
+"""Predicted points from which a warning is given."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What compression did to the predictions.
+
+    Attributes:
+        drop: Accuracy lost, in points (percent).
+        agreement: Share of inputs on which the top-1 class is still the checkpoint's.
+        logit_kl: Mean KL from the checkpoint's probabilities, in nats.
+    """
+
+    drop: float
+    agreement: float
+    logit_kl: float
+
+
+def relative_error(book: Codebook, *, typical: float) -> float:
+    """Mean over the shared tensors of the predicted relative output error (noise over signal power).
+
+    Args:
+        book: A codebook.
+        typical: The size that makes s_t^2 * typical the tensor's squared norm.
+    """
+    return float(np.minimum(book.distortion / typical, 1.0).mean())
+
+
+def predict_damage(error: float, *, n_classes: int) -> Damage:
+    """Damage at a mean relative output error of the layers.
+
+    Args:
+        error: From `relative_error`.
+        n_classes: Classes of the network, as far as known: with more of them margins are smaller.
+    """
+    root = float(np.sqrt(max(error, 0.0)))
+    chance = 1 - 1 / max(n_classes, 2)
+    changed = chance * (1 - float(np.exp(-(0.225 + 0.215 * np.log10(n_classes)) * root - (root / 0.5) ** 4)))
+    return Damage(drop=100 * changed * min(1.0, 0.15 + changed), agreement=1 - changed, logit_kl=10 * changed**2)

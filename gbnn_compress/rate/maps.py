@@ -1,0 +1,145 @@
+"""Codebook + weights -> index maps: the second and last pass over the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.rate.cells import LEVELS, row_blocks, row_levels
+from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
+from gbnn_compress.types import IndexMap, Posterior
+from gbnn_compress.weights.blocks import bit_patterns
+
+if TYPE_CHECKING:
+    import torch
+
+
+def index_maps(
+    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], book: Codebook, *, value_bits: np.ndarray
+) -> list[IndexMap]:
+    """Assign every weight, with the code lengths that the codebook's counts give.
+
+    Args:
+        tensors: The state dict.
+        posteriors: One a shared tensor.
+        book: From rate control.
+        value_bits: int64 (T,), bits of an outlier's value.
+
+    Returns:
+        One map a shared tensor; ids are unsigned and as small as the bank allows.
+    """
+    lengths, totals = ideal_lengths(book.counts), book.counts.sum(axis=1)
+    return [
+        with_outliers(
+            tensors[posterior.name],
+            posterior.name,
+            _ids(tensors[posterior.name], posterior, book, lengths[t], int(value_bits[t]), float(totals[t])),
+            escape=len(book.bank.means),
+        )
+        for t, posterior in enumerate(posteriors)
+    ]
+
+
+def with_outliers(tensor: torch.Tensor, name: str, ids: np.ndarray, *, escape: int) -> IndexMap:
+    """The map of ids, with the exact values of the weights that are outliers."""
+    chosen = ids == escape
+    values = bit_patterns(tensor)[chosen] if chosen.any() else np.empty(0, dtype=f"u{tensor.element_size()}")
+    return IndexMap(name, ids, values)
+
+
+def squared_errors(
+    tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
+) -> tuple[float, float]:
+    """Summed squared error and summed square of a tensor's weights, in units of s_t^2."""
+    table, error, total, start = np.append(means, np.nan), 0.0, 0.0, 0
+    for _, x in row_blocks(tensor, posterior):
+        difference = x.ravel() - table[index_map.ids[start : start + x.size]]
+        error += float(np.nansum(difference**2))
+        total += float((x**2).sum())
+        start += x.size
+    return error, total
+
+
+def curved_errors(
+    tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
+) -> np.ndarray:
+    """float32 (n,), curvature-weighted squared error of each weight, in units of s_t^2; 0 for outliers."""
+    table, levels, start = np.append(means, np.nan), row_levels(posterior), 0
+    parts = []
+    for rows, x in row_blocks(tensor, posterior):
+        difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
+        parts.append(np.nan_to_num(difference**2 * curvature_of(LEVELS)[levels[rows], None]).astype(np.float32))
+        start += x.size
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def spend_on_outliers(
+    tensors: Mapping[str, torch.Tensor],
+    posteriors: Sequence[Posterior],
+    maps: Sequence[IndexMap],
+    means: np.ndarray,
+    *,
+    fits: Callable[[Sequence[IndexMap]], bool],
+) -> list[IndexMap]:
+    """Keep exactly as many of the worst-fitting weights as a budget has room for.
+
+    Args:
+        tensors: The state dict.
+        posteriors: One a shared tensor.
+        maps: One a shared tensor.
+        means: float64 (K,), the bank's means.
+        fits: Whether a file with these maps stays within the budget.
+
+    Returns:
+        The maps with the most outliers found to fit (to about a percent).
+    """
+    pairs = list(zip(posteriors, maps, strict=True))
+    errors = np.concatenate([curved_errors(tensors[p.name], p, m, means) for p, m in pairs])
+    low, high, best = 0, int(np.count_nonzero(errors)), list(maps)
+    while high - low > max(1, low // 100):
+        count = (low + high + 1) // 2
+        candidate = _with_worst(tensors, maps, errors, count=count, escape=len(means))
+        if fits(candidate):
+            low, best = count, candidate
+        else:
+            high = count - 1
+    return best
+
+
+def _with_worst(
+    tensors: Mapping[str, torch.Tensor], maps: Sequence[IndexMap], errors: np.ndarray, *, count: int, escape: int
+) -> list[IndexMap]:
+    limit = np.partition(errors, len(errors) - count)[len(errors) - count]
+    chosen = errors > limit
+    chosen[np.flatnonzero(errors == limit)[: count - int(chosen.sum())]] = True
+    result, start = [], 0
+    for index_map in maps:
+        part = chosen[start : start + len(index_map.ids)]
+        ids = np.where(part, np.array(escape, dtype=index_map.ids.dtype), index_map.ids)
+        result.append(with_outliers(tensors[index_map.name], index_map.name, ids, escape=escape))
+        start += len(ids)
+    return result
+
+
+def _ids(
+    tensor: torch.Tensor, posterior: Posterior, book: Codebook, lengths: np.ndarray, value_bits: int, total: float
+) -> np.ndarray:
+    escape = len(book.bank.means)
+    levels, curvature = row_levels(posterior), curvature_of(LEVELS)
+    ids = np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=np.min_scalar_type(escape))
+    for rows, x in row_blocks(tensor, posterior):
+        part = levels[rows]
+        for level in np.unique(part):
+            chosen = part == level
+            ids[rows][chosen] = assign(
+                x[chosen].ravel(),
+                book.bank.means,
+                lengths,
+                penalty=book.penalty,
+                curvature=float(curvature[level]),
+                value_bits=value_bits,
+                total=total,
+            ).reshape(-1, x.shape[1])
+    return ids.ravel()

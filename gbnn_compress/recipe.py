@@ -1,0 +1,97 @@
+"""The configuration: one model, shipped and users' recipes as YAML of it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gbnn_compress.errors import RecipeError
+
+
+class Recipe(BaseModel):
+    """Every choice that changes the artifact, besides the target and the seed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    n_components: int = Field(1024, ge=1, le=4096, description="Most mixture components before merging.")
+    em_iterations: int = Field(20, ge=1, le=1000, description="Most EM steps.")
+    log_sigma_weight: float = Field(
+        0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
+    )
+    noise: float = Field(
+        0.02, ge=0, le=10, description="Posterior deviation of a weight that shares with none, over its scale."
+    )
+
+
+def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None = None) -> Recipe:
+    """Defaults < recipe < settings.
+
+    Args:
+        recipe: Name of a shipped recipe, or a YAML file.
+        settings: Further values by key; strings are read as YAML scalars.
+
+    Raises:
+        RecipeError: An unknown recipe or key (the nearest match is offered), or a value out of range.
+    """
+    values = read_recipe(recipe)
+    for key, value in (settings or {}).items():
+        values[key] = yaml.safe_load(value) if isinstance(value, str) else value
+    return _validate(values, where=f"recipe `{recipe}`")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Name -> YAML text of every shipped recipe."""
+    folder = importlib.resources.files("gbnn_compress.recipes")
+    files = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
+    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+
+
+def read_recipe(recipe: str | Path) -> dict[str, Any]:
+    """The values that a recipe sets, checked for nothing but being a mapping.
+
+    Raises:
+        RecipeError: No such recipe, or not a YAML mapping.
+    """
+    shipped = shipped_recipes()
+    path = Path(recipe)
+    if str(recipe) in shipped:
+        text = shipped[str(recipe)]
+    elif path.is_file():
+        text = path.read_text()
+    else:
+        near = _nearest(str(recipe), shipped)
+        raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe `{recipe}` is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"recipe `{recipe}`: expected `key: value` lines, got {type(values).__name__}")
+    return values
+
+
+def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
+    for key in values:
+        if key not in Recipe.model_fields:
+            known = ", ".join(Recipe.model_fields)
+            raise RecipeError(
+                f"{where}: unknown key `{key}`{_nearest(str(key), Recipe.model_fields)}; known keys: {known}"
+            )
+    try:
+        return Recipe(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecipeError(
+            f"{where}: `{first['loc'][0]}`: {first['msg'].lower()}, got {first['input']!r}"
+        ) from None
+
+
+def _nearest(word: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean `{near[0]}`?)" if near else ""

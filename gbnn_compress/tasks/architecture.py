@@ -1,0 +1,251 @@
+"""Networks by an architecture specification, their weights and their published preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.tasks.data import one_line
+from gbnn_compress.tasks.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+_IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=None)
+# Their pretrained weights need the inputs of the original networks; the slow initialisation is for nothing.
+_TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")
+}
+_N_NAMES_SHOWN = 3
+
+
+def build_network(spec: str, *, n_classes: int | None = None) -> torch.nn.Module:
+    """Build an architecture with fresh weights, in evaluation mode; nothing is downloaded.
+
+    Args:
+        spec: `torchvision/NAME` (classifiers), `timm/NAME`, `path/to/models.py:callable` or
+            `package.module:callable`. The last two run the user's own code, called without arguments.
+        n_classes: Passed on to torchvision and timm; None keeps the architecture's own.
+
+    Raises:
+        ArchitectureError: An unknown name, or the user's code cannot be loaded, fails or returns no module.
+    """
+    import torch
+
+    options = {} if n_classes is None else {"num_classes": n_classes}
+    if spec.startswith("torchvision/"):
+        network = _torchvision_network(spec, options)
+    elif spec.startswith("timm/"):
+        network = _timm_network(spec, options)
+    else:
+        network = _own_network(spec)
+    if not isinstance(network, torch.nn.Module):
+        raise ArchitectureError(f"`{spec}` must return a torch.nn.Module, got `{type(network).__name__}`")
+    return network.eval()
+
+
+def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, spec: str) -> None:
+    """Copy a checkpoint's tensors into a network, strictly, at the network's own dtypes.
+
+    The network is changed in place, also where an error is raised. Missing `num_batches_tracked` counters are
+    left at their initial value: they are used in training only. Old names that the network itself renames on
+    loading (torchvision's vision transformers) are accepted.
+
+    Args:
+        network: Built from `spec`.
+        tensors: By name, any floating dtype.
+        spec: The architecture, for messages.
+
+    Raises:
+        ArchitectureError: Names are missing or unexpected, or shapes differ.
+    """
+    own = network.state_dict()
+    wrong = {
+        name: f"`{name}` is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in `{spec}`"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    }
+    fitting = {name: tensor for name, tensor in tensors.items() if name not in wrong}
+    misfit = f"the checkpoint does not fit `{spec}`"
+    missing, unexpected = _attempt(misfit, lambda: network.load_state_dict(fitting, strict=False))
+    missing = [name for name in missing if name not in wrong and not name.endswith("num_batches_tracked")]
+    if missing or unexpected or wrong:
+        parts = (
+            _some(list(wrong.values()), "{} of the wrong shape"),
+            _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
+            _some([f"`{name}`" for name in unexpected], "{} not in the architecture"),
+        )
+        raise ArchitectureError(
+            f"{misfit}: {'; '.join(filter(None, parts))}; give the `--arch` it was trained with"
+        )
+
+
+def default_preprocessing(spec: str | None, *, n_channels: int) -> Preprocessing:
+    """The preprocessing that an architecture's published weights were trained with.
+
+    timm: the model's data config. torchvision: the default weights' transforms. Others: ImageNet's mean and
+    standard deviation at the stored size. Where the data have not the 3 channels of those: mean 0, standard
+    deviation 1.
+
+    Args:
+        spec: As `build_network`, or None.
+        n_channels: Channels of the data.
+
+    Raises:
+        ArchitectureError: An unknown torchvision or timm name.
+    """
+    if spec is not None and spec.startswith("torchvision/"):
+        found = _torchvision_preprocessing(spec)
+    elif spec is not None and spec.startswith("timm/"):
+        found = _timm_preprocessing(spec)
+    else:
+        found = _IMAGENET
+    if len(found.mean) == n_channels:
+        return found
+    return replace(found, mean=(0.0,) * n_channels, std=(1.0,) * n_channels)
+
+
+def _torchvision_network(spec: str, options: dict[str, Any]) -> object:
+    import torchvision
+
+    name = _torchvision_name(spec)
+    options = _TORCHVISION_OPTIONS.get(name, {}) | options
+    return _attempt(
+        f"`{spec}` cannot be built", lambda: torchvision.models.get_model(name, weights=None, **options)
+    )
+
+
+def _torchvision_preprocessing(spec: str) -> Preprocessing:
+    import torchvision
+
+    transforms = torchvision.models.get_model_weights(_torchvision_name(spec)).DEFAULT.transforms()
+    size = transforms.crop_size[0]
+    return Preprocessing(
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        image_size=size,
+        crop_fraction=size / transforms.resize_size[0],
+    )
+
+
+def _torchvision_name(spec: str) -> str:
+    import torchvision
+
+    name = spec.removeprefix("torchvision/")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ArchitectureError(f"torchvision has no classifier `{spec}`{_nearest(name, known)}")
+    return name
+
+
+def _timm_network(spec: str, options: dict[str, Any]) -> object:
+    import timm
+
+    name = _timm_name(spec)
+    return _attempt(f"`{spec}` cannot be built", lambda: timm.create_model(name, pretrained=False, **options))
+
+
+def _timm_preprocessing(spec: str) -> Preprocessing:
+    from timm.models import get_pretrained_cfg
+
+    name = _timm_name(spec)
+    config = _attempt(f"`{spec}` cannot be built", lambda: get_pretrained_cfg(name))
+    if config is None:
+        return _IMAGENET
+    return Preprocessing(
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        image_size=config.input_size[1],
+        crop_fraction=min(1.0, config.crop_pct),  # a few pad instead
+    )
+
+
+def _timm_name(spec: str) -> str:
+    import timm
+
+    # timm takes more than the names it lists: schemes that read a hub or the disk, and deprecated aliases
+    # that have no data config.
+    name = spec.removeprefix("timm/")
+    architecture, known = name.partition(".")[0], timm.list_models()
+    if architecture not in known:
+        raise ArchitectureError(f"timm has no `{spec}`{_nearest(architecture, known)}")
+    return name
+
+
+def _own_network(spec: str) -> object:
+    import torch
+
+    source, _, attribute = spec.rpartition(":")
+    if not (source and attribute):
+        raise ArchitectureError(
+            f"unknown architecture `{spec}`, expected torchvision/NAME, timm/NAME, path/to/models.py:callable"
+            " or package.module:callable"
+        )
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).is_file():
+        raise ArchitectureError(f"`{spec}`: no file `{source}`")
+    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
+        module = _attempt(
+            f"`{source}` cannot be imported",
+            lambda: _run_file(Path(source)) if is_file else importlib.import_module(source),
+        )
+        if not hasattr(module, attribute):
+            raise ArchitectureError(f"`{source}` has no `{attribute}`{_nearest(attribute, vars(module))}")
+        factory = getattr(module, attribute)
+        if isinstance(factory, torch.nn.Module):
+            return factory
+        if not callable(factory):
+            raise ArchitectureError(f"`{spec}` must be callable, got `{type(factory).__name__}`")
+        return _attempt(f"`{spec}` fails when called without arguments", factory)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Make the modules of a folder importable inside the block, as `python FILE` does."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _run_file(path: Path) -> Any:
+    # A name of its own, so that a user's `random.py` or `types.py` shadows nothing.
+    name = f"_gbnn_architecture_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def _attempt(what: str, action: Callable[[], Any]) -> Any:
+    """Run code that is not ours; whatever it raises becomes one line."""
+    try:
+        return action()
+    except Exception as error:
+        raise ArchitectureError(f"{what} ({one_line(error)})") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean `{matches[0]}`?)" if matches else ""
+
+
+def _some(items: Sequence[str], heading: str) -> str:
+    if not items:
+        return ""
+    shown = ", ".join(items[:_N_NAMES_SHOWN]) + (", ..." if len(items) > _N_NAMES_SHOWN else "")
+    return f"{heading.format(len(items))} ({shown})"

@@ -1,0 +1,221 @@
+"""What predicted probabilities are worth: accuracy, calibration, agreement, out-of-distribution AUROC.
+
+Every function takes numpy arrays or torch tensors, float32 or float64, on any device, and counts in float64.
+Probabilities have shape (N, C) and rows that sum to 1; labels are integers of shape (N,) in 0..C-1.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.errors import GbnnError
+
+if TYPE_CHECKING:
+    import torch
+
+    Array = np.ndarray | torch.Tensor
+
+N_BINS = 15
+
+
+def accuracy(probabilities: Array, labels: Array) -> float:
+    """Share of inputs whose most probable class is the label, in 0..1; the first class wins a tie.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    return float(np.mean(p.argmax(axis=1) == y))
+
+
+def nll(probabilities: Array, labels: Array) -> float:
+    """Mean negative log-likelihood of the labels, in nats.
+
+    A probability of 0 counts as the smallest normal number of its dtype, so that the mean stays finite.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    return float(-np.mean(np.log(np.maximum(p[np.arange(len(p)), y], _tiny(probabilities)))))
+
+
+def ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
+    """Expected calibration error of the top-1 prediction (Guo et al. 2017, eq. 3), in 0..1.
+
+    sum_b |B_b| / N * |accuracy(B_b) - confidence(B_b)| over equal-width bins ((b - 1) / n_bins, b / n_bins].
+    The first bin holds 0 too, so that every confidence, 0 and 1 included, falls in exactly one bin.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        n_bins: Number of bins over 0..1.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    confidence = p.max(axis=1)
+    correct = p.argmax(axis=1) == y
+    inner_edges = np.linspace(0.0, 1.0, n_bins + 1)[1:-1]
+    bins = np.searchsorted(inner_edges, confidence, side="left")
+    # |B| / N * |mean(correct) - mean(confidence)| is the bin's summed gap over N: no empty bin to divide by.
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
+    return float(np.abs(gaps).sum() / len(p))
+
+
+def brier(probabilities: Array, labels: Array) -> float:
+    """Brier score, in 0..2: squared error against the one-hot label, summed over classes, mean over inputs.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    errors = p.copy()
+    errors[np.arange(len(p)), y] -= 1.0
+    return float(np.mean(np.sum(errors**2, axis=1)))
+
+
+def agreement(p: Array, q: Array) -> float:
+    """Share of inputs on which two predictions name the same class, in 0..1.
+
+    Args:
+        p: (N, C).
+        q: (N, C).
+
+    Raises:
+        GbnnError: The shapes differ, or there is no input.
+    """
+    first, second = _pair(p, q)
+    return float(np.mean(first.argmax(axis=1) == second.argmax(axis=1)))
+
+
+def logit_kl(p_reference: Array, p: Array) -> float:
+    """Mean Kullback-Leibler divergence KL(reference || p) over the inputs, in nats.
+
+    sum_c r_c (log r_c - log p_c), 0 log 0 = 0; a p of 0 counts as the smallest normal number of its dtype,
+    so that the mean stays finite.
+
+    Args:
+        p_reference: (N, C), the checkpoint's probabilities.
+        p: (N, C), the compressed network's.
+
+    Raises:
+        GbnnError: The shapes differ, or there is no input.
+    """
+    from scipy.special import rel_entr
+
+    reference, other = _pair(p_reference, p)
+    divergences = rel_entr(reference, np.maximum(other, _tiny(p))).sum(axis=1)
+    return max(0.0, float(divergences.mean()))
+
+
+def predictive_entropy(probabilities: Array) -> np.ndarray:
+    """Entropy of each predicted distribution, in nats: the out-of-distribution score.
+
+    Args:
+        probabilities: (N, C).
+
+    Returns:
+        float64 (N,).
+
+    Raises:
+        GbnnError: Not of shape (N, C), or there is no input.
+    """
+    from scipy.special import entr
+
+    return np.asarray(entr(_probabilities(probabilities)).sum(axis=1))
+
+
+def auroc(scores_in: Array, scores_out: Array) -> float:
+    """Probability that an out-of-distribution input scores above an in-distribution one, ties counted half.
+
+    The Mann-Whitney form of the area under the ROC curve: (R - m (m + 1) / 2) / (n m), R the sum of the m
+    out-of-distribution scores' mid-ranks.
+
+    Args:
+        scores_in: (n,) predictive entropies of in-distribution inputs.
+        scores_out: (m,) predictive entropies of out-of-distribution inputs.
+
+    Raises:
+        GbnnError: Not one-dimensional, or empty.
+    """
+    from scipy.stats import rankdata
+
+    inside, outside = _scores(scores_in, "scores_in"), _scores(scores_out, "scores_out")
+    n, m = len(inside), len(outside)
+    ranks_out = rankdata(np.concatenate([inside, outside]))[n:]
+    return float((ranks_out.sum() - m * (m + 1) / 2) / (n * m))
+
+
+def summary(probabilities: Array, labels: Array) -> dict[str, float]:
+    """The four numbers of a report: `accuracy`, `nll` (nats), `ece` (15 bins) and `brier`.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    return {
+        "accuracy": accuracy(probabilities, labels),
+        "nll": nll(probabilities, labels),
+        "ece": ece(probabilities, labels),
+        "brier": brier(probabilities, labels),
+    }
+
+
+def _numpy(values: Array) -> np.ndarray:
+    """The values as a numpy array of their own dtype, without importing torch."""
+    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
+
+
+def _tiny(values: Array) -> float:
+    return float(np.finfo(_numpy(values).dtype).tiny)
+
+
+def _probabilities(values: Array, name: str = "probabilities") -> np.ndarray:
+    array = _numpy(values)
+    if array.ndim != 2 or array.size == 0:
+        raise GbnnError(f"`{name}` must have shape (N, C) with N, C >= 1, got {array.shape}")
+    return array.astype(np.float64)
+
+
+def _labelled(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
+    p, y = _probabilities(probabilities), _numpy(labels)
+    if y.shape != (len(p),):
+        raise GbnnError(f"`labels` must have shape ({len(p)},), one an input, got {y.shape}")
+    if y.min() < 0 or y.max() >= p.shape[1]:
+        raise GbnnError(f"`labels` must lie in 0..{p.shape[1] - 1}, got {y.min()}..{y.max()}")
+    return p, y
+
+
+def _pair(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:
+    first, second = _probabilities(p, "p"), _probabilities(q, "q")
+    if first.shape != second.shape:
+        raise GbnnError(
+            f"two predictions must have one shape to be compared, got {first.shape} and {second.shape}"
+        )
+    return first, second
+
+
+def _scores(values: Array, name: str) -> np.ndarray:
+    array = _numpy(values)
+    if array.ndim != 1 or array.size == 0:
+        raise GbnnError(f"`{name}` must have shape (N,) with N >= 1, got {array.shape}")
+    return array.astype(np.float64)

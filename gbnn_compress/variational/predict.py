@@ -1,0 +1,109 @@
+"""Run a network over batches."""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import torch
+
+    # Images float32 (B, channels, height, width), labels int64 (B,) or None.
+    Batch = tuple[torch.Tensor, torch.Tensor | None]
+
+
+def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
+    """The network's outputs over all batches, in evaluation mode and without gradients.
+
+    Args:
+        network: Maps images to a (B, C) tensor; left as it was, modes included.
+        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None; labels are only
+            checked against the number of classes.
+        option: The option that the batches come from, for messages.
+
+    Returns:
+        float32 (N, C) on the CPU.
+
+    Raises:
+        ArchitectureError: The output is no finite (B, C) tensor, or the network fails on the images.
+        DataError: Wrong number of channels, labels beyond the network's classes, or no batch.
+    """
+    import torch
+
+    device = next(
+        (tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu")
+    )
+    outputs = []
+    with _evaluating(network), torch.inference_mode():
+        for images, labels in batches:
+            output = _forward(network, images.to(device), option=option)
+            _check_labels(labels, output.shape[1], option=option)
+            outputs.append(output.float().cpu())
+    if not outputs:
+        raise DataError(f"`{option}` gave no batch, expected at least one input")
+    return torch.cat(outputs)
+
+
+@contextmanager
+def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; each module's own mode afterwards."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> torch.Tensor:
+    try:
+        output = network(images)
+    except Exception as error:  # whatever the user's own network raises
+        raise _refusal(error, images, option=option) from error
+    _check_output(output, len(images))
+    return output
+
+
+def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnError:
+    message = " ".join(str(error).split())
+    if channels := re.search(r"to have (\d+) channels, but got (\d+) channels", message):
+        return DataError(
+            f"`{option}` gives images with {channels[2]} channel(s) and the network expects {channels[1]},"
+            " give data of the kind that it was trained on"
+        )
+    return ArchitectureError(
+        f"the network fails on a batch of shape {tuple(images.shape)} from `{option}`"
+        f" ({type(error).__name__}: {message}), check `--arch` and `--image-size`"
+    )
+
+
+def _check_output(output: object, n_images: int) -> None:
+    import torch
+
+    if not isinstance(output, torch.Tensor):
+        got = f"`{type(output).__name__}`"
+    elif output.ndim != 2 or len(output) != n_images:
+        got = f"shape {tuple(output.shape)}"
+    elif not torch.isfinite(output).all():
+        got = "values that are infinite or NaN"
+    else:
+        return
+    raise ArchitectureError(
+        f"the network must return finite logits of shape ({n_images}, classes) for {n_images} image(s),"
+        f" got {got}; give an `--arch` that is a classifier"
+    )
+
+
+def _check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) -> None:
+    if labels is not None and int(labels.max()) >= n_classes:
+        raise DataError(
+            f"`{option}` has label {int(labels.max())} and the network {n_classes} classes,"
+            f" labels must lie in 0..{n_classes - 1}"
+        )

@@ -1,0 +1,141 @@
+"""Data-free posterior: N(mu, sigma^2) for each weight from what the checkpoint holds.
+
+The curvature of a weight is how much the *relative* output error of its layer grows with the weight's squared
+error. For a layer y = W x with roughly white inputs that is 1 / |W|^2 for every weight of the layer (filter norms,
+fan-in). Where batch-norm statistics follow the layer, the share of filter f in the layer's output is known better:
+the normalised filter is multiplied by gamma_f, so its error is felt times gamma_f^2 / var_f. Taking all of that
+share proved no better than taking none of it; its square root is kept (docs/method.md has the trial):
+
+    h_f = 1 / |W|^2 * sqrt(r_f / mean r),     r_f = gamma_f^2 / var_f   or   1 / |w_f|^2 without batch norm
+
+and sigma_f^2 is proportional to 1 / h_f.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.types import Posterior
+from gbnn_compress.weights.blocks import blocks, values
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+TRIM = 64.0
+"""Weights beyond this many medians do not count towards the norm of a tensor: they would hide all the others."""
+
+SHARE_RANGE = 2.0**8
+"""Filters' shares are believed within this factor of their mean."""
+
+
+def data_free_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:
+    """(mu, sigma) for every weight of the shared tensors.
+
+    Args:
+        tensors: The whole state dict.
+        shared: Names of the tensors to share.
+
+    Returns:
+        One posterior a tensor. `scale` is |W_t| / sqrt(n), n the typical size of a tensor, rounded to bfloat16 as
+        the artifact stores it; so mu / scale is of the order of 1, and equal errors in it cost equally much
+        relative output error in every tensor.
+    """
+    norms = {name: _trimmed_norm(tensors[name]) for name in shared}
+    typical = typical_size([tensors[name].numel() for name in shared])
+    return tuple(
+        Posterior(
+            name=name,
+            scale=round_to_bfloat16(norms[name] / np.sqrt(typical)),
+            log_sigma=-0.25 * np.log(_row_shares(name, tensors)),
+        )
+        for name in shared
+    )
+
+
+def batch_norm_after(name: str, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Prefix of the batch norm that follows tensor `name`, or None.
+
+    It is the next `running_var` in the state dict's order with one entry a row of the tensor, before any other
+    tensor with two or more dimensions.
+    """
+    names = list(tensors)
+    for other in names[names.index(name) + 1 :]:
+        if tensors[other].dim() >= 2:
+            return None
+        if other.endswith("running_var"):
+            prefix = other.removesuffix("running_var")
+            fits = tensors[other].numel() == tensors[name].shape[0] and prefix + "weight" in tensors
+            return prefix if fits else None
+    return None
+
+
+def round_to_bfloat16(value: float) -> float:
+    """The nearest bfloat16 (ties to even) in float32's normal range; 1.0 for zero."""
+    bits = int(np.float32(np.clip(value, 0.0, 3e38)).view(np.uint32))
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    result = float(np.uint32(rounded).view(np.float32))
+    return result if np.isfinite(result) and result >= np.finfo(np.float32).tiny else 1.0
+
+
+def typical_size(sizes: Sequence[int]) -> float:
+    """Size of the tensor that a weight is typically in: the geometric mean over weights."""
+    array = np.array(sizes, dtype=np.float64)
+    return float(np.exp((array * np.log(array)).sum() / array.sum()))
+
+
+def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[float, bool]:
+    """How errors of an unshared tensor are felt.
+
+    A relative output error of e in each of its n values is an error of e * unit in the value itself, root of the sum
+    over n. Of a batch norm, `weight` and `bias` are felt relative to |weight|, `running_mean` relative to the
+    root of the summed variances, `running_var` by its logarithm: half of it, averaged over n.
+
+    Returns:
+        The unit, > 0 or 0 for a tensor of zeros, and whether values are to be coded by their logarithm to base 2.
+    """
+    vector = values(tensors[name])
+    prefix, _, key = name.rpartition(".")
+    sibling = {part: f"{prefix}.{part}" if prefix else part for part in ("weight", "running_var")}
+    if sibling["running_var"] in tensors and key in ("weight", "bias", "running_mean", "running_var"):
+        if key == "running_var":
+            return 2 * float(np.sqrt(vector.size)) / float(np.log(2)), True
+        if key == "running_mean":
+            return float(np.sqrt(np.abs(values(tensors[sibling["running_var"]])).sum())), False
+        if sibling["weight"] in tensors:
+            return _norm(values(tensors[sibling["weight"]])), False
+    return _norm(vector), False
+
+
+def _norm(vector: np.ndarray) -> float:
+    # Not numpy's norm: BLAS may add up in another order with another number of threads.
+    return float(np.sqrt((vector**2).sum()))
+
+
+def _trimmed_norm(tensor: torch.Tensor) -> float:
+    magnitude = np.abs(values(tensor, at_most=100_000))
+    limit = TRIM * float(np.median(magnitude[magnitude > 0])) if magnitude.any() else np.inf
+    total, count = 0.0, 0
+    for block in blocks(tensor):
+        kept = block[np.abs(block) <= limit]
+        total += float((kept**2).sum())
+        count += kept.size
+    return float(np.sqrt(total / max(count, 1) * tensor.numel()))
+
+
+def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """float64 (rows,), curvature share of each row, mean of its square root 1."""
+    tensor = tensors[name]
+    prefix = batch_norm_after(name, tensors)
+    if prefix is not None:
+        gamma, variance = (values(tensors[prefix + key]) for key in ("weight", "running_var"))
+        share = gamma**2 / np.maximum(variance, 1e-12 * max(float(variance.max()), 1e-30))
+    else:
+        squares = np.concatenate([(block**2).mean(axis=1) for block in blocks(tensor)])
+        largest = float(squares.max())
+        share = largest / np.maximum(squares, 1e-12 * largest) if largest > 0 else np.ones(len(squares))
+    share = np.clip(share / max(float(share.mean()), 1e-300), 1 / SHARE_RANGE, SHARE_RANGE)
+    return share / np.sqrt(share).mean() ** 2

@@ -1,0 +1,87 @@
+"""Which tensors of a checkpoint are shared, which are coded one by one, which pass through as they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gbnn_compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+    from gbnn_compress.types import Checkpoint
+
+SHAREABLE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Names of a checkpoint's tensors by what becomes of them, ties left out, in the file's order.
+
+    Attributes:
+        shared: Floating tensors with two or more dimensions: their weights go to components.
+        unshared: Other floating tensors: each value is coded for itself.
+        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors): kept bit for bit.
+    """
+
+    shared: tuple[str, ...]
+    unshared: tuple[str, ...]
+    raw: tuple[str, ...]
+
+
+def select(checkpoint: Checkpoint) -> Selection:
+    """Sort the tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: No tensor can be shared, or a floating tensor holds NaN or Inf.
+    """
+    names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
+    for name, tensor in checkpoint.tensors.items():
+        if name not in checkpoint.ties:
+            names[_kind(tensor)].append(name)
+    for name in names["shared"] + names["unshared"]:
+        _require_finite(name, checkpoint.tensors[name], checkpoint)
+    if not names["shared"]:
+        raise CheckpointError(
+            f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
+            f"got {len(checkpoint.tensors)} tensors without one; is this a state dict of a network?"
+        )
+    return Selection(*(tuple(names[kind]) for kind in ("shared", "unshared", "raw")))
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The dtype's name without the module: `float32`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def floating_bytes(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
+    """Bytes of all floating tensors at their stored dtype, buffers included, ties once."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in tensors.items()
+        if name not in ties and tensor.is_floating_point()
+    )
+
+
+def floating_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the floating tensors, ties included: what architectures are looked up by."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if dtype_name(tensor) not in SHAREABLE_DTYPES or math.prod(tensor.shape) == 0:
+        return "raw"
+    return "shared" if tensor.dim() >= 2 else "unshared"
+
+
+def _require_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
+    bad = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(1 << 22))
+    if bad:
+        raise CheckpointError(
+            f"`{checkpoint.path}`: tensor `{name}` holds {bad} NaN or Inf of {tensor.numel()} values: "
+            "only finite weights can be compressed; repair the checkpoint, or drop the tensor"
+        )

@@ -1,0 +1,122 @@
+"""Every command once, on a checkpoint of 3,000 weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors import safe_open
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], []])
+def test_help_is_quick_and_imports_nothing_heavy(words):
+    code = "import sys; from gbnn_compress_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "compress" in done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")][1:]
+    imported = {line.rsplit("|", 1)[1].strip() for line in lines}
+    assert not imported & {"torch", "numpy", "rich", "yaml", "safetensors", "scipy"}
+    assert sum(int(line.removeprefix("import time:").split("|")[0]) for line in lines) < 1_000_000
+
+
+def test_version(run):
+    outcome = run("--version")
+    assert outcome.code == 0
+    assert outcome.out.startswith("gbnn-compress 0.")
+
+
+def test_compress_max_drop(run, files):
+    outcome = run("-q", files.checkpoint, "--max-drop", "0.5")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "(asked for: at most 0.5 points lost)" in outcome.out
+    assert "wrote tiny.gbnn.safetensors in " in outcome.out
+
+
+def test_plan(run, files):
+    outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "100", "-v")
+    assert outcome.code == 0
+    for text in (
+        "shared         2 with 2,952 weights",
+        "100x",
+        "<- asked for",
+        "thought safe",
+        "of memory and",
+    ):
+        assert text in outcome.out
+    assert "1.num_batches_tracked" in outcome.out
+
+
+def test_plan_within_a_drop(run, files):
+    assert "predicted to lose at most 1 points" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
+
+
+def test_report(run, files):
+    outcome = run("report", files.artifact)
+    assert outcome.code == 0
+    assert "where the bytes went" in outcome.out
+    assert "wrote" not in outcome.out
+
+
+@pytest.mark.parametrize("model", ["checkpoint", "artifact"])
+def test_evaluate(run, files, model):
+    path = getattr(files, model)
+    words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "-q"]
+    outcome = run("evaluate", path, *words, "--ood", "digits:train", "--json", "out.json")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "OOD AUROC against digits:train" in outcome.out
+    result = json.loads(Path("out.json").read_text())
+    assert set(result) == {"schema", "model", "samples", "accuracy", "nll", "ece", "brier", "ood"}
+    assert result["samples"] == (1 if model == "checkpoint" else 2)
+
+
+def test_diff(run, files):
+    outcome = run("diff", files.checkpoint, files.artifact, "-q")
+    assert outcome.code == 0
+    assert "9 tensors in both: " in outcome.out
+    assert "tensors that differ most" in outcome.out
+
+
+def test_diff_on_data(run, files):
+    words = ["--data", "digits:test", "--arch", files.arch, "--samples", "1", "-q"]
+    outcome = run("diff", files.checkpoint, files.checkpoint, *words)
+    assert outcome.code == 0
+    assert "9 equal, 0 differ in values" in outcome.out
+    assert "the same top class for 100.0 % of inputs" in outcome.out
+
+
+def test_decompress_mean_and_sample(run, files):
+    assert run("decompress", files.artifact, "-o", "mean.safetensors", "-q").code == 0
+    outcome = run("decompress", files.artifact, "-o", "sample.safetensors", "--sample", "3", "-q")
+    assert outcome.code == 0
+    assert outcome.out.startswith("wrote sample.safetensors: one posterior sample (seed 3), ")
+    with safe_open("mean.safetensors", "numpy") as mean, safe_open("sample.safetensors", "numpy") as sample:
+        assert list(mean.keys()) == list(sample.keys())
+        assert (mean.get_tensor("4.weight") != sample.get_tensor("4.weight")).any()
+
+
+def test_recipes(run):
+    assert run("recipe", "ls").out.startswith("default ")
+    shown = yaml.safe_load(run("recipe", "show", "default").out)
+    assert run("recipe", "cp", "default", "mine.yaml").code == 0
+    assert yaml.safe_load(Path("mine.yaml").read_text()) == shown
+    assert "n_components=" in run("recipe", "validate", "mine.yaml").out
+    assert "it exists" in run("recipe", "cp", "default", "mine.yaml").err
+    Path("mine.yaml").write_text("n_component: 3\n")
+    outcome = run("recipe", "validate", "mine.yaml")
+    assert outcome.code == 2
+    assert "did you mean `n_components`?" in outcome.err
+
+
+def test_plan_says_that_it_counts_bytes(run, files):
+    words = ["--target-ratio", "77", "--ratio-of", "parameters", "-q"]
+    outcome = run("plan", files.checkpoint, *words)
+    assert outcome.code == 0
+    assert outcome.err.startswith("warning: `plan` predicts bytes")
+    assert "77x" not in outcome.out

@@ -1,0 +1,314 @@
+"""A decoder written from docs/format.md alone must agree with the library bit for bit.
+
+The decoder uses no part of the package, no entropy coder and no tensor library: what it needs beyond the page is
+JSON, CRC-32 and Zstandard.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zstandard
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
+
+WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+class Bits:
+    """A bit string, most significant bit first."""
+
+    def __init__(self, data: bytes) -> None:
+        self.number, self.left = int.from_bytes(data, "big"), 8 * len(data)
+
+    def u(self, width: int) -> int:
+        self.left -= width
+        assert self.left >= 0
+        return self.number >> self.left & ((1 << width) - 1)
+
+    def eg(self, order: int) -> int:
+        zeros = 0
+        while self.u(1) == 0:
+            zeros += 1
+        return 2 ** (zeros + order) - 2**order + self.u(zeros + order)
+
+    def zz(self, order: int) -> int:
+        value = self.eg(order)
+        return value // 2 if value % 2 == 0 else -(value + 1) // 2
+
+
+def read_container(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    assert (metadata["format"], metadata["version"]) == ("gbnn-compress", "0")
+    sections = {}
+    for name, entry in header.items():
+        start, stop = entry["data_offsets"]
+        assert (entry["dtype"], entry["shape"]) == ("U8", [stop - start])
+        sections[name] = data[8 + length + start : 8 + length + stop]
+    blob = sections.pop("manifest")
+    assert metadata["crc32"] == f"{zlib.crc32(blob):08x}"
+    manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob).decode())
+    assert {name: zlib.crc32(part) for name, part in sections.items()} == manifest["crc32"]
+    return manifest, sections
+
+
+def read_bank(data: bytes, n_tensors: int) -> dict[str, Any]:
+    bits = Bits(data)
+    exponent, size = bits.u(12) - 2048, bits.eg(8) + 1
+    codes, order = [bits.zz(8)], bits.u(6)
+    for _ in range(size - 1):
+        codes.append(codes[-1] + 1 + bits.eg(order))
+    logs, last = [], 0
+    for _ in range(size):
+        last += bits.zz(1)
+        logs.append(last / 8)
+    scales, errors = ([bfloat16(bits.u(16)) for _ in range(n_tensors)] for _ in range(2))
+    means = [math.ldexp(float(code), exponent) for code in codes]
+    return {"means": means, "logs": logs, "scales": scales, "errors": errors}
+
+
+def bfloat16(pattern: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", pattern << 16))[0]
+
+
+def read_tables(data: bytes, n_tensors: int) -> list[dict[int, int]]:
+    """Symbol -> level, of the symbols that occur, ascending."""
+    bits, tables = Bits(data), []
+    for _ in range(n_tensors):
+        first, more, order = bits.eg(4), bits.eg(4), bits.u(2)
+        levels = [bits.u(8)]
+        for _ in range(more):
+            levels.append(levels[-1] + bits.zz(order))
+        tables.append({first + index: level for index, level in enumerate(levels) if level > 0})
+    return tables
+
+
+def table_frequencies(levels: list[int]) -> list[int]:
+    weights = [(16, 19, 23, 27)[(level - 1) % 4] << (level - 1) // 4 for level in levels]
+    result = [1 + weight * (2**24 - len(levels)) // sum(weights) for weight in weights]
+    result[levels.index(max(levels))] += 2**24 - sum(result)
+    return result
+
+
+def read_ids(data: bytes, tables: list[dict[int, int]], sizes: list[int]) -> list[list[int]]:
+    words = list(struct.unpack(f"<{len(data) // 4}I", data))
+    state = 0
+    while state < 2**32 and words:
+        state = state << 32 | words.pop()
+    maps = []
+    for table, size in zip(tables, sizes, strict=True):
+        symbols = list(table)
+        if len(symbols) == 1:
+            maps.append(symbols * size)
+            continue
+        frequency = table_frequencies(list(table.values()))
+        owner = np.repeat(np.arange(len(symbols)), frequency)
+        start = np.cumsum([0, *frequency]).tolist()
+        ids = []
+        for _ in range(size):
+            quantile = state % 2**24
+            j = int(owner[quantile])
+            ids.append(symbols[j])
+            state = (state >> 24) * frequency[j] + quantile - start[j]
+            if state < 2**32 and words:
+                state = state << 32 | words.pop()
+        maps.append(ids)
+    assert state == 0
+    assert not words
+    return maps
+
+
+def read_vector(bits: Bits, size: int) -> tuple[bool, list[Any]]:
+    """Whether the values are bit patterns, and the values."""
+    mode = bits.u(2)
+    if mode == 2:
+        width = bits.u(7)
+        return True, [bits.u(width) for _ in range(size)]
+    half_octaves, low, width = bits.u(13) - 4096, bits.zz(8), bits.u(6)
+    step = math.ldexp(1.0 if half_octaves % 2 == 0 else 1.4142135623730951, half_octaves // 2)
+    values = [float(low + bits.u(width)) * step for _ in range(size)]
+    return False, values if mode == 0 else np.exp2(np.array(values)).tolist()
+
+
+def rounded(values: list[float], dtype: str) -> np.ndarray:
+    """Bit patterns of float64 values at a dtype."""
+    double = np.array(values, dtype=np.float64)
+    if dtype == "float64":
+        return double.view(np.uint64)
+    with np.errstate(over="ignore"):
+        single = double.astype(np.float32)
+        if dtype == "float16":
+            return single.astype(np.float16).view(np.uint16)
+    if dtype == "float32":
+        return single.view(np.uint32)
+    bits = single.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """Ids and dense weights (floating ones as bit patterns, raw ones as bytes) of a file."""
+    manifest, sections = read_container(data)
+    names, shapes, dtypes, kinds = (manifest[key] for key in ("names", "shapes", "dtypes", "kinds"))
+    places = {letter: [i for i, kind in enumerate(kinds) if kind == letter] for letter in "surt"}
+    bank = read_bank(sections["bank"], len(places["s"]))
+    cut = manifest["split"][0]
+    tables = read_tables(sections["maps"][:cut], len(places["s"]))
+    sizes = [math.prod(shapes[i]) for i in places["s"]]
+    maps = read_ids(sections["maps"][cut:], tables, sizes)
+    dense: dict[str, Any] = {}
+    outliers, position, escape = sections.get("outliers", b""), 0, len(bank["means"])
+    for t, i in enumerate(places["s"]):
+        weights = rounded([mean * bank["scales"][t] for mean in bank["means"]] + [0.0], dtypes[i])[maps[t]]
+        width = WIDTHS[dtypes[i]]
+        for place in [place for place, symbol in enumerate(maps[t]) if symbol == escape]:
+            weights[place] = int.from_bytes(outliers[position : position + width], "little")
+            position += width
+        dense[names[i]] = weights.reshape(shapes[i])
+    assert position == len(outliers)
+    cut = manifest["split"][1]
+    bits = Bits(sections.get("values", b"")[:cut])
+    for i in places["u"]:
+        exact, values = read_vector(bits, math.prod(shapes[i]))
+        pattern = np.array(values, dtype=f"u{WIDTHS[dtypes[i]]}") if exact else rounded(values, dtypes[i])
+        dense[names[i]] = pattern.reshape(shapes[i])
+    frame = sections.get("values", b"")[cut:]
+    raw, position = zstandard.ZstdDecompressor().decompress(frame) if frame else b"", 0
+    for i, size in zip(places["r"], manifest["raw"], strict=True):
+        dense[names[i]] = raw[position : position + size]
+        position += size
+    for i in places["t"]:
+        dense[names[i]] = dense[manifest["ties"][names[i]]]
+    ids = {names[i]: part for i, part in zip(places["s"], maps, strict=True)}
+    return {"ids": ids, "dense": {name: dense[name] for name in names}, "bank": bank, "noise": manifest["noise"]}
+
+
+def assert_agrees(path: Path) -> None:
+    """The page's decoder and the library's give the same ids and weights."""
+    from gbnn_compress.codec.artifact import read_artifact
+    from gbnn_compress.weights.blocks import bit_patterns, raw_bytes_of
+    from gbnn_compress.weights.rebuild import component_deviations, rebuild
+
+    page, artifact = decode(path.read_bytes()), read_artifact(path)
+    library = rebuild(artifact)
+    kinds = {info.name: info.kind for info in artifact.tensors}
+    assert page["bank"]["means"] == artifact.bank.means.tolist()
+    assert page["bank"]["logs"] == artifact.bank.log_sigmas.tolist()
+    assert page["bank"]["scales"] == artifact.scales.tolist()
+    assert page["bank"]["errors"] == artifact.relative_rmse.tolist()
+    for index, index_map in enumerate(artifact.maps):
+        ids = page["ids"][index_map.name]
+        assert ids == index_map.ids.tolist()
+        deviations = posterior_deviations(page, ids, page["bank"]["scales"][index])
+        np.testing.assert_allclose(component_deviations(artifact, index), deviations, rtol=1e-12)
+    assert list(page["dense"]) == list(library)
+    for name, tensor in library.items():
+        got = page["dense"][name]
+        if kinds[name] == "raw":
+            assert got == raw_bytes_of(tensor), name
+            continue
+        assert got.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(got, bit_patterns(tensor).reshape(tensor.shape), err_msg=name)
+
+
+def posterior_deviations(page: dict[str, Any], ids: list[int], scale: float) -> list[float]:
+    bank = page["bank"]
+    members = [ids.count(k) for k in range(len(bank["means"]))]
+    return [
+        page["noise"] * scale * math.exp(log) / math.sqrt(count) if count and mean else 0.0
+        for mean, log, count in zip(bank["means"], bank["logs"], members, strict=True)
+    ]
+
+
+def test_golden_file() -> None:
+    assert_agrees(GOLDEN)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_compressed_network(tmp_path: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from gbnn_compress.pipeline import compress
+
+    random = np.random.RandomState(7)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(random.laplace(size=shape)).to(getattr(torch, dtype))
+
+    network = {
+        "conv.weight": tensor(16, 8, 3, 3),
+        "bn.weight": tensor(16),
+        "bn.bias": tensor(16),
+        "bn.running_mean": tensor(16),
+        "bn.running_var": tensor(16).abs() + 0.1,
+        "bn.num_batches_tracked": torch.tensor(7),
+        "zeros.weight": torch.zeros(3, 5, dtype=getattr(torch, dtype)),
+        "fc.weight": tensor(20, 64),
+        "fc.bias": tensor(20),
+    }
+    network["fc.weight"][0, 0] = 3e4
+    save_file(network, tmp_path / "net.safetensors")
+    path = tmp_path / "net.gbnn.safetensors"
+    compress(tmp_path / "net.safetensors", target_ratio=2, output=path)
+    assert_agrees(path)
+
+
+def test_a_bank_of_many_components(tmp_path: Path) -> None:
+    from gbnn_compress.codec.artifact import encode_artifact
+    from gbnn_compress.codec.bank import round_bank
+    from gbnn_compress.types import Bank, IndexMap, TensorInfo
+
+    random = np.random.RandomState(3)
+    bank = round_bank(Bank(np.sort(random.normal(size=700)), random.normal(size=700)), exponent=-14)
+    maps = [
+        IndexMap("wide", random.randint(0, 700, 600).astype(np.uint16), np.empty(0, np.uint16)),
+        IndexMap("few", random.choice([3, 650], 40, p=[0.95, 0.05]).astype(np.uint16), np.empty(0, np.uint32)),
+        IndexMap("outliers", np.full(6, 700, dtype=np.uint16), random.randint(0, 99, 6).astype(np.uint64)),
+    ]
+    data = encode_artifact(
+        tensors=[
+            TensorInfo("wide", (20, 30), "bfloat16", "shared"),
+            TensorInfo("few", (4, 10), "float32", "shared"),
+            TensorInfo("outliers", (2, 3), "float64", "shared"),
+        ],
+        bank=bank,
+        exponent=-14,
+        scales=np.array([0.0625, 3.0, 1.0]),
+        relative_rmse=np.zeros(3),
+        maps=maps,
+        vectors=[],
+        raw=[],
+        facts={"noise": 0.5},
+    )
+    path = tmp_path / "net.gbnn.safetensors"
+    path.write_bytes(data)
+    assert_agrees(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "pattern"),
+    [
+        # One and a half steps, and a little: rounding twice loses the little.
+        (1 + 2.0**-11 + 2.0**-40, "float16", 0x3C00),
+        (1 + 2.0**-8 + 2.0**-40, "bfloat16", 0x3F80),
+        (1 + 2.0**-24, "float32", 0x3F800000),
+        (7e4, "float16", 0x7C00),
+    ],
+)
+def test_rounding_is_that_of_torch(value: float, dtype: str, pattern: int) -> None:
+    import torch
+
+    from gbnn_compress.weights.blocks import bit_patterns
+
+    tensor = torch.full((33,), value, dtype=torch.float64).to(getattr(torch, dtype))
+    assert rounded([value], dtype).tolist() == [pattern]
+    assert set(bit_patterns(tensor).tolist()) == {pattern}

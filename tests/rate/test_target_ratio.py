@@ -1,0 +1,107 @@
+"""A file has the wanted ratio, and hardly more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rate_networks import floating_size, random_network
+from safetensors.torch import save_file
+
+from gbnn_compress.pipeline import compress
+
+TOLERANCE = 1.03
+
+
+def compressed(folder: Path, network: dict[str, torch.Tensor], **options: Any) -> dict[str, Any]:
+    save_file(network, folder / "net.safetensors")
+    return compress(folder / "net.safetensors", output=folder / "net.gbnn.safetensors", **options)
+
+
+def misses(folder: Path, cases: list[tuple[int, float]], *, key: str = "ratio", **options: Any) -> list[str]:
+    """Seeds and targets of networks that `key` of the report does not meet."""
+    dtype = options.pop("dtype", torch.float32)
+    found = []
+    for seed, ratio in cases:
+        report = compressed(folder, random_network(seed, dtype=dtype), target_ratio=ratio, **options)
+        if not ratio <= report[key] <= TOLERANCE * ratio:
+            found.append(f"seed {seed}: wanted {ratio}, got {report[key]:.5g}")
+    return found
+
+
+def drawn(count: int, low: float, high: float, *, seed: int) -> list[tuple[int, float]]:
+    """Seeds, and ratios evenly spread in their logarithm."""
+    random = np.random.RandomState(seed)
+    ratios = np.exp(random.uniform(np.log(low), np.log(high), count))
+    return [(int(random.randint(1000)), float(f"{ratio:.4g}")) for ratio in ratios]
+
+
+JUMPS = [(70, 7.418977999928053), (600, 9.752998351670884), (870, 36.541021418515584)]
+"""Networks whose size jumps near the target."""
+
+UNFIXED = pytest.mark.xfail(strict=True, reason="the last attempt is kept even where an earlier one met the target")
+
+
+@UNFIXED
+def test_bytes_meet_the_target(tmp_path: Path) -> None:
+    assert misses(tmp_path, drawn(6, 2, 40, seed=1) + JUMPS) == []
+
+
+@UNFIXED
+def test_parameters_meet_the_target(tmp_path: Path) -> None:
+    assert misses(tmp_path, [(3, 2.5), (3, 12.0)], key="parameter_ratio", ratio_of="parameters") == []
+
+
+def test_bytes_of_a_half_precision_checkpoint_meet_the_target(tmp_path: Path) -> None:
+    assert misses(tmp_path, drawn(2, 2, 18, seed=2), dtype=torch.float16) == []
+
+
+def test_ratios_of_the_report_are_those_of_the_file(tmp_path: Path) -> None:
+    network = random_network(3)
+    report = compressed(tmp_path, network, target_ratio=50, ratio_of="parameters")
+    size = (tmp_path / "net.gbnn.safetensors").stat().st_size
+    assert report["artifact"]["bytes"] == size
+    assert report["ratio"] == pytest.approx(floating_size(network) / size)
+    weights, live = report["weights"], report["bank"]["components"]
+    counted = weights["shared"] + weights["outliers"] + weights["unshared"]
+    assert counted == sum(tensor.numel() for tensor in network.values() if tensor.is_floating_point())
+    parameters = 2 * live + 2 * weights["outliers"] + weights["unshared"]
+    assert report["parameter_ratio"] == pytest.approx(2 * counted / parameters)
+    assert report["target_met"] == (50 <= report["parameter_ratio"])
+
+
+def test_no_compression_at_all_is_a_target_like_any_other(tmp_path: Path) -> None:
+    report = compressed(tmp_path, {"w": random_network(4)["conv2.weight"]}, target_ratio=1)
+    assert 1 <= report["ratio"] <= TOLERANCE
+    assert report["target_met"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (10, 10)])
+def test_a_network_smaller_than_any_file_misses_and_says_so(tmp_path: Path, shape: tuple[int, int]) -> None:
+    report = compressed(tmp_path, {"w": torch.linspace(-1, 1, shape[0] * shape[1]).reshape(shape)}, target_ratio=2)
+    assert not report["target_met"]
+    assert report["ratio"] < 2
+
+
+def test_a_small_network_meets_a_small_target(tmp_path: Path) -> None:
+    report = compressed(tmp_path, {"w": random_network(5)["fc.weight"][:, :100].contiguous()}, target_ratio=2)
+    assert 2 <= report["ratio"] <= TOLERANCE * 2
+
+
+def test_a_damage_within_reach(tmp_path: Path) -> None:
+    report = compressed(tmp_path, random_network(6), max_drop=1.0)
+    assert 0.5 <= report["damage"]["drop"] <= 1.0
+    assert report["target_met"]
+
+
+def test_same_seed_same_bytes_but_for_the_order_of_the_metadata(tmp_path: Path) -> None:
+    network, path = random_network(7), tmp_path / "net.gbnn.safetensors"
+    files = []
+    for _ in range(2):
+        compressed(tmp_path, network, target_ratio=10)
+        data = path.read_bytes()
+        files.append(data[8 + int.from_bytes(data[:8], "little") :])
+    assert files[0] == files[1]
