@@ -11,9 +11,7 @@ def command(
     artifact: options.Artifact,
     output: Annotated[
         str,
-        typer.Option(
-            "-o", "--output", metavar="FILE.safetensors", help="The file to write.", show_default=False
-        ),
+        typer.Option("-o", "--output", metavar="FILE.safetensors", help="The file to write.", show_default=False),
     ],
     sample: Annotated[
         int | None,

@@ -19,9 +19,7 @@ def command(
     second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     data: Annotated[
         str | None,
-        typer.Option(
-            "--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."
-        ),
+        typer.Option("--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."),
     ] = None,
     arch: options.Architecture = None,
     samples: options.Samples = 16,

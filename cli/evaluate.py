@@ -63,6 +63,4 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None) -> "Iterator[Re
     draws = f", {result['samples']} posterior draws" if result["samples"] > 1 else ""
     yield tables.metrics(f"on {data}", [(f"{Path(result['model']).name}{draws}", result)])
     if ood is not None:
-        yield tables.line(
-            f"OOD AUROC against {ood}: {result['ood']['auroc']:.3f} (0.5: cannot tell them apart)"
-        )
+        yield tables.line(f"OOD AUROC against {ood}: {result['ood']['auroc']:.3f} (0.5: cannot tell them apart)")

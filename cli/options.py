@@ -37,9 +37,7 @@ def number(text: str) -> float:
 CHECKPOINT_HELP = "A .safetensors, .pth, .pt, .th or .bin file with a network's weights."
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP, show_default=False)]
-Artifact = Annotated[
-    str, typer.Argument(metavar="ARTIFACT", help="A file that `compress` wrote.", show_default=False)
-]
+Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="A file that `compress` wrote.", show_default=False)]
 TargetRatio = Annotated[
     str | None,
     typer.Option("--target-ratio", metavar="RATIO", help="How many times smaller: 50, 50x or 2%."),
@@ -79,9 +77,7 @@ EvalData = Annotated[
         " torchvision/CIFAR10:ROOT.",
     ),
 ]
-RecipeName = Annotated[
-    str, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")
-]
+RecipeName = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("-s", "--set", metavar="KEY=VALUE", help="Override one value of the recipe; repeatable."),
@@ -90,12 +86,8 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - puts it alone on stdout."),
 ]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")
-]
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="Where the network runs: auto, cpu, cuda, ...")
-]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the network runs: auto, cpu, cuda, ...")]
 Samples = Annotated[
     int,
     typer.Option(
@@ -109,17 +101,13 @@ Mean = Annotated[
     str | None,
     typer.Option("--mean", metavar="R,G,B", help="Preprocessing: mean by channel, in units of 0 to 1."),
 ]
-Std = Annotated[
-    str | None, typer.Option("--std", metavar="R,G,B", help="Preprocessing: deviation by channel.")
-]
+Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Preprocessing: deviation by channel.")]
 ImageSize = Annotated[
     int | None,
     typer.Option("--image-size", metavar="N", parser=whole_number, help="Preprocessing: height and width."),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
-Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", help="Every layer in the tables; the traceback of a bug.")
-]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Every layer in the tables; the traceback of a bug.")]
 
 
 def parse_ratio(text: str | None) -> float | None:

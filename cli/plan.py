@@ -54,9 +54,7 @@ def command(
         import gbnn_compress
 
         console.check_json_target(json, the_checkpoint=checkpoint)
-        options.parse_evaluation(
-            eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
-        )
+        options.parse_evaluation(eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device)
         plan = gbnn_compress.plan(
             checkpoint,
             ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
@@ -76,9 +74,7 @@ def _check(wanted: float | None, max_drop: float | None, ratio_of: str) -> None:
     if wanted is not None and max_drop is not None:
         raise GbnnError("give `--target-ratio` or `--max-drop`, not both")
     if wanted is not None and not 1 <= wanted < float("inf"):
-        raise GbnnError(
-            f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {wanted:g}"
-        )
+        raise GbnnError(f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {wanted:g}")
     if ratio_of not in ("artifact", "parameters"):
         raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
 
@@ -94,9 +90,7 @@ def _view(
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
     yield ""
     notes = [("unwrapped", note) for note in checkpoint.get("notes", [])]
-    yield tables.facts(
-        [*_tensor_facts(plan["tensors"]), ("architecture", architecture(checkpoint, arch)), *notes]
-    )
+    yield tables.facts([*_tensor_facts(plan["tensors"]), ("architecture", architecture(checkpoint, arch)), *notes])
     yield ""
     shown = [rate for rate in rates if _reached(rate) or rate["target_ratio"] == wanted]
     yield tables.table(
@@ -165,9 +159,7 @@ def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
     fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
     if not fitting:
         return f"none of these ratios is predicted to lose at most {max_drop:g} points"
-    return (
-        f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {max_drop:g} points"
-    )
+    return f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {max_drop:g} points"
 
 
 def _seconds(plan: dict[str, Any]) -> str:

@@ -31,10 +31,7 @@ def show(name: Name) -> int:
     from gbnn_compress.recipe import Recipe, resolve
 
     values = resolve(name).model_dump()
-    entries = [
-        f"# {Recipe.model_fields[key].description}\n{key}: {_scalar(value)}\n"
-        for key, value in values.items()
-    ]
+    entries = [f"# {Recipe.model_fields[key].description}\n{key}: {_scalar(value)}\n" for key, value in values.items()]
     console.write_stdout("\n".join(entries))
     return 0
 

@@ -102,9 +102,7 @@ def _require_file_like(word: str, commands: Iterable[str]) -> None:
     if path.suffix or len(path.parts) > 1 or path.exists():
         return
     names = list(commands)
-    raise GbnnError(
-        f"`{word}` is neither a command nor a file{nearest(word, names)}; commands: {', '.join(names)}"
-    )
+    raise GbnnError(f"`{word}` is neither a command nor a file{nearest(word, names)}; commands: {', '.join(names)}")
 
 
 def _options_with_value(commands: Mapping[str, Any]) -> set[str]:

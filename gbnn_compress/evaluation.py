@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
+from gbnn_compress.codec.container import FORMAT
 from gbnn_compress.errors import ArchitectureError, GbnnError
 from gbnn_compress.output.sizes import SCHEMA
-from gbnn_compress.tasks import Dataset, Preprocessing, build_network, default_preprocessing, load_data, load_weights
+from gbnn_compress.tasks import (
+    Dataset,
+    Preprocessing,
+    build_network,
+    default_preprocessing,
+    load_data,
+    load_weights,
+)
 from gbnn_compress.types import Artifact, Checkpoint
 from gbnn_compress.variational import metrics
 from gbnn_compress.variational.predict import logits
@@ -68,7 +77,7 @@ def evaluate(
         GbnnError: Bad model, architecture or data.
     """
     loaded = read_model(Path(model))
-    bench = _Bench(loaded, evaluation, architecture)
+    bench = Bench(loaded, evaluation, architecture)
     probabilities = bench.probabilities(loaded, seed=seed)
     result = {
         "schema": SCHEMA,
@@ -84,22 +93,20 @@ def evaluate(
 
 
 def evaluate_compression(
-    checkpoint: Checkpoint,
-    artifact_path: Path,
-    evaluation: Evaluation,
-    *,
-    architecture: str | None,
-    safe_ratio: float,
-    seed: int,
+    bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The report's `evaluation` and its measured `damage`.
+
+    Args:
+        bench: The network and the data.
+        checkpoint: Before.
+        artifact: After.
+        seed: Of the first posterior draw.
 
     Returns:
         Metrics of the checkpoint (`before`), of the artifact by Monte-Carlo (`after`) and at the posterior mean
         (`mean`); and drop (points), agreement and logit KL (nats) of the posterior mean.
     """
-    artifact = read_artifact(artifact_path)
-    bench = _Bench(checkpoint, evaluation, architecture)
     before = bench.probabilities(checkpoint, seed=seed)
     mean = bench.run(rebuild(artifact))
     after = bench.probabilities(artifact, seed=seed)
@@ -110,9 +117,8 @@ def evaluate_compression(
         "agreement": metrics.agreement(before, mean),
         "logit_kl": metrics.logit_kl(before, mean),
         "measured": True,
-        "safe_ratio": safe_ratio,
     }
-    return {"data": evaluation.data, "samples": evaluation.samples, **summaries}, damage
+    return {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}, damage
 
 
 def diff(
@@ -152,7 +158,7 @@ def diff(
     }
     if evaluation is None:
         return result
-    bench = _Bench(models[0], evaluation, architecture, labels=None)
+    bench = Bench(models[0], evaluation, architecture, labels=None)
     p, q = bench.run(a), bench.run(b)
     result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
     if bench.data.labels is not None:
@@ -175,7 +181,7 @@ def is_artifact(path: Path) -> bool:
     if not path.is_file():
         return False
     with path.open("rb") as file:
-        return b'"format":"gbnn-compress"' in file.read(4096)
+        return f'{{"__metadata__":{{"{FORMAT}":'.encode() in file.read(64)
 
 
 def dense(model: Checkpoint | Artifact) -> Mapping[str, torch.Tensor]:
@@ -206,7 +212,7 @@ def known_architecture(model: Checkpoint | Artifact) -> str:
     )
 
 
-class _Bench:
+class Bench:
     """One network and one data set, to run several sets of weights on."""
 
     def __init__(
@@ -222,7 +228,9 @@ class _Bench:
         self.evaluation = evaluation
         self.architecture = architecture or known_architecture(model)
         self.device = _device(evaluation.device)
-        self.network = build_network(self.architecture, n_classes=find_architectures(shapes_of(model)).n_classes).to(self.device)
+        self.network = build_network(self.architecture, n_classes=find_architectures(shapes_of(model)).n_classes).to(
+            self.device
+        )
         self.data = load_data(evaluation.data, labels=labels)
         self.option = "--data"
         load_weights(self.network, dense(model), spec=self.architecture)
@@ -232,10 +240,10 @@ class _Bench:
         """int64 (N,)."""
         return self.data.labels
 
-    def on(self, data: Dataset, *, option: str) -> _Bench:
+    def on(self, data: Dataset, *, option: str) -> Bench:
         """The same network on other data."""
-        other = object.__new__(_Bench)
-        other.__dict__.update(self.__dict__, data=data, option=option)
+        other = copy.copy(self)
+        other.data, other.option = data, option
         return other
 
     def probabilities(self, model: Checkpoint | Artifact, *, seed: int) -> torch.Tensor:
@@ -272,7 +280,12 @@ def _device(name: str) -> torch.device:
 
 def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
     if a.shape != b.shape:
-        return {"name": name, "shapes": [list(a.shape), list(b.shape)], "relative_rmse": None, "max_error": None}
+        return {
+            "name": name,
+            "shapes": [list(a.shape), list(b.shape)],
+            "relative_rmse": None,
+            "max_error": None,
+        }
     difference, reference = (b.double() - a.double()).abs(), a.double()
     norm = float((reference**2).sum().sqrt())
     error = float((difference**2).sum().sqrt())

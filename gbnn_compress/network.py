@@ -108,7 +108,9 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
 
     target = Path(output)
     if target.suffix != ".safetensors":
-        raise GbnnError(f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors")
+        raise GbnnError(
+            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors"
+        )
     if target.exists() and target.samefile(path):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     tensors = rebuild(read_artifact(Path(path)), seed=seed)

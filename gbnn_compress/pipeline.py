@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gbnn_compress.codec import container
-from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, read_artifact
-from gbnn_compress.codec.values import encode_vectors
+from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes, read_artifact
+from gbnn_compress.codec.values import Vector, encode_vectors
 from gbnn_compress.errors import ArtifactError, GbnnError, OutputError
-from gbnn_compress.evaluation import Evaluation, evaluate_compression
+from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
 from gbnn_compress.output import sizes
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook
@@ -30,8 +29,12 @@ from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.blocks import raw_bytes_of
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.posterior import data_free_posterior, typical_size
+from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_shapes, select
 from gbnn_compress.weights.values import code_values
+
+if TYPE_CHECKING:
+    import torch
 
 SUFFIX = ".gbnn.safetensors"
 
@@ -46,8 +49,10 @@ CLOSE = 0.993
 
 ATTEMPTS = 6
 
-MANIFEST_BYTES = 1500
-"""First guess of what the header and the manifest take; the second attempt knows."""
+PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
+
+FINEST_RATIO = 4.0
+"""The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch", "zstandard")
 
@@ -69,6 +74,7 @@ class Prepared:
         n_classes: Rows of the last matrix, taken as the number of classes.
         floating_bytes: Bytes that the ratio counts.
         n_unshared: Floating values that are not shared.
+        facts: What the manifest says of the checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -81,6 +87,7 @@ class Prepared:
     n_classes: int
     floating_bytes: int
     n_unshared: int
+    facts: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -137,43 +144,46 @@ def compress(
     chosen = resolve(recipe, settings)
     _check_target(target_ratio, max_drop, ratio_of)
     source = Path(checkpoint)
-    path = _output_path(source, output)
+    path = default_output(source) if output is None else Path(output)
+    _check_output(source, path)
     clock = Clock()
     with clock("read"):
         tell(f"reading {source.name}")
         read = read_checkpoint(source)
         selection = select(read)
+        names = _architectures(read, architecture)
+        bench = Bench(read, evaluation, architecture) if evaluation is not None else None
+    facts = {
+        **_provenance(read, names, recipe=chosen, seed=seed),
+        "target_ratio": target_ratio,
+        "max_drop": max_drop,
+        "ratio_of": ratio_of,
+        "noise": chosen.noise,
+    }
     with clock("fit"):
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
-        finest = target_ratio if target_ratio and ratio_of == "artifact" else 4.0
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest)
+        finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
+        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts)
     with clock("merge"):
         tell("merging components until the file meets the target")
-        names = _architectures(read, architecture)
-        facts = {
-            **_provenance(read, names, recipe=chosen, seed=seed),
-            "target_ratio": target_ratio,
-            "ratio_of": ratio_of,
-            "components_before_merging": prepared.problem.mixture_size,
-            "noise": chosen.noise,
-        }
-        result = _meet(prepared, facts, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
+        result = _meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
     with clock("encode"):
         tell(f"writing and verifying {path.name}")
         container.write_atomically(path, result.encoded, verify=lambda file: _verify(file, result.maps))
-        report = sizes.report(read_artifact(path))
-    report["checkpoint"] = {"path": str(source), **report["checkpoint"], "architecture_candidates": list(names)}
-    report["artifact"] = {
-        "path": str(path),
-        "sha256": hashlib.sha256(result.encoded).hexdigest(),
-        **report["artifact"],
+        artifact = read_artifact(path)
+    report = sizes.report(artifact)
+    report["checkpoint"] = {
+        "path": str(source),
+        **report["checkpoint"],
+        "architecture_candidates": list(names),
     }
+    report["artifact"] = {"path": str(path), **report["artifact"]}
     report["target_met"] = result.met
-    if evaluation is not None:
-        tell(f"evaluating on {evaluation.data}")
-        report["evaluation"], report["damage"] = evaluate_compression(
-            read, path, evaluation, architecture=architecture, safe_ratio=report["damage"]["safe_ratio"], seed=seed
-        )
+    if bench is not None:
+        tell(f"evaluating on {bench.evaluation.data}")
+        report["evaluation"], measured = evaluate_compression(bench, read, artifact, seed=seed)
+        report["damage"] = {**report["damage"], **measured}
+        report["warnings"] = _warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
     report["timings"] = clock.timings()
     return report
 
@@ -181,7 +191,7 @@ def compress(
 def plan(
     checkpoint: str | Path,
     *,
-    ratios: Sequence[float] = (4, 6, 8, 10, 12, 16, 24, 32, 50),
+    ratios: Sequence[float] = PLANNED_RATIOS,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     architecture: str | None = None,
@@ -208,15 +218,19 @@ def plan(
         selection = select(read)
     chosen = resolve(recipe, settings)
     with clock("fit"):
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=min(ratios))
+        names = _architectures(read, architecture)
+        facts = _provenance(read, names, recipe=chosen, seed=0)
+        prepared = prepare(read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts)
     with clock("merge"):
         rates = [_rate(prepared, ratio) for ratio in ratios]
         safe = _safe_ratio(prepared)
-    names = _architectures(read, architecture)
-    facts = _provenance(read, names, recipe=chosen, seed=0)["checkpoint"]
     return {
         "schema": sizes.SCHEMA,
-        "checkpoint": {"path": str(checkpoint), **facts, "architecture_candidates": list(names)},
+        "checkpoint": {
+            "path": str(checkpoint),
+            **facts["checkpoint"],
+            "architecture_candidates": list(names),
+        },
         "tensors": [asdict(info) for info in tensor_infos(read, selection)],
         "rates": rates,
         "safe_ratio": safe,
@@ -225,15 +239,32 @@ def plan(
     }
 
 
-def prepare(checkpoint: Checkpoint, selection: Selection, *, recipe: Recipe, finest_ratio: float) -> Prepared:
-    """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up."""
+def prepare(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    recipe: Recipe,
+    finest_ratio: float,
+    facts: Mapping[str, Any],
+) -> Prepared:
+    """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
+
+    Args:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        recipe: The configuration.
+        finest_ratio: Smallest ratio that will be asked for.
+        facts: What the manifest will say of the checkpoint.
+    """
     tensors = checkpoint.tensors
     posteriors = data_free_posterior(tensors, selection.shared)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
-    typical = typical_size(sizes_)
+    typical = typical_size([tensors[name].numel() for name in selection.shared])
     counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
-    raw_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    infos = tensor_infos(checkpoint, selection)
+    fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    fixed_bytes += header_bytes(infos, {**facts, **_DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
     problem = fit_path(
         build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
@@ -241,9 +272,7 @@ def prepare(checkpoint: Checkpoint, selection: Selection, *, recipe: Recipe, fin
         log_sigma_weight=recipe.log_sigma_weight,
         max_iterations=recipe.em_iterations,
         value_bits=value_bits,
-        other_bytes=lambda penalty: (
-            len(encode_vectors(_vectors(checkpoint, selection, penalty, typical))) + raw_bytes + MANIFEST_BYTES
-        ),
+        other_bytes=lambda penalty: len(encode_vectors(_vectors(tensors, selection, penalty, typical))) + fixed_bytes,
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -256,6 +285,7 @@ def prepare(checkpoint: Checkpoint, selection: Selection, *, recipe: Recipe, fin
         n_classes=_class_count(checkpoint, selection),
         floating_bytes=counted,
         n_unshared=sum(tensors[name].numel() for name in selection.unshared),
+        facts=facts,
     )
 
 
@@ -287,73 +317,91 @@ class Clock:
         return {**self._stages, "total": time.perf_counter() - self._start}
 
 
-def _meet(
-    prepared: Prepared,
-    facts: Mapping[str, Any],
-    *,
-    target_ratio: float | None,
-    max_drop: float | None,
-    ratio_of: str,
-) -> Result:
+def _meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
     """Find the codebook that meets the target, and encode it."""
     safe_ratio = _safe_ratio(prepared)
 
-    def encode(book: Codebook, exponent: int, maps: Sequence[IndexMap]) -> bytes:
-        return _encode(prepared, book, exponent, maps, _with_damage(prepared, facts, book, safe_ratio))
-
-    def maps_of(book: Codebook) -> list[IndexMap]:
-        return index_maps(prepared.checkpoint.tensors, prepared.posteriors, book, value_bits=prepared.value_bits)
+    def encoded_as(book: Codebook, exponent: int, maps: Sequence[IndexMap]) -> bytes:
+        return _encode(prepared, book, exponent, maps, safe_ratio)
 
     if target_ratio is None:
-        limit_points = float(max_drop or 0.0)
-        book, exponent = solve(
-            prepared.problem, lambda book, _: _damage(prepared, book).drop <= limit_points, finest=False
+        points = float(max_drop or 0.0)
+        book, exponent = solve(prepared.problem, lambda book, _: _damage(prepared, book).drop <= points, finest=False)
+        maps = _maps(prepared, book)
+        return Result(encoded_as(book, exponent, maps), maps, _damage(prepared, book).drop <= points)
+    return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a ratio allows, in bytes of the file or in numbers of the paper's measure.
+
+    Attributes:
+        limit: Not to be exceeded.
+        predicted: What a codebook (with its grid's exponent) will use.
+        used: What a file, of so many components and with these maps, does use.
+    """
+
+    limit: float
+    predicted: Callable[[Codebook, int], float]
+    used: Callable[[bytes, int, Sequence[IndexMap]], float]
+
+
+def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
+    if ratio_of == "artifact":
+        return Budget(
+            prepared.floating_bytes / target_ratio,
+            lambda book, exponent: predicted_bytes(prepared.problem, book, exponent),
+            lambda encoded, n_components, maps: len(encoded),
         )
-        maps = maps_of(book)
-        return Result(encode(book, exponent, maps), maps, True)
-
-    by_bytes = ratio_of == "artifact"
     weights = float(prepared.sizes.sum()) + prepared.n_unshared
-    limit = (prepared.floating_bytes if by_bytes else 2 * weights) / target_ratio
+    return Budget(
+        2 * weights / target_ratio,
+        lambda book, exponent: parameters_of(book, prepared.n_unshared),
+        lambda encoded, n_components, maps: (
+            2 * n_components + 2 * sum(len(m.outliers) for m in maps) + prepared.n_unshared
+        ),
+    )
 
-    def predicted(book: Codebook, exponent: int) -> float:
-        if by_bytes:
-            return predicted_bytes(prepared.problem, book, exponent)
-        return parameters_of(book, prepared.n_unshared)
 
-    def amount(encoded: bytes, book: Codebook, maps: Sequence[IndexMap]) -> float:
-        if by_bytes:
-            return len(encoded)
-        outliers = sum(len(index_map.outliers) for index_map in maps)
-        return 2 * len(book.bank.means) + 2 * outliers + prepared.n_unshared
-
-    aim = MARGIN * limit
+def _meet_budget(
+    prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Sequence[IndexMap]], bytes]
+) -> Result:
+    """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
+    aim, best, best_used = MARGIN * budget.limit, None, -1.0
     for _ in range(ATTEMPTS):
-        book, exponent = solve(prepared.problem, lambda b, e, aim=aim: predicted(b, e) <= aim, finest=True)
-        maps = maps_of(book)
-        encoded = encode(book, exponent, maps)
-        used = amount(encoded, book, maps)
-        if CLOSE * limit <= used <= limit or predicted(book, exponent) > aim:
+        book, exponent = solve(prepared.problem, lambda b, e, aim=aim: budget.predicted(b, e) <= aim, finest=True)
+        maps = _maps(prepared, book)
+        encoded = encoded_as(book, exponent, maps)
+        used = budget.used(encoded, len(book.bank.means), maps)
+        if best_used < used <= budget.limit:
+            best, best_used = (book, exponent, maps, encoded), used
+        if CLOSE * budget.limit <= best_used or budget.predicted(book, exponent) > aim:
             break
-        # What the prediction missed; more than that when over, as the next file may miss by as much again.
-        aim += (MARGIN * limit - used) * (1.5 if used > limit else 1.0)
-    if used * TOLERANCE < limit:
+        aim += (MARGIN * budget.limit - used) * (1.5 if used > budget.limit else 1.0)
+    if best is None:
+        return Result(encoded, maps, False)
+    book, exponent, maps, encoded = best
+    if best_used * TOLERANCE < budget.limit:
         maps = spend_on_outliers(
             prepared.checkpoint.tensors,
             prepared.posteriors,
             maps,
             book.bank.means,
-            fits=lambda maps: amount(encode(book, exponent, maps), book, maps) <= limit,
+            fits=lambda maps: budget.used(encoded_as(book, exponent, maps), len(book.bank.means), maps) <= budget.limit,
         )
-        encoded = encode(book, exponent, maps)
-        used = amount(encoded, book, maps)
-    return Result(encoded, maps, used <= limit)
+        encoded = encoded_as(book, exponent, maps)
+    return Result(encoded, maps, True)
 
 
-def _encode(
-    prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[IndexMap], facts: Mapping[str, Any]
-) -> bytes:
+def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:
+    return index_maps(prepared.checkpoint.tensors, prepared.posteriors, book, value_bits=prepared.value_bits)
+
+
+def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[IndexMap], safe_ratio: float) -> bytes:
     checkpoint, selection = prepared.checkpoint, prepared.selection
+    scales = np.array([posterior.scale for posterior in prepared.posteriors])
+    statistics = recentred_statistics(checkpoint.tensors, maps, means=book.bank.means, scales=scales)
     errors = [
         squared_errors(checkpoint.tensors[posterior.name], posterior, index_map, book.bank.means)
         for posterior, index_map in zip(prepared.posteriors, maps, strict=True)
@@ -362,18 +410,18 @@ def _encode(
         tensors=tensor_infos(checkpoint, selection),
         bank=book.bank,
         exponent=exponent,
-        scales=np.array([posterior.scale for posterior in prepared.posteriors]),
+        scales=scales,
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
-        vectors=_vectors(checkpoint, selection, book.penalty, prepared.typical),
+        vectors=_vectors({**checkpoint.tensors, **statistics}, selection, book.penalty, prepared.typical),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
-        facts=facts,
+        facts={**prepared.facts, **_damage_facts(prepared, book, safe_ratio)},
     )
 
 
-def _vectors(checkpoint: Checkpoint, selection: Selection, penalty: float, typical: float) -> list[Any]:
+def _vectors(tensors: Mapping[str, torch.Tensor], selection: Selection, penalty: float, typical: float) -> list[Vector]:
     step = float(np.sqrt(HIGH_RATE_STEP * penalty / typical))
-    return code_values(checkpoint.tensors, selection.unshared, relative_step=step)
+    return code_values(tensors, selection.unshared, relative_step=step)
 
 
 def _verify(file: Path, maps: Sequence[IndexMap]) -> None:
@@ -392,28 +440,38 @@ def _damage(prepared: Prepared, book: Codebook) -> Damage:
 
 def _safe_ratio(prepared: Prepared) -> float:
     """The largest ratio at which the predicted drop stays within SAFE_DROP."""
-    book, exponent = solve(
-        prepared.problem, lambda book, _: _damage(prepared, book).drop <= SAFE_DROP, finest=False
-    )
+    book, exponent = solve(prepared.problem, lambda book, _: _damage(prepared, book).drop <= SAFE_DROP, finest=False)
     return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
 
 
-def _with_damage(
-    prepared: Prepared, facts: Mapping[str, Any], book: Codebook, safe_ratio: float
-) -> dict[str, Any]:
+def _damage_facts(prepared: Prepared, book: Codebook, safe_ratio: float) -> dict[str, Any]:
     damage = _damage(prepared, book)
+    safe = float(f"{safe_ratio:.3g}")
     rounded = {key: float(f"{value:.3g}") for key, value in asdict(damage).items()}
-    warnings = []
-    if damage.drop > WARN_DROP:
-        warnings.append(
-            f"predicted accuracy drop of {damage.drop:.0f} points: without data this network is thought safe up to "
-            f"about {safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
-        )
     return {
-        **facts,
-        "damage": {**rounded, "measured": False, "safe_ratio": float(f"{safe_ratio:.3g}")},
-        "warnings": warnings,
+        "components_before_merging": prepared.problem.mixture_size,
+        "damage": {**rounded, "measured": False, "safe_ratio": safe},
+        "warnings": _warnings(damage.drop, safe, measured=False),
     }
+
+
+_DAMAGE_PLACEHOLDER = {
+    "components_before_merging": 1000,
+    "damage": {"drop": 0.123, "agreement": 0.123, "logit_kl": 0.123, "measured": False, "safe_ratio": 12.3},
+    "warnings": [],
+}
+"""As long as what `_damage_facts` will say, for the prediction of sizes."""
+
+
+def _warnings(drop: float, safe_ratio: float, *, measured: bool) -> list[str]:
+    if drop <= WARN_DROP:
+        return []
+    if measured:
+        return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
+    return [
+        f"predicted accuracy drop of {drop:.0f} points: without data this network is thought safe up to about "
+        f"{safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+    ]
 
 
 def _rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
@@ -442,9 +500,7 @@ def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]
     return find_architectures(floating_shapes(checkpoint.tensors)).names
 
 
-def _provenance(
-    checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: Recipe, seed: int
-) -> dict[str, Any]:
+def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: Recipe, seed: int) -> dict[str, Any]:
     counted = [t for name, t in checkpoint.tensors.items() if name not in checkpoint.ties and t.is_floating_point()]
     return {
         "checkpoint": {
@@ -464,16 +520,21 @@ def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: 
     if (target_ratio is None) == (max_drop is None):
         raise GbnnError("give either `--target-ratio` (such as 50) or `--max-drop` (such as 1.0)")
     if target_ratio is not None and not 1 <= target_ratio < float("inf"):
-        raise GbnnError(f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {target_ratio:g}")
+        raise GbnnError(
+            f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {target_ratio:g}"
+        )
     if max_drop is not None and not 0 < max_drop <= 100:
         raise GbnnError(f"`--max-drop`: expected accuracy points above 0 and at most 100, got {max_drop:g}")
     if ratio_of not in ("artifact", "parameters"):
         raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
 
 
-def _output_path(source: Path, output: str | Path | None) -> Path:
-    path = Path(output) if output is not None else Path(source.name.removesuffix(source.suffix) + SUFFIX)
+def default_output(checkpoint: str | Path) -> Path:
+    """`<stem>.gbnn.safetensors` in the working directory."""
+    return Path(Path(checkpoint).stem + SUFFIX)
+
+
+def _check_output(source: Path, path: Path) -> None:
     if path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
     container.require_writable(path)
-    return path

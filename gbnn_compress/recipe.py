@@ -25,7 +25,10 @@ class Recipe(BaseModel):
         0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
     )
     noise: float = Field(
-        0.02, ge=0, le=10, description="Posterior deviation of a weight that shares with none, over its scale."
+        0.02,
+        ge=0,
+        le=10,
+        description="Posterior deviation of a weight that shares with none, over its scale.",
     )
 
 
@@ -87,9 +90,7 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
         return Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(
-            f"{where}: `{first['loc'][0]}`: {first['msg'].lower()}, got {first['input']!r}"
-        ) from None
+        raise RecipeError(f"{where}: `{first['loc'][0]}`: {first['msg'].lower()}, got {first['input']!r}") from None
 
 
 def _nearest(word: str, known: Mapping[str, Any]) -> str:

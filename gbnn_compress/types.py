@@ -153,6 +153,7 @@ class Artifact:
         sections: Bytes of each section of the file; they add up to `size_bytes`.
         table_bytes: Bytes of the frequency tables, part of the section `index_maps`.
         size_bytes: Size of the file.
+        sha256: Hex digest of the file's bytes.
     """
 
     tensors: tuple[TensorInfo, ...]
@@ -167,3 +168,4 @@ class Artifact:
     sections: Mapping[str, int]
     table_bytes: int
     size_bytes: int
+    sha256: str

@@ -1,0 +1,1 @@
+"""Integers, sections and files."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gbnn_compress.codec import container
 from gbnn_compress.codec.bank import decode_bank, encode_bank
 from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
 from gbnn_compress.codec.values import Vector, decode_vectors, dequantise, encode_vectors
+from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
 KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
@@ -60,17 +62,15 @@ def encode_artifact(
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
         "values": values + raw_blob,
     }
-    manifest = {
-        "names": [info.name for info in tensors],
-        "shapes": [list(info.shape) for info in tensors],
-        "dtypes": [info.dtype for info in tensors],
-        "kinds": "".join(info.kind[0] for info in tensors),
-        "ties": {info.name: info.tied_to for info in tensors if info.tied_to},
-        "split": [len(table_bytes), len(values)],
-        "raw": [len(part) for part in raw],
-        **facts,
-    }
-    return container.pack(manifest, sections)
+    split, raw_sizes = [len(table_bytes), len(values)], [len(part) for part in raw]
+    return container.pack(_manifest(tensors, facts, split=split, raw_sizes=raw_sizes), sections)
+
+
+def header_bytes(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> int:
+    """About the bytes that header and manifest will take, before anything is encoded."""
+    sections = {"bank": b"b", "maps": b"m", "values": b"v"}
+    manifest = _manifest(tensors, facts, split=[123456, 123456], raw_sizes=[8] * sum(t.kind == "raw" for t in tensors))
+    return len(container.pack(manifest, sections)) - len(sections)
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -80,6 +80,23 @@ def read_artifact(path: Path) -> Artifact:
         ArtifactError: The file is missing, foreign or damaged.
     """
     manifest, sections, size_bytes = container.unpack(path)
+    try:
+        return _decode(manifest, sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        MemoryError,
+        zstandard.ZstdError,
+    ) as error:
+        # Checksums are right, so somebody wrote it so.
+        reason = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
+
+
+def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Artifact:
     tensors = _tensor_infos(manifest)
     by_kind = {kind: [info for info in tensors if info.kind == kind] for kind in KINDS.values()}
     shared = by_kind["shared"]
@@ -90,7 +107,10 @@ def read_artifact(path: Path) -> Artifact:
     small = np.min_scalar_type(len(bank.means))
     sizes = [int(np.prod(info.shape)) for info in shared]
     decode_maps(
-        sections["maps"][split_maps:], tables, sizes, consume=lambda i, part: ids.update({i: part.astype(small)})
+        sections["maps"][split_maps:],
+        tables,
+        sizes,
+        consume=lambda i, part: ids.update({i: part.astype(small)}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
     vectors = decode_vectors(
@@ -110,6 +130,7 @@ def read_artifact(path: Path) -> Artifact:
         sections=_section_bytes(sections, size_bytes),
         table_bytes=split_maps,
         size_bytes=size_bytes,
+        sha256=sha256,
     )
 
 
@@ -118,8 +139,27 @@ def compress_raw(raw: Sequence[bytes]) -> bytes:
     return zstandard.ZstdCompressor(level=19).compress(b"".join(raw)) if raw else b""
 
 
+def _manifest(
+    tensors: Sequence[TensorInfo], facts: Mapping[str, Any], *, split: list[int], raw_sizes: list[int]
+) -> dict[str, Any]:
+    return {
+        "names": [info.name for info in tensors],
+        "shapes": [list(info.shape) for info in tensors],
+        "dtypes": [info.dtype for info in tensors],
+        "kinds": "".join(info.kind[0] for info in tensors),
+        "ties": {info.name: info.tied_to for info in tensors if info.tied_to},
+        "split": split,
+        "raw": raw_sizes,
+        **facts,
+    }
+
+
 def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
     columns = zip(manifest["names"], manifest["shapes"], manifest["dtypes"], manifest["kinds"], strict=True)
+    if len(set(manifest["names"])) != len(manifest["names"]) or any(
+        size < 0 for shape in manifest["shapes"] for size in shape
+    ):
+        raise ValueError("a tensor twice, or of negative size")
     return tuple(
         TensorInfo(name, tuple(shape), dtype, KINDS[kind], manifest["ties"].get(name))
         for name, shape, dtype, kind in columns
@@ -136,15 +176,17 @@ def _with_outliers(
         outliers = np.frombuffer(data, dtype=dtype, count=count, offset=start)
         start += count * dtype.itemsize
         maps.append(IndexMap(info.name, part, outliers))
+    if start != len(data):
+        raise ValueError("more outliers than ids that name one")
     return tuple(maps)
 
 
 def _raw(infos: Sequence[TensorInfo], sizes: Sequence[int], blob: bytes) -> dict[str, bytes]:
     data = zstandard.ZstdDecompressor().decompress(blob) if blob else b""
+    if sum(sizes) != len(data):
+        raise ValueError("raw tensors of the wrong size")
     stops = np.cumsum(sizes, dtype=np.int64)
-    return {
-        info.name: data[stop - size : stop] for info, size, stop in zip(infos, sizes, stops.tolist(), strict=True)
-    }
+    return {info.name: data[stop - size : stop] for info, size, stop in zip(infos, sizes, stops.tolist(), strict=True)}
 
 
 def _section_bytes(sections: Mapping[str, bytes], size_bytes: int) -> dict[str, int]:

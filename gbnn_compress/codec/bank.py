@@ -13,6 +13,22 @@ LOG_SIGMA_STEPS = 8
 
 _EXPONENT_OFFSET = 2048
 
+_SHORT_FLOAT_WIDTH = 20
+
+
+def short_float_codes(numbers: np.ndarray) -> np.ndarray:
+    """uint64 codes of positive float64 numbers: the nearest (1 + m / 256) 2^e, as (e + 2048) << 8 | m; 0 for zero."""
+    fraction, exponent = np.frexp(numbers)
+    scaled = np.rint(fraction * 512).astype(np.int64)  # 256 to 512; 512 carries into the exponent
+    codes = ((exponent.astype(np.int64) - 1 + _EXPONENT_OFFSET) << 8) + scaled - 256
+    return np.where(numbers > 0, codes, 0).astype(np.uint64)
+
+
+def short_floats(codes: np.ndarray) -> np.ndarray:
+    """float64 numbers of `short_float_codes`."""
+    signed = codes.astype(np.int64)
+    return np.where(signed > 0, np.ldexp(1 + (signed & 255) / 256, (signed >> 8) - _EXPONENT_OFFSET), 0.0)
+
 
 def round_bank(bank: Bank, *, exponent: int) -> Bank:
     """Put a bank on the grid that the file stores: means on multiples of 2 ^ exponent, deviations in 1/8 nat.
@@ -31,8 +47,8 @@ def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse:
 
     exponent + 2048 (12 bits); K - 1 (Exp-Golomb of order 8); the first mean's code (zigzag, order 8); the Exp-Golomb
     order of the steps (6 bits); code[k] - code[k-1] - 1 for each next component; log deviations in 1/8 nat as zigzag
-    steps from the one before (order 1; before the first: 0); then the upper 16 bits of the float32 (bfloat16) of
-    each tensor's scale, and of each tensor's relative error.
+    steps from the one before (order 1; before the first: 0); then each tensor's scale, and each tensor's relative
+    error, as 20-bit `short_float_codes`.
     """
     writer = BitWriter()
     codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
@@ -46,7 +62,7 @@ def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse:
     deviations = np.rint(bank.log_sigmas * LOG_SIGMA_STEPS).astype(np.int64)
     writer.write_exp_golomb(zigzag(np.diff(deviations, prepend=0)), order=1)
     for numbers in (scales, relative_rmse):
-        writer.write(numbers.astype(np.float32).view(np.uint32) >> np.uint32(16), width=16)
+        writer.write(short_float_codes(numbers), width=_SHORT_FLOAT_WIDTH)
     return writer.getvalue()
 
 
@@ -69,10 +85,7 @@ def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.nd
     for _ in range(size - 1):
         codes.append(codes[-1] + 1 + reader.read_exp_golomb(order=order))
     steps = [unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)]
-    scales, errors = (
-        (reader.read(n_tensors, width=16).astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
-        for _ in range(2)
-    )
+    scales, errors = (short_floats(reader.read(n_tensors, width=_SHORT_FLOAT_WIDTH)) for _ in range(2))
     means = np.ldexp(np.array(codes, dtype=np.float64), exponent)
     return Bank(means, np.cumsum(steps) / LOG_SIGMA_STEPS), scales, errors
 

@@ -32,7 +32,7 @@ class BitWriter:
 
     def getvalue(self) -> bytes:
         """All bits, padded with zeros to a whole byte."""
-        if not self._values:
+        if not len(self):
             return b""
         values, widths = np.concatenate(self._values), np.concatenate(self._widths)
         ends = np.cumsum(widths)

@@ -34,8 +34,8 @@ def pack(manifest: Mapping[str, Any], sections: Mapping[str, bytes]) -> bytes:
         json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
     )
     arrays = {name: np.frombuffer(data, dtype=np.uint8) for name, data in {**filled, MANIFEST: blob}.items()}
-    metadata = {"format": FORMAT, "version": VERSION, "crc32": f"{zlib.crc32(blob):08x}"}
-    return safetensors.numpy.save(arrays, metadata=metadata)
+    # One entry only: safetensors writes several in no fixed order.
+    return safetensors.numpy.save(arrays, metadata={FORMAT: f"{VERSION} {zlib.crc32(blob):08x}"})
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
@@ -51,23 +51,33 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
         raise ArtifactError(f"`{path}`: expected an artifact, got {'a directory' if path.is_dir() else 'no such file'}")
     try:
         with safetensors.safe_open(path, framework="numpy") as handle:
-            metadata = handle.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ArtifactError(f"`{path}` is not a gbnn-compress artifact but some other safetensors file")
-            if metadata.get("version") != VERSION:
+            stamp = (handle.metadata() or {}).get(FORMAT)
+            if stamp is None:
                 raise ArtifactError(
-                    f"`{path}`: expected format version {VERSION}, got {metadata.get('version')!r}: "
+                    f"`{path}` is not a gbnn-compress artifact but some other safetensors file; "
+                    "compress it first: gbnn-compress FILE --target-ratio 8"
+                )
+            version, _, checksum = stamp.partition(" ")
+            if version != VERSION:
+                raise ArtifactError(
+                    f"`{path}`: expected format version {VERSION}, got {version!r}: "
                     "read it with the gbnn-compress release that wrote it"
                 )
-            sections = {name: handle.get_tensor(name).tobytes() for name in handle.keys()}
+            sections = {name: handle.get_tensor(name).tobytes() for name in handle.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"`{path}` is not a gbnn-compress artifact, or is damaged: {error}") from None
+        raise ArtifactError(
+            f"`{path}` is not a gbnn-compress artifact, or a damaged one ({error}); a checkpoint is to be "
+            "compressed first: gbnn-compress FILE --target-ratio 8"
+        ) from None
     blob = sections.pop(MANIFEST, b"")
-    if f"{zlib.crc32(blob):08x}" != metadata.get("crc32"):
+    if f"{zlib.crc32(blob):08x}" != checksum:
         raise _damaged(path, MANIFEST)
-    manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob))
-    checksums = manifest.pop("crc32")
-    if set(checksums) != set(sections):
+    try:
+        manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob))
+        checksums = manifest.pop("crc32")
+    except (zstandard.ZstdError, ValueError, KeyError, AttributeError, RecursionError):
+        raise _damaged(path, MANIFEST) from None
+    if not isinstance(checksums, dict) or set(checksums) != set(sections):
         raise _damaged(path, "the list of sections")
     for name, data in sections.items():
         if zlib.crc32(data) != checksums[name]:
@@ -115,8 +125,9 @@ def require_writable(path: Path) -> None:
     """
     if not path.parent.is_dir():
         raise OutputError(f"cannot write `{path}`: the folder `{path.parent}` does not exist; make it first")
-    if path.is_dir():
-        raise OutputError(f"cannot write `{path}`: it is a directory; name a file")
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a device or a pipe"
+        raise OutputError(f"cannot write `{path}`: it is {kind}; name a file")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"cannot write `{path}`: no permission to write in `{path.parent}`")
 

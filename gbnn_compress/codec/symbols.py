@@ -129,7 +129,11 @@ def encode_maps(maps: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> byt
 
 
 def decode_maps(
-    data: bytes, tables: Sequence[np.ndarray], sizes: Sequence[int], *, consume: Callable[[int, np.ndarray], None]
+    data: bytes,
+    tables: Sequence[np.ndarray],
+    sizes: Sequence[int],
+    *,
+    consume: Callable[[int, np.ndarray], None],
 ) -> None:
     """Decode index maps, handing each to `consume(tensor index, int32 ids)` in order.
 

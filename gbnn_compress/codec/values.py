@@ -54,8 +54,9 @@ def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.nd
     exponent = int(np.floor(2 * np.log2(step))) if step > 0 else -_EXPONENT_OFFSET
     if abs(exponent) >= _EXPONENT_OFFSET:
         return fallback
-    coordinates = (np.log2(values) if logarithmic else values) / step_of(exponent)
-    if np.abs(coordinates).max() >= 2.0**52:
+    with np.errstate(over="ignore"):
+        coordinates = (np.log2(values) if logarithmic else values) / step_of(exponent)
+    if not np.abs(coordinates).max() < 2.0**52:
         return fallback
     vector = Vector(LOGARITHMIC if logarithmic else LINEAR, exponent, np.rint(coordinates).astype(np.int64))
     return vector if _grid_width(vector.codes) < width else fallback

@@ -1,0 +1,1 @@
+"""Mixtures of 2-D Gaussians: fit, merge, assign."""

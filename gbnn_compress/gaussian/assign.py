@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def decision_intervals(
-    means: np.ndarray, code_lengths: np.ndarray, *, penalty: float
-) -> tuple[np.ndarray, np.ndarray]:
+def decision_intervals(means: np.ndarray, code_lengths: np.ndarray, *, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Cut the line into the intervals on which each component is the cheapest.
 
     A weight x goes to argmin_k (x - m_k)^2 + penalty * L_k. Less x^2, that is a lower envelope of lines, so one

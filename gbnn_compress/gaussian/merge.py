@@ -83,9 +83,7 @@ class _State:
                 self.refresh(int(k))
 
 
-def merge_path(
-    mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, component_bits: float
-) -> MergePath:
+def merge_path(mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, component_bits: float) -> MergePath:
     """Merge all the way down, recording at which lambda each merge begins to pay.
 
     For each component the candidate partner is its nearest in Wasserstein-2; of those pairs the one that adds
@@ -109,7 +107,8 @@ def merge_path(
         slopes.append(state.slope[i])
         state.join(i, j)
     return MergePath(
-        np.array(pairs, dtype=np.int64).reshape(-1, 2), np.maximum.accumulate(np.array(slopes, dtype=np.float64))
+        np.array(pairs, dtype=np.int64).reshape(-1, 2),
+        np.maximum.accumulate(np.array(slopes, dtype=np.float64)),
     )
 
 

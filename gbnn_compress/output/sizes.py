@@ -21,8 +21,9 @@ def report(artifact: Artifact) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "checkpoint": dict(facts["checkpoint"]),
-        "artifact": {"bytes": artifact.size_bytes},
+        "artifact": {"sha256": artifact.sha256, "bytes": artifact.size_bytes},
         "target_ratio": facts["target_ratio"],
+        "max_drop": facts["max_drop"],
         "ratio_of": facts["ratio_of"],
         "ratio": floating_bytes(artifact) / artifact.size_bytes,
         "parameter_ratio": parameter_ratio(artifact, weights),

@@ -1,0 +1,1 @@
+"""Rate control: cells, codebooks, targets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,9 @@ LEVEL_WIDTH = float(np.log(2) / 2)
 LEVELS = np.arange(-4, 5) * LEVEL_WIDTH
 """log(sigma / s_t) in steps of half an octave."""
 
+FARTHEST = 1e100
+"""abs(mu / s_t) is cut here, so that squares are finite; such weights are outliers, kept exactly, anyway."""
+
 
 def row_levels(posterior: Posterior) -> np.ndarray:
     """int64 (rows,), the index in LEVELS nearest to each row's log(sigma / s_t)."""
@@ -33,13 +37,11 @@ def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[sli
     """
     start = 0
     for block in blocks(tensor):
-        yield slice(start, start + len(block)), block / posterior.scale
+        yield slice(start, start + len(block)), np.clip(block / posterior.scale, -FARTHEST, FARTHEST)
         start += len(block)
 
 
-def build_cells(
-    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, resolution: float
-) -> Cells:
+def build_cells(tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, resolution: float) -> Cells:
     """Histogram the points (mu / s_t, log(sigma / s_t)), apart for each tensor.
 
     Cells have the width 1 / resolution around zero, growing in proportion to abs(mu / s_t) outside +-1, so that any
@@ -81,31 +83,35 @@ def _tensor_cells(
     x, level = total / count, np.mod(unique, len(LEVELS))
     order = np.lexsort((x, level))
     spread = np.maximum(square / count - x**2, 0.0)
-    return tuple(
-        column[order] for column in (np.full(len(x), index, dtype=np.int64), level, x, count, spread)
+    return tuple(column[order] for column in (np.full(len(x), index, dtype=np.int64), level, x, count, spread))
+
+
+def nearest_cells(cells: Cells, *, limit: float) -> Cells:
+    """The cells with abs(x) <= limit; all of them when there are none."""
+    inside = np.abs(cells.x) <= limit
+    if not inside.any():
+        return cells
+    return replace(
+        cells,
+        **{name: getattr(cells, name)[inside] for name in ("tensor", "level", "x", "count", "spread")},
     )
 
 
-def pooled_points(
-    cells: Cells, *, log_sigma_weight: float, limit: float, resolution: float
-) -> tuple[np.ndarray, np.ndarray]:
+def pooled_points(cells: Cells, *, log_sigma_weight: float, resolution: float) -> tuple[np.ndarray, np.ndarray]:
     """The cells of all tensors together, as points for the mixture.
 
     Args:
         cells: Cells by tensor.
         log_sigma_weight: c, the weight of log(sigma / s_t) as a coordinate.
-        limit: Cells with a larger abs(x) are left out: they become outliers.
         resolution: Cells a unit of x near zero; coarser than the rate control's, to keep EM fast.
 
     Returns:
         float64 (N, 2) points (mu / s_t, c * log(sigma / s_t)) and float64 (N,) counts.
     """
-    inside = np.abs(cells.x) <= limit
-    bins = _bins(cells.x[inside], resolution)
-    key = bins * len(cells.levels) + cells.level[inside]
+    key = _bins(cells.x, resolution) * len(cells.levels) + cells.level
     unique, owner = np.unique(key, return_inverse=True)
-    count = np.bincount(owner, weights=cells.count[inside])
-    x = np.bincount(owner, weights=(cells.count * cells.x)[inside]) / count
+    count = np.bincount(owner, weights=cells.count)
+    x = np.bincount(owner, weights=cells.count * cells.x) / count
     return np.stack([x, log_sigma_weight * cells.levels[np.mod(unique, len(cells.levels))]], axis=1), count
 
 

@@ -124,7 +124,13 @@ def refine(
 
 
 def assign_cells(
-    cells: Cells, groups: Groups, means: np.ndarray, counts: np.ndarray, *, penalty: float, value_bits: np.ndarray
+    cells: Cells,
+    groups: Groups,
+    means: np.ndarray,
+    counts: np.ndarray,
+    *,
+    penalty: float,
+    value_bits: np.ndarray,
 ) -> np.ndarray:
     """int64 (n_cells,), the component of each cell, K for outliers."""
     ids = np.empty(len(cells.x), dtype=np.int64)

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gbnn_compress.codec.bank import encode_bank, round_bank
-from gbnn_compress.codec.symbols import code_lengths, coarse_levels, encode_tables
+from gbnn_compress.codec.symbols import coarse_levels, code_lengths, encode_tables
 from gbnn_compress.gaussian.merge import MergePath, merge_path
 from gbnn_compress.gaussian.mixture import fit_mixture
 from gbnn_compress.gaussian.segment import Moments, merge_exactly
-from gbnn_compress.rate.cells import pooled_points
+from gbnn_compress.rate.cells import nearest_cells, pooled_points
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, curvature_of, group_cells, refine
 from gbnn_compress.types import Cells, Mixture
 
 EM_LIMIT = 1000.0
-"""Cells beyond this many typical deviations stay out of the mixture; they are outliers or join its ends."""
+"""Cells beyond this many typical deviations stay out of the mixture; they become outliers."""
 
 COMPONENT_BITS = 12.0
 """What the numbers of one component cost."""
@@ -44,7 +44,8 @@ class RateProblem:
     Attributes:
         cells: The weights.
         groups: Their runs.
-        owner: int64 (n_cells,), component of the fitted mixture that each cell starts in.
+        near: The cells within EM_LIMIT; the mixture and its merging know only these.
+        owner: int64 (n_near,), component of the fitted mixture that each near cell starts in.
         path: The merge path over these components.
         mixture_size: Components that the mixture was fitted with.
         value_bits: int64 (T,), bits of an outlier's value.
@@ -53,6 +54,7 @@ class RateProblem:
 
     cells: Cells
     groups: Groups
+    near: Cells
     owner: np.ndarray
     path: MergePath
     mixture_size: int
@@ -79,23 +81,14 @@ def fit_path(
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
     """
-    points, counts = pooled_points(
-        cells, log_sigma_weight=log_sigma_weight, limit=EM_LIMIT, resolution=n_components / 8
-    )
-    if not len(points):
-        points, counts = np.array([[0.0, 0.0]]), np.array([1.0])
+    near = nearest_cells(cells, limit=EM_LIMIT)
+    points, counts = pooled_points(near, log_sigma_weight=log_sigma_weight, resolution=n_components / 8)
     floor = (1.0 / n_components) ** 2
-    mixture, _ = fit_mixture(
-        points, counts, n_components=n_components, floor=floor, max_iterations=max_iterations
-    )
-    mixture, owner = _keep_used(mixture, cells)
-    size = len(mixture.weights)
-    table = np.bincount(owner * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)
-    curvature = np.bincount(owner, weights=cells.count * curvature_of(cells.levels)[cells.level], minlength=size)
-    path = merge_path(
-        mixture, table.reshape(size, cells.n_tensors), curvature, component_bits=COMPONENT_BITS
-    )
-    return RateProblem(cells, group_cells(cells), owner, path, size, value_bits, other_bytes)
+    mixture, _ = fit_mixture(points, counts, n_components=n_components, floor=floor, max_iterations=max_iterations)
+    mixture, owner = _keep_used(mixture, near)
+    moments = _moments(near, owner)
+    path = merge_path(mixture, moments.counts, moments.curvature, component_bits=COMPONENT_BITS)
+    return RateProblem(cells, group_cells(cells), near, owner, path, len(mixture.weights), value_bits, other_bytes)
 
 
 def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
@@ -105,15 +98,15 @@ def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
         The codebook, and the exponent of the bank's grid.
     """
     cells = problem.cells
-    label = _sorted_labels(cells, problem.path.labels(penalty * CUT_BELOW)[problem.owner])
+    label = _sorted_labels(problem.near, problem.path.labels(penalty * CUT_BELOW)[problem.owner])
     runs = merge_exactly(
-        _moments(cells, label),
+        _moments(problem.near, label),
         penalty=penalty,
         component_bits=COMPONENT_BITS,
         entry_bits=ENTRY_BITS,
         longest=LONGEST_RUN,
     )
-    moments = _moments(cells, runs[label])
+    moments = _moments(problem.near, runs[label])
     book = refine(
         cells,
         problem.groups,
@@ -138,9 +131,7 @@ def _sorted_labels(cells: Cells, label: np.ndarray) -> np.ndarray:
 def _moments(cells: Cells, label: np.ndarray) -> Moments:
     size = int(label.max()) + 1
     mass = cells.count * curvature_of(cells.levels)[cells.level]
-    counts = np.bincount(
-        label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors
-    )
+    counts = np.bincount(label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)
     curvature, first, second = (
         np.bincount(label, weights=mass * power, minlength=size) for power in (1.0, cells.x, cells.x**2)
     )
@@ -157,9 +148,7 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> floa
     zeros = np.zeros(problem.cells.n_tensors)
     bank = encode_bank(book.bank, exponent=exponent, scales=zeros, relative_rmse=zeros)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
-    return (
-        (id_bits + outlier_bits) / 8 + len(encode_tables(levels)) + len(bank) + problem.other_bytes(book.penalty)
-    )
+    return (id_bits + outlier_bits) / 8 + len(encode_tables(levels)) + len(bank) + problem.other_bytes(book.penalty)
 
 
 def parameters_of(book: Codebook, n_unshared: int) -> float:

@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 
 def index_maps(
-    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], book: Codebook, *, value_bits: np.ndarray
+    tensors: Mapping[str, torch.Tensor],
+    posteriors: Sequence[Posterior],
+    book: Codebook,
+    *,
+    value_bits: np.ndarray,
 ) -> list[IndexMap]:
     """Assign every weight, with the code lengths that the codebook's counts give.
 
@@ -62,9 +66,7 @@ def squared_errors(
     return error, total
 
 
-def curved_errors(
-    tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
-) -> np.ndarray:
+def curved_errors(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
     """float32 (n,), curvature-weighted squared error of each weight, in units of s_t^2; 0 for outliers."""
     table, levels, start = np.append(means, np.nan), row_levels(posterior), 0
     parts = []
@@ -109,7 +111,12 @@ def spend_on_outliers(
 
 
 def _with_worst(
-    tensors: Mapping[str, torch.Tensor], maps: Sequence[IndexMap], errors: np.ndarray, *, count: int, escape: int
+    tensors: Mapping[str, torch.Tensor],
+    maps: Sequence[IndexMap],
+    errors: np.ndarray,
+    *,
+    count: int,
+    escape: int,
 ) -> list[IndexMap]:
     limit = np.partition(errors, len(errors) - count)[len(errors) - count]
     chosen = errors > limit
@@ -124,7 +131,12 @@ def _with_worst(
 
 
 def _ids(
-    tensor: torch.Tensor, posterior: Posterior, book: Codebook, lengths: np.ndarray, value_bits: int, total: float
+    tensor: torch.Tensor,
+    posterior: Posterior,
+    book: Codebook,
+    lengths: np.ndarray,
+    value_bits: int,
+    total: float,
 ) -> np.ndarray:
     escape = len(book.bank.means)
     levels, curvature = row_levels(posterior), curvature_of(LEVELS)

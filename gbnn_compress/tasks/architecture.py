@@ -84,9 +84,7 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], 
             _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
             _some([f"`{name}`" for name in unexpected], "{} not in the architecture"),
         )
-        raise ArchitectureError(
-            f"{misfit}: {'; '.join(filter(None, parts))}; give the `--arch` it was trained with"
-        )
+        raise ArchitectureError(f"{misfit}: {'; '.join(filter(None, parts))}; give the `--arch` it was trained with")
 
 
 def default_preprocessing(spec: str | None, *, n_channels: int) -> Preprocessing:
@@ -119,9 +117,7 @@ def _torchvision_network(spec: str, options: dict[str, Any]) -> object:
 
     name = _torchvision_name(spec)
     options = _TORCHVISION_OPTIONS.get(name, {}) | options
-    return _attempt(
-        f"`{spec}` cannot be built", lambda: torchvision.models.get_model(name, weights=None, **options)
-    )
+    return _attempt(f"`{spec}` cannot be built", lambda: torchvision.models.get_model(name, weights=None, **options))
 
 
 def _torchvision_preprocessing(spec: str) -> Preprocessing:

@@ -141,13 +141,9 @@ def _with_channels(image: np.ndarray) -> np.ndarray:
 
 def _checked_labels(spec: str, labels: np.ndarray, *, n_images: int) -> np.ndarray:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataError(
-            f"labels (`y`) of `{spec}` must be integers of shape (N,), got {labels.dtype} {labels.shape}"
-        )
+        raise DataError(f"labels (`y`) of `{spec}` must be integers of shape (N,), got {labels.dtype} {labels.shape}")
     if len(labels) != n_images:
-        raise DataError(
-            f"`{spec}` has {n_images} images (`x`) and {len(labels)} labels (`y`), expected one each"
-        )
+        raise DataError(f"`{spec}` has {n_images} images (`x`) and {len(labels)} labels (`y`), expected one each")
     labels = labels.astype(np.int64)
     if labels.min() < 0:
         raise DataError(f"labels (`y`) of `{spec}` must be 0 or above, got {labels.min()}")
@@ -174,9 +170,7 @@ def _npz(spec: str, path: Path, *, labels: bool | None) -> tuple[np.ndarray, np.
     if not path.is_file():
         raise DataError(f"`{spec}`: no file `{path}`")
     if not zipfile.is_zipfile(path):
-        raise DataError(
-            f"`{path}` is no npz archive, write it with `numpy.savez_compressed(file, x=..., y=...)`"
-        )
+        raise DataError(f"`{path}` is no npz archive, write it with `numpy.savez_compressed(file, x=..., y=...)`")
     wanted = ("x",) if labels is False else ("x", "y")
     try:
         with np.load(path, allow_pickle=False) as archive:

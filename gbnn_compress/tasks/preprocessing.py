@@ -46,8 +46,7 @@ class Preprocessing:
         """Check the ranges."""
         if len(self.mean) != len(self.std):
             raise GbnnError(
-                "`--mean` and `--std` must have one number a channel each,"
-                f" got {len(self.mean)} and {len(self.std)}"
+                f"`--mean` and `--std` must have one number a channel each, got {len(self.mean)} and {len(self.std)}"
             )
         if not all(value > 0 for value in self.std):
             raise GbnnError(f"`--std` must be above 0, got {', '.join(map(str, self.std))}")
@@ -105,9 +104,7 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
         )
     else:
         batch = torch.cat([_fit(image[np.newaxis], preprocessing) for image in images])
-    mean, std = (
-        torch.tensor(values).view(n_channels, 1, 1) for values in (preprocessing.mean, preprocessing.std)
-    )
+    mean, std = (torch.tensor(values).view(n_channels, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     # In place: the batch is ours, and memory traffic is most of the cost.
     return batch.div_(255.0).sub_(mean).div_(std)
 
@@ -127,9 +124,7 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
             batch = torch.nn.functional.interpolate(
                 _contiguous_float(batch), size=shape, mode="bilinear", antialias=True
             )
-        top, left = (
-            round((side - size) / 2) for side in batch.shape[2:]
-        )  # halves as torchvision's CenterCrop
+        top, left = (round((side - size) / 2) for side in batch.shape[2:])  # halves as torchvision's CenterCrop
         batch = batch[:, :, top : top + size, left : left + size]
     return _contiguous_float(batch)
 

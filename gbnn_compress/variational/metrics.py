@@ -208,9 +208,7 @@ def _labelled(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.ndarr
 def _pair(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:
     first, second = _probabilities(p, "p"), _probabilities(q, "q")
     if first.shape != second.shape:
-        raise GbnnError(
-            f"two predictions must have one shape to be compared, got {first.shape} and {second.shape}"
-        )
+        raise GbnnError(f"two predictions must have one shape to be compared, got {first.shape} and {second.shape}")
     return first, second
 
 

@@ -36,9 +36,7 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
     """
     import torch
 
-    device = next(
-        (tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu")
-    )
+    device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
     outputs = []
     with _evaluating(network), torch.inference_mode():
         for images, labels in batches:

@@ -1,0 +1,1 @@
+"""Checkpoints and tensors: read, select, posterior, rebuild."""

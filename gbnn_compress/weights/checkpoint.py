@@ -130,9 +130,7 @@ def _sniff(path: Path) -> Kind:
 
 def _misnamed(path: Path, kind: Kind) -> Notes:
     """Notes an extension that promises the other format."""
-    held, other = (
-        ("safetensors", TORCH_SUFFIXES) if kind == "safetensors" else ("PyTorch", SAFETENSORS_SUFFIXES)
-    )
+    held, other = ("safetensors", TORCH_SUFFIXES) if kind == "safetensors" else ("PyTorch", SAFETENSORS_SUFFIXES)
     if path.suffix.lower() not in other:
         return ()
     return (f"The file is named {path.suffix} but holds {held} data, and was read as that.",)
@@ -337,7 +335,5 @@ def _strip_prefixes(
 def _shared_prefix(names: Iterable[str]) -> str | None:
     """Returns the wrapper's prefix that all names carry."""
     names = list(names)
-    shared = (
-        prefix for prefix in PREFIXES if all(name.startswith(prefix) and name != prefix for name in names)
-    )
+    shared = (prefix for prefix in PREFIXES if all(name.startswith(prefix) and name != prefix for name in names))
     return next(shared, None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.codec.bank import short_float_codes, short_floats
 from gbnn_compress.types import Posterior
 from gbnn_compress.weights.blocks import blocks, values
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 TRIM = 64.0
-"""Weights beyond this many medians do not count towards the norm of a tensor: they would hide all the others."""
+"""Weights beyond this many 99th percentiles do not count towards a tensor's norm: they would hide all the others."""
 
 SHARE_RANGE = 2.0**8
 """Filters' shares are believed within this factor of their mean."""
@@ -40,8 +41,8 @@ def data_free_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[st
         shared: Names of the tensors to share.
 
     Returns:
-        One posterior a tensor. `scale` is |W_t| / sqrt(n), n the typical size of a tensor, rounded to bfloat16 as
-        the artifact stores it; so mu / scale is of the order of 1, and equal errors in it cost equally much
+        One posterior a tensor. `scale` is |W_t| / sqrt(n), n the typical size of a tensor, rounded as the
+        artifact stores it; so mu / scale is of the order of 1, and equal errors in it cost equally much
         relative output error in every tensor.
     """
     norms = {name: _trimmed_norm(tensors[name]) for name in shared}
@@ -49,7 +50,7 @@ def data_free_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[st
     return tuple(
         Posterior(
             name=name,
-            scale=round_to_bfloat16(norms[name] / np.sqrt(typical)),
+            scale=_storable(norms[name] / np.sqrt(typical)),
             log_sigma=-0.25 * np.log(_row_shares(name, tensors)),
         )
         for name in shared
@@ -71,14 +72,6 @@ def batch_norm_after(name: str, tensors: Mapping[str, torch.Tensor]) -> str | No
             fits = tensors[other].numel() == tensors[name].shape[0] and prefix + "weight" in tensors
             return prefix if fits else None
     return None
-
-
-def round_to_bfloat16(value: float) -> float:
-    """The nearest bfloat16 (ties to even) in float32's normal range; 1.0 for zero."""
-    bits = int(np.float32(np.clip(value, 0.0, 3e38)).view(np.uint32))
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    result = float(np.uint32(rounded).view(np.float32))
-    return result if np.isfinite(result) and result >= np.finfo(np.float32).tiny else 1.0
 
 
 def typical_size(sizes: Sequence[int]) -> float:
@@ -115,15 +108,27 @@ def _norm(vector: np.ndarray) -> float:
     return float(np.sqrt((vector**2).sum()))
 
 
+def _storable(scale: float) -> float:
+    return float(short_floats(short_float_codes(np.array([scale])))[0]) if scale > 0 else 1.0
+
+
+def _bulk(tensor: torch.Tensor) -> float:
+    """The 99th percentile of the magnitudes, from a sample; the largest magnitude where that is zero."""
+    magnitude = np.sort(np.abs(values(tensor, at_most=100_000)))
+    percentile = float(magnitude[int(0.99 * (len(magnitude) - 1))])
+    return percentile or max(float(np.abs(block).max()) for block in blocks(tensor))
+
+
 def _trimmed_norm(tensor: torch.Tensor) -> float:
-    magnitude = np.abs(values(tensor, at_most=100_000))
-    limit = TRIM * float(np.median(magnitude[magnitude > 0])) if magnitude.any() else np.inf
-    total, count = 0.0, 0
+    bulk, total, count = _bulk(tensor), 0.0, 0
+    if not bulk:
+        return 0.0
     for block in blocks(tensor):
-        kept = block[np.abs(block) <= limit]
+        relative = np.abs(block) / bulk
+        kept = relative[relative <= TRIM]
         total += float((kept**2).sum())
         count += kept.size
-    return float(np.sqrt(total / max(count, 1) * tensor.numel()))
+    return bulk * float(np.sqrt(total / max(count, 1) * tensor.numel()))
 
 
 def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -134,7 +139,9 @@ def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
         gamma, variance = (values(tensors[prefix + key]) for key in ("weight", "running_var"))
         share = gamma**2 / np.maximum(variance, 1e-12 * max(float(variance.max()), 1e-30))
     else:
-        squares = np.concatenate([(block**2).mean(axis=1) for block in blocks(tensor)])
+        unit = _bulk(tensor) or 1.0
+        rows = [(np.clip(block / unit, -TRIM, TRIM) ** 2).mean(axis=1) for block in blocks(tensor)]
+        squares = np.concatenate(rows)
         largest = float(squares.max())
         share = largest / np.maximum(squares, 1e-12 * largest) if largest > 0 else np.ones(len(squares))
     share = np.clip(share / max(float(share.mean()), 1e-300), 1 / SHARE_RANGE, SHARE_RANGE)

@@ -25,7 +25,6 @@ def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.T
     Returns:
         Name -> tensor, in the checkpoint's order. Tied names hold the same tensor.
     """
-    import torch
 
     generator = None if seed is None else np.random.default_rng(seed)
     shared = {index_map.name: index for index, index_map in enumerate(artifact.maps)}
@@ -62,9 +61,7 @@ def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
     return np.where((members > 0) & (bank.means != 0), deviations, 0.0)
 
 
-def _shared(
-    artifact: Artifact, index: int, info: TensorInfo, generator: np.random.Generator | None
-) -> torch.Tensor:
+def _shared(artifact: Artifact, index: int, info: TensorInfo, generator: np.random.Generator | None) -> torch.Tensor:
     import torch
 
     index_map, escape = artifact.maps[index], len(artifact.bank.means)
@@ -79,7 +76,11 @@ def _shared(
 
 
 def _outliers(
-    artifact: Artifact, index: int, info: TensorInfo, index_map: IndexMap, generator: np.random.Generator | None
+    artifact: Artifact,
+    index: int,
+    info: TensorInfo,
+    index_map: IndexMap,
+    generator: np.random.Generator | None,
 ) -> torch.Tensor:
     import torch
 

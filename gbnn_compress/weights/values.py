@@ -19,9 +19,7 @@ SAFETY = 0.5
 """Steps are this much finer than the rate law says: errors of norms and biases hit whole channels at once."""
 
 
-def code_values(
-    tensors: Mapping[str, torch.Tensor], unshared: Sequence[str], *, relative_step: float
-) -> list[Vector]:
+def code_values(tensors: Mapping[str, torch.Tensor], unshared: Sequence[str], *, relative_step: float) -> list[Vector]:
     """Quantise the unshared tensors under the same lambda as the weights.
 
     Args:

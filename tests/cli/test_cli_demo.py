@@ -16,9 +16,7 @@ def test_demo(run):
         "digits.gbnn.safetensors",
         "digits-dense.safetensors",
     }
-    accuracies = [
-        float(each) for each in re.findall(r"^(?:before|after).* (\d+\.\d+) %", outcome.out, re.MULTILINE)
-    ]
+    accuracies = [float(each) for each in re.findall(r"^(?:before|after).* (\d+\.\d+) %", outcome.out, re.MULTILINE)]
     assert len(accuracies) == 3
     assert min(accuracies) > 97
     assert outcome.out.rstrip().splitlines()[-1].endswith("writes the smallest file thought safe.")

@@ -69,10 +69,7 @@ def test_compress_writes_json_beside_the_table(run, files):
 
 
 def test_two_percent_is_fifty(run, files):
-    assert (
-        json.loads(run("-q", files.checkpoint, "--target-ratio", "2%", "--json", "-").out)["target_ratio"]
-        == 50
-    )
+    assert json.loads(run("-q", files.checkpoint, "--target-ratio", "2%", "--json", "-").out)["target_ratio"] == 50
 
 
 def test_warnings_stay_off_stdout(run, files):

@@ -61,9 +61,7 @@ def test_ratios_have_three_digits():
     ],
 )
 def test_damage_in_words(drop, measured, text):
-    assert (
-        words.damage({"drop": drop, "agreement": 0.975, "measured": measured}, measured_on="digits") == text
-    )
+    assert words.damage({"drop": drop, "agreement": 0.975, "measured": measured}, measured_on="digits") == text
 
 
 def test_the_report_names_both_ratios_and_every_byte(report):
@@ -90,9 +88,7 @@ def test_the_report_is_plain_and_at_most_100_columns_when_piped(report):
 def test_a_missed_target_says_by_how_much(report):
     missed = report | {"target_ratio": 50.0}
     assert "(target 50x: missed, 4.01x reached)" in text_of(missed)
-    assert words.achieved(missed).startswith(
-        "4.01x for a target of 50x (the file is 12.5x what was asked for)"
-    )
+    assert words.achieved(missed).startswith("4.01x for a target of 50x (the file is 12.5x what was asked for)")
 
 
 def test_a_parameter_target_is_compared_with_the_parameter_ratio(report):

@@ -54,7 +54,15 @@ def test_round_trip(runs: list[tuple[str, int, list[int]]]) -> None:
 
 @pytest.mark.parametrize(
     ("order", "value", "code"),
-    [(0, 0, "1"), (0, 1, "010"), (0, 2, "011"), (0, 3, "00100"), (1, 0, "10"), (1, 2, "0100"), (4, 15, "11111")],
+    [
+        (0, 0, "1"),
+        (0, 1, "010"),
+        (0, 2, "011"),
+        (0, 3, "00100"),
+        (1, 0, "10"),
+        (1, 2, "0100"),
+        (4, 15, "11111"),
+    ],
 )
 def test_exp_golomb_codes(order: int, value: int, code: str) -> None:
     writer = BitWriter()

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -18,6 +18,9 @@ import zstandard
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import pack, require_writable, unpack, write_atomically
 from gbnn_compress.errors import ArtifactError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
 SECTIONS = {"bank": b"bank", "maps": b"maps" * 9, "outliers": b"", "values": b"\0\1"}
@@ -104,7 +107,10 @@ def test_a_missing_or_extra_section_is_noticed(tmp_path: Path) -> None:
     tensors = safetensors.numpy.load(data)
     with safetensors.safe_open(saved(tmp_path / "file", data), framework="numpy") as handle:
         metadata = handle.metadata()
-    for other in ({**tensors, "more": np.zeros(1, np.uint8)}, {k: v for k, v in tensors.items() if k != "bank"}):
+    for other in (
+        {**tensors, "more": np.zeros(1, np.uint8)},
+        {k: v for k, v in tensors.items() if k != "bank"},
+    ):
         line = refusal(saved(tmp_path / "other", safetensors.numpy.save(other, metadata=metadata)))
         assert "the list of sections" in line
     without = {name: part for name, part in tensors.items() if name != "manifest"}
@@ -146,7 +152,13 @@ def forged(manifest: bytes) -> bytes:
 @pytest.mark.xfail(strict=True, reason="what is inside the right checksum is not validated")
 @pytest.mark.parametrize(
     "manifest",
-    [b"junk", zstandard.compress(b"junk"), zstandard.compress(b"\xff"), zstandard.compress(b"[]"), zstandard.compress(b"{}")],
+    [
+        b"junk",
+        zstandard.compress(b"junk"),
+        zstandard.compress(b"\xff"),
+        zstandard.compress(b"[]"),
+        zstandard.compress(b"{}"),
+    ],
     ids=["no-zstd", "no-json", "no-utf8", "no-object", "no-checksums"],
 )
 def test_forged_manifest_is_an_artifact_error(tmp_path: Path, manifest: bytes) -> None:
@@ -191,7 +203,8 @@ def test_killed_while_writing_leaves_the_old_file_or_none(tmp_path: Path, old: b
     if old is not None:
         path.write_bytes(old)
     program = (
-        "import sys, time; from pathlib import Path; from gbnn_compress.codec.container import write_atomically\n"
+        "import sys, time; from pathlib import Path\n"
+        "from gbnn_compress.codec.container import write_atomically\n"
         "def wait(file): print('written', flush=True); time.sleep(60)\n"
         "write_atomically(Path(sys.argv[1]), b'new', verify=wait)"
     )

@@ -1,6 +1,6 @@
 """A decoder written from docs/format.md alone must agree with the library bit for bit.
 
-The decoder uses no part of the package, no entropy coder and no tensor library: what it needs beyond the page is
+The decoder uses no part of the package, no entropy coder and no tensor library: beyond the page it needs
 JSON, CRC-32 and Zstandard.
 """
 
@@ -188,7 +188,12 @@ def decode(data: bytes) -> dict[str, Any]:
     for i in places["t"]:
         dense[names[i]] = dense[manifest["ties"][names[i]]]
     ids = {names[i]: part for i, part in zip(places["s"], maps, strict=True)}
-    return {"ids": ids, "dense": {name: dense[name] for name in names}, "bank": bank, "noise": manifest["noise"]}
+    return {
+        "ids": ids,
+        "dense": {name: dense[name] for name in names},
+        "bank": bank,
+        "noise": manifest["noise"],
+    }
 
 
 def assert_agrees(path: Path) -> None:

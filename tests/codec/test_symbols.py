@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from gbnn_compress.codec.symbols import (
     PRECISION,
-    code_lengths,
     coarse_levels,
+    code_lengths,
     decode_maps,
     decode_tables,
     encode_maps,

@@ -63,8 +63,7 @@ def test_runs_are_no_longer_than_allowed() -> None:
 def test_runs_get_fewer_with_lambda() -> None:
     moments = random_moments(2, size=60)
     sizes = [
-        merge_exactly(moments, penalty=penalty, **OPTIONS, longest=60).max() + 1
-        for penalty in np.logspace(-6, 3, 12)
+        merge_exactly(moments, penalty=penalty, **OPTIONS, longest=60).max() + 1 for penalty in np.logspace(-6, 3, 12)
     ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 1

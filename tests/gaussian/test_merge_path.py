@@ -19,7 +19,11 @@ def problem(seed: int, *, size: int, tensors: int = 3) -> tuple[Mixture, np.ndar
     means = np.sort(random.laplace(size=(size, 2)), axis=0)
     counts = random.integers(0, 500, size=(size, tensors)).astype(np.float64)
     counts[:, 0] += 1
-    return Mixture(np.full(size, 1 / size), means, covariances), counts, counts.sum(axis=1) * random.uniform(0.5, 2, size)
+    return (
+        Mixture(np.full(size, 1 / size), means, covariances),
+        counts,
+        counts.sum(axis=1) * random.uniform(0.5, 2, size),
+    )
 
 
 def path_of(seed: int, *, size: int) -> MergePath:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -9,7 +11,9 @@ from hypothesis import strategies as st
 from sklearn.mixture import GaussianMixture
 
 from gbnn_compress.gaussian.mixture import expectation, fit_mixture, initial_mixture
-from gbnn_compress.types import Mixture
+
+if TYPE_CHECKING:
+    from gbnn_compress.types import Mixture
 
 NEVER = -np.inf
 """A tolerance that never stops EM."""
@@ -148,9 +152,7 @@ def test_stops_when_the_gain_is_below_the_tolerance() -> None:
 @example((np.array([[0.5, -1.0]]), np.array([3.0])), 7)
 @example((np.tile([[0.5, -1.0]], (4, 1)), np.ones(4)), 4)
 @settings(max_examples=40, deadline=None)
-def test_initial_mixture_has_the_means_of_its_points(
-    data: tuple[np.ndarray, np.ndarray], n_components: int
-) -> None:
+def test_initial_mixture_has_the_means_of_its_points(data: tuple[np.ndarray, np.ndarray], n_components: int) -> None:
     points, counts = data
     mixture = initial_mixture(points, counts, n_components=n_components, floor=1e-6)
     distinct = len(np.unique(points[:, 0]))

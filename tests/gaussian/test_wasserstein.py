@@ -50,7 +50,9 @@ def test_is_a_metric(seed: int) -> None:
 def test_degenerate_covariances_have_their_known_distances() -> None:
     point, line, disc = np.zeros((2, 2)), np.diag([4.0, 0.0]), np.eye(2)
     tilted = 2 * np.array([[1.0, 1.0], [1.0, 1.0]])
-    got = wasserstein2_squared(np.zeros(2), point, np.array([[3.0, 4.0], [0, 0], [0, 0]]), np.array([point, line, disc]))
+    got = wasserstein2_squared(
+        np.zeros(2), point, np.array([[3.0, 4.0], [0, 0], [0, 0]]), np.array([point, line, disc])
+    )
     np.testing.assert_allclose(got, [25.0, 4.0, 2.0])
     # Two lines of length 2 at 45 degrees: tr + tr - 2 * 4 cos 45.
     got = wasserstein2_squared(np.zeros(2), line, np.zeros((1, 2)), tilted[None])
@@ -68,7 +70,9 @@ def weighted_gaussians(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 @given(weighted_gaussians())
 @settings(max_examples=40, deadline=None)
-def test_moment_match_keeps_mass_mean_and_second_moment(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_moment_match_keeps_mass_mean_and_second_moment(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     weights, means, covariances = data
     total, mean, covariance = moment_match(weights, means, covariances)
     assert total == pytest.approx(weights.sum())
@@ -80,12 +84,16 @@ def test_moment_match_keeps_mass_mean_and_second_moment(data: tuple[np.ndarray, 
 
 @given(weighted_gaussians())
 @settings(max_examples=20, deadline=None)
-def test_moment_match_in_steps_is_moment_match_at_once(data: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+def test_moment_match_in_steps_is_moment_match_at_once(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
     weights, means, covariances = data
     state = weights[0], means[0], covariances[0]
     for k in range(1, len(weights)):
         state = moment_match(
-            np.array([state[0], weights[k]]), np.array([state[1], means[k]]), np.array([state[2], covariances[k]])
+            np.array([state[0], weights[k]]),
+            np.array([state[1], means[k]]),
+            np.array([state[2], covariances[k]]),
         )
     for stepwise, at_once in zip(state, moment_match(weights, means, covariances), strict=True):
         np.testing.assert_allclose(stepwise, at_once, rtol=1e-9, atol=1e-9)

@@ -78,7 +78,7 @@ def encoder_input() -> dict[str, Any]:
 
 
 def _map(info: TensorInfo, means: np.ndarray, random: np.random.RandomState) -> IndexMap:
-    """Nearest components of Laplacian weights; the two largest are outliers, but in tensors of 4-byte values."""
+    """Nearest components of Laplacian weights; the two largest are outliers, but not in float32."""
     size = int(np.prod(info.shape))
     if info.name == "constant.weight":
         return IndexMap(info.name, np.full(size, 4, dtype=np.uint8), np.empty(0, dtype=np.uint32))
@@ -118,7 +118,9 @@ def _vectors(random: np.random.RandomState) -> list[Any]:
 def as_arrays(artifact_path: Path) -> dict[str, np.ndarray]:
     """Dense weights as numpy arrays, floating ones as bit patterns."""
     return {
-        name: bit_patterns(tensor).reshape(tensor.shape) if tensor.is_floating_point() and tensor.numel() else tensor.numpy()
+        name: bit_patterns(tensor).reshape(tensor.shape)
+        if tensor.is_floating_point() and tensor.numel()
+        else tensor.numpy()
         for name, tensor in rebuild(read_artifact(artifact_path)).items()
     }
 

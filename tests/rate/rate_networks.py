@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
 from gbnn_compress.rate.cells import build_cells
-from gbnn_compress.types import Cells, Posterior
 from gbnn_compress.weights.posterior import data_free_posterior
+
+if TYPE_CHECKING:
+    from gbnn_compress.types import Cells, Posterior
 
 
 def random_network(seed: int, *, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:

@@ -69,7 +69,7 @@ def test_row_blocks_cover_the_tensor_in_order() -> None:
     tensor = torch.arange(24.0).reshape(4, 2, 3)
     parts = list(row_blocks(tensor, posterior(4)))
     np.testing.assert_array_equal(np.concatenate([x for _, x in parts]), tensor.double().numpy().reshape(4, 6) * 2)
-    assert [rows for rows, _ in parts][0].start == 0
+    assert parts[0][0].start == 0
 
 
 def test_pooled_points_keep_counts_and_means_within_the_limit() -> None:

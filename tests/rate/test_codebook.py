@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from gbnn_compress.rate.codebook import (
     refine,
     snap_to_zero,
 )
-from gbnn_compress.rate.maps import index_maps, squared_errors
+from gbnn_compress.rate.maps import curved_errors, index_maps, squared_errors
 from gbnn_compress.types import Bank
 
 
@@ -32,10 +34,12 @@ def test_assignment_costs_no_more_than_any_other(seed: int, penalty: float, curv
     x = np.concatenate([random.laplace(size=300) * 2, means])
     ids = assign(x, means, lengths, penalty=penalty, curvature=curvature, value_bits=32, total=total)
     escape = lengths[size] if np.isfinite(lengths[size]) else np.log2(total + 1)
-    cost = np.column_stack([
-        curvature * (x[:, None] - means) ** 2 + penalty * lengths[:size],
-        np.full(len(x), penalty * (escape + 32)),
-    ])
+    cost = np.column_stack(
+        [
+            curvature * (x[:, None] - means) ** 2 + penalty * lengths[:size],
+            np.full(len(x), penalty * (escape + 32)),
+        ]
+    )
     chosen = cost[np.arange(len(x)), ids]
     assert np.isfinite(chosen).all()
     assert (chosen <= cost.min(axis=1) * (1 + 1e-9) + 1e-12).all()
@@ -48,10 +52,13 @@ def test_without_a_live_component_every_weight_is_an_outlier() -> None:
 
 
 def test_ideal_lengths_are_those_of_the_shares() -> None:
-    np.testing.assert_allclose(ideal_lengths(np.array([[4.0, 2, 2, 0], [1, 0, 0, 0]])), [
-        [1, 2, 2, np.inf],
-        [0, np.inf, np.inf, np.inf],
-    ])
+    np.testing.assert_allclose(
+        ideal_lengths(np.array([[4.0, 2, 2, 0], [1, 0, 0, 0]])),
+        [
+            [1, 2, 2, np.inf],
+            [0, np.inf, np.inf, np.inf],
+        ],
+    )
 
 
 def test_curvature_is_one_at_the_typical_row_and_quarters_with_an_octave_of_sigma() -> None:
@@ -77,9 +84,7 @@ def refined(penalty: float, iterations: int, *, seed: int = 0) -> Codebook:
     means = np.linspace(-5, 5, 41)
     counts = np.ones((cells.n_tensors, 42))
     bits = np.full(cells.n_tensors, 32)
-    return refine(
-        cells, group_cells(cells), means, counts, penalty=penalty, value_bits=bits, iterations=iterations
-    )
+    return refine(cells, group_cells(cells), means, counts, penalty=penalty, value_bits=bits, iterations=iterations)
 
 
 def objective(book: Codebook) -> float:
@@ -93,7 +98,7 @@ def objective(book: Codebook) -> float:
 def test_refining_lowers_distortion_plus_lambda_bits(penalty: float) -> None:
     values = [objective(refined(penalty, iterations)) for iterations in (1, 2, 4, 8)]
     # Snapping a mean to zero may cost a little.
-    assert all(after <= before * 1.001 for before, after in zip(values[:-1], values[1:], strict=True))
+    assert all(after <= before * 1.001 for before, after in itertools.pairwise(values))
     assert values[-1] < values[0]
 
 
@@ -121,16 +126,22 @@ def test_codebook_counts_every_weight_and_means_ascend(penalty: float) -> None:
 def test_predicted_distortion_is_that_of_the_maps() -> None:
     network = random_network(2)
     posteriors, cells = cells_of(network, resolution=512)
-    book = refined(0.05, 5, seed=2)
+    book = refined(0.05, 20, seed=2)
     bits = np.full(cells.n_tensors, 32)
     maps = index_maps(network, posteriors, book, value_bits=bits)
+    curved = 0.0
     for index, (posterior, index_map) in enumerate(zip(posteriors, maps, strict=True)):
-        error, total = squared_errors(network[posterior.name], posterior, index_map, book.bank.means)
+        tensor = network[posterior.name]
         counts = np.bincount(index_map.ids, minlength=len(book.bank.means) + 1)
         assert np.abs(counts - book.counts[index]).sum() <= 0.06 * counts.sum()
-        # The codebook weighs by curvature, whose mean over the rows is about 1.
-        assert error == pytest.approx(book.distortion[index], rel=0.15)
-        assert total > error
+        errors = curved_errors(tensor, posterior, index_map, book.bank.means)
+        np.testing.assert_array_equal(errors[index_map.ids == len(book.bank.means)], 0)
+        curved += float(errors.sum(dtype=np.float64))
+        error, total = squared_errors(tensor, posterior, index_map, book.bank.means)
+        x = tensor.double().numpy().ravel() / posterior.scale
+        assert total == pytest.approx((x**2).sum())
+        assert 0 < error < total
+    assert curved == pytest.approx(book.distortion.sum(), rel=0.03)
 
 
 def test_outliers_hold_their_exact_bits() -> None:

@@ -9,7 +9,14 @@ from rate_networks import cells_of, random_network
 from gbnn_compress.codec.bank import encode_bank
 from gbnn_compress.codec.symbols import coarse_levels, encode_maps, encode_tables
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.control import RateProblem, codebook_at, fit_path, parameters_of, predicted_bytes, solve
+from gbnn_compress.rate.control import (
+    RateProblem,
+    codebook_at,
+    fit_path,
+    parameters_of,
+    predicted_bytes,
+    solve,
+)
 from gbnn_compress.rate.damage import predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.types import Bank, Posterior

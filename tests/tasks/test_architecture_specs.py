@@ -17,9 +17,7 @@ def models(tmp_path):
     return write
 
 
-@pytest.mark.parametrize(
-    "spec", ["torchvision/shufflenet_v2_x0_5", "timm/test_resnet", "timm/test_resnet.r160_in1k"]
-)
+@pytest.mark.parametrize("spec", ["torchvision/shufflenet_v2_x0_5", "timm/test_resnet", "timm/test_resnet.r160_in1k"])
 def test_named_architectures(spec):
     network = build_network(spec, n_classes=7)
     assert not network.training

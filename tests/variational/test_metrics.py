@@ -129,9 +129,7 @@ def test_torch_and_numpy_give_the_same_numbers():
     p, y = random_predictions(0)
     tensor = torch.tensor(p, requires_grad=True)
     assert metrics.summary(tensor, torch.tensor(y)) == metrics.summary(p, y)
-    assert metrics.summary(torch.tensor(p).float(), torch.tensor(y)) == pytest.approx(
-        metrics.summary(p, y), rel=1e-5
-    )
+    assert metrics.summary(torch.tensor(p).float(), torch.tensor(y)) == pytest.approx(metrics.summary(p, y), rel=1e-5)
 
 
 def test_inputs_are_not_changed():

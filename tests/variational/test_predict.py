@@ -131,16 +131,12 @@ def test_error_draw_of_another_shape():
 
 
 def test_error_wrong_channel_count():
-    with pytest.raises(
-        DataError, match=r"`--data` gives images with 1 channel\(s\) and the network expects 3"
-    ):
+    with pytest.raises(DataError, match=r"`--data` gives images with 1 channel\(s\) and the network expects 3"):
         logits(small_network(), batches(n_channels=1))
 
 
 def test_error_network_fails_on_the_images():
-    with pytest.raises(
-        ArchitectureError, match=r"shape \(4, 3, 6, 6\) from `--data` \(RuntimeError: .*`--arch`"
-    ) as e:
+    with pytest.raises(ArchitectureError, match=r"shape \(4, 3, 6, 6\) from `--data` \(RuntimeError: .*`--arch`") as e:
         logits(nn.Sequential(nn.Flatten(), nn.Linear(7, 2)), batches())
     assert "\n" not in str(e.value)
 
@@ -151,9 +147,7 @@ def test_error_labels_beyond_the_classes():
 
 
 def test_error_output_is_no_tensor():
-    with pytest.raises(
-        ArchitectureError, match=r"logits of shape \(4, classes\) for 4 image\(s\), got `tuple`"
-    ):
+    with pytest.raises(ArchitectureError, match=r"logits of shape \(4, classes\) for 4 image\(s\), got `tuple`"):
         logits(Lambda(lambda images: (images, images)), batches())
 
 

@@ -28,9 +28,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "build_architecture_index.py"
 
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """Shape of each floating tensor of the state dict."""
-    return {
-        name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()
-    }
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
 
 
 def torchvision_shapes(name: str, **options: object) -> dict[str, tuple[int, ...]]:
@@ -154,9 +152,7 @@ def test_number_of_classes_wants_every_module_and_one_number():
 def test_signature_is_frozen():
     shapes = {"fc.weight": (10, 4), "scale": ()}
     assert signature(shapes, classifier=()) == "b317261a26e0"
-    assert signature(shapes, classifier=("fc",)) == signature(
-        {**shapes, "fc.weight": (3, 4)}, classifier=("fc",)
-    )
+    assert signature(shapes, classifier=("fc",)) == signature({**shapes, "fc.weight": (3, 4)}, classifier=("fc",))
     assert signature(shapes, classifier=("fc",)) != signature(shapes, classifier=())
 
 

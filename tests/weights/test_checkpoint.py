@@ -260,9 +260,7 @@ def test_unknown_wrapper_with_a_single_state_dict_is_unwrapped(tmp_path):
 def test_averaged_weights_come_first_and_the_note_names_the_others(tmp_path):
     other = {name: tensor + 1 for name, tensor in weights().items()}
     path = saved(tmp_path, {"state_dict": other, "state_dict_ema": weights()})
-    assert assert_holds(path, weights()) == (
-        "Took the state dict under `state_dict_ema`, left `state_dict`.",
-    )
+    assert assert_holds(path, weights()) == ("Took the state dict under `state_dict_ema`, left `state_dict`.",)
 
 
 def test_nesting_and_prefixes_are_unwrapped_repeatedly(tmp_path):
@@ -427,9 +425,7 @@ def test_safetensors_without_tensors(tmp_path):
     assert "holds no tensors" in refusal(tmp_path / "net.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("content", "kind"), [([torch.ones(2)], "list"), (torch.ones(2), "Tensor"), (3, "int")]
-)
+@pytest.mark.parametrize(("content", "kind"), [([torch.ones(2)], "list"), (torch.ones(2), "Tensor"), (3, "int")])
 def test_no_mapping(tmp_path, content, kind):
     assert f"holds a `{kind}`, expected a state dict" in refusal(saved(tmp_path, content))
 
@@ -452,9 +448,7 @@ def test_quantised_tensor(tmp_path):
 
 
 def test_packed_quantised_weights(tmp_path):
-    path = saved(
-        tmp_path, {"fc.scale": torch.ones(1), "fc._packed_params._packed_params": (torch.ones(2), None)}
-    )
+    path = saved(tmp_path, {"fc.scale": torch.ones(1), "fc._packed_params._packed_params": (torch.ones(2), None)})
     assert "holds quantised weights, `fc._packed_params._packed_params`" in refusal(path)
 
 

@@ -1,0 +1,101 @@
+"""What becomes of each tensor of a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gbnn_compress.errors import CheckpointError
+from gbnn_compress.types import Checkpoint
+from gbnn_compress.weights.select import dtype_name, floating_bytes, select
+
+
+def checkpoint(tensors: dict[str, torch.Tensor], ties: dict[str, str] | None = None) -> Checkpoint:
+    return Checkpoint(Path("net.pth"), "0" * 64, 1, tensors, ties or {})
+
+
+def test_every_kind_in_the_order_of_the_file() -> None:
+    network = {
+        "conv.weight": torch.ones(2, 3, 1, 1),
+        "conv.bias": torch.ones(2),
+        "bn.num_batches_tracked": torch.tensor(5),
+        "temperature": torch.tensor(1.5),
+        "half.weight": torch.ones(2, 2, dtype=torch.float16),
+        "bf.weight": torch.ones(2, 2, dtype=torch.bfloat16),
+        "double.weight": torch.ones(2, 2, dtype=torch.float64),
+        "mask": torch.ones(2, 2, dtype=torch.bool),
+        "complex": torch.ones(2, 2, dtype=torch.complex64),
+        "quarter": torch.ones(2, 2).to(torch.float8_e4m3fn),
+        "nothing": torch.empty(0, 4),
+        "none": torch.empty(0),
+        "tied.weight": torch.ones(2, 2),
+    }
+    selection = select(checkpoint(network, {"tied.weight": "half.weight"}))
+    assert selection.shared == ("conv.weight", "half.weight", "bf.weight", "double.weight")
+    assert selection.unshared == ("conv.bias", "temperature")
+    assert selection.raw == ("bn.num_batches_tracked", "mask", "complex", "quarter", "nothing", "none")
+
+
+@pytest.mark.parametrize("name", ["w", "b"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_counted_and_named(name: str, value: float) -> None:
+    network = {"w": torch.ones(3, 4), "b": torch.ones(12)}
+    network[name].view(-1)[[1, 5]] = value
+    with pytest.raises(CheckpointError) as caught:
+        select(checkpoint(network))
+    line = str(caught.value)
+    assert "`net.pth`" in line
+    assert f"`{name}` holds 2 NaN or Inf of 12 values" in line
+    assert "repair the checkpoint" in line
+
+
+def test_raw_tensors_may_hold_anything() -> None:
+    nan = torch.full((2, 2), float("nan"))
+    network = {"w": torch.ones(2, 2), "c": torch.complex(nan, nan), "f": nan.to(torch.float8_e4m3fn)}
+    assert select(checkpoint(network)).raw == ("c", "f")
+
+
+def test_a_tie_to_a_bad_tensor_is_found_at_its_first_name() -> None:
+    bad = torch.full((2, 2), float("nan"))
+    with pytest.raises(CheckpointError, match="`a` holds 4"):
+        select(checkpoint({"a": bad, "b": bad}, {"b": "a"}))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [{}, {"b": torch.ones(4)}, {"n": torch.ones(2, 2, dtype=torch.int64)}, {"e": torch.empty(0, 3)}],
+)
+def test_nothing_to_share(network: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        select(checkpoint(network))
+    line = str(caught.value)
+    assert "`net.pth` has no tensor to share" in line
+    assert "expected a floating tensor with two or more dimensions" in line
+    assert f"got {len(network)} tensors" in line
+
+
+def test_floating_bytes_count_buffers_once_and_integers_never() -> None:
+    network = {
+        "w": torch.ones(3, 4),
+        "h": torch.ones(5, dtype=torch.float16),
+        "d": torch.ones(2, 1, dtype=torch.float64),
+        "n": torch.ones(9, dtype=torch.int64),
+        "tied": torch.ones(3, 4),
+    }
+    assert floating_bytes(network, {"tied": "w"}) == 48 + 10 + 16
+    assert floating_bytes({}, {}) == 0
+
+
+def test_dtype_names() -> None:
+    assert dtype_name(torch.ones(1, dtype=torch.bfloat16)) == "bfloat16"
+    assert dtype_name(torch.tensor(1)) == "int64"
+
+
+def test_selecting_leaves_the_checkpoint_as_it_is() -> None:
+    network = {"w": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "b": torch.ones(3)}
+    before = {name: tensor.clone() for name, tensor in network.items()}
+    select(checkpoint(network))
+    assert list(network) == list(before)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.items())
