@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -370,7 +371,7 @@ def _meet_budget(
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, best, best_used = MARGIN * budget.limit, None, -1.0
     for _ in range(ATTEMPTS):
-        book, exponent = solve(prepared.problem, lambda b, e, aim=aim: budget.predicted(b, e) <= aim, finest=True)
+        book, exponent = solve(prepared.problem, partial(_within, budget, aim), finest=True)
         maps = _maps(prepared, book)
         encoded = encoded_as(book, exponent, maps)
         used = budget.used(encoded, len(book.bank.means), maps)
@@ -392,6 +393,10 @@ def _meet_budget(
         )
         encoded = encoded_as(book, exponent, maps)
     return Result(encoded, maps, True)
+
+
+def _within(budget: Budget, aim: float, book: Codebook, exponent: int) -> bool:
+    return budget.predicted(book, exponent) <= aim
 
 
 def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:

@@ -156,9 +156,8 @@ def _manifest(
 
 def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
     columns = zip(manifest["names"], manifest["shapes"], manifest["dtypes"], manifest["kinds"], strict=True)
-    if len(set(manifest["names"])) != len(manifest["names"]) or any(
-        size < 0 for shape in manifest["shapes"] for size in shape
-    ):
+    negative = any(size < 0 for shape in manifest["shapes"] for size in shape)
+    if negative or len(set(manifest["names"])) != len(manifest["names"]):
         raise ValueError("a tensor twice, or of negative size")
     return tuple(
         TensorInfo(name, tuple(shape), dtype, KINDS[kind], manifest["ties"].get(name))
