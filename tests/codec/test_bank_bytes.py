@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbnn_compress.codec.bank import decode_bank, encode_bank, round_bank
+from gbnn_compress.codec.bank import decode_bank, encode_bank, round_bank, short_float_codes, short_floats
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Bank
 
@@ -66,11 +66,40 @@ def test_rounding_leaves_its_input() -> None:
     np.testing.assert_array_equal(means, [0.1, 0.1])
 
 
-def test_scales_keep_sixteen_bits() -> None:
-    scales = np.array([0.0, 1.0, 0.0502777099609375, 3.38e38])
-    encoded = encode_bank(Bank(np.zeros(1), np.zeros(1)), exponent=0, scales=scales, relative_rmse=scales)
-    _, got, _ = decode_bank(encoded, n_tensors=4)
-    np.testing.assert_allclose(got, scales, rtol=2**-7)
+@given(st.lists(st.floats(0, 1.79e308), max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_scales_keep_nine_bits_over_all_of_float64(numbers: list[float]) -> None:
+    scales = np.array(numbers)
+    encoded = encode_bank(Bank(np.zeros(1), np.zeros(1)), exponent=0, scales=scales, relative_rmse=scales[::-1])
+    _, got, errors = decode_bank(encoded, n_tensors=len(scales))
+    np.testing.assert_array_equal(errors, got[::-1])
+    assert (got[scales == 0] == 0).all()
+    np.testing.assert_allclose(got, scales, rtol=2**-9, atol=5e-324)
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (0.0, 0),
+        (1.0, 2048 << 8),
+        (1.5, (2048 << 8) + 128),
+        (511 / 256, (2048 << 8) + 255),
+        (1.999, 2049 << 8),
+        (0.75, (2047 << 8) + 128),
+        (1 + 1 / 512, 2048 << 8),
+        (1 + 3 / 512, (2048 << 8) + 2),
+        (5e-324, 974 << 8),
+    ],
+)
+def test_codes_of_short_floats(number: float, code: int) -> None:
+    assert short_float_codes(np.array([number])).tolist() == [code]
+
+
+@given(st.integers(974, 3071), st.integers(0, 255))
+@settings(max_examples=100, deadline=None)
+def test_every_short_float_of_float64_is_its_own_code(exponent: int, fraction: int) -> None:
+    code = np.array([exponent << 8 | (fraction if exponent > 1024 else 0)], dtype=np.uint64)
+    np.testing.assert_array_equal(short_float_codes(short_floats(code)), code)
 
 
 def test_bytes_that_end_early_are_an_error() -> None:

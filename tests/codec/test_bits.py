@@ -89,7 +89,6 @@ def test_zigzag_order() -> None:
     assert zigzag(np.array([0, -1, 1, -2, 2])).tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.xfail(strict=True, raises=IndexError, reason="arrays without an entry are not thought of")
 def test_nothing_but_empty_arrays_is_no_bytes() -> None:
     writer = BitWriter()
     writer.write(np.empty(0), width=5)

@@ -47,15 +47,15 @@ class Bits:
 def read_container(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    metadata = header.pop("__metadata__")
-    assert (metadata["format"], metadata["version"]) == ("gbnn-compress", "0")
+    version, checksum = header.pop("__metadata__")["gbnn-compress"].split(" ")
+    assert version == "0"
     sections = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         assert (entry["dtype"], entry["shape"]) == ("U8", [stop - start])
         sections[name] = data[8 + length + start : 8 + length + stop]
     blob = sections.pop("manifest")
-    assert metadata["crc32"] == f"{zlib.crc32(blob):08x}"
+    assert checksum == f"{zlib.crc32(blob):08x}"
     manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob).decode())
     assert {name: zlib.crc32(part) for name, part in sections.items()} == manifest["crc32"]
     return manifest, sections
@@ -71,13 +71,13 @@ def read_bank(data: bytes, n_tensors: int) -> dict[str, Any]:
     for _ in range(size):
         last += bits.zz(1)
         logs.append(last / 8)
-    scales, errors = ([bfloat16(bits.u(16)) for _ in range(n_tensors)] for _ in range(2))
+    scales, errors = ([short_float(bits.u(20)) for _ in range(n_tensors)] for _ in range(2))
     means = [math.ldexp(float(code), exponent) for code in codes]
     return {"means": means, "logs": logs, "scales": scales, "errors": errors}
 
 
-def bfloat16(pattern: int) -> float:
-    return struct.unpack("<f", struct.pack("<I", pattern << 16))[0]
+def short_float(code: int) -> float:
+    return math.ldexp(1 + code % 256 / 256, code // 256 - 2048) if code else 0.0
 
 
 def read_tables(data: bytes, n_tensors: int) -> list[dict[int, int]]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
-from gbnn_compress.rate.cells import LEVELS, build_cells, pooled_points, row_blocks, row_levels
+from gbnn_compress.rate.cells import LEVELS, build_cells, nearest_cells, pooled_points, row_blocks, row_levels
 from gbnn_compress.types import Posterior
 
 
@@ -76,9 +76,25 @@ def test_pooled_points_keep_counts_and_means_within_the_limit() -> None:
     network = random_network(0)
     network["fc.weight"][0, 0] = 1e9
     _, cells = cells_of(network)
-    points, counts = pooled_points(cells, log_sigma_weight=0.25, limit=1000.0, resolution=32)
-    assert counts.sum() == cells.count.sum() - 1
-    inside = np.abs(cells.x) <= 1000
-    assert counts @ points[:, 0] == pytest.approx(cells.count[inside] @ cells.x[inside])
-    assert counts @ points[:, 1] == pytest.approx(0.25 * cells.count[inside] @ cells.levels[cells.level[inside]])
-    assert len(points) < len(cells.x)
+    near = nearest_cells(cells, limit=1000.0)
+    assert near.count.sum() == cells.count.sum() - 1
+    assert np.abs(near.x).max() <= 1000
+    points, counts = pooled_points(near, log_sigma_weight=0.25, resolution=32)
+    assert counts.sum() == near.count.sum()
+    assert counts @ points[:, 0] == pytest.approx(near.count @ near.x)
+    assert counts @ points[:, 1] == pytest.approx(0.25 * near.count @ near.levels[near.level])
+    assert len(points) < len(near.x)
+
+
+def test_all_cells_are_near_when_none_is() -> None:
+    cells = build_cells({"w": torch.tensor([[1e9, -1e9]])}, [posterior(1)], resolution=64)
+    assert nearest_cells(cells, limit=1000.0) is cells
+
+
+@pytest.mark.parametrize("scale", [1e-160, 5e-324])
+def test_squares_of_far_weights_are_finite(scale: float) -> None:
+    weights = torch.tensor([[1e160, -1e160, 0.0]], dtype=torch.float64)
+    cells = build_cells({"w": weights}, [posterior(1, scale=scale)], resolution=64)
+    assert np.isfinite(cells.x).all()
+    assert np.isfinite(cells.spread).all()
+    assert cells.count.sum() == 3

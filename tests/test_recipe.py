@@ -1,0 +1,137 @@
+"""Recipes: the shipped ones, users' own, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gbnn_compress.errors import RecipeError
+from gbnn_compress.recipe import Recipe, read_recipe, resolve, shipped_recipes
+
+
+def refusal(*arguments: Any) -> str:
+    """The one line with which a recipe is refused."""
+    with pytest.raises(RecipeError) as caught:
+        resolve(*arguments)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def own(folder: Path, text: str) -> Path:
+    path = folder / "own.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_and_names_every_key(name: str) -> None:
+    recipe = resolve(name)
+    assert isinstance(recipe, Recipe)
+    assert list(yaml.safe_load(shipped_recipes()[name])) == list(Recipe.model_fields)
+
+
+def test_every_yaml_file_of_the_package_is_shipped() -> None:
+    folder = importlib.resources.files("gbnn_compress.recipes")
+    assert {item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")} == set(
+        shipped_recipes()
+    )
+    assert "default" in shipped_recipes()
+
+
+def test_the_default_recipe_sets_the_defaults() -> None:
+    assert resolve() == resolve("default") == Recipe()
+
+
+def test_settings_go_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path: Path) -> None:
+    path = own(tmp_path, "noise: 0.5\nem_iterations: 7\n")
+    recipe = resolve(path, {"noise": 0.25})
+    assert (recipe.noise, recipe.em_iterations, recipe.n_components) == (0.25, 7, Recipe().n_components)
+    assert resolve(str(path)) == resolve(path)
+
+
+def test_settings_and_recipes_are_left_as_they_are(tmp_path: Path) -> None:
+    settings = {"noise": "0.25"}
+    resolve("default", settings)
+    assert settings == {"noise": "0.25"}
+    assert resolve().noise == Recipe().noise
+
+
+@pytest.mark.parametrize(("text", "value"), [("300", 300), ("300.0", 300), ("0x12c", 300)])
+def test_settings_may_be_the_words_of_a_command_line(text: str, value: int) -> None:
+    assert resolve("default", {"n_components": text}).n_components == value
+
+
+def test_an_empty_recipe_is_the_defaults(tmp_path: Path) -> None:
+    assert resolve(own(tmp_path, "# nothing\n")) == Recipe()
+
+
+def test_descriptions_are_there_for_every_key() -> None:
+    assert all(field.description for field in Recipe.model_fields.values())
+
+
+def test_an_unknown_key_offers_the_nearest(tmp_path: Path) -> None:
+    for line in (refusal("default", {"nosie": 1}), refusal(own(tmp_path, "nosie: 1"))):
+        assert "unknown key `nosie` (did you mean `noise`?)" in line
+        assert ", ".join(Recipe.model_fields) in line
+    assert "did you mean" not in refusal("default", {"zzzzzz": 1})
+
+
+def test_keys_that_are_no_words_are_unknown_too(tmp_path: Path) -> None:
+    assert "unknown key `1`" in refusal(own(tmp_path, "1: 2"))
+
+
+def test_an_unknown_recipe_offers_the_nearest() -> None:
+    line = refusal("defualt")
+    assert "unknown recipe `defualt`: expected a YAML file or one of default" in line
+    assert "(did you mean `default`?)" in line
+
+
+@pytest.mark.parametrize("text", ["noise: [", "a: b: c", "\tnoise: 1", "noise: !!python/object:os.system 1"])
+def test_bad_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    assert "is not valid YAML" in refusal(own(tmp_path, text))
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- noise", "list"), ("noise", "str"), ("3", "int")])
+def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
+    assert f"expected `key: value` lines, got {kind}" in refusal(own(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("n_components", 0),
+        ("n_components", 4097),
+        ("n_components", 2.5),
+        ("n_components", "many"),
+        ("em_iterations", 0),
+        ("log_sigma_weight", 0),
+        ("log_sigma_weight", float("nan")),
+        ("noise", -0.1),
+        ("noise", None),
+        ("noise", [0.1]),
+        ("noise", float("inf")),
+    ],
+)
+def test_a_bad_value_names_its_key_and_itself(key: str, value: Any) -> None:
+    line = refusal("default", {key: value})
+    assert f"`{key}`" in line
+    assert repr(value) in line
+
+
+@pytest.mark.xfail(strict=True, raises=yaml.YAMLError, reason="settings are parsed outside of the check")
+def test_a_setting_that_is_no_yaml_is_one_line() -> None:
+    assert "noise" in refusal("default", {"noise": "["})
+
+
+def test_reading_a_recipe_does_not_judge_it(tmp_path: Path) -> None:
+    assert read_recipe(own(tmp_path, "nosie: 1")) == {"nosie": 1}
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Recipe().noise = 1.0
