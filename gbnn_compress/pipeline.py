@@ -20,7 +20,7 @@ from gbnn_compress.errors import ArtifactError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
 from gbnn_compress.output import sizes
 from gbnn_compress.rate.cells import build_cells
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook
+from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, noise_deviation
 from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
@@ -159,7 +159,6 @@ def compress(
         "target_ratio": target_ratio,
         "max_drop": max_drop,
         "ratio_of": ratio_of,
-        "noise": chosen.noise,
     }
     with clock("fit"):
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
@@ -420,7 +419,11 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[In
         maps=maps,
         vectors=_vectors({**checkpoint.tensors, **statistics}, selection, book.penalty, prepared.typical),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
-        facts={**prepared.facts, **_damage_facts(prepared, book, safe_ratio)},
+        facts={
+            **prepared.facts,
+            **_damage_facts(prepared, book, safe_ratio),
+            "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"])),
+        },
     )
 
 
@@ -462,6 +465,7 @@ def _damage_facts(prepared: Prepared, book: Codebook, safe_ratio: float) -> dict
 
 _DAMAGE_PLACEHOLDER = {
     "components_before_merging": 1000,
+    "noise": 0.1234,
     "damage": {"drop": 0.123, "agreement": 0.123, "logit_kl": 0.123, "measured": False, "safe_ratio": 12.3},
     "warnings": [],
 }

@@ -25,10 +25,10 @@ class Recipe(BaseModel):
         0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
     )
     noise: float = Field(
-        0.02,
+        0.35,
         ge=0,
         le=10,
-        description="Posterior deviation of a weight that shares with none, over its scale.",
+        description="Posterior noise over quantisation error, both root mean square over the layers; 0: none.",
     )
 
 
@@ -44,7 +44,7 @@ def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None =
     """
     values = read_recipe(recipe)
     for key, value in (settings or {}).items():
-        values[key] = yaml.safe_load(value) if isinstance(value, str) else value
+        values[key] = _load_yaml(value, where=f"`-s {key}={value}`") if isinstance(value, str) else value
     return _validate(values, where=f"recipe `{recipe}`")
 
 
@@ -70,13 +70,17 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     else:
         near = _nearest(str(recipe), shipped)
         raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
-    try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe `{recipe}` is not valid YAML: {' '.join(str(error).split())}") from None
+    values = _load_yaml(text, where=f"recipe `{recipe}`") or {}
     if not isinstance(values, dict):
         raise RecipeError(f"recipe `{recipe}`: expected `key: value` lines, got {type(values).__name__}")
     return values
+
+
+def _load_yaml(text: str, *, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:

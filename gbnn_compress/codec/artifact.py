@@ -22,6 +22,16 @@ KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
 STRUCTURE = ("names", "shapes", "dtypes", "kinds", "ties", "split", "raw")
 """Entries of the manifest that describe the tensors; the others are facts."""
 
+RAW_BYTES = {
+    **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
+    **dict.fromkeys(("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
+    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
+    **dict.fromkeys(("int32", "uint32", "float32", "complex32"), 4),
+    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
+    "complex128": 16,
+}
+"""Dtypes that a raw tensor may have (a shareable one is raw when it is empty), and the bytes of a value."""
+
 BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
 
@@ -83,11 +93,11 @@ def read_artifact(path: Path) -> Artifact:
     try:
         return _decode(manifest, sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
     except (
-        KeyError,
-        IndexError,
+        LookupError,
         TypeError,
+        AttributeError,
+        ArithmeticError,
         ValueError,
-        OverflowError,
         MemoryError,
         zstandard.ZstdError,
     ) as error:
@@ -156,13 +166,27 @@ def _manifest(
 
 def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
     columns = zip(manifest["names"], manifest["shapes"], manifest["dtypes"], manifest["kinds"], strict=True)
-    negative = any(size < 0 for shape in manifest["shapes"] for size in shape)
-    if negative or len(set(manifest["names"])) != len(manifest["names"]):
-        raise ValueError("a tensor twice, or of negative size")
-    return tuple(
+    infos = tuple(
         TensorInfo(name, tuple(shape), dtype, KINDS[kind], manifest["ties"].get(name))
         for name, shape, dtype, kind in columns
     )
+    seen: set[str | None] = set()
+    for info in infos:
+        _check_info(info, seen)
+        seen.add(info.name)
+    return infos
+
+
+def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
+    """Refuse what `rebuild` could not build."""
+    if not isinstance(info.name, str) or info.name in seen:
+        raise ValueError(f"`{info.name}` is no name, or there twice")
+    if not all(isinstance(size, int) and size >= 0 for size in info.shape):
+        raise ValueError(f"`{info.name}` has the shape {list(info.shape)}")
+    if info.kind in ("shared", "unshared") and info.dtype not in BITS:
+        raise ValueError(f"`{info.name}` has the dtype {info.dtype}")
+    if (info.kind == "tied") != (info.tied_to in seen):
+        raise ValueError(f"`{info.name}` is tied to {info.tied_to}")
 
 
 def _with_outliers(
@@ -182,7 +206,8 @@ def _with_outliers(
 
 def _raw(infos: Sequence[TensorInfo], sizes: Sequence[int], blob: bytes) -> dict[str, bytes]:
     data = zstandard.ZstdDecompressor().decompress(blob) if blob else b""
-    if sum(sizes) != len(data):
+    expected = [int(np.prod(info.shape)) * RAW_BYTES[info.dtype] for info in infos]
+    if expected != list(sizes) or sum(sizes) != len(data):
         raise ValueError("raw tensors of the wrong size")
     stops = np.cumsum(sizes, dtype=np.int64)
     return {info.name: data[stop - size : stop] for info, size, stop in zip(infos, sizes, stops.tolist(), strict=True)}

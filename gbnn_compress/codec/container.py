@@ -75,7 +75,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
     try:
         manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob))
         checksums = manifest.pop("crc32")
-    except (zstandard.ZstdError, ValueError, KeyError, AttributeError, RecursionError):
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(path, MANIFEST) from None
     if not isinstance(checksums, dict) or set(checksums) != set(sections):
         raise _damaged(path, "the list of sections")

@@ -37,7 +37,9 @@ def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[sli
     """
     start = 0
     for block in blocks(tensor):
-        yield slice(start, start + len(block)), np.clip(block / posterior.scale, -FARTHEST, FARTHEST)
+        with np.errstate(over="ignore"):
+            x = np.clip(block / posterior.scale, -FARTHEST, FARTHEST)
+        yield slice(start, start + len(block)), x
         start += len(block)
 
 

@@ -189,6 +189,23 @@ def assign(
     return np.where(np.abs(x - means[ids]) > radius[chosen], size, ids)
 
 
+def noise_deviation(book: Codebook, *, relative: float) -> float:
+    """Deviation of a shared value with one member, in units of its sigma, that gives a wanted posterior noise.
+
+    The shared value of n members has the precision of their sum, s^2 = noise^2 sigma^2 / n, so each component adds
+    noise^2 to the curvature-weighted error of a tensor, however many its members.
+
+    Args:
+        book: The codebook.
+        relative: Wanted root of noise over quantisation error, summed over all tensors.
+
+    Returns:
+        The noise, rounded to 4 digits.
+    """
+    noisy = book.counts[:, :-1][:, book.bank.means != 0] > 0
+    return float(f"{relative * np.sqrt(book.distortion.sum() / max(int(noisy.sum()), 1)):.4g}")
+
+
 def snap_to_zero(means: np.ndarray) -> np.ndarray:
     """Make the component nearest to zero exactly zero when it is much nearer to zero than to its neighbours."""
     nearest = int(np.argmin(np.abs(means)))

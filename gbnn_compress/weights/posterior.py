@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     import torch
 
+SMALLEST_SCALE, LARGEST_SCALE = 2.0**-1000, 2.0**1000
+
 TRIM = 64.0
 """Weights beyond this many 99th percentiles do not count towards a tensor's norm: they would hide all the others."""
 
@@ -109,7 +111,8 @@ def _norm(vector: np.ndarray) -> float:
 
 
 def _storable(scale: float) -> float:
-    return float(short_floats(short_float_codes(np.array([scale])))[0]) if scale > 0 else 1.0
+    """The nearest scale that the artifact stores; a tiny one for a tensor of zeros, so that any id decodes to zero."""
+    return float(short_floats(short_float_codes(np.array([scale])))[0]) if scale > 0 else SMALLEST_SCALE
 
 
 def _bulk(tensor: torch.Tensor) -> float:
@@ -128,7 +131,7 @@ def _trimmed_norm(tensor: torch.Tensor) -> float:
         kept = relative[relative <= TRIM]
         total += float((kept**2).sum())
         count += kept.size
-    return bulk * float(np.sqrt(total / max(count, 1) * tensor.numel()))
+    return min(bulk * float(np.sqrt(total / max(count, 1) * tensor.numel())), LARGEST_SCALE)
 
 
 def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from gbnn_compress.codec.artifact import BITS, RAW_BYTES
 from gbnn_compress.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.types import Checkpoint
-
-SHAREABLE_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ def select(checkpoint: Checkpoint) -> Selection:
     """
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():
+        if dtype_name(tensor) not in RAW_BYTES:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor `{name}` has the dtype {dtype_name(tensor)}: expected a floating, "
+                "integer, boolean or complex one; convert it, or drop the tensor"
+            )
         if name not in checkpoint.ties:
             names[_kind(tensor)].append(name)
     for name in names["shared"] + names["unshared"]:
@@ -73,7 +77,7 @@ def floating_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int,
 
 
 def _kind(tensor: torch.Tensor) -> str:
-    if dtype_name(tensor) not in SHAREABLE_DTYPES or math.prod(tensor.shape) == 0:
+    if dtype_name(tensor) not in BITS or math.prod(tensor.shape) == 0:
         return "raw"
     return "shared" if tensor.dim() >= 2 else "unshared"
 
