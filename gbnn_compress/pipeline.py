@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
 from gbnn_compress.output import sizes
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, noise_deviation
-from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve
+from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
 from gbnn_compress.recipe import Recipe, resolve
@@ -326,7 +325,7 @@ def _meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | N
 
     if target_ratio is None:
         points = float(max_drop or 0.0)
-        book, exponent = solve(prepared.problem, lambda book, _: _damage(prepared, book).drop <= points, finest=False)
+        book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
         maps = _maps(prepared, book)
         return Result(encoded_as(book, exponent, maps), maps, _damage(prepared, book).drop <= points)
     return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
@@ -370,7 +369,7 @@ def _meet_budget(
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, best, best_used = MARGIN * budget.limit, None, -1.0
     for _ in range(ATTEMPTS):
-        book, exponent = solve(prepared.problem, partial(_within, budget, aim), finest=True)
+        book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim)
         maps = _maps(prepared, book)
         encoded = encoded_as(book, exponent, maps)
         used = budget.used(encoded, len(book.bank.means), maps)
@@ -392,10 +391,6 @@ def _meet_budget(
         )
         encoded = encoded_as(book, exponent, maps)
     return Result(encoded, maps, True)
-
-
-def _within(budget: Budget, aim: float, book: Codebook, exponent: int) -> bool:
-    return budget.predicted(book, exponent) <= aim
 
 
 def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:
@@ -448,7 +443,7 @@ def _damage(prepared: Prepared, book: Codebook) -> Damage:
 
 def _safe_ratio(prepared: Prepared) -> float:
     """The largest ratio at which the predicted drop stays within SAFE_DROP."""
-    book, exponent = solve(prepared.problem, lambda book, _: _damage(prepared, book).drop <= SAFE_DROP, finest=False)
+    book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=SAFE_DROP)
     return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
 
 
@@ -485,8 +480,8 @@ def _warnings(drop: float, safe_ratio: float, *, measured: bool) -> list[str]:
 
 def _rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
     budget = MARGIN * prepared.floating_bytes / ratio
-    book, exponent = solve(
-        prepared.problem, lambda b, e: predicted_bytes(prepared.problem, b, e) <= budget, finest=True
+    book, exponent = solve_size(
+        prepared.problem, lambda book, exponent: predicted_bytes(prepared.problem, book, exponent), limit=budget
     )
     size = predicted_bytes(prepared.problem, book, exponent)
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -25,10 +26,10 @@ COMPONENT_BITS = 12.0
 ENTRY_BITS = 4.0
 """What a component's entry in the frequency table of one tensor costs."""
 
-CUT_BELOW = 1 / 256
+CUT_BELOW = 1 / 64
 """The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
 
-LONGEST_RUN = 128
+LONGEST_RUN = 256
 """Most components that exact merging joins into one."""
 
 BANK_STEP = 1 / 16
@@ -91,17 +92,23 @@ def fit_path(
     return RateProblem(cells, group_cells(cells), near, owner, path, len(mixture.weights), value_bits, other_bytes)
 
 
-def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
+def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
     """The codebook for one lambda: cut the path, merge exactly, refine, put the bank on the file's grid.
+
+    Args:
+        problem: From `fit_path`.
+        penalty: lambda.
+        merge_penalty: lambda for cutting and merging, when it is not the one for assignment.
 
     Returns:
         The codebook, and the exponent of the bank's grid.
     """
     cells = problem.cells
-    label = _sorted_labels(problem.near, problem.path.labels(penalty * CUT_BELOW)[problem.owner])
+    merge_penalty = merge_penalty or penalty
+    label = _sorted_labels(problem.near, problem.path.labels(merge_penalty * CUT_BELOW)[problem.owner])
     runs = merge_exactly(
         _moments(problem.near, label),
-        penalty=penalty,
+        penalty=merge_penalty,
         component_bits=COMPONENT_BITS,
         entry_bits=ENTRY_BITS,
         longest=LONGEST_RUN,
@@ -157,29 +164,81 @@ def parameters_of(book: Codebook, n_unshared: int) -> float:
     return 2 * live + 2 * float(book.counts[:, -1].sum()) + n_unshared
 
 
-def solve(problem: RateProblem, fits: Callable[[Codebook, int], bool], *, finest: bool) -> tuple[Codebook, int]:
-    """Bisection on log2(lambda) for the edge of what fits.
+def solve_size(problem: RateProblem, amount: Callable[[Codebook, int], float], *, limit: float) -> tuple[Codebook, int]:
+    """The best codebook within a size, by bisection on log2(lambda): sizes fall as lambda grows.
 
     Args:
         problem: From `fit_path`.
-        fits: Whether a codebook (with the exponent of its grid) is acceptable.
-        finest: True when large lambdas fit, and the smallest of them is wanted (a size not to exceed); False when
-            small lambdas fit, and the largest is wanted (a damage not to exceed).
+        amount: What a codebook (with the exponent of its grid) takes, in bytes say.
+        limit: Not to be exceeded.
 
     Returns:
-        The codebook at the edge and its grid exponent; at the far end of the range when nothing fits.
+        The codebook and its grid exponent; at the largest lambda when nothing fits.
     """
-    inside, outside = (HIGHEST, LOWEST) if finest else (LOWEST, HIGHEST)
-    best = codebook_at(problem, 2.0**inside)
+
+    def fits(codebook: tuple[Codebook, int]) -> bool:
+        return amount(*codebook) <= limit
+
+    edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=HIGHEST, outside=LOWEST)
+    if fits(best) and amount(*best) < GAP * limit:
+        # Nothing at the edge between two lambdas lies on the convex hull: rates of 0 to 1 bit a weight are such a
+        # gap for flat distributions. Components merged for a finer file, at this lambda's assignment, fill it.
+        for octaves in HELD_BACK:
+            held = 2.0 ** (edge - octaves)
+            _, other = _bisect(partial(_held, problem, held), fits, inside=edge + MOST_OCTAVES, outside=edge - octaves)
+            if fits(other) and amount(*other) > amount(*best):
+                best = other
+    return best
+
+
+def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, limit: float) -> tuple[Codebook, int]:
+    """The coarsest codebook within a damage, by bisection on log2(lambda): damage grows with lambda.
+
+    Args:
+        problem: From `fit_path`.
+        amount: Damage of a codebook.
+        limit: Not to be exceeded.
+
+    Returns:
+        The codebook and its grid exponent; at the smallest lambda when nothing fits.
+    """
+    _, best = _bisect(
+        lambda penalty: codebook_at(problem, penalty),
+        lambda codebook: amount(codebook[0]) <= limit,
+        inside=LOWEST,
+        outside=HIGHEST,
+    )
+    return best
+
+
+def _held(problem: RateProblem, merge_penalty: float, penalty: float) -> tuple[Codebook, int]:
+    return codebook_at(problem, penalty, merge_penalty=merge_penalty)
+
+
+def _bisect(
+    codebook: Callable[[float], tuple[Codebook, int]],
+    fits: Callable[[tuple[Codebook, int]], bool],
+    *,
+    inside: float,
+    outside: float,
+) -> tuple[float, tuple[Codebook, int]]:
+    """log2(lambda) nearest to `outside` whose codebook fits, and that codebook; `inside` itself if none does."""
+    best = codebook(2.0**inside)
     while abs(inside - outside) > LAMBDA_TOLERANCE:
         middle = (inside + outside) / 2
-        candidate = codebook_at(problem, 2.0**middle)
-        if fits(*candidate):
+        candidate = codebook(2.0**middle)
+        if fits(candidate):
             inside, best = middle, candidate
         else:
             outside = middle
-    return best
+    return inside, best
 
+
+GAP = 0.97
+"""Share of a size limit below which the edge is taken for a gap in the rate-distortion curve."""
+
+HELD_BACK, MOST_OCTAVES = (0.5, 1.0, 1.5, 2.0, 3.0), 4.0
+"""How much finer merging is tried in a gap, and how far lambda may then rise, in octaves of lambda."""
 
 LOWEST, HIGHEST = -44.0, 28.0
 """Range of log2(lambda): from float32's own precision to nothing but one component."""
