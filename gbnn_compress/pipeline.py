@@ -8,33 +8,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes, read_artifact
-from gbnn_compress.codec.values import Vector, encode_vectors
+from gbnn_compress.codec.values import vector_bits
 from gbnn_compress.errors import ArtifactError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
 from gbnn_compress.output import sizes
 from gbnn_compress.rate.cells import build_cells
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, noise_deviation
+from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
 from gbnn_compress.recipe import Recipe, resolve
-from gbnn_compress.types import Checkpoint, IndexMap, Posterior, TensorInfo
+from gbnn_compress.types import Artifact, Checkpoint, IndexMap, Posterior, TensorInfo
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.blocks import raw_bytes_of
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.posterior import data_free_posterior, typical_size
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_shapes, select
-from gbnn_compress.weights.values import code_values
-
-if TYPE_CHECKING:
-    import torch
+from gbnn_compress.weights.values import code_values, read_unshared
 
 SUFFIX = ".gbnn.safetensors"
 
@@ -168,8 +165,11 @@ def compress(
         result = _meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
     with clock("encode"):
         tell(f"writing and verifying {path.name}")
-        container.write_atomically(path, result.encoded, verify=lambda file: _verify(file, result.maps))
-        artifact = read_artifact(path)
+        verified: list[Artifact] = []
+        container.write_atomically(
+            path, result.encoded, verify=lambda file: verified.append(_verified(file, result.maps))
+        )
+        artifact = verified[0]
     report = sizes.report(artifact)
     report["checkpoint"] = {
         "path": str(source),
@@ -262,6 +262,7 @@ def prepare(
     counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     infos = tensor_infos(checkpoint, selection)
+    unshared = read_unshared(tensors, selection.unshared)
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
     fixed_bytes += header_bytes(infos, {**facts, **_DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
@@ -271,7 +272,9 @@ def prepare(
         log_sigma_weight=recipe.log_sigma_weight,
         max_iterations=recipe.em_iterations,
         value_bits=value_bits,
-        other_bytes=lambda penalty: len(encode_vectors(_vectors(tensors, selection, penalty, typical))) + fixed_bytes,
+        other_bytes=lambda penalty: (
+            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical))) // 8 + fixed_bytes
+        ),
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -372,11 +375,14 @@ def _meet_budget(
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim)
         maps = _maps(prepared, book)
         encoded = encoded_as(book, exponent, maps)
-        used = budget.used(encoded, len(book.bank.means), maps)
+        foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), maps)
         if best_used < used <= budget.limit:
             best, best_used = (book, exponent, maps, encoded), used
-        if CLOSE * budget.limit <= best_used or budget.predicted(book, exponent) > aim:
+        surprise = abs(used - foreseen) / budget.limit
+        if CLOSE * budget.limit <= best_used or foreseen > aim:
             break
+        if budget.limit / TOLERANCE <= used <= budget.limit and surprise < 1 - CLOSE:
+            break  # sizes jump here: aiming again would give the same file
         aim += (MARGIN * budget.limit - used) * (1.5 if used > budget.limit else 1.0)
     if best is None:
         return Result(encoded, maps, False)
@@ -412,7 +418,10 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[In
         scales=scales,
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
-        vectors=_vectors({**checkpoint.tensors, **statistics}, selection, book.penalty, prepared.typical),
+        vectors=code_values(
+            read_unshared({**checkpoint.tensors, **statistics}, selection.unshared),
+            relative_step=relative_step(book.penalty, prepared.typical),
+        ),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
         facts={
             **prepared.facts,
@@ -422,18 +431,14 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[In
     )
 
 
-def _vectors(tensors: Mapping[str, torch.Tensor], selection: Selection, penalty: float, typical: float) -> list[Vector]:
-    step = float(np.sqrt(HIGH_RATE_STEP * penalty / typical))
-    return code_values(tensors, selection.unshared, relative_step=step)
-
-
-def _verify(file: Path, maps: Sequence[IndexMap]) -> None:
+def _verified(file: Path, maps: Sequence[IndexMap]) -> Artifact:
     """Read a file back and compare: every checksum, every id, every outlier."""
     written = read_artifact(file)
     for expected, got in zip(maps, written.maps, strict=True):
         same = np.array_equal(expected.ids, got.ids) and np.array_equal(expected.outliers, got.outliers)
         if not same:
             raise ArtifactError(f"`{file}`: ids of `{expected.name}` did not survive the writing; try again")
+    return written
 
 
 def _damage(prepared: Prepared, book: Codebook) -> Damage:

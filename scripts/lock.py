@@ -10,6 +10,7 @@ LEFT_OUT = ("nvidia-", "cuda-", "triton", "pip", "setuptools", "wheel", "efficie
 
 
 def main() -> None:
+    """Print the pins."""
     print("# Exact versions that CI runs with: pip install -c requirements.lock -e . --group dev")
     pins = {
         distribution.metadata["Name"].lower().replace("_", "-"): distribution.version.partition("+")[0]

@@ -91,6 +91,11 @@ def encode_vectors(vectors: list[Vector]) -> bytes:
     return writer.getvalue()
 
 
+def vector_bits(vectors: list[Vector]) -> int:
+    """Bits that `encode_vectors` will write."""
+    return sum(_bits(vector) for vector in vectors)
+
+
 def decode_vectors(data: bytes, *, sizes: list[int]) -> list[Vector]:
     """Read what `encode_vectors` wrote.
 
@@ -116,6 +121,13 @@ def _decode_vector(reader: BitReader, size: int) -> Vector:
     low = unzigzag(reader.read_exp_golomb(order=8))
     width = reader.read_int(width=6)
     return Vector(mode, exponent, reader.read(size, width=width).astype(np.int64) + low)
+
+
+def _bits(vector: Vector) -> int:
+    if vector.mode == EXACT:
+        return 2 + 7 + vector.width * len(vector.codes)
+    low = int(zigzag(vector.codes.min())) + 256
+    return 2 + _EXPONENT_WIDTH + 2 * low.bit_length() - 9 + 6 + _grid_width(vector.codes) * len(vector.codes)
 
 
 def _grid_width(codes: np.ndarray) -> int:

@@ -68,6 +68,11 @@ def curvature_of(levels: np.ndarray) -> np.ndarray:
     return np.exp(-2 * levels)
 
 
+def relative_step(penalty: float, typical: float) -> float:
+    """Step of a value whose unit is 1 (see `value_unit`) at lambda: as fine as weights of the same curvature."""
+    return float(np.sqrt(HIGH_RATE_STEP * penalty / typical))
+
+
 def outlier_radius(
     lengths: np.ndarray, *, escape_length: float, value_bits: int, penalty: float, curvature: float
 ) -> np.ndarray:

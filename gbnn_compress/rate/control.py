@@ -37,6 +37,18 @@ BANK_STEP = 1 / 16
 
 REFINEMENTS = 3
 
+LOWEST, HIGHEST = -44.0, 28.0
+"""Range of log2(lambda): from float32's own precision to nothing but one component."""
+
+LAMBDA_TOLERANCE = 0.003
+"""Resolution of log2(lambda); the size of a file changes by about a tenth of a percent over it."""
+
+GAP = 0.97
+"""Share of a size limit below which the edge is taken for a gap in the rate-distortion curve."""
+
+HELD_BACK, MOST_OCTAVES, GAP_TOLERANCE = (1.0, 0.5, 2.0, 3.0), 4.0, 0.02
+"""How much finer merging is tried in a gap, how far lambda may then rise, and its resolution, in octaves of lambda."""
+
 
 @dataclass(frozen=True)
 class RateProblem:
@@ -185,9 +197,17 @@ def solve_size(problem: RateProblem, amount: Callable[[Codebook, int], float], *
         # gap for flat distributions. Components merged for a finer file, at this lambda's assignment, fill it.
         for octaves in HELD_BACK:
             held = 2.0 ** (edge - octaves)
-            _, other = _bisect(partial(_held, problem, held), fits, inside=edge + MOST_OCTAVES, outside=edge - octaves)
+            _, other = _bisect(
+                partial(_held, problem, held),
+                fits,
+                inside=edge + MOST_OCTAVES,
+                outside=edge - octaves,
+                tolerance=GAP_TOLERANCE,
+            )
             if fits(other) and amount(*other) > amount(*best):
                 best = other
+            if amount(*best) >= GAP * limit:
+                break
     return best
 
 
@@ -221,10 +241,11 @@ def _bisect(
     *,
     inside: float,
     outside: float,
+    tolerance: float = LAMBDA_TOLERANCE,
 ) -> tuple[float, tuple[Codebook, int]]:
     """log2(lambda) nearest to `outside` whose codebook fits, and that codebook; `inside` itself if none does."""
     best = codebook(2.0**inside)
-    while abs(inside - outside) > LAMBDA_TOLERANCE:
+    while abs(inside - outside) > tolerance:
         middle = (inside + outside) / 2
         candidate = codebook(2.0**middle)
         if fits(candidate):
@@ -232,19 +253,6 @@ def _bisect(
         else:
             outside = middle
     return inside, best
-
-
-GAP = 0.97
-"""Share of a size limit below which the edge is taken for a gap in the rate-distortion curve."""
-
-HELD_BACK, MOST_OCTAVES = (0.5, 1.0, 1.5, 2.0, 3.0), 4.0
-"""How much finer merging is tried in a gap, and how far lambda may then rise, in octaves of lambda."""
-
-LOWEST, HIGHEST = -44.0, 28.0
-"""Range of log2(lambda): from float32's own precision to nothing but one component."""
-
-LAMBDA_TOLERANCE = 0.003
-"""Resolution of log2(lambda); the size of a file changes by about a tenth of a percent over it."""
 
 
 def _keep_used(mixture: Mixture, cells: Cells) -> tuple[Mixture, np.ndarray]:

@@ -23,6 +23,7 @@ SCHEMA = {
     },
     "artifact": {"path", "sha256", "bytes"},
     "target_ratio": None,
+    "max_drop": None,
     "ratio_of": None,
     "ratio": None,
     "parameter_ratio": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from gbnn_compress.rate.codebook import (
     curvature_of,
     group_cells,
     ideal_lengths,
+    noise_deviation,
     refine,
     snap_to_zero,
 )
@@ -178,6 +180,26 @@ def test_maps_choose_the_cheapest_component_for_every_weight() -> None:
         shared = ids < size
         chosen = np.take_along_axis(cost, np.minimum(ids, size - 1)[:, :, None].astype(np.int64), axis=2)[:, :, 0]
         assert (chosen[shared] <= cost.min(axis=2)[shared] * (1 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("relative", [0.35, 2.0])
+def test_noise_of_all_components_is_the_wanted_share_of_the_quantisation_error(relative: float) -> None:
+    book = refined(0.05, 5, seed=6)
+    noise = noise_deviation(book, relative=relative)
+    members = book.counts[:, :-1]
+    # All n members share one draw of the variance noise^2 sigma^2 / n; each has the curvature 1 / sigma^2.
+    variance = noise**2 / np.maximum(members, 1)
+    each = np.where(book.bank.means != 0, members * variance, 0)
+    assert np.sqrt(each.sum() / book.distortion.sum()) == pytest.approx(relative, rel=1e-3)
+    assert noise == float(f"{noise:.4g}")
+
+
+def test_no_noise_without_a_wish_or_an_error_or_a_component_off_zero() -> None:
+    book = refined(0.05, 5)
+    assert noise_deviation(book, relative=0.0) == 0
+    assert noise_deviation(replace(book, distortion=np.zeros(3)), relative=0.35) == 0
+    zeros = Codebook(Bank(np.zeros(1), np.zeros(1)), np.array([[432.0, 0.0]]), 1.0, np.array([4.0]))
+    assert np.isfinite(noise_deviation(zeros, relative=0.35))
 
 
 def test_a_bank_of_one_component() -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
 from gbnn_compress.codec.bank import encode_bank
 from gbnn_compress.codec.symbols import coarse_levels, encode_maps, encode_tables
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import (
+    LOWEST,
     RateProblem,
     codebook_at,
     fit_path,
     parameters_of,
     predicted_bytes,
-    solve,
+    solve_damage,
+    solve_size,
 )
-from gbnn_compress.rate.damage import predict_damage, relative_error
+from gbnn_compress.rate.damage import Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.types import Bank, Posterior
 
@@ -82,23 +88,41 @@ def test_the_extremes_of_lambda_work(fitted: tuple) -> None:
     np.testing.assert_array_equal(fine.counts.sum(axis=1), sizes)
 
 
-@pytest.mark.parametrize("budget", [40_000, 15_000, 6_000, 1_500])
-def test_solve_stays_within_a_budget_and_uses_it(fitted: tuple, budget: int) -> None:
+def test_components_merged_for_a_finer_file_are_more_and_fit_better(fitted: tuple) -> None:
     problem = fitted[2]
-    book, exponent = solve(problem, lambda b, e: predicted_bytes(problem, b, e) <= budget, finest=True)
+    usual, _ = codebook_at(problem, 0.1)
+    same, _ = codebook_at(problem, 0.1, merge_penalty=0.1)
+    finer, _ = codebook_at(problem, 0.1, merge_penalty=0.0125)
+    np.testing.assert_array_equal(same.bank.means, usual.bank.means)
+    assert finer.penalty == usual.penalty == 0.1
+    assert len(finer.bank.means) > len(usual.bank.means)
+    assert finer.distortion.sum() < usual.distortion.sum()
+
+
+@pytest.mark.parametrize("budget", [40_000, 15_000, 6_000, 1_500])
+def test_a_size_is_kept_to_and_used(fitted: tuple, budget: int) -> None:
+    problem = fitted[2]
+    book, exponent = solve_size(problem, lambda b, e: predicted_bytes(problem, b, e), limit=budget)
     assert 0.95 * budget <= predicted_bytes(problem, book, exponent) <= budget
 
 
-def test_solve_stays_within_a_damage_and_uses_it(fitted: tuple) -> None:
+def test_a_damage_is_kept_to_and_used(fitted: tuple) -> None:
     problem = fitted[2]
     limit = 0.1 * codebook_at(problem, 2.0**28)[0].distortion.sum()
-    book, _ = solve(problem, lambda b, _: b.distortion.sum() <= limit, finest=False)
+    book, _ = solve_damage(problem, lambda b: b.distortion.sum(), limit=limit)
     assert 0.9 * limit <= book.distortion.sum() <= limit
 
 
-def test_solve_gives_the_far_end_when_nothing_fits(fitted: tuple) -> None:
-    book, _ = solve(fitted[2], lambda b, e: False, finest=True)
+def test_the_coarsest_codebook_when_no_size_fits(fitted: tuple) -> None:
+    book, _ = solve_size(fitted[2], lambda b, e: 1.0, limit=0.0)
     assert len(book.bank.means) == 1
+
+
+def test_the_finest_codebook_when_no_damage_fits(fitted: tuple) -> None:
+    problem = fitted[2]
+    book, _ = solve_damage(problem, lambda b: 1.0, limit=0.0)
+    assert book.penalty == 2.0**LOWEST
+    assert book.distortion.sum() <= codebook_at(problem, 2.0**-20)[0].distortion.sum()
 
 
 def test_same_problem_same_codebook(fitted: tuple) -> None:
@@ -113,16 +137,38 @@ def test_parameters_are_two_a_live_component_two_an_outlier_one_a_value() -> Non
     assert parameters_of(book, 7) == 2 * 2 + 2 * 3 + 7
 
 
-def test_damage_grows_from_nothing_to_chance() -> None:
-    assert predict_damage(0.0, n_classes=10).drop == 0
-    assert predict_damage(0.0, n_classes=10).agreement == 1
-    drops = [predict_damage(error, n_classes=10).drop for error in np.linspace(0, 1, 30)]
-    assert drops == sorted(drops)
-    assert 0 <= drops[-1] <= 90
-    for n_classes in (1, 2, 1000, 21_843):
-        damage = predict_damage(1.0, n_classes=n_classes)
-        assert 0 <= damage.agreement <= 1
-        assert 0 <= damage.drop <= 100
+CLASSES = [1, 2, 3, 10, 100, 1000, 21_843]
+
+
+def rising(damages: list[Damage]) -> bool:
+    """Whether each damage is at least the one before, by all three measures."""
+    return all(
+        before.drop <= after.drop and before.agreement >= after.agreement and before.logit_kl <= after.logit_kl
+        for before, after in itertools.pairwise(damages)
+    )
+
+
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_damage_grows_with_the_error_from_nothing_to_chance(n_classes: int) -> None:
+    damages = [predict_damage(error, n_classes=n_classes) for error in (0.0, *np.logspace(-8, 0, 50))]
+    assert damages[0] == Damage(drop=0.0, agreement=1.0, logit_kl=0.0)
+    assert rising(damages)
+    chance = 1 / max(n_classes, 2)
+    assert damages[-1].agreement >= chance
+    assert damages[-1].drop <= 100 * (1 - chance)
+
+
+@pytest.mark.parametrize("error", [1e-6, 1e-3, 0.05, 0.3, 1.0])
+def test_damage_grows_with_the_number_of_classes(error: float) -> None:
+    assert rising([predict_damage(error, n_classes=n_classes) for n_classes in CLASSES])
+
+
+@given(st.floats(0, 1), st.integers(1, 100_000))
+def test_damage_is_bounded(error: float, n_classes: int) -> None:
+    damage = predict_damage(error, n_classes=n_classes)
+    assert 0 <= damage.drop <= 100
+    assert 0 <= damage.agreement <= 1
+    assert 0 <= damage.logit_kl < np.inf
 
 
 def test_relative_error_is_the_mean_over_tensors_at_most_one_each() -> None:

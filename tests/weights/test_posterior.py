@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gbnn_compress.codec.bank import short_float_codes, short_floats
+from gbnn_compress.rate.cells import FARTHEST
 from gbnn_compress.weights.posterior import (
+    LARGEST_SCALE,
+    SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
     typical_size,
@@ -56,7 +59,7 @@ def test_scales_of_any_magnitude_are_as_the_file_stores_them(value: float) -> No
     assert scale == pytest.approx(value, rel=2**-9)
 
 
-@pytest.mark.parametrize("value", [1e-160, 1e-310, 5e-324, 1e160, 1e300])
+@pytest.mark.parametrize("value", [1e-160, 1e-310, 5e-324, 1e160, 1e299])
 def test_squares_that_do_not_fit_are_no_obstacle(value: float) -> None:
     weights = normal(30, 40, dtype=torch.float64).clip(-0.9, 0.9) * value
     posterior, usual = posterior_of(weights), posterior_of(normal(30, 40, dtype=torch.float64).clip(-0.9, 0.9))
@@ -68,8 +71,20 @@ def test_squares_that_do_not_fit_are_no_obstacle(value: float) -> None:
         assert posterior.scale > 0
 
 
-def test_zero_has_the_scale_one() -> None:
-    assert posterior_of(torch.zeros(3, 4)).scale == 1.0
+def test_zeros_have_a_scale_so_small_that_any_component_decodes_to_zero() -> None:
+    posterior = posterior_of(torch.zeros(3, 4))
+    assert posterior.scale == SMALLEST_SCALE
+    assert is_storable(posterior.scale)
+    assert np.float32(posterior.scale * FARTHEST) == 0
+    np.testing.assert_array_equal(posterior.log_sigma, 0)
+
+
+@pytest.mark.parametrize("value", [1e308, 1.7e308])
+def test_the_scale_of_the_largest_weights_is_capped(value: float) -> None:
+    network = {"small": normal(2, 2), "large": torch.full((300, 400), value, dtype=torch.float64)}
+    scale = data_free_posterior(network, ["small", "large"])[1].scale
+    assert is_storable(scale)
+    assert scale * np.sqrt(typical_size([4, 120_000])) == pytest.approx(LARGEST_SCALE, rel=2**-8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

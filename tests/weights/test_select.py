@@ -9,7 +9,7 @@ import torch
 
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.types import Checkpoint
-from gbnn_compress.weights.select import dtype_name, floating_bytes, select
+from gbnn_compress.weights.select import dtype_name, floating_bytes, floating_shapes, select
 
 
 def checkpoint(tensors: dict[str, torch.Tensor], ties: dict[str, str] | None = None) -> Checkpoint:
@@ -74,6 +74,27 @@ def test_nothing_to_share(network: dict[str, torch.Tensor]) -> None:
     assert "`net.pth` has no tensor to share" in line
     assert "expected a floating tensor with two or more dimensions" in line
     assert f"got {len(network)} tensors" in line
+
+
+@pytest.mark.parametrize("name", ["bits8", "bits16"])
+def test_an_unknown_dtype_is_named_with_its_tensor(name: str) -> None:
+    odd = torch.empty(3, dtype=getattr(torch, name))
+    with pytest.raises(CheckpointError) as caught:
+        select(checkpoint({"w": torch.ones(2, 2), "odd": odd}))
+    line = str(caught.value)
+    assert f"`net.pth`: tensor `odd` has the dtype {name}" in line
+    assert "expected a floating, integer, boolean or complex one" in line
+
+
+def test_floating_shapes_are_those_of_floating_tensors_ties_included() -> None:
+    network = {
+        "w": torch.ones(3, 4),
+        "scalar": torch.tensor(0.5, dtype=torch.float16),
+        "bn.num_batches_tracked": torch.tensor(5),
+        "mask": torch.ones(2, 2, dtype=torch.bool),
+        "tied": torch.ones(3, 4),
+    }
+    assert floating_shapes(network) == {"w": (3, 4), "scalar": (), "tied": (3, 4)}
 
 
 def test_floating_bytes_count_buffers_once_and_integers_never() -> None:
