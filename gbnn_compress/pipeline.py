@@ -426,7 +426,7 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[In
         facts={
             **prepared.facts,
             **_damage_facts(prepared, book, safe_ratio),
-            "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"])),
+            "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"]), typical=prepared.typical),
         },
     )
 

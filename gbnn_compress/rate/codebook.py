@@ -18,6 +18,10 @@ HIGH_RATE_STEP = 6 / float(np.log(2))
 """Step^2 of the best uniform quantiser, over lambda / h, at high rate: from D = h step^2 / 12, dD/dR = -2 ln 2 D."""
 
 
+NOISE_CEILING = 0.001
+"""Relative output error of the layers, on average, up to which posterior noise improved calibration."""
+
+
 @dataclass(frozen=True)
 class Codebook:
     """Components and how each tensor uses them.
@@ -194,7 +198,7 @@ def assign(
     return np.where(np.abs(x - means[ids]) > radius[chosen], size, ids)
 
 
-def noise_deviation(book: Codebook, *, relative: float) -> float:
+def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float:
     """Deviation of a shared value with one member, in units of its sigma, that gives a wanted posterior noise.
 
     The shared value of n members has the precision of their sum, s^2 = noise^2 sigma^2 / n, so each component adds
@@ -203,12 +207,14 @@ def noise_deviation(book: Codebook, *, relative: float) -> float:
     Args:
         book: The codebook.
         relative: Wanted root of noise over quantisation error, summed over all tensors.
+        typical: The size that makes s_t^2 * typical a tensor's squared norm.
 
     Returns:
-        The noise, rounded to 4 digits.
+        The noise, rounded to 4 digits; never so large that a layer's relative output error passes NOISE_CEILING.
     """
     noisy = book.counts[:, :-1][:, book.bank.means != 0] > 0
-    return float(f"{relative * np.sqrt(book.distortion.sum() / max(int(noisy.sum()), 1)):.4g}")
+    error = min(relative**2 * float(book.distortion.sum()), NOISE_CEILING * typical * len(book.counts))
+    return float(f"{np.sqrt(error / max(int(noisy.sum()), 1)):.4g}")
 
 
 def snap_to_zero(means: np.ndarray) -> np.ndarray:
