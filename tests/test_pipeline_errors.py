@@ -185,7 +185,7 @@ def test_nothing_is_left_when_the_written_file_does_not_verify(tmp_path: Path, m
     def broken(*_: Any) -> None:
         raise OutputError("the disk lies")
 
-    monkeypatch.setattr("gbnn_compress.pipeline._verify", broken)
+    monkeypatch.setattr("gbnn_compress.pipeline.read_artifact", broken)
     assert refusal(saved(tmp_path, network()), OutputError, seed=0) == "the disk lies"
 
 

@@ -89,9 +89,7 @@ def test_a_missed_target_says_by_how_much(report):
     missed = report | {"target_ratio": 50.0}
     reached, excess = f"{report['ratio']:.3g}x", f"{50 / report['ratio']:.3g}x"
     assert f"(target 50x: missed, {reached} reached)" in text_of(missed)
-    assert words.achieved(missed).startswith(
-        f"{reached} for a target of 50x (the file is {excess} what was asked for)"
-    )
+    assert words.achieved(missed).startswith(f"{reached} for a target of 50x (the file is {excess} what was asked for)")
 
 
 def test_a_parameter_target_is_compared_with_the_parameter_ratio(report):

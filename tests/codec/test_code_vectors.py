@@ -18,6 +18,7 @@ from gbnn_compress.codec.values import (
     encode_vectors,
     quantise,
     step_of,
+    vector_bits,
 )
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.weights.blocks import bit_patterns, from_bit_patterns
@@ -112,6 +113,14 @@ def test_vectors_follow_each_other_without_gaps() -> None:
     for got, expected in zip(round_trip(vectors), vectors, strict=True):
         assert_same(got, expected)
     assert encode_vectors([]) == b""
+
+
+@given(st.lists(st.lists(floats, min_size=1, max_size=20), max_size=4), st.floats(1e-30, 1e30))
+@settings(max_examples=60, deadline=None)
+def test_bits_are_counted_as_they_will_be_written(given_values: list[list[float]], step: float) -> None:
+    vectors = [quantised(np.array(values), step=step) for values in given_values]
+    vectors += [quantised(np.abs(np.array(values)) + 1e-30, step=0.1, logarithmic=True) for values in given_values]
+    assert -(-vector_bits(vectors) // 8) == len(encode_vectors(vectors))
 
 
 def test_bytes_that_end_early_are_an_error() -> None:

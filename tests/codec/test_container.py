@@ -74,10 +74,10 @@ def test_a_stamp_without_its_checksum_is_damage(tmp_path: Path, stamp: str) -> N
 
 
 def flips(data: bytes) -> Iterator[tuple[int, int]]:
-    """Positions and masks: one bit of every byte; within the header also all at once, and the case of a letter."""
+    """Positions and masks: one bit of every byte; within the header also the case of a letter."""
     header = 8 + int.from_bytes(data[:8], "little")
     for position in range(len(data)):
-        for mask in (1 << position % 8, 0xFF, 0x20) if position < header else (1 << position % 8,):
+        for mask in {1 << position % 8, 0x20} if position < header else {1 << position % 8}:
             yield position, mask
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
 from gbnn_compress.rate.codebook import (
+    NOISE_CEILING,
     Codebook,
     assign,
     curvature_of,
@@ -185,7 +186,7 @@ def test_maps_choose_the_cheapest_component_for_every_weight() -> None:
 @pytest.mark.parametrize("relative", [0.35, 2.0])
 def test_noise_of_all_components_is_the_wanted_share_of_the_quantisation_error(relative: float) -> None:
     book = refined(0.05, 5, seed=6)
-    noise = noise_deviation(book, relative=relative)
+    noise = noise_deviation(book, relative=relative, typical=1e9)
     members = book.counts[:, :-1]
     # All n members share one draw of the variance noise^2 sigma^2 / n; each has the curvature 1 / sigma^2.
     variance = noise**2 / np.maximum(members, 1)
@@ -194,12 +195,19 @@ def test_noise_of_all_components_is_the_wanted_share_of_the_quantisation_error(r
     assert noise == float(f"{noise:.4g}")
 
 
+def test_noise_stays_below_the_ceiling_of_the_layers_output_error() -> None:
+    book = refined(0.05, 5, seed=6)
+    noise = noise_deviation(book, relative=10.0, typical=1.0)
+    noisy = (book.counts[:, :-1][:, book.bank.means != 0] > 0).sum()
+    assert noise**2 * noisy / len(book.counts) == pytest.approx(NOISE_CEILING, rel=1e-3)
+
+
 def test_no_noise_without_a_wish_or_an_error_or_a_component_off_zero() -> None:
     book = refined(0.05, 5)
-    assert noise_deviation(book, relative=0.0) == 0
-    assert noise_deviation(replace(book, distortion=np.zeros(3)), relative=0.35) == 0
+    assert noise_deviation(book, relative=0.0, typical=1e9) == 0
+    assert noise_deviation(replace(book, distortion=np.zeros(3)), relative=0.35, typical=1e9) == 0
     zeros = Codebook(Bank(np.zeros(1), np.zeros(1)), np.array([[432.0, 0.0]]), 1.0, np.array([4.0]))
-    assert np.isfinite(noise_deviation(zeros, relative=0.35))
+    assert np.isfinite(noise_deviation(zeros, relative=0.35, typical=1e9))
 
 
 def test_a_bank_of_one_component() -> None:

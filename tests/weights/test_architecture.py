@@ -22,13 +22,14 @@ from gbnn_compress.weights.architecture import (
     number_of_classes,
     signature,
 )
+from gbnn_compress.weights.select import floating_shapes
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "build_architecture_index.py"
 
 
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of each floating tensor of the state dict."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    """Shape of each floating tensor of the state dict, as the pipeline looks it up."""
+    return floating_shapes(model.state_dict())
 
 
 def torchvision_shapes(name: str, **options: object) -> dict[str, tuple[int, ...]]:
