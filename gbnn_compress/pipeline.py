@@ -393,7 +393,8 @@ def _meet_budget(
             prepared.posteriors,
             maps,
             book.bank.means,
-            fits=lambda maps: budget.used(encoded_as(book, exponent, maps), len(book.bank.means), maps) <= budget.limit,
+            spare=lambda maps: budget.limit - budget.used(encoded_as(book, exponent, maps), len(book.bank.means), maps),
+            close=(1 - CLOSE) * budget.limit,
         )
         encoded = encoded_as(book, exponent, maps)
     return Result(encoded, maps, True)

@@ -66,24 +66,14 @@ def squared_errors(
     return error, total
 
 
-def curved_errors(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
-    """float32 (n,), curvature-weighted squared error of each weight, in units of s_t^2; 0 for outliers."""
-    table, levels, start = np.append(means, np.nan), row_levels(posterior), 0
-    parts = []
-    for rows, x in row_blocks(tensor, posterior):
-        difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
-        parts.append(np.nan_to_num(difference**2 * curvature_of(LEVELS)[levels[rows], None]).astype(np.float32))
-        start += x.size
-    return np.concatenate([part.ravel() for part in parts])
-
-
 def spend_on_outliers(
     tensors: Mapping[str, torch.Tensor],
     posteriors: Sequence[Posterior],
     maps: Sequence[IndexMap],
     means: np.ndarray,
     *,
-    fits: Callable[[Sequence[IndexMap]], bool],
+    spare: Callable[[Sequence[IndexMap]], float],
+    close: float,
 ) -> list[IndexMap]:
     """Keep exactly as many of the worst-fitting weights as a budget has room for.
 
@@ -92,41 +82,68 @@ def spend_on_outliers(
         posteriors: One a shared tensor.
         maps: One a shared tensor.
         means: float64 (K,), the bank's means.
-        fits: Whether a file with these maps stays within the budget.
+        spare: What a file with these maps leaves of the budget, negative when it is over.
+        close: So little may be left.
 
     Returns:
-        The maps with the most outliers found to fit (to about a percent).
+        The maps with the most outliers found to fit.
     """
-    pairs = list(zip(posteriors, maps, strict=True))
-    errors = np.concatenate([curved_errors(tensors[p.name], p, m, means) for p, m in pairs])
-    low, high, best = 0, int(np.count_nonzero(errors)), list(maps)
-    while high - low > max(1, low // 100):
-        count = (low + high + 1) // 2
-        candidate = _with_worst(tensors, maps, errors, count=count, escape=len(means))
-        if fits(candidate):
-            low, best = count, candidate
+    bins = [_error_bins(tensors[p.name], p, m, means) for p, m in zip(posteriors, maps, strict=True)]
+    histogram = np.sum([np.bincount(part, minlength=1 << 16) for part in bins], axis=0)
+    low, high, best = 0, int(histogram[1:].sum()), list(maps)
+    room = left = spare(maps)
+    count = int(room / 8)
+    for _ in range(SPENDING_ATTEMPTS):
+        count = min(max(count, low + 1), high)
+        if low >= high or left <= close:
+            break
+        candidate = _with_worst(tensors, maps, bins, histogram, count=count, escape=len(means))
+        rest = spare(candidate)
+        if rest >= 0:
+            low, best, left = count, candidate, rest
         else:
             high = count - 1
+        # An outlier costs its value and its id; the next guess takes what these did on average.
+        count = int(count * (room - close / 2) / max(room - rest, 1.0))
     return best
+
+
+SPENDING_ATTEMPTS = 12
+
+
+def _error_bins(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
+    """uint16 (n,), the upper half of the float32 of each weight's curvature-weighted squared error; 0 for outliers."""
+    table, levels, start = np.append(means, np.nan), row_levels(posterior), 0
+    parts = []
+    for rows, x in row_blocks(tensor, posterior):
+        difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
+        error = np.nan_to_num(difference**2 * curvature_of(LEVELS)[levels[rows], None]).astype(np.float32)
+        parts.append((error.ravel().view(np.uint32) >> np.uint32(16)).astype(np.uint16))
+        start += x.size
+    return np.concatenate(parts)
 
 
 def _with_worst(
     tensors: Mapping[str, torch.Tensor],
     maps: Sequence[IndexMap],
-    errors: np.ndarray,
+    bins: Sequence[np.ndarray],
+    histogram: np.ndarray,
     *,
     count: int,
     escape: int,
 ) -> list[IndexMap]:
-    limit = np.partition(errors, len(errors) - count)[len(errors) - count]
-    chosen = errors > limit
-    chosen[np.flatnonzero(errors == limit)[: count - int(chosen.sum())]] = True
-    result, start = [], 0
-    for index_map in maps:
-        part = chosen[start : start + len(index_map.ids)]
-        ids = np.where(part, np.array(escape, dtype=index_map.ids.dtype), index_map.ids)
+    """The maps with the `count` weights of the largest error as outliers; of equal bins, the first ones."""
+    from_above = np.cumsum(histogram[::-1])[::-1]
+    limit = int(np.flatnonzero(from_above >= count)[-1])
+    room = count - int(from_above[limit] - histogram[limit])
+    result = []
+    for index_map, part in zip(maps, bins, strict=True):
+        equal = np.flatnonzero(part == limit)[:room]
+        room -= len(equal)
+        chosen = part > limit
+        chosen[equal] = True
+        ids = np.where(chosen, np.array(escape, dtype=index_map.ids.dtype), index_map.ids)
         result.append(with_outliers(tensors[index_map.name], index_map.name, ids, escape=escape))
-        start += len(ids)
     return result
 
 
