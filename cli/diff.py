@@ -44,7 +44,7 @@ def command(
         evaluation = options.parse_evaluation(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
-        result = gbnn_compress.diff(first, second, evaluation=evaluation, architecture=arch, seed=seed)
+        result = gbnn_compress.diff(first, second, data=evaluation, arch=arch, seed=seed)
     if console.write_json(result, json):
         console.write_stdout(console.render(*_view(result, data=data, every_tensor=verbose)))
     return 0

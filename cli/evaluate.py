@@ -51,7 +51,7 @@ def command(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
         assert evaluation is not None
-        result = gbnn_compress.evaluate(model, evaluation, architecture=arch, ood=ood, seed=seed)
+        result = gbnn_compress.evaluate(model, evaluation, arch=arch, ood=ood, seed=seed)
     if console.write_json(result, json):
         console.write_stdout(console.render(*_view(result, data=data, ood=ood)))
     return 0

@@ -60,7 +60,7 @@ def command(
             ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
             recipe=recipe,
             settings=chosen,
-            architecture=arch,
+            arch=arch,
         )
     if wanted is not None and by_bytes is None:
         console.warn(["`plan` predicts bytes: a target of parameters has no row of its own"], in_table=False)

@@ -39,7 +39,7 @@ def report_view(
         arch: The architecture that the user named.
         every_layer: All layers in the file's order instead of the worst few.
     """
-    met = words.is_met(report)
+    met = report["target_met"]
     yield tables.line(_headline(report, name=name, max_drop=max_drop), "bold" if met else "bold red")
     yield ""
     measured_on = report["evaluation"]["data"] if report["evaluation"] else None
@@ -71,7 +71,7 @@ def _headline(report: dict[str, Any], *, name: str, max_drop: float | None) -> s
         verdict = f" (asked for: at most {max_drop:g} points lost)"
     elif target is None:
         verdict = ""
-    elif words.is_met(report):
+    elif report["target_met"]:
         verdict = f" (target {words.times(target)}{what}: met)"
     else:
         verdict = f" (target {words.times(target)}{what}: missed, {words.times(ratio)} reached)"

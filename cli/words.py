@@ -84,24 +84,10 @@ def safe(ratio: float) -> str:
     return f"thought safe (within 1 point of accuracy) up to about {times(ratio)}"
 
 
-def achieved(report: dict[str, Any]) -> str:
-    """The ratio that the target was about, beside the target: `7.1x for a target of 50x (the file ...)`."""
-    target, got = report["target_ratio"], target_and_ratio(report)[1]
-    what = "file" if report["ratio_of"] == "artifact" else "number of parameters"
-    over = f"the {what} is {times(target / got)} what was asked for"
-    return f"{times(got)} for a target of {times(target)} ({over})"
-
-
 def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:
     """The target (None: a drop was given instead), and the ratio that it is about."""
     by_bytes = report["ratio_of"] == "artifact"
     return report["target_ratio"], report["ratio" if by_bytes else "parameter_ratio"]
-
-
-def is_met(report: dict[str, Any]) -> bool:
-    """Whether the ratio is not below the target."""
-    target, ratio = target_and_ratio(report)
-    return target is None or ratio >= target * (1 - ROUNDING)
 
 
 def _digits(value: float) -> str:

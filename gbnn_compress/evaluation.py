@@ -55,19 +55,21 @@ class Evaluation:
 
 def evaluate(
     model: str | Path,
-    evaluation: Evaluation,
+    data: str | Evaluation,
     *,
-    architecture: str | None = None,
+    arch: str | None = None,
     ood: str | None = None,
+    samples: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Accuracy, NLL, ECE and Brier score of a checkpoint or an artifact, and OOD AUROC.
 
     Args:
         model: A checkpoint (evaluated as it is) or an artifact (averaged over posterior draws).
-        evaluation: The data and how to read it.
-        architecture: Specification of the network; default: what the artifact records or the index finds.
+        data: Data specification, or an `Evaluation` that also says how to read it.
+        arch: Specification of the network; default: what the artifact records or the index finds.
         ood: Specification of out-of-distribution data; inputs are ranked by predictive entropy.
+        samples: Posterior draws of an artifact (an `Evaluation` has its own).
         seed: Of the first posterior draw.
 
     Returns:
@@ -77,7 +79,8 @@ def evaluate(
         GbnnError: Bad model, architecture or data.
     """
     loaded = read_model(Path(model))
-    bench = Bench(loaded, evaluation, architecture)
+    evaluation = as_evaluation(data, samples=samples)
+    bench = Bench(loaded, evaluation, arch)
     probabilities = bench.probabilities(loaded, seed=seed)
     result = {
         "schema": SCHEMA,
@@ -125,8 +128,9 @@ def diff(
     first: str | Path,
     second: str | Path,
     *,
-    evaluation: Evaluation | None = None,
-    architecture: str | None = None,
+    data: str | Evaluation | None = None,
+    arch: str | None = None,
+    samples: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Two checkpoints or artifacts side by side.
@@ -134,12 +138,13 @@ def diff(
     Args:
         first: The reference.
         second: The other.
-        evaluation: Data for agreement and metrics; labels are optional.
-        architecture: As for `evaluate`.
+        data: For agreement and metrics; labels are optional. As for `evaluate`.
+        arch: As for `evaluate`.
+        samples: As for `evaluate`.
         seed: Of the first posterior draw.
 
     Returns:
-        `bytes` of both files, `tensors` (relative error and largest error of each common floating tensor),
+        `bytes` of both files, `tensors` (relative error and largest error of each common tensor),
         `only_in_first`, `only_in_second`, and with data `agreement`, `logit_kl` (posterior means) and the metrics.
 
     Raises:
@@ -156,15 +161,20 @@ def diff(
         "only_in_first": [name for name in a if name not in b],
         "only_in_second": [name for name in b if name not in a],
     }
-    if evaluation is None:
+    if data is None:
         return result
-    bench = Bench(models[0], evaluation, architecture, labels=None)
+    bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
     p, q = bench.run(a), bench.run(b)
     result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
     if bench.data.labels is not None:
         drawn = [bench.probabilities(model, seed=seed) for model in models]
         result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
     return result
+
+
+def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:
+    """An `Evaluation` as it is, or one of a data specification."""
+    return data if isinstance(data, Evaluation) else Evaluation(data, samples=samples)
 
 
 def read_model(path: Path) -> Checkpoint | Artifact:
@@ -180,8 +190,11 @@ def is_artifact(path: Path) -> bool:
     """Whether a file is a safetensors container that names our format."""
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        return f'{{"__metadata__":{{"{FORMAT}":'.encode() in file.read(64)
+    try:
+        with path.open("rb") as file:
+            return f'{{"__metadata__":{{"{FORMAT}":'.encode() in file.read(64)
+    except OSError:
+        return False
 
 
 def dense(model: Checkpoint | Artifact) -> Mapping[str, torch.Tensor]:
@@ -279,6 +292,8 @@ def _device(name: str) -> torch.device:
 
 
 def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+    import torch
+
     if a.shape != b.shape:
         return {
             "name": name,
@@ -286,7 +301,8 @@ def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str,
             "relative_rmse": None,
             "max_error": None,
         }
-    difference, reference = (b.double() - a.double()).abs(), a.double()
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    difference, reference = (b.to(wide) - a.to(wide)).abs(), a.to(wide).abs()
     norm = float((reference**2).sum().sqrt())
     error = float((difference**2).sum().sqrt())
     return {

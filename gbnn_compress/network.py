@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
-from gbnn_compress.codec.container import write_atomically
+from gbnn_compress.codec.container import require_writable, same_file, write_atomically
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.evaluation import known_architecture, shapes_of
 from gbnn_compress.output import sizes
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact
+from gbnn_compress.variational.predict import logits
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.rebuild import rebuild
 
@@ -66,17 +67,16 @@ class CompressedNetwork:
         Raises:
             GbnnError: A negative number of samples, or the architecture is not known; call `to_module` first.
         """
-        import torch
-
         if samples < 0:
             raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
         module = self._module or self.to_module()
         seeds: list[int | None] = [seed + draw for draw in range(samples)] if samples else [None]
         total: torch.Tensor | float = 0.0
-        with torch.inference_mode():
+        try:
             for each in seeds:
                 load_weights(module, self.state_dict(seed=each), spec="the network")
-                total = total + module(x).double().softmax(dim=1)
+                total = total + logits(module, [(x, None)], option="x").double().softmax(dim=1)
+        finally:
             load_weights(module, self.state_dict(), spec="the network")
         return total / len(seeds)  # type: ignore[return-value]
 
@@ -111,8 +111,9 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
         raise GbnnError(
             f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors"
         )
-    if target.exists() and target.samefile(path):
+    if same_file(target, Path(path)):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
+    require_writable(target)
     tensors = rebuild(read_artifact(Path(path)), seed=seed)
     data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     write_atomically(target, data)

@@ -15,8 +15,8 @@ import numpy as np
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes, read_artifact
 from gbnn_compress.codec.values import vector_bits
-from gbnn_compress.errors import ArtifactError, GbnnError, OutputError
-from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
+from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.output import sizes
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
@@ -24,6 +24,7 @@ from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, pre
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
 from gbnn_compress.recipe import Recipe, resolve
+from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact, Checkpoint, IndexMap, Posterior, TensorInfo
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.blocks import raw_bytes_of
@@ -94,12 +95,10 @@ class Result:
     Attributes:
         encoded: The bytes of the file.
         maps: What the file must decode to.
-        met: Whether the target was met.
     """
 
     encoded: bytes
     maps: Sequence[IndexMap]
-    met: bool
 
 
 def compress(
@@ -109,10 +108,11 @@ def compress(
     max_drop: float | None = None,
     ratio_of: str = "artifact",
     output: str | Path | None = None,
-    architecture: str | None = None,
+    arch: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
-    evaluation: Evaluation | None = None,
+    eval_data: str | Evaluation | None = None,
+    samples: int = 16,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -124,10 +124,12 @@ def compress(
         max_drop: Accuracy points that may be lost, as predicted; the smallest file within them.
         ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
         output: The artifact; default `<stem>.gbnn.safetensors` in the working directory.
-        architecture: Specification of the network (see the README); default: looked up by names and shapes.
+        arch: Specification of the network (see the README), which the weights must fit; default: looked up by names
+            and shapes.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
-        evaluation: Data to evaluate on, read once, after the file is written.
+        eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
+        samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         seed: Recorded, and seeds the posterior draws of the evaluation; compressing draws nothing.
         progress: Called with a line whenever a stage begins.
 
@@ -146,10 +148,9 @@ def compress(
     clock = Clock()
     with clock("read"):
         tell(f"reading {source.name}")
-        read = read_checkpoint(source)
+        read, names = _open(source, arch)
         selection = select(read)
-        names = _architectures(read, architecture)
-        bench = Bench(read, evaluation, architecture) if evaluation is not None else None
+        bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -177,12 +178,13 @@ def compress(
         "architecture_candidates": list(names),
     }
     report["artifact"] = {"path": str(path), **report["artifact"]}
-    report["target_met"] = result.met
+    missed = [] if report["target_met"] else [_missed(report)]
     if bench is not None:
         tell(f"evaluating on {bench.evaluation.data}")
         report["evaluation"], measured = evaluate_compression(bench, read, artifact, seed=seed)
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = _warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
+    report["warnings"] = [*missed, *report["warnings"]]
     report["timings"] = clock.timings()
     return report
 
@@ -193,7 +195,7 @@ def plan(
     ratios: Sequence[float] = PLANNED_RATIOS,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
-    architecture: str | None = None,
+    arch: str | None = None,
 ) -> dict[str, Any]:
     """What compressing would give, without writing anything.
 
@@ -202,7 +204,7 @@ def plan(
         ratios: Ratios to predict for.
         recipe: As for `compress`.
         settings: As for `compress`.
-        architecture: As for `compress`.
+        arch: As for `compress`.
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
@@ -213,11 +215,10 @@ def plan(
     """
     clock = Clock()
     with clock("read"):
-        read = read_checkpoint(Path(checkpoint))
+        read, names = _open(Path(checkpoint), arch)
         selection = select(read)
     chosen = resolve(recipe, settings)
     with clock("fit"):
-        names = _architectures(read, architecture)
         facts = _provenance(read, names, recipe=chosen, seed=0)
         prepared = prepare(read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts)
     with clock("merge"):
@@ -330,7 +331,7 @@ def _meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | N
         points = float(max_drop or 0.0)
         book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
         maps = _maps(prepared, book)
-        return Result(encoded_as(book, exponent, maps), maps, _damage(prepared, book).drop <= points)
+        return Result(encoded_as(book, exponent, maps), maps)
     return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
 
 
@@ -385,7 +386,7 @@ def _meet_budget(
             break  # sizes jump here: aiming again would give the same file
         aim += (MARGIN * budget.limit - used) * (1.5 if used > budget.limit else 1.0)
     if best is None:
-        return Result(encoded, maps, False)
+        return Result(encoded, maps)
     book, exponent, maps, encoded = best
     if best_used * TOLERANCE < budget.limit:
         maps = spend_on_outliers(
@@ -397,7 +398,7 @@ def _meet_budget(
             close=(1 - CLOSE) * budget.limit,
         )
         encoded = encoded_as(book, exponent, maps)
-    return Result(encoded, maps, True)
+    return Result(encoded, maps)
 
 
 def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:
@@ -504,6 +505,31 @@ def _class_count(checkpoint: Checkpoint, selection: Selection) -> int:
     return int(checkpoint.tensors[matrices[-1]].shape[0]) if matrices else 1000
 
 
+def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Read a checkpoint, and find the architectures that it fits: the given one, or those of the index."""
+    if is_artifact(path):
+        raise CheckpointError(
+            f"`{path}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` gives dense "
+            "weights back"
+        )
+    checkpoint = read_checkpoint(path)
+    if arch is not None:
+        classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
+        load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
+    return checkpoint, _architectures(checkpoint, arch)
+
+
+def _missed(report: Mapping[str, Any]) -> str:
+    written = "the file is written all the same"
+    if report["target_ratio"] is None:
+        drop, wanted = report["damage"]["drop"], report["max_drop"]
+        return f"target missed: predicted drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
+    got = report["ratio" if report["ratio_of"] == "artifact" else "parameter_ratio"]
+    excess = report["target_ratio"] / got
+    wanted = f"{report['target_ratio']:.4g}x"
+    return f"target missed: {got:.3g}x for a target of {wanted} ({excess:.3g} times the size); {written}"
+
+
 def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]:
     if given is not None:
         return (given,) if given.startswith(("torchvision/", "timm/")) else ()
@@ -545,6 +571,6 @@ def default_output(checkpoint: str | Path) -> Path:
 
 
 def _check_output(source: Path, path: Path) -> None:
-    if path.exists() and source.exists() and path.samefile(source):
+    if container.same_file(path, source):
         raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
     container.require_writable(path)

@@ -66,7 +66,7 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if str(recipe) in shipped:
         text = shipped[str(recipe)]
     elif path.is_file():
-        text = path.read_text()
+        text = _read_text(path)
     else:
         near = _nearest(str(recipe), shipped)
         raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
@@ -74,6 +74,13 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise RecipeError(f"recipe `{recipe}`: expected `key: value` lines, got {type(values).__name__}")
     return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe `{path}` cannot be read as text ({error}); expected a YAML file") from None
 
 
 def _load_yaml(text: str, *, where: str) -> Any:

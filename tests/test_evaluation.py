@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Files:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digits_network, "EPOCHS", 4)
         save_file(digits_network.train(), checkpoint)
-    report = compress(checkpoint, target_ratio=8, output=artifact, architecture=ARCHITECTURE, evaluation=DIGITS, seed=3)
+    report = compress(checkpoint, target_ratio=8, output=artifact, arch=ARCHITECTURE, eval_data=DIGITS, seed=3)
     return Files(checkpoint, artifact, report)
 
 
@@ -61,20 +61,20 @@ def assert_sane(metrics: dict[str, float]) -> None:
 
 
 def test_a_checkpoint_is_run_once_as_it_is(files: Files) -> None:
-    result = evaluate(files.checkpoint, DIGITS, architecture=ARCHITECTURE)
+    result = evaluate(files.checkpoint, DIGITS, arch=ARCHITECTURE)
     assert_sane(result)
     assert result["samples"] == 1
     assert result["model"] == str(files.checkpoint)
     assert "ood" not in result
-    assert result == evaluate(files.checkpoint, replace(DIGITS, samples=9), architecture=ARCHITECTURE, seed=5)
+    assert result == evaluate(files.checkpoint, replace(DIGITS, samples=9), arch=ARCHITECTURE, seed=5)
 
 
 def test_an_artifact_is_averaged_over_draws(files: Files) -> None:
-    result = evaluate(files.artifact, DIGITS, architecture=ARCHITECTURE, seed=3)
+    result = evaluate(files.artifact, DIGITS, arch=ARCHITECTURE, seed=3)
     assert_sane(result)
     assert result["samples"] == 4
-    assert result == evaluate(str(files.artifact), DIGITS, architecture=ARCHITECTURE, seed=3)
-    assert result["nll"] != evaluate(files.artifact, DIGITS, architecture=ARCHITECTURE, seed=30)["nll"]
+    assert result == evaluate(str(files.artifact), DIGITS, arch=ARCHITECTURE, seed=3)
+    assert result["nll"] != evaluate(files.artifact, DIGITS, arch=ARCHITECTURE, seed=30)["nll"]
 
 
 def test_draws_average_probabilities_of_consecutive_seeds(files: Files) -> None:
@@ -110,7 +110,7 @@ def test_noise_is_less_certain_than_digits(files: Files, tmp_path: Path) -> None
     noise = np.random.RandomState(0).randint(0, 256, (200, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "noise.npz", x=noise)
     for model in (files.checkpoint, files.artifact):
-        result = evaluate(model, DIGITS, architecture=ARCHITECTURE, ood=f"npz:{tmp_path / 'noise.npz'}")
+        result = evaluate(model, DIGITS, arch=ARCHITECTURE, ood=f"npz:{tmp_path / 'noise.npz'}")
         assert 0.6 < result["ood"]["auroc"] <= 1
 
 
@@ -130,13 +130,13 @@ def test_compressing_reports_what_it_measured(files: Files) -> None:
 
 def test_the_report_s_metrics_are_those_of_evaluate(files: Files) -> None:
     for name, model in (("before", files.checkpoint), ("after", files.artifact)):
-        result = evaluate(model, DIGITS, architecture=ARCHITECTURE, seed=3)
+        result = evaluate(model, DIGITS, arch=ARCHITECTURE, seed=3)
         assert files.report["evaluation"][name] == {key: result[key] for key in files.report["evaluation"][name]}
 
 
 def test_evaluating_changes_no_byte_of_the_file(files: Files, tmp_path: Path) -> None:
     path = tmp_path / "other.gbnn.safetensors"
-    report = compress(files.checkpoint, target_ratio=8, output=path, architecture=ARCHITECTURE, seed=3)
+    report = compress(files.checkpoint, target_ratio=8, output=path, arch=ARCHITECTURE, seed=3)
     assert path.read_bytes() == files.artifact.read_bytes()
     assert report["evaluation"] is None
     assert report["damage"]["measured"] is False
@@ -153,7 +153,7 @@ def test_diff_of_tensors_alone(files: Files) -> None:
 
 
 def test_diff_on_data(files: Files) -> None:
-    result = diff(files.checkpoint, files.artifact, evaluation=DIGITS, architecture=ARCHITECTURE, seed=3)
+    result = diff(files.checkpoint, files.artifact, data=DIGITS, arch=ARCHITECTURE, seed=3)
     assert result["agreement"] == files.report["damage"]["agreement"]
     assert result["logit_kl"] == pytest.approx(files.report["damage"]["logit_kl"])
     for name, metrics in zip(("before", "after"), result["metrics"], strict=True):
@@ -161,7 +161,7 @@ def test_diff_on_data(files: Files) -> None:
 
 
 def test_diff_with_itself_is_nothing(files: Files) -> None:
-    result = diff(files.checkpoint, files.checkpoint, evaluation=DIGITS, architecture=ARCHITECTURE)
+    result = diff(files.checkpoint, files.checkpoint, data=DIGITS, arch=ARCHITECTURE)
     assert result["agreement"] == 1
     assert result["logit_kl"] == pytest.approx(0, abs=1e-12)
     assert {entry["relative_rmse"] for entry in result["tensors"]} == {0.0}
@@ -171,7 +171,7 @@ def test_diff_without_labels_has_no_metrics(files: Files, tmp_path: Path) -> Non
     images = np.random.RandomState(0).randint(0, 256, (20, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "images.npz", x=images)
     evaluation = replace(DIGITS, data=f"npz:{tmp_path / 'images.npz'}")
-    result = diff(files.checkpoint, files.artifact, evaluation=evaluation, architecture=ARCHITECTURE)
+    result = diff(files.checkpoint, files.artifact, data=evaluation, arch=ARCHITECTURE)
     assert 0 <= result["agreement"] <= 1
     assert "metrics" not in result
 
@@ -199,18 +199,18 @@ def refusal(error: type[GbnnError], call: Any, *arguments: Any, **options: Any) 
     ("options", "error", "words"),
     [
         ({}, ArchitectureError, "name it with `--arch`"),
-        ({"architecture": "torchvision/resnet81"}, ArchitectureError, "`torchvision/resnet81`"),
-        ({"architecture": "nothing.here:net"}, ArchitectureError, "`nothing.here` cannot be imported"),
-        ({"architecture": "torchvision/resnet18"}, ArchitectureError, "torchvision/resnet18"),
-        ({"architecture": ARCHITECTURE, "evaluation": Evaluation("digts")}, DataError, "unknown data `digts`"),
-        ({"architecture": ARCHITECTURE, "evaluation": replace(DIGITS, samples=0)}, GbnnError, "`--samples`"),
-        ({"architecture": ARCHITECTURE, "evaluation": replace(DIGITS, device="abacus")}, GbnnError, "`--device`"),
+        ({"arch": "torchvision/resnet81"}, ArchitectureError, "`torchvision/resnet81`"),
+        ({"arch": "nothing.here:net"}, ArchitectureError, "`nothing.here` cannot be imported"),
+        ({"arch": "torchvision/resnet18"}, ArchitectureError, "torchvision/resnet18"),
+        ({"arch": ARCHITECTURE, "eval_data": Evaluation("digts")}, DataError, "unknown data `digts`"),
+        ({"arch": ARCHITECTURE, "eval_data": replace(DIGITS, samples=0)}, GbnnError, "`--samples`"),
+        ({"arch": ARCHITECTURE, "eval_data": replace(DIGITS, device="abacus")}, GbnnError, "`--device`"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
     files: Files, tmp_path: Path, options: dict[str, Any], error: type[GbnnError], words: str
 ) -> None:
-    given = {"evaluation": DIGITS, **options}
+    given = {"eval_data": DIGITS, **options}
     stages: list[str] = []
     path = tmp_path / "out.gbnn.safetensors"
     line = refusal(error, compress, files.checkpoint, target_ratio=8, output=path, progress=stages.append, **given)
@@ -220,7 +220,7 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 
 
 def test_an_unknown_network_is_refused(files: Files) -> None:
-    for call in (evaluate, lambda model, evaluation: diff(model, model, evaluation=evaluation)):
+    for call in (evaluate, lambda model, evaluation: diff(model, model, data=evaluation)):
         assert "the network is not known" in refusal(ArchitectureError, call, files.checkpoint, DIGITS)
     assert "the network is not known" in refusal(ArchitectureError, known_architecture, read_model(files.artifact))
 

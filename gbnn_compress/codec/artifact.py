@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
 KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
+
+FACTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("checkpoint", "recipe", "versions", "damage"), dict),
+    **dict.fromkeys(("seed", "components_before_merging"), int),
+    **dict.fromkeys(("target_ratio", "max_drop"), (int, float, type(None))),
+    "ratio_of": str,
+    "warnings": list,
+    "noise": (int, float),
+}
+"""What the manifest says besides, and of which type."""
 
 STRUCTURE = ("names", "shapes", "dtypes", "kinds", "ties", "split", "raw")
 """Entries of the manifest that describe the tensors; the others are facts."""
@@ -115,7 +126,7 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
     tables = decode_tables(sections["maps"][:split_maps], n_tables=len(shared), alphabet=len(bank.means) + 1)
     ids: dict[int, np.ndarray] = {}
     small = np.min_scalar_type(len(bank.means))
-    sizes = [int(np.prod(info.shape)) for info in shared]
+    sizes = [math.prod(info.shape) for info in shared]
     decode_maps(
         sections["maps"][split_maps:],
         tables,
@@ -124,9 +135,10 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
     vectors = decode_vectors(
-        sections["values"][:split_values], sizes=[int(np.prod(info.shape)) for info in by_kind["unshared"]]
+        sections["values"][:split_values], sizes=[math.prod(info.shape) for info in by_kind["unshared"]]
     )
     facts = {key: manifest[key] for key in manifest if key not in STRUCTURE}
+    _check_facts(facts)
     return Artifact(
         tensors=tensors,
         bank=bank,
@@ -177,6 +189,15 @@ def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
     return infos
 
 
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    """Refuse a manifest that the report or a posterior sample could not be made from."""
+    for name, kind in FACTS.items():
+        if not isinstance(facts[name], kind):
+            raise ValueError(f"`{name}` is {facts[name]!r}")
+    if not 0 <= facts["noise"] < math.inf:
+        raise ValueError(f"`noise` is {facts['noise']}")
+
+
 def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
     """Refuse what `rebuild` could not build."""
     if not isinstance(info.name, str) or info.name in seen:
@@ -206,7 +227,7 @@ def _with_outliers(
 
 def _raw(infos: Sequence[TensorInfo], sizes: Sequence[int], blob: bytes) -> dict[str, bytes]:
     data = zstandard.ZstdDecompressor().decompress(blob) if blob else b""
-    expected = [int(np.prod(info.shape)) * RAW_BYTES[info.dtype] for info in infos]
+    expected = [math.prod(info.shape) * RAW_BYTES[info.dtype] for info in infos]
     if expected != list(sizes) or sum(sizes) != len(data):
         raise ValueError("raw tensors of the wrong size")
     stops = np.cumsum(sizes, dtype=np.int64)

@@ -75,7 +75,7 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
     try:
         manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob))
         checksums = manifest.pop("crc32")
-    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
         raise _damaged(path, MANIFEST) from None
     if not isinstance(checksums, dict) or set(checksums) != set(sections):
         raise _damaged(path, "the list of sections")
@@ -115,6 +115,11 @@ def write_atomically(path: Path, data: bytes, *, verify: Callable[[Path], None] 
         raise OutputError(f"cannot write `{path}`: {error.strerror or error}") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two paths, existing or not, name one file."""
+    return a.samefile(b) if a.exists() and b.exists() else a.absolute() == b.absolute()
 
 
 def require_writable(path: Path) -> None:

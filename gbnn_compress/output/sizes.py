@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "target_ratio": facts["target_ratio"],
         "max_drop": facts["max_drop"],
         "ratio_of": facts["ratio_of"],
+        "target_met": _is_met(artifact, weights),
         "ratio": floating_bytes(artifact) / artifact.size_bytes,
         "parameter_ratio": parameter_ratio(artifact, weights),
         "bits_per_weight": 8 * artifact.sections["index_maps"] / max(weights["shared"], 1),
@@ -44,6 +46,16 @@ def report(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def _is_met(artifact: Artifact, weights: Mapping[str, int]) -> bool:
+    """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
+    facts = artifact.facts
+    if facts["target_ratio"] is None:
+        return bool(facts["damage"]["drop"] <= facts["max_drop"])
+    by_bytes = facts["ratio_of"] == "artifact"
+    ratio = floating_bytes(artifact) / artifact.size_bytes if by_bytes else parameter_ratio(artifact, weights)
+    return bool(ratio >= facts["target_ratio"] * (1 - 1e-12))
+
+
 def floating_bytes(artifact: Artifact) -> int:
     """Bytes of all floating tensors of the checkpoint at their stored dtype, ties once."""
     return sum(_bytes(info) for info in artifact.tensors if info.kind != "tied" and "float" in info.dtype)
@@ -54,7 +66,7 @@ def weight_counts(artifact: Artifact) -> dict[str, int]:
     outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
     in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
     unshared = sum(
-        int(np.prod(info.shape))
+        math.prod(info.shape)
         for info in artifact.tensors
         if info.kind == "unshared" or (info.kind == "raw" and "float" in info.dtype)
     )
@@ -102,4 +114,4 @@ def _apportion(costs: np.ndarray, total: int) -> list[int]:
 
 def _bytes(info: TensorInfo) -> int:
     match = re.search(r"\d+", info.dtype)
-    return int(np.prod(info.shape)) * (int(match.group()) if match else 8) // 8
+    return math.prod(info.shape) * (int(match.group()) if match else 8) // 8

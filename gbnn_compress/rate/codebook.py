@@ -68,7 +68,7 @@ def ideal_lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def curvature_of(levels: np.ndarray) -> np.ndarray:
-    """h / s_t^2 = exp(-2 log(sigma / s_t)), 1 for the typical row of a tensor."""
+    """h s_t^2 = exp(-2 log(sigma / s_t)), 1 for the typical row of a tensor."""
     return np.exp(-2 * levels)
 
 
@@ -177,7 +177,7 @@ def assign(
         means: float64 (K,), strictly ascending.
         lengths: float64 (K + 1,), bits of each component in this tensor, infinite where unused, the escape last.
         penalty: lambda.
-        curvature: h / s_t^2 of these weights.
+        curvature: h s_t^2 of these weights.
         value_bits: Bits of an outlier's value.
         total: Weights of the tensor, for the price of the first outlier.
 
@@ -210,7 +210,7 @@ def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float
         typical: The size that makes s_t^2 * typical a tensor's squared norm.
 
     Returns:
-        The noise, rounded to 4 digits; never so large that a layer's relative output error passes NOISE_CEILING.
+        The noise, rounded to 4 digits; the layers' mean relative output error from it stays within NOISE_CEILING.
     """
     noisy = book.counts[:, :-1][:, book.bank.means != 0] > 0
     error = min(relative**2 * float(book.distortion.sum()), NOISE_CEILING * typical * len(book.counts))

@@ -1,8 +1,8 @@
 """Damage predicted without data, from the relative output errors of the layers.
 
-`damage` maps the mean relative output error of the layers to the share of inputs whose top-1 class changes, to
+`predict_damage` maps the mean relative output error of the layers to the share of inputs whose top-1 class changes, to
 accuracy points lost, and to the mean KL from the checkpoint's probabilities. The form is an educated
-guess and its four constants were fitted by hand to ResNet-20, ResNet-56 (CIFAR-10, development split) and
+guess and its constants were fitted by hand to ResNet-20, ResNet-56 (CIFAR-10, development split) and
 EfficientNet-lite0 (ImageNet); docs/results.md has predictions and measurements side by side.
 """
 

@@ -6,7 +6,7 @@ fan-in). Where batch-norm statistics follow the layer, the share of filter f in 
 the normalised filter is multiplied by gamma_f, so its error is felt times gamma_f^2 / var_f. Taking all of that
 share proved no better than taking none of it; its square root is kept (docs/method.md has the trial):
 
-    h_f = 1 / |W|^2 * sqrt(r_f / mean r),     r_f = gamma_f^2 / var_f   or   1 / |w_f|^2 without batch norm
+    h_f = 1 / |W|^2 * sqrt(r_f) / mean sqrt(r),     r_f = gamma_f^2 / var_f   or   1 / |w_f|^2 without batch norm
 
 and sigma_f^2 is proportional to 1 / h_f.
 """

@@ -25,6 +25,7 @@ SCHEMA = {
     "target_ratio": None,
     "max_drop": None,
     "ratio_of": None,
+    "target_met": None,
     "ratio": None,
     "parameter_ratio": None,
     "bits_per_weight": None,

@@ -85,13 +85,6 @@ def test_the_report_is_plain_and_at_most_100_columns_when_piped(report):
     assert "[bold]not markup[/bold]" in text
 
 
-def test_a_missed_target_says_by_how_much(report):
-    missed = report | {"target_ratio": 50.0}
-    reached, excess = f"{report['ratio']:.3g}x", f"{50 / report['ratio']:.3g}x"
-    assert f"(target 50x: missed, {reached} reached)" in text_of(missed)
-    assert words.achieved(missed).startswith(f"{reached} for a target of 50x (the file is {excess} what was asked for)")
-
-
 def test_a_parameter_target_is_compared_with_the_parameter_ratio(report):
     asked = report | {"target_ratio": report["parameter_ratio"], "ratio_of": "parameters"}
     assert "of parameters: met" in text_of(asked)

@@ -23,6 +23,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
+FACTS = {
+    **{name: {} for name in ("checkpoint", "recipe", "versions", "damage")},
+    "seed": 0,
+    "components_before_merging": 1,
+    "target_ratio": None,
+    "max_drop": 1.0,
+    "ratio_of": "artifact",
+    "warnings": [],
+    "noise": 0.5,
+}
+
+
 @st.composite
 def networks(draw: st.DrawFn) -> dict[str, Any]:
     """Arguments of `encode_artifact`: a few tensors of any kind, dtype and size."""
@@ -60,7 +72,7 @@ def networks(draw: st.DrawFn) -> dict[str, Any]:
         "maps": maps,
         "vectors": vectors,
         "raw": raw,
-        "facts": {"noise": 0.02, "note": draw(st.text(max_size=5))},
+        "facts": {**FACTS, "note": draw(st.text(max_size=5))},
     }
 
 
@@ -91,6 +103,16 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, network: dict[str,
     assert [(name, tuple(tensor.shape)) for name, tensor in dense.items()] == [
         (info.name, info.shape) for info in network["tensors"]
     ]
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_a_missing_fact_is_an_artifact_error(tmp_path: Path, name: str) -> None:
+    manifest, sections, _ = container.unpack(GOLDEN)
+    manifest.pop(name)
+    path = tmp_path / "forged.gbnn.safetensors"
+    path.write_bytes(container.pack(manifest, sections))
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        read_artifact(path)
 
 
 def forged(path: Path, *, manifest: dict[str, Any] | None = None, **sections: bytes) -> Path:

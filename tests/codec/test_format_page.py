@@ -22,6 +22,18 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
+FACTS = {
+    **{name: {} for name in ("checkpoint", "recipe", "versions", "damage")},
+    "seed": 0,
+    "components_before_merging": 1,
+    "target_ratio": None,
+    "max_drop": 1.0,
+    "ratio_of": "artifact",
+    "warnings": [],
+    "noise": 0.5,
+}
+
+
 class Bits:
     """A bit string, most significant bit first."""
 
@@ -292,7 +304,7 @@ def test_a_bank_of_many_components(tmp_path: Path) -> None:
         maps=maps,
         vectors=[],
         raw=[],
-        facts={"noise": 0.5},
+        facts=FACTS,
     )
     path = tmp_path / "net.gbnn.safetensors"
     path.write_bytes(data)
