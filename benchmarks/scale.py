@@ -11,13 +11,13 @@ import tempfile
 import time
 from pathlib import Path
 
-NETWORKS = {
-    "torchvision/resnet18": "resnet18",
-    "torchvision/resnet101": "resnet101",
-    "torchvision/mobilenet_v2": "mobilenet_v2",
-    "torchvision/vit_b_16": "vit_b_16",
-    "timm/convnext_tiny": "convnext_tiny",
-}
+NETWORKS = (
+    "torchvision/resnet18",
+    "torchvision/resnet101",
+    "torchvision/mobilenet_v2",
+    "torchvision/vit_b_16",
+    "timm/convnext_tiny",
+)
 RATIOS = (8, 50)
 
 

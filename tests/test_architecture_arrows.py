@@ -23,6 +23,7 @@ ORDER = (
     ("tasks",),
     ("evaluation",),
     ("network",),
+    ("target",),
     ("pipeline",),
 )
 """Files and folders of the library, lowest first; those beside each other know nothing of each other."""

@@ -202,10 +202,12 @@ def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
     """Refuse what `rebuild` could not build."""
     if not isinstance(info.name, str) or info.name in seen:
         raise ValueError(f"`{info.name}` is no name, or there twice")
-    if not all(isinstance(size, int) and size >= 0 for size in info.shape):
+    if not all(type(size) is int and size >= 0 for size in info.shape):
         raise ValueError(f"`{info.name}` has the shape {list(info.shape)}")
-    if info.kind in ("shared", "unshared") and info.dtype not in BITS:
-        raise ValueError(f"`{info.name}` has the dtype {info.dtype}")
+    if info.kind == "shared" and len(info.shape) < 2:
+        raise ValueError(f"`{info.name}` is shared and has the shape {list(info.shape)}")
+    if info.kind in ("shared", "unshared") and (info.dtype not in BITS or 0 in info.shape):
+        raise ValueError(f"`{info.name}` is coded and has the dtype {info.dtype} and the shape {list(info.shape)}")
     if (info.kind == "tied") != (info.tied_to in seen):
         raise ValueError(f"`{info.name}` is tied to {info.tied_to}")
 

@@ -40,6 +40,10 @@ def select(checkpoint: Checkpoint) -> Selection:
     """
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():
+        if name.encode(errors="replace").decode() != name:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor {name!r} has a name that is no valid Unicode; rename it"
+            )
         if dtype_name(tensor) not in RAW_BYTES:
             raise CheckpointError(
                 f"`{checkpoint.path}`: tensor `{name}` has the dtype {dtype_name(tensor)}: expected a floating, "
@@ -69,6 +73,11 @@ def floating_bytes(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str])
         for name, tensor in tensors.items()
         if name not in ties and tensor.is_floating_point()
     )
+
+
+def floating_values(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
+    """Number of values in all floating tensors, ties once."""
+    return sum(t.numel() for name, t in tensors.items() if name not in ties and t.is_floating_point())
 
 
 def floating_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:

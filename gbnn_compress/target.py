@@ -1,0 +1,317 @@
+"""One target: prepare a checkpoint once, then find the codebook whose file meets the target, and encode it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes
+from gbnn_compress.codec.values import vector_bits
+from gbnn_compress.rate.cells import build_cells
+from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
+from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
+from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
+from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
+from gbnn_compress.recipe import Recipe
+from gbnn_compress.types import Checkpoint, IndexMap, Posterior, TensorInfo
+from gbnn_compress.weights.blocks import raw_bytes_of
+from gbnn_compress.weights.posterior import data_free_posterior, typical_size
+from gbnn_compress.weights.recentre import recentred_statistics
+from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_values
+from gbnn_compress.weights.values import code_values, read_unshared
+
+TOLERANCE = 1.03
+"""A target is met when the ratio is not below it and at most this factor above."""
+
+MARGIN = 0.998
+"""Share of the budget that each attempt aims for."""
+
+CLOSE = 0.993
+"""Share of the budget that a file uses before rate control stops trying for more."""
+
+ATTEMPTS = 6
+
+DAMAGE_PLACEHOLDER = {
+    "components_before_merging": 1000,
+    "noise": 0.1234,
+    "damage": {"drop": 0.123, "agreement": 0.123, "logit_kl": 0.123, "measured": False, "safe_ratio": 12.3},
+    "warnings": [],
+}
+"""As long as what `_damage_facts` will say, for the prediction of sizes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint, ready for any target.
+
+    Attributes:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        posteriors: One a shared tensor.
+        sizes: float64 (T,), weights of each shared tensor.
+        value_bits: int64 (T,), bits of a value of each shared tensor.
+        typical: Size of a typical tensor (see `typical_size`).
+        problem: For rate control.
+        n_classes: Rows of the last matrix, taken as the number of classes.
+        floating_bytes: Bytes that the ratio counts.
+        n_unshared: Floating values that are not shared, raw ones included.
+        facts: What the manifest says of the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    selection: Selection
+    posteriors: tuple[Posterior, ...]
+    sizes: np.ndarray
+    value_bits: np.ndarray
+    typical: float
+    problem: RateProblem
+    n_classes: int
+    floating_bytes: int
+    n_unshared: int
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed network before it is written.
+
+    Attributes:
+        encoded: The bytes of the file.
+        maps: What the file must decode to.
+    """
+
+    encoded: bytes
+    maps: Sequence[IndexMap]
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    recipe: Recipe,
+    finest_ratio: float,
+    facts: Mapping[str, Any],
+) -> Prepared:
+    """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
+
+    Args:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        recipe: The configuration.
+        finest_ratio: Smallest ratio that will be asked for.
+        facts: What the manifest will say of the checkpoint.
+    """
+    tensors = checkpoint.tensors
+    posteriors = data_free_posterior(tensors, selection.shared)
+    sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
+    typical = typical_size([tensors[name].numel() for name in selection.shared])
+    counted = floating_bytes(tensors, checkpoint.ties)
+    bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
+    infos = tensor_infos(checkpoint, selection)
+    unshared = read_unshared(tensors, selection.unshared)
+    fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
+    value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
+    problem = fit_path(
+        build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
+        n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
+        log_sigma_weight=recipe.log_sigma_weight,
+        max_iterations=recipe.em_iterations,
+        value_bits=value_bits,
+        other_bytes=lambda penalty: (
+            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical))) // 8 + fixed_bytes
+        ),
+    )
+    return Prepared(
+        checkpoint=checkpoint,
+        selection=selection,
+        posteriors=posteriors,
+        sizes=sizes_,
+        value_bits=value_bits,
+        typical=typical,
+        problem=problem,
+        n_classes=_class_count(checkpoint, selection),
+        floating_bytes=counted,
+        n_unshared=floating_values(tensors, checkpoint.ties) - int(sizes_.sum()),
+        facts=facts,
+    )
+
+
+def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:
+    """Every tensor of the checkpoint with what becomes of it."""
+    kind = {name: kind for kind in ("shared", "unshared", "raw") for name in getattr(selection, kind)}
+    return [
+        TensorInfo(name, tuple(t.shape), dtype_name(t), kind.get(name, "tied"), checkpoint.ties.get(name))
+        for name, t in checkpoint.tensors.items()
+    ]
+
+
+def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
+    """Find the codebook that meets the target, and encode it."""
+    safe_ratio = find_safe_ratio(prepared)
+
+    def encoded_as(book: Codebook, exponent: int, maps: Sequence[IndexMap]) -> bytes:
+        return _encode(prepared, book, exponent, maps, safe_ratio)
+
+    if target_ratio is None:
+        points = float(max_drop or 0.0)
+        book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
+        maps = _maps(prepared, book)
+        return Result(encoded_as(book, exponent, maps), maps)
+    return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a ratio allows, in bytes of the file or in numbers of the paper's measure.
+
+    Attributes:
+        limit: Not to be exceeded.
+        predicted: What a codebook (with its grid's exponent) will use.
+        used: What a file, of so many components and with these maps, does use.
+    """
+
+    limit: float
+    predicted: Callable[[Codebook, int], float]
+    used: Callable[[bytes, int, Sequence[IndexMap]], float]
+
+
+def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
+    if ratio_of == "artifact":
+        return Budget(
+            prepared.floating_bytes / target_ratio,
+            lambda book, exponent: predicted_bytes(prepared.problem, book, exponent),
+            lambda encoded, n_components, maps: len(encoded),
+        )
+    weights = float(prepared.sizes.sum()) + prepared.n_unshared
+    return Budget(
+        2 * weights / target_ratio,
+        lambda book, exponent: parameters_of(book, prepared.n_unshared),
+        lambda encoded, n_components, maps: (
+            2 * n_components + 2 * sum(len(m.outliers) for m in maps) + prepared.n_unshared
+        ),
+    )
+
+
+def _meet_budget(
+    prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Sequence[IndexMap]], bytes]
+) -> Result:
+    """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
+    aim, best, best_used = MARGIN * budget.limit, None, -1.0
+    for _ in range(ATTEMPTS):
+        book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim)
+        maps = _maps(prepared, book)
+        encoded = encoded_as(book, exponent, maps)
+        foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), maps)
+        if best_used < used <= budget.limit:
+            best, best_used = (book, exponent, maps, encoded), used
+        surprise = abs(used - foreseen) / budget.limit
+        if CLOSE * budget.limit <= best_used or foreseen > aim:
+            break
+        if budget.limit / TOLERANCE <= used <= budget.limit and surprise < 1 - CLOSE:
+            break  # sizes jump here: aiming again would give the same file
+        aim += (MARGIN * budget.limit - used) * (1.5 if used > budget.limit else 1.0)
+    if best is None:
+        return Result(encoded, maps)
+    book, exponent, maps, encoded = best
+    if best_used * TOLERANCE < budget.limit:
+        maps = spend_on_outliers(
+            prepared.checkpoint.tensors,
+            prepared.posteriors,
+            maps,
+            book.bank.means,
+            spare=lambda maps: budget.limit - budget.used(encoded_as(book, exponent, maps), len(book.bank.means), maps),
+            close=(1 - CLOSE) * budget.limit,
+        )
+        encoded = encoded_as(book, exponent, maps)
+    return Result(encoded, maps)
+
+
+def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:
+    return index_maps(prepared.checkpoint.tensors, prepared.posteriors, book, value_bits=prepared.value_bits)
+
+
+def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[IndexMap], safe_ratio: float) -> bytes:
+    checkpoint, selection = prepared.checkpoint, prepared.selection
+    scales = np.array([posterior.scale for posterior in prepared.posteriors])
+    statistics = recentred_statistics(checkpoint.tensors, maps, means=book.bank.means, scales=scales)
+    errors = [
+        squared_errors(checkpoint.tensors[posterior.name], posterior, index_map, book.bank.means)
+        for posterior, index_map in zip(prepared.posteriors, maps, strict=True)
+    ]
+    return encode_artifact(
+        tensors=tensor_infos(checkpoint, selection),
+        bank=book.bank,
+        exponent=exponent,
+        scales=scales,
+        relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
+        maps=maps,
+        vectors=code_values(
+            read_unshared({**checkpoint.tensors, **statistics}, selection.unshared),
+            relative_step=relative_step(book.penalty, prepared.typical),
+        ),
+        raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
+        facts={
+            **prepared.facts,
+            **_damage_facts(prepared, book, safe_ratio),
+            "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"]), typical=prepared.typical),
+        },
+    )
+
+
+def _damage(prepared: Prepared, book: Codebook) -> Damage:
+    error = relative_error(book, typical=prepared.typical)
+    return predict_damage(error, n_classes=prepared.n_classes)
+
+
+def find_safe_ratio(prepared: Prepared) -> float:
+    """The largest ratio at which the predicted drop stays within SAFE_DROP."""
+    book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=SAFE_DROP)
+    return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
+
+
+def _damage_facts(prepared: Prepared, book: Codebook, safe_ratio: float) -> dict[str, Any]:
+    damage = _damage(prepared, book)
+    safe = float(f"{safe_ratio:.3g}")
+    rounded = {key: float(f"{value:.3g}") for key, value in asdict(damage).items()}
+    return {
+        "components_before_merging": prepared.problem.mixture_size,
+        "damage": {**rounded, "measured": False, "safe_ratio": safe},
+        "warnings": damage_warnings(damage.drop, safe, measured=False),
+    }
+
+
+def damage_warnings(drop: float, safe_ratio: float, *, measured: bool) -> list[str]:
+    """What to warn of at a drop in points: nothing up to WARN_DROP."""
+    if drop <= WARN_DROP:
+        return []
+    if measured:
+        return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
+    return [
+        f"predicted accuracy drop of {drop:.0f} points: without data this network is thought safe up to about "
+        f"{safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+    ]
+
+
+def planned_rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
+    """Predicted bytes, components and damage at one target ratio."""
+    budget = MARGIN * prepared.floating_bytes / ratio
+    book, exponent = solve_size(
+        prepared.problem, lambda book, exponent: predicted_bytes(prepared.problem, book, exponent), limit=budget
+    )
+    size = predicted_bytes(prepared.problem, book, exponent)
+    return {
+        "target_ratio": float(ratio),
+        "ratio": prepared.floating_bytes / size,
+        "bytes": round(size),
+        "components": len(book.bank.means),
+        **asdict(_damage(prepared, book)),
+    }
+
+
+def _class_count(checkpoint: Checkpoint, selection: Selection) -> int:
+    matrices = [name for name in selection.shared if checkpoint.tensors[name].dim() == 2]
+    return int(checkpoint.tensors[matrices[-1]].shape[0]) if matrices else 1000
