@@ -16,7 +16,7 @@ LAYERS_SHOWN = 5
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
     "index_maps": "the component of each shared weight",
-    "outliers": "weights far from every component",
+    "outliers": "weights kept exactly",
     "unshared": "biases, norms, counters",
     "header": "names, shapes, provenance, checksums",
 }

@@ -172,11 +172,13 @@ class Budget:
         limit: Not to be exceeded.
         predicted: What a codebook (with its grid's exponent) will use.
         used: What a file, of so many components and with these maps, does use.
+        monotone: Whether coarser always uses less; numbers do not: outliers come and go.
     """
 
     limit: float
     predicted: Callable[[Codebook, int], float]
     used: Callable[[bytes, int, Sequence[IndexMap]], float]
+    monotone: bool
 
 
 def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
@@ -185,6 +187,7 @@ def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
             prepared.floating_bytes / target_ratio,
             lambda book, exponent: predicted_bytes(prepared.problem, book, exponent),
             lambda encoded, n_components, maps: len(encoded),
+            monotone=True,
         )
     weights = float(prepared.sizes.sum()) + prepared.n_unshared
     return Budget(
@@ -193,6 +196,7 @@ def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
         lambda encoded, n_components, maps: (
             2 * n_components + 2 * sum(len(m.outliers) for m in maps) + prepared.n_unshared
         ),
+        monotone=False,
     )
 
 
@@ -202,7 +206,7 @@ def _meet_budget(
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, best, best_used = MARGIN * budget.limit, None, -1.0
     for _ in range(ATTEMPTS):
-        book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim)
+        book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
         maps = _maps(prepared, book)
         encoded = encoded_as(book, exponent, maps)
         foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), maps)
@@ -213,7 +217,10 @@ def _meet_budget(
             break
         if budget.limit / TOLERANCE <= used <= budget.limit and surprise < 1 - CLOSE:
             break  # sizes jump here: aiming again would give the same file
-        aim += (MARGIN * budget.limit - used) * (1.5 if used > budget.limit else 1.0)
+        # Under: add what is left. Over: less by more than the excess, as the next file may be over by as much again.
+        aim = (
+            aim + MARGIN * budget.limit - used if used <= budget.limit else aim * (MARGIN * budget.limit / used) ** 1.5
+        )
     if best is None:
         return Result(encoded, maps)
     book, exponent, maps, encoded = best

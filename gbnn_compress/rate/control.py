@@ -176,13 +176,16 @@ def parameters_of(book: Codebook, n_unshared: int) -> float:
     return 2 * live + 2 * float(book.counts[:, -1].sum()) + n_unshared
 
 
-def solve_size(problem: RateProblem, amount: Callable[[Codebook, int], float], *, limit: float) -> tuple[Codebook, int]:
+def solve_size(
+    problem: RateProblem, amount: Callable[[Codebook, int], float], *, limit: float, monotone: bool = True
+) -> tuple[Codebook, int]:
     """The best codebook within a size, by bisection on log2(lambda): sizes fall as lambda grows.
 
     Args:
         problem: From `fit_path`.
         amount: What a codebook (with the exponent of its grid) takes, in bytes say.
         limit: Not to be exceeded.
+        monotone: Whether the amount falls all the way as lambda grows; if not, the finest that fits is searched for.
 
     Returns:
         The codebook and its grid exponent; at the largest lambda when nothing fits.
@@ -191,7 +194,8 @@ def solve_size(problem: RateProblem, amount: Callable[[Codebook, int], float], *
     def fits(codebook: tuple[Codebook, int]) -> bool:
         return amount(*codebook) <= limit
 
-    edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=HIGHEST, outside=LOWEST)
+    inside, outside = (HIGHEST, LOWEST) if monotone else _finest_that_fits(problem, fits)
+    edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=inside, outside=outside)
     if fits(best) and amount(*best) < GAP * limit:
         # Nothing at the edge between two lambdas lies on the convex hull: rates of 0 to 1 bit a weight are such a
         # gap for flat distributions. Components merged for a finer file, at this lambda's assignment, fill it.
@@ -229,6 +233,14 @@ def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, l
         outside=HIGHEST,
     )
     return best
+
+
+def _finest_that_fits(problem: RateProblem, fits: Callable[[tuple[Codebook, int]], bool]) -> tuple[float, float]:
+    """log2 of the first lambda that fits, from the finest up in steps of two octaves, and of the one before it."""
+    outside = inside = LOWEST
+    while inside < HIGHEST and not fits(codebook_at(problem, 2.0**inside)):
+        outside, inside = inside, inside + 2
+    return inside, outside
 
 
 def _held(problem: RateProblem, merge_penalty: float, penalty: float) -> tuple[Codebook, int]:
