@@ -114,15 +114,15 @@ def check_json_target(target: str | None, **taken: str | Path) -> None:
     """
     if target is None or target == "-":
         return
+    from gbnn_compress.codec.container import require_writable, same_file
+
     path = Path(target)
     for what, other in taken.items():
-        if _same(path, Path(other)):
+        if same_file(path, Path(other)):
             what = what.replace("_", " ")
             raise OutputError(f"cannot write `--json {target}`: it is {what}; choose another file")
     if _is_special(path):
         return
-    from gbnn_compress.codec.container import require_writable
-
     require_writable(path)
 
 
@@ -174,7 +174,3 @@ def _finite(value: Any) -> Any:
 def _is_special(path: Path) -> bool:
     """Whether a path is a device or a pipe, which is written to and not replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()
-
-
-def _same(a: Path, b: Path) -> bool:
-    return a.samefile(b) if a.exists() and b.exists() else a.absolute() == b.absolute()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gbnn_compress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from gbnn_compress.codec.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Bank
 
@@ -53,7 +53,7 @@ def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse:
     writer = BitWriter()
     codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
     gaps = (np.diff(codes) - 1).astype(np.uint64)
-    order = min(range(48), key=lambda order: _bits(gaps, order))
+    order = min(range(48), key=lambda order: exp_golomb_bits(gaps, order=order))
     writer.write(exponent + _EXPONENT_OFFSET, width=12)
     writer.write_exp_golomb(len(codes) - 1, order=8)
     writer.write_exp_golomb(zigzag(codes[:1]), order=8)
@@ -88,9 +88,3 @@ def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.nd
     scales, errors = (short_floats(reader.read(n_tensors, width=_SHORT_FLOAT_WIDTH)) for _ in range(2))
     means = np.ldexp(np.array(codes, dtype=np.float64), exponent)
     return Bank(means, np.cumsum(steps) / LOG_SIGMA_STEPS), scales, errors
-
-
-def _bits(values: np.ndarray, order: int) -> int:
-    writer = BitWriter()
-    writer.write_exp_golomb(values, order=order)
-    return len(writer)

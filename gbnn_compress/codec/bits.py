@@ -83,6 +83,13 @@ class BitReader:
         return part.astype(np.uint64)
 
 
+def exp_golomb_bits(values: np.ndarray, *, order: int) -> int:
+    """Bits that `BitWriter.write_exp_golomb` takes for all values together."""
+    writer = BitWriter()
+    writer.write_exp_golomb(values, order=order)
+    return len(writer)
+
+
 def zigzag(values: np.ndarray) -> np.ndarray:
     """Signed to unsigned: 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
     signed = np.asarray(values, dtype=np.int64)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import constriction
 import numpy as np
 
-from gbnn_compress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from gbnn_compress.codec.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
 from gbnn_compress.errors import ArtifactError
 
 PRECISION = 24
@@ -78,7 +78,7 @@ def encode_tables(tables: Sequence[np.ndarray]) -> bytes:
         live = np.flatnonzero(levels)
         first, last = int(live[0]), int(live[-1])
         steps = zigzag(np.diff(levels[first : last + 1]))
-        order = min(range(4), key=lambda order: _exp_golomb_bits(steps, order))
+        order = min(range(4), key=lambda order: exp_golomb_bits(steps, order=order))
         writer.write_exp_golomb(first, order=4)
         writer.write_exp_golomb(last - first, order=4)
         writer.write(order, width=2)
@@ -154,9 +154,3 @@ def decode_maps(
 def _model(levels: np.ndarray) -> object:
     probabilities = (frequencies(levels) - 1).astype(np.float64)
     return constriction.stream.model.Categorical(probabilities, perfect=False)
-
-
-def _exp_golomb_bits(values: np.ndarray, order: int) -> int:
-    writer = BitWriter()
-    writer.write_exp_golomb(values, order=order)
-    return len(writer)

@@ -64,7 +64,7 @@ class _State:
         distortion = harmonic * (self.means[i, 0] - self.means[j, 0]) ** 2
         a, b = self.counts[i], self.counts[j]
         both = a + b
-        bits = (_x_log2_x(both) - _x_log2_x(a) - _x_log2_x(b)).sum()
+        bits = (x_log2_x(both) - x_log2_x(a) - x_log2_x(b)).sum()
         return float(distortion / (bits + self.component_bits))
 
     def join(self, i: int, j: int) -> None:
@@ -112,5 +112,6 @@ def merge_path(mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, c
     )
 
 
-def _x_log2_x(x: np.ndarray) -> np.ndarray:
+def x_log2_x(x: np.ndarray) -> np.ndarray:
+    """x log2 x, 0 at 0; any shape."""
     return x * np.log2(np.maximum(x, 1e-300))

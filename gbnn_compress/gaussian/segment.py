@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gbnn_compress.gaussian.merge import x_log2_x
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -57,7 +59,7 @@ def merge_exactly(
     for stop in range(1, size + 1):
         starts = slice(max(0, stop - longest), stop)
         members = counts[stop] - counts[starts]
-        bits = -_x_log2_x(members).sum(axis=1) + entry_bits * (members > 0).sum(axis=1) + component_bits
+        bits = -x_log2_x(members).sum(axis=1) + entry_bits * (members > 0).sum(axis=1) + component_bits
         mass = np.maximum(curvature[stop] - curvature[starts], 1e-300)
         distortion = second[stop] - second[starts] - (first[stop] - first[starts]) ** 2 / mass
         cost = best[starts] + np.maximum(distortion, 0.0) + penalty * bits
@@ -74,7 +76,3 @@ def _runs(start: np.ndarray) -> np.ndarray:
         stop = int(start[stop])
     lengths = np.diff(np.array([0, *reversed(edges)]))
     return np.repeat(np.arange(len(lengths)), lengths)
-
-
-def _x_log2_x(x: np.ndarray) -> np.ndarray:
-    return x * np.log2(np.maximum(x, 1e-300))
