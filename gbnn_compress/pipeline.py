@@ -32,7 +32,7 @@ PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
 FINEST_RATIO = 4.0
 """The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
 
-VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch", "zstandard")
+VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
 Progress = Callable[[str], None]
 

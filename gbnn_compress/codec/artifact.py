@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zstandard
 
 from gbnn_compress.codec import container
 from gbnn_compress.codec.bank import decode_bank, encode_bank
+from gbnn_compress.codec.bits import read_length, write_length
+from gbnn_compress.codec.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
 from gbnn_compress.codec.values import Vector, decode_vectors, dequantise, encode_vectors
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
-
-KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
 
 FACTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("checkpoint", "recipe", "versions", "damage"), dict),
@@ -29,9 +29,6 @@ FACTS: dict[str, type | tuple[type, ...]] = {
     "noise": (int, float),
 }
 """What the manifest says besides, and of which type."""
-
-STRUCTURE = ("names", "shapes", "dtypes", "kinds", "ties", "split", "raw")
-"""Entries of the manifest that describe the tensors; the others are facts."""
 
 RAW_BYTES = {
     **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
@@ -69,7 +66,7 @@ def encode_artifact(
         maps: One a shared tensor, in order.
         vectors: One an unshared tensor, in order.
         raw: Bytes of each raw tensor, in order.
-        facts: Further JSON for the manifest.
+        facts: Further JSON for the manifest; `checkpoint.sha256` is 64 hexadecimal digits.
 
     Returns:
         The bytes of the file.
@@ -78,20 +75,21 @@ def encode_artifact(
     table_bytes = encode_tables(tables)
     values, raw_blob = encode_vectors(list(vectors)), compress_raw(raw)
     sections = {
+        "manifest": encode_manifest(tensors, facts),
         "bank": encode_bank(bank, exponent=exponent, scales=scales, relative_rmse=relative_rmse),
-        "maps": table_bytes + encode_maps([m.ids for m in maps], tables),
+        "maps": _joined(table_bytes, encode_maps([m.ids for m in maps], tables)),
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
-        "values": values + raw_blob,
+        "values": _joined(values, raw_blob),
     }
-    split, raw_sizes = [len(table_bytes), len(values)], [len(part) for part in raw]
-    return container.pack(_manifest(tensors, facts, split=split, raw_sizes=raw_sizes), sections)
+    return container.pack(sections)
 
 
 def header_bytes(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> int:
     """About the bytes that header and manifest will take, before anything is encoded."""
-    sections = {"bank": b"b", "maps": b"m", "values": b"v"}
-    manifest = _manifest(tensors, facts, split=[123456, 123456], raw_sizes=[8] * sum(t.kind == "raw" for t in tensors))
-    return len(container.pack(manifest, sections)) - len(sections)
+    manifest = encode_manifest(tensors, facts)
+    others = {"bank": b"b" * 200, "maps": b"m" * 100_000, "values": b"v" * 2000}
+    split_bytes = 2 * 2  # lengths of the tables and of the vectors
+    return len(container.pack({"manifest": manifest, **others})) - sum(map(len, others.values())) + split_bytes
 
 
 def read_artifact(path: Path) -> Artifact:
@@ -100,9 +98,9 @@ def read_artifact(path: Path) -> Artifact:
     Raises:
         ArtifactError: The file is missing, foreign or damaged.
     """
-    manifest, sections, size_bytes = container.unpack(path)
+    sections, size_bytes = container.unpack(path)
     try:
-        return _decode(manifest, sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
+        return _decode(sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
     except (
         LookupError,
         TypeError,
@@ -110,35 +108,35 @@ def read_artifact(path: Path) -> Artifact:
         ArithmeticError,
         ValueError,
         MemoryError,
-        zstandard.ZstdError,
+        RecursionError,
+        zlib.error,
     ) as error:
         # Checksums are right, so somebody wrote it so.
         reason = f"{type(error).__name__}: {error}"
         raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
 
-def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Artifact:
-    tensors = _tensor_infos(manifest)
+def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Artifact:
+    tensors, facts = decode_manifest(sections["manifest"])
+    _check_infos(tensors)
+    _check_facts(facts)
     by_kind = {kind: [info for info in tensors if info.kind == kind] for kind in KINDS.values()}
     shared = by_kind["shared"]
     bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
-    split_maps, split_values = manifest["split"]
-    tables = decode_tables(sections["maps"][:split_maps], n_tables=len(shared), alphabet=len(bank.means) + 1)
+    table_part, id_part = _parted(sections["maps"])
+    vector_part, raw_part = _parted(sections["values"])
+    tables = decode_tables(table_part, n_tables=len(shared), alphabet=len(bank.means) + 1)
     ids: dict[int, np.ndarray] = {}
     small = np.min_scalar_type(len(bank.means))
     sizes = [math.prod(info.shape) for info in shared]
     decode_maps(
-        sections["maps"][split_maps:],
+        id_part,
         tables,
         sizes,
         consume=lambda i, part: ids.update({i: part.astype(small)}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
-    vectors = decode_vectors(
-        sections["values"][:split_values], sizes=[math.prod(info.shape) for info in by_kind["unshared"]]
-    )
-    facts = {key: manifest[key] for key in manifest if key not in STRUCTURE}
-    _check_facts(facts)
+    vectors = decode_vectors(vector_part, sizes=[math.prod(info.shape) for info in by_kind["unshared"]])
     return Artifact(
         tensors=tensors,
         bank=bank,
@@ -147,10 +145,10 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
         tables=tuple(tables),
         maps=maps,
         values={info.name: dequantise(v) for info, v in zip(by_kind["unshared"], vectors, strict=True)},
-        raw=_raw(by_kind["raw"], manifest["raw"], sections["values"][split_values:]),
+        raw=_raw(by_kind["raw"], raw_part),
         facts=facts,
         sections=_section_bytes(sections, size_bytes),
-        table_bytes=split_maps,
+        table_bytes=len(table_part),
         size_bytes=size_bytes,
         sha256=sha256,
     )
@@ -158,35 +156,29 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
 
 def compress_raw(raw: Sequence[bytes]) -> bytes:
     """The raw tensors' bytes, concatenated and compressed; empty when there are none."""
-    return zstandard.ZstdCompressor(level=19).compress(b"".join(raw)) if raw else b""
+    return deflate(b"".join(raw)) if raw else b""
 
 
-def _manifest(
-    tensors: Sequence[TensorInfo], facts: Mapping[str, Any], *, split: list[int], raw_sizes: list[int]
-) -> dict[str, Any]:
-    return {
-        "names": [info.name for info in tensors],
-        "shapes": [list(info.shape) for info in tensors],
-        "dtypes": [info.dtype for info in tensors],
-        "kinds": "".join(info.kind[0] for info in tensors),
-        "ties": {info.name: info.tied_to for info in tensors if info.tied_to},
-        "split": split,
-        "raw": raw_sizes,
-        **facts,
-    }
+def _joined(first: bytes, second: bytes) -> bytes:
+    """Two parts in one section: the length of the first, then both; empty when both are."""
+    return write_length(len(first)) + first + second if first or second else b""
 
 
-def _tensor_infos(manifest: Mapping[str, Any]) -> tuple[TensorInfo, ...]:
-    columns = zip(manifest["names"], manifest["shapes"], manifest["dtypes"], manifest["kinds"], strict=True)
-    infos = tuple(
-        TensorInfo(name, tuple(shape), dtype, KINDS[kind], manifest["ties"].get(name))
-        for name, shape, dtype, kind in columns
-    )
+def _parted(section: bytes) -> tuple[bytes, bytes]:
+    """The inverse of `_joined`."""
+    if not section:
+        return b"", b""
+    length, start = read_length(section, 0)
+    if start + length > len(section):
+        raise ArtifactError("damaged artifact: a part is longer than its section")
+    return section[start : start + length], section[start + length :]
+
+
+def _check_infos(infos: Sequence[TensorInfo]) -> None:
     seen: set[str | None] = set()
     for info in infos:
         _check_info(info, seen)
         seen.add(info.name)
-    return infos
 
 
 def _check_facts(facts: Mapping[str, Any]) -> None:
@@ -227,10 +219,10 @@ def _with_outliers(
     return tuple(maps)
 
 
-def _raw(infos: Sequence[TensorInfo], sizes: Sequence[int], blob: bytes) -> dict[str, bytes]:
-    data = zstandard.ZstdDecompressor().decompress(blob) if blob else b""
-    expected = [math.prod(info.shape) * RAW_BYTES[info.dtype] for info in infos]
-    if expected != list(sizes) or sum(sizes) != len(data):
+def _raw(infos: Sequence[TensorInfo], blob: bytes) -> dict[str, bytes]:
+    data = inflate(blob) if blob else b""
+    sizes = [math.prod(info.shape) * RAW_BYTES[info.dtype] for info in infos]
+    if sum(sizes) != len(data):
         raise ValueError("raw tensors of the wrong size")
     stops = np.cumsum(sizes, dtype=np.int64)
     return {info.name: data[stop - size : stop] for info, size, stop in zip(infos, sizes, stops.tolist(), strict=True)}

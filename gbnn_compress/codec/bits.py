@@ -83,6 +83,32 @@ class BitReader:
         return part.astype(np.uint64)
 
 
+def write_length(number: int) -> bytes:
+    """An integer >= 0, 7 bits a byte, the lowest first; the top bit is set in all bytes but the last."""
+    head = bytearray()
+    while number >= 128:
+        head.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*head, number])
+
+
+def read_length(data: bytes, position: int) -> tuple[int, int]:
+    """Read what `write_length` wrote: the integer, and the position after it.
+
+    Raises:
+        ArtifactError: The bytes end early, or the integer has no end.
+    """
+    number = 0
+    for shift in range(0, 63, 7):
+        if position >= len(data):
+            raise ArtifactError("damaged artifact: a length is cut short")
+        byte, position = data[position], position + 1
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number, position
+    raise ArtifactError("damaged artifact: a length has no end")
+
+
 def exp_golomb_bits(values: np.ndarray, *, order: int) -> int:
     """Bits that `BitWriter.write_exp_golomb` takes for all values together."""
     writer = BitWriter()

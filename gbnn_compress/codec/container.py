@@ -1,48 +1,40 @@
-"""The file: a safetensors container of byte sections, written atomically, verified when read."""
+"""The file: a safetensors container of one tensor that holds the sections, written atomically, verified when read."""
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-import zstandard
 
+from gbnn_compress.codec.bits import read_length, write_length
 from gbnn_compress.errors import ArtifactError, OutputError
 
 FORMAT = "gbnn-compress"
 VERSION = "0"
-MANIFEST = "manifest"
-SECTIONS = ("bank", "maps", "outliers", "values")
+TENSOR = "data"
+SECTIONS = ("manifest", "bank", "maps", "outliers", "values")
 
 
-def pack(manifest: Mapping[str, Any], sections: Mapping[str, bytes]) -> bytes:
-    """Serialise a manifest and the sections that are not empty.
-
-    Each section's CRC-32 goes into the manifest (`crc32`), the manifest's own into the container's metadata.
-    """
-    filled = {name: data for name, data in sections.items() if data}
-    described = {**manifest, "crc32": {name: zlib.crc32(data) for name, data in filled.items()}}
-    blob = zstandard.ZstdCompressor(level=19, write_content_size=True).compress(
-        json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-    )
-    arrays = {name: np.frombuffer(data, dtype=np.uint8) for name, data in {**filled, MANIFEST: blob}.items()}
+def pack(sections: Mapping[str, bytes]) -> bytes:
+    """Serialise the sections: their lengths and CRC-32s, then their bytes. A section not given is empty."""
+    parts = [sections.get(name, b"") for name in SECTIONS]
+    table = b"".join(write_length(len(part)) + (_checksum(part) if part else b"") for part in parts)
+    data = np.frombuffer(table + b"".join(parts), dtype=np.uint8)
     # One entry only: safetensors writes several in no fixed order.
-    return safetensors.numpy.save(arrays, metadata={FORMAT: f"{VERSION} {zlib.crc32(blob):08x}"})
+    return safetensors.numpy.save({TENSOR: data}, metadata={FORMAT: VERSION})
 
 
-def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
+def unpack(path: Path) -> tuple[dict[str, bytes], int]:
     """Read a file and check every checksum.
 
     Returns:
-        The manifest, the sections (missing ones empty), and the size of the file in bytes.
+        The sections (missing ones empty), and the size of the file in bytes.
 
     Raises:
         ArtifactError: The file is missing, foreign or damaged.
@@ -51,38 +43,50 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, bytes], int]:
         raise ArtifactError(f"`{path}`: expected an artifact, got {'a directory' if path.is_dir() else 'no such file'}")
     try:
         with safetensors.safe_open(path, framework="numpy") as handle:
-            stamp = (handle.metadata() or {}).get(FORMAT)
-            if stamp is None:
+            version = (handle.metadata() or {}).get(FORMAT)
+            if version is None:
                 raise ArtifactError(
                     f"`{path}` is not a gbnn-compress artifact but some other safetensors file; "
                     "compress it first: gbnn-compress FILE --target-ratio 8"
                 )
-            version, _, checksum = stamp.partition(" ")
             if version != VERSION:
                 raise ArtifactError(
                     f"`{path}`: expected format version {VERSION}, got {version!r}: "
                     "read it with the gbnn-compress release that wrote it"
                 )
-            sections = {name: handle.get_tensor(name).tobytes() for name in handle.keys()}  # noqa: SIM118
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"`{path}` is not a gbnn-compress artifact, or a damaged one ({error}); a checkpoint is to be "
             "compressed first: gbnn-compress FILE --target-ratio 8"
         ) from None
-    blob = sections.pop(MANIFEST, b"")
-    if f"{zlib.crc32(blob):08x}" != checksum:
-        raise _damaged(path, MANIFEST)
-    try:
-        manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob))
-        checksums = manifest.pop("crc32")
-    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError):
-        raise _damaged(path, MANIFEST) from None
-    if not isinstance(checksums, dict) or set(checksums) != set(sections):
-        raise _damaged(path, "the list of sections")
-    for name, data in sections.items():
-        if zlib.crc32(data) != checksums[name]:
-            raise _damaged(path, name)
-    return manifest, {name: sections.get(name, b"") for name in SECTIONS}, path.stat().st_size
+    if set(tensors) != {TENSOR} or tensors[TENSOR].dtype != np.uint8 or tensors[TENSOR].ndim != 1:
+        raise _damaged(path, "it should hold one tensor of bytes")
+    return _sections(path, tensors[TENSOR].tobytes()), path.stat().st_size
+
+
+def _sections(path: Path, data: bytes) -> dict[str, bytes]:
+    """Cut the tensor's bytes into sections."""
+    lengths, checksums, position = [], [], 0
+    for _ in SECTIONS:
+        length, position = read_length(data, position)
+        stop = position + (4 if length else 0)
+        lengths.append(length)
+        checksums.append(data[position:stop])
+        position = stop
+    if position + sum(lengths) != len(data):
+        raise _damaged(path, "its sections do not add up to its size")
+    sections = {}
+    for name, length, checksum in zip(SECTIONS, lengths, checksums, strict=True):
+        sections[name] = data[position : position + length]
+        position += length
+        if length and _checksum(sections[name]) != checksum:
+            raise _damaged(path, f"the checksum of `{name}` is wrong")
+    return sections
+
+
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "little")
 
 
 def write_atomically(path: Path, data: bytes, *, verify: Callable[[Path], None] | None = None) -> None:
@@ -138,7 +142,7 @@ def require_writable(path: Path) -> None:
 
 
 def _damaged(path: Path, what: str) -> ArtifactError:
-    return ArtifactError(f"`{path}` is damaged: the checksum of `{what}` is wrong; copy or compress it again")
+    return ArtifactError(f"`{path}` is damaged: {what}; copy or compress it again")
 
 
 def _umask() -> int:

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import safetensors.numpy
-import zstandard
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import pack, require_writable, unpack, write_atomically
+from gbnn_compress.codec.manifest import deflate
 from gbnn_compress.errors import ArtifactError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
-SECTIONS = {"bank": b"bank", "maps": b"maps" * 9, "outliers": b"", "values": b"\0\1"}
+SECTIONS = {"manifest": b"{}" * 100, "bank": b"bank", "maps": b"maps" * 9, "outliers": b"", "values": b"\0\1"}
 
 
 def refusal(path: Path) -> str:
@@ -42,35 +42,37 @@ def saved(path: Path, data: bytes) -> Path:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    data = pack({"names": ["a"], "x": {"ü": 1.5}}, SECTIONS)
-    manifest, sections, size = unpack(saved(tmp_path / "file", data))
-    assert manifest == {"names": ["a"], "x": {"ü": 1.5}}
+    data = pack(SECTIONS)
+    sections, size = unpack(saved(tmp_path / "file", data))
     assert sections == SECTIONS
+    assert list(sections) == list(SECTIONS)
     assert size == len(data)
 
 
 def test_is_a_safetensors_file_of_bytes(tmp_path: Path) -> None:
-    tensors = safetensors.numpy.load_file(saved(tmp_path / "file", pack({}, SECTIONS)))
-    assert set(tensors) == {"bank", "maps", "values", "manifest"}
-    assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.uint8)}
+    tensors = safetensors.numpy.load_file(saved(tmp_path / "file", pack(SECTIONS)))
+    assert [(name, tensor.dtype, tensor.ndim) for name, tensor in tensors.items()] == [("data", np.dtype(np.uint8), 1)]
 
 
-def test_metadata_is_one_entry_with_version_and_checksum() -> None:
-    data = pack({"names": ["a"]}, SECTIONS)
+def test_metadata_is_the_version() -> None:
+    data = pack(SECTIONS)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    manifest = safetensors.numpy.load(data)["manifest"].tobytes()
-    assert header["__metadata__"] == {"gbnn-compress": f"0 {zlib.crc32(manifest):08x}"}
+    assert header["__metadata__"] == {"gbnn-compress": "0"}
+
+
+def test_sections_follow_their_lengths_and_checksums() -> None:
+    table = [
+        *(b"\xc8\x01", zlib.crc32(b"{}" * 100).to_bytes(4, "little")),
+        *(b"\4", zlib.crc32(b"bank").to_bytes(4, "little")),
+        *(b"\x24", zlib.crc32(b"maps" * 9).to_bytes(4, "little")),
+        *(b"\0", b"\2", zlib.crc32(b"\0\1").to_bytes(4, "little")),
+    ]
+    expected = b"".join([*table, *SECTIONS.values()])
+    assert safetensors.numpy.load(pack(SECTIONS))["data"].tobytes() == expected
 
 
 def test_packing_gives_the_same_bytes_every_time() -> None:
-    assert len({pack({"names": ["a"]}, SECTIONS) for _ in range(30)}) == 1
-
-
-@pytest.mark.parametrize("stamp", ["0", "0 ", "0 0", "0 00000000 "])
-def test_a_stamp_without_its_checksum_is_damage(tmp_path: Path, stamp: str) -> None:
-    tensors = safetensors.numpy.load(pack({}, SECTIONS))
-    data = safetensors.numpy.save(tensors, metadata={"gbnn-compress": stamp})
-    assert "checksum of `manifest`" in refusal(saved(tmp_path / "file", data))
+    assert len({pack(SECTIONS) for _ in range(30)}) == 1
 
 
 def flips(data: bytes) -> Iterator[tuple[int, int]]:
@@ -111,7 +113,7 @@ def test_no_cut_goes_unnoticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", ["bank", "maps", "outliers", "values", "manifest"])
 def test_a_damaged_section_is_named(tmp_path: Path, section: str) -> None:
     data = GOLDEN.read_bytes()
-    part = safetensors.numpy.load(data)[section].tobytes()
+    part = unpack(GOLDEN)[0][section]
     start = data.index(part, 8 + int.from_bytes(data[:8], "little"))
     flipped = bytearray(data)
     flipped[start + len(part) // 2] ^= 1
@@ -120,20 +122,34 @@ def test_a_damaged_section_is_named(tmp_path: Path, section: str) -> None:
     assert "checksum" in line
 
 
-def test_a_missing_or_extra_section_is_noticed(tmp_path: Path) -> None:
-    data = pack({}, SECTIONS)
-    tensors = safetensors.numpy.load(data)
-    with safetensors.safe_open(saved(tmp_path / "file", data), framework="numpy") as handle:
-        metadata = handle.metadata()
-    for other in (
-        {**tensors, "more": np.zeros(1, np.uint8)},
-        {k: v for k, v in tensors.items() if k != "bank"},
+def stamped(tensors: dict[str, np.ndarray], version: str = "0") -> bytes:
+    """A safetensors file that says it is an artifact."""
+    return safetensors.numpy.save(tensors, metadata={"gbnn-compress": version})
+
+
+def test_a_missing_or_extra_tensor_is_noticed(tmp_path: Path) -> None:
+    data = safetensors.numpy.load(pack(SECTIONS))["data"]
+    more = np.zeros(1, np.uint8)
+    for tensors in (
+        {"data": data, "more": more},
+        {"more": data},
+        {},
+        {"data": data[None]},
+        {"data": data.view(np.int8)},
     ):
-        line = refusal(saved(tmp_path / "other", safetensors.numpy.save(other, metadata=metadata)))
-        assert "the list of sections" in line
-    without = {name: part for name, part in tensors.items() if name != "manifest"}
-    line = refusal(saved(tmp_path / "other", safetensors.numpy.save(without, metadata=metadata)))
-    assert "`manifest`" in line
+        assert "one tensor of bytes" in refusal(saved(tmp_path / "other", stamped(tensors)))
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: b"\0" + data])
+def test_sections_that_do_not_add_up_are_noticed(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    data = np.frombuffer(change(safetensors.numpy.load(pack(SECTIONS))["data"].tobytes()), np.uint8)
+    assert "do not add up" in refusal(saved(tmp_path / "file", stamped({"data": data})))
+
+
+@pytest.mark.parametrize("data", [b"", b"\1", b"\xff" * 5, b"\xff" * 30, b"\0\0\0\0"])
+def test_lengths_that_are_none_are_noticed(tmp_path: Path, data: bytes) -> None:
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_artifact(saved(tmp_path / "file", stamped({"data": np.frombuffer(data, np.uint8)})))
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
@@ -142,11 +158,9 @@ def test_foreign_safetensors_file(tmp_path: Path, metadata: dict[str, str] | Non
     assert "some other safetensors file" in refusal(saved(tmp_path / "net.safetensors", data))
 
 
-@pytest.mark.parametrize("version", ["", "1", "0.1"])
+@pytest.mark.parametrize("version", ["", "1", "0.1", "0 "])
 def test_other_version(tmp_path: Path, version: str) -> None:
-    metadata = {"gbnn-compress": f"{version} 00000000"}
-    data = safetensors.numpy.save({"manifest": np.zeros(1, np.uint8)}, metadata=metadata)
-    line = refusal(saved(tmp_path / "file", data))
+    line = refusal(saved(tmp_path / "file", stamped({"data": np.zeros(1, np.uint8)}, version)))
     assert "expected format version 0" in line
     assert repr(version) in line
 
@@ -161,28 +175,42 @@ def test_no_file(tmp_path: Path) -> None:
     assert "a directory" in refusal(tmp_path)
 
 
-def forged(manifest: bytes) -> bytes:
-    """A file with a manifest of any bytes, and the right checksum."""
-    metadata = {"gbnn-compress": f"0 {zlib.crc32(manifest):08x}"}
-    return safetensors.numpy.save({"manifest": np.frombuffer(manifest, np.uint8)}, metadata=metadata)
+DIGEST = bytes(32)
 
 
 @pytest.mark.parametrize(
     "manifest",
     [
-        b"junk",
-        zstandard.compress(b"junk"),
-        zstandard.compress(b"\xff"),
-        zstandard.compress(b"[]"),
-        zstandard.compress(b"{}"),
-        zstandard.compress(b'{"crc32":[]}'),
-        zstandard.compress(b"[" * 100_000),
+        b"",
+        DIGEST,
+        DIGEST + b"junk",
+        DIGEST + deflate(b"junk"),
+        DIGEST + deflate(b"\xff"),
+        DIGEST + deflate(b"[]"),
+        DIGEST + deflate(b"{}"),
+        DIGEST + deflate(b'{"tensors":[],"ties":{},"checkpoint":[]}'),
+        DIGEST + deflate(b"[" * 100_000),
+        DIGEST + deflate(b"{}") + b"\0",
+        DIGEST + deflate(b"{}")[:-1],
     ],
-    ids=["no-zstd", "no-json", "no-utf8", "no-object", "no-checksums", "no-object-of-checksums", "deep"],
+    ids=[
+        *(
+            "empty",
+            "no-json",
+            "no-deflate",
+            "other-json",
+            "no-utf8",
+            "no-object",
+            "no-tensors",
+            "no-checkpoint",
+            "deep",
+        ),
+        *("more", "cut"),
+    ],
 )
 def test_forged_manifest_is_an_artifact_error(tmp_path: Path, manifest: bytes) -> None:
     with pytest.raises(ArtifactError):
-        read_artifact(saved(tmp_path / "file", forged(manifest)))
+        read_artifact(saved(tmp_path / "file", pack({**SECTIONS, "manifest": manifest})))
 
 
 def test_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A decoder written from docs/format.md alone must agree with the library bit for bit.
 
 The decoder uses no part of the package, no entropy coder and no tensor library: beyond the page it needs
-JSON, CRC-32 and Zstandard.
+JSON, CRC-32 and deflate.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zstandard
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
 
+PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+RAW_WIDTHS = {**WIDTHS, "bool": 1, "int64": 8}
 
 
 FACTS = {
-    **{name: {} for name in ("checkpoint", "recipe", "versions", "damage")},
+    "checkpoint": {"sha256": "0123456789abcdef" * 4},
+    **{name: {} for name in ("recipe", "versions", "damage")},
     "seed": 0,
     "components_before_merging": 1,
     "target_ratio": None,
@@ -56,21 +60,63 @@ class Bits:
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
 
-def read_container(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
+def read_container(data: bytes) -> dict[str, bytes]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
-    version, checksum = header.pop("__metadata__")["gbnn-compress"].split(" ")
-    assert version == "0"
+    data = data[8 + length :]
+    assert header == {
+        "__metadata__": {"gbnn-compress": "0"},
+        "data": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
+    }
+    entries = []
+    for name in ("manifest", "bank", "maps", "outliers", "values"):
+        length, data = read_length(data)
+        checksum, data = (data[:4], data[4:]) if length else (b"", data)
+        entries.append((name, length, checksum))
     sections = {}
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        assert (entry["dtype"], entry["shape"]) == ("U8", [stop - start])
-        sections[name] = data[8 + length + start : 8 + length + stop]
-    blob = sections.pop("manifest")
-    assert checksum == f"{zlib.crc32(blob):08x}"
-    manifest = json.loads(zstandard.ZstdDecompressor().decompress(blob).decode())
-    assert {name: zlib.crc32(part) for name, part in sections.items()} == manifest["crc32"]
-    return manifest, sections
+    for name, length, checksum in entries:
+        sections[name], data = data[:length], data[length:]
+        assert not length or zlib.crc32(sections[name]).to_bytes(4, "little") == checksum
+    assert not data
+    return sections
+
+
+def read_length(data: bytes) -> tuple[int, bytes]:
+    """A length, and the bytes after it."""
+    stop = next(index for index, byte in enumerate(data) if byte < 128) + 1
+    return sum((byte % 128) << (7 * index) for index, byte in enumerate(data[:stop])), data[stop:]
+
+
+def read_part(section: bytes) -> tuple[bytes, bytes]:
+    """So many bytes as the length says, and the rest."""
+    if not section:
+        return b"", b""
+    length, data = read_length(section)
+    return data[:length], data[length:]
+
+
+def dictionary() -> bytes:
+    """The lines at the end of the page."""
+    block = PAGE.partition("## Dictionary")[2].partition("```text\n")[2].partition("```")[0]
+    return block.replace("\n", "").encode("ascii")
+
+
+def read_manifest(section: bytes) -> dict[str, Any]:
+    manifest = json.loads(zlib.decompressobj(-15, dictionary()).decompress(section[32:]).decode())
+    names: list[str] = []
+    kinds: list[tuple[str, list[int], str]] = []
+    for row in manifest["tensors"]:
+        head, _, rest = row.partition(" ")
+        digits = next((index for index, letter in enumerate(head) if letter in "surt"), len(head))
+        count, kind = int(head[:digits]), head[digits:]
+        names.append(".".join([*(names[-1].split(".")[:count] if count else []), rest]))
+        if kind:
+            shape, _, dtype = kind[1:].partition(":")
+            kinds.append((kind[0], [int(size) for size in shape.split(",") if size], dtype))
+        else:
+            kinds.append(kinds[-1])
+    letters, shapes, dtypes = zip(*kinds, strict=True)
+    return {**manifest, "names": names, "kinds": letters, "shapes": shapes, "dtypes": dtypes}
 
 
 def read_bank(data: bytes, n_tensors: int) -> dict[str, Any]:
@@ -168,16 +214,17 @@ def rounded(values: list[float], dtype: str) -> np.ndarray:
 
 def decode(data: bytes) -> dict[str, Any]:
     """Ids and dense weights (floating ones as bit patterns, raw ones as bytes) of a file."""
-    manifest, sections = read_container(data)
+    sections = read_container(data)
+    manifest = read_manifest(sections["manifest"])
     names, shapes, dtypes, kinds = (manifest[key] for key in ("names", "shapes", "dtypes", "kinds"))
     places = {letter: [i for i, kind in enumerate(kinds) if kind == letter] for letter in "surt"}
     bank = read_bank(sections["bank"], len(places["s"]))
-    cut = manifest["split"][0]
-    tables = read_tables(sections["maps"][:cut], len(places["s"]))
+    table_part, id_part = read_part(sections["maps"])
+    tables = read_tables(table_part, len(places["s"]))
     sizes = [math.prod(shapes[i]) for i in places["s"]]
-    maps = read_ids(sections["maps"][cut:], tables, sizes)
+    maps = read_ids(id_part, tables, sizes)
     dense: dict[str, Any] = {}
-    outliers, position, escape = sections.get("outliers", b""), 0, len(bank["means"])
+    outliers, position, escape = sections["outliers"], 0, len(bank["means"])
     for t, i in enumerate(places["s"]):
         weights = rounded([mean * bank["scales"][t] for mean in bank["means"]] + [0.0], dtypes[i])[maps[t]]
         width = WIDTHS[dtypes[i]]
@@ -186,17 +233,17 @@ def decode(data: bytes) -> dict[str, Any]:
             position += width
         dense[names[i]] = weights.reshape(shapes[i])
     assert position == len(outliers)
-    cut = manifest["split"][1]
-    bits = Bits(sections.get("values", b"")[:cut])
+    vector_part, raw_part = read_part(sections["values"])
+    bits = Bits(vector_part)
     for i in places["u"]:
         exact, values = read_vector(bits, math.prod(shapes[i]))
         pattern = np.array(values, dtype=f"u{WIDTHS[dtypes[i]]}") if exact else rounded(values, dtypes[i])
         dense[names[i]] = pattern.reshape(shapes[i])
-    frame = sections.get("values", b"")[cut:]
-    raw, position = zstandard.ZstdDecompressor().decompress(frame) if frame else b"", 0
-    for i, size in zip(places["r"], manifest["raw"], strict=True):
-        dense[names[i]] = raw[position : position + size]
-        position += size
+    raw = zlib.decompressobj(-15).decompress(raw_part)
+    for i in places["r"]:
+        size = math.prod(shapes[i]) * RAW_WIDTHS[dtypes[i]]
+        dense[names[i]], raw = raw[:size], raw[size:]
+    assert not raw
     for i in places["t"]:
         dense[names[i]] = dense[manifest["ties"][names[i]]]
     ids = {names[i]: part for i, part in zip(places["s"], maps, strict=True)}
@@ -243,6 +290,12 @@ def posterior_deviations(page: dict[str, Any], ids: list[int], scale: float) -> 
         page["noise"] * scale * math.exp(log) / math.sqrt(count) if count and mean else 0.0
         for mean, log, count in zip(bank["means"], bank["logs"], members, strict=True)
     ]
+
+
+def test_dictionary_is_that_of_the_page() -> None:
+    from gbnn_compress.codec.dictionary import DICTIONARY
+
+    assert dictionary() == DICTIONARY
 
 
 def test_golden_file() -> None:

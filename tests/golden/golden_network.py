@@ -45,7 +45,13 @@ TENSORS = (
 )
 
 FACTS = {
-    "checkpoint": {"sha256": "0" * 64, "bytes": 4000, "parameters": 600, "architecture": None, "notes": []},
+    "checkpoint": {
+        "sha256": "0123456789abcdef" * 4,
+        "bytes": 4000,
+        "parameters": 600,
+        "architecture": None,
+        "notes": [],
+    },
     "recipe": {"n_components": 16, "em_iterations": 20, "log_sigma_weight": 0.1, "noise": 0.02},
     "seed": 0,
     "versions": {"gbnn-compress": "0.1.0"},
