@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes
-from gbnn_compress.codec.values import vector_bits
+from gbnn_compress.codec.bank import short_floats_bits
+from gbnn_compress.codec.values import role, vector_bits
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
@@ -112,7 +113,10 @@ def prepare(
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     infos = tensor_infos(checkpoint, selection)
     unshared = read_unshared(tensors, selection.unshared)
+    roles = [role(name) for name in selection.unshared]
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    # The errors of the tensors are about as like each other as their scales.
+    fixed_bytes += 2 * short_floats_bits(np.array([posterior.scale for posterior in posteriors])) // 8
     fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
     problem = fit_path(
@@ -122,7 +126,8 @@ def prepare(
         max_iterations=recipe.em_iterations,
         value_bits=value_bits,
         other_bytes=lambda penalty: (
-            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical))) // 8 + fixed_bytes
+            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
+            + fixed_bytes
         ),
     )
     return Prepared(

@@ -16,7 +16,7 @@ from gbnn_compress.codec.bank import decode_bank, encode_bank
 from gbnn_compress.codec.bits import read_length, write_length
 from gbnn_compress.codec.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
-from gbnn_compress.codec.values import Vector, decode_vectors, dequantise, encode_vectors
+from gbnn_compress.codec.values import Vector, decode_vectors, dequantise_all, encode_vectors, role
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
@@ -73,13 +73,13 @@ def encode_artifact(
     """
     tables = [coarse_levels(np.bincount(m.ids, minlength=len(bank.means) + 1)) for m in maps]
     table_bytes = encode_tables(tables)
-    values, raw_blob = encode_vectors(list(vectors)), compress_raw(raw)
+    roles = [role(info.name) for info in tensors if info.kind == "unshared"]
     sections = {
         "manifest": encode_manifest(tensors, facts),
         "bank": encode_bank(bank, exponent=exponent, scales=scales, relative_rmse=relative_rmse),
         "maps": _joined(table_bytes, encode_maps([m.ids for m in maps], tables)),
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
-        "values": _joined(values, raw_blob),
+        "values": _joined(encode_vectors(vectors, roles=roles), compress_raw(raw)),
     }
     return container.pack(sections)
 
@@ -136,7 +136,11 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
         consume=lambda i, part: ids.update({i: part.astype(small)}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
-    vectors = decode_vectors(vector_part, sizes=[math.prod(info.shape) for info in by_kind["unshared"]])
+    vectors = decode_vectors(
+        vector_part,
+        sizes=[math.prod(info.shape) for info in by_kind["unshared"]],
+        roles=[role(info.name) for info in by_kind["unshared"]],
+    )
     return Artifact(
         tensors=tensors,
         bank=bank,
@@ -144,7 +148,7 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
         relative_rmse=errors,
         tables=tuple(tables),
         maps=maps,
-        values={info.name: dequantise(v) for info, v in zip(by_kind["unshared"], vectors, strict=True)},
+        values=dequantise_all([info.name for info in by_kind["unshared"]], vectors),
         raw=_raw(by_kind["raw"], raw_part),
         facts=facts,
         sections=_section_bytes(sections, size_bytes),

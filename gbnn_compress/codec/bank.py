@@ -13,21 +13,30 @@ LOG_SIGMA_STEPS = 8
 
 _EXPONENT_OFFSET = 2048
 
-_SHORT_FLOAT_WIDTH = 20
+_FRACTION_BITS = 4
+
+_ONE = _EXPONENT_OFFSET << _FRACTION_BITS
 
 
 def short_float_codes(numbers: np.ndarray) -> np.ndarray:
-    """uint64 codes of positive float64 numbers: the nearest (1 + m / 256) 2^e, as (e + 2048) << 8 | m; 0 for zero."""
+    """int64 codes of float64 numbers >= 0: the nearest (1 + m / 16) 2^e, as (e + 2048) << 4 | m; 0 for zero."""
     fraction, exponent = np.frexp(numbers)
-    scaled = np.rint(fraction * 512).astype(np.int64)  # 256 to 512; 512 carries into the exponent
-    codes = ((exponent.astype(np.int64) - 1 + _EXPONENT_OFFSET) << 8) + scaled - 256
-    return np.where(numbers > 0, codes, 0).astype(np.uint64)
+    scaled = np.rint(np.ldexp(fraction, _FRACTION_BITS + 1)).astype(np.int64)  # 16 to 32; 32 carries into the exponent
+    codes = ((exponent.astype(np.int64) - 1 + _EXPONENT_OFFSET) << _FRACTION_BITS) + scaled - (1 << _FRACTION_BITS)
+    return np.where(numbers > 0, codes, 0)
 
 
 def short_floats(codes: np.ndarray) -> np.ndarray:
     """float64 numbers of `short_float_codes`."""
-    signed = codes.astype(np.int64)
-    return np.where(signed > 0, np.ldexp(1 + (signed & 255) / 256, (signed >> 8) - _EXPONENT_OFFSET), 0.0)
+    fraction = 1 + np.ldexp((codes & (1 << _FRACTION_BITS) - 1).astype(np.float64), -_FRACTION_BITS)
+    return np.where(codes > 0, np.ldexp(fraction, (codes >> _FRACTION_BITS) - _EXPONENT_OFFSET), 0.0)
+
+
+def short_floats_bits(numbers: np.ndarray) -> int:
+    """Bits that a list of short floats takes in the bank."""
+    writer = BitWriter()
+    _write_short_floats(writer, numbers)
+    return len(writer)
 
 
 def round_bank(bank: Bank, *, exponent: int) -> Bank:
@@ -47,8 +56,9 @@ def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse:
 
     exponent + 2048 (12 bits); K - 1 (Exp-Golomb of order 8); the first mean's code (zigzag, order 8); the Exp-Golomb
     order of the steps (6 bits); code[k] - code[k-1] - 1 for each next component; log deviations in 1/8 nat as zigzag
-    steps from the one before (order 1; before the first: 0); then each tensor's scale, and each tensor's relative
-    error, as 20-bit `short_float_codes`.
+    steps from the one before (order 1; before the first: 0); then the tensors' scales and their relative errors: for
+    each of the two lists the Exp-Golomb order of its steps (4 bits), then the `short_float_codes` as zigzag steps from
+    the one before (before the first: that of 1).
     """
     writer = BitWriter()
     codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
@@ -62,7 +72,7 @@ def encode_bank(bank: Bank, *, exponent: int, scales: np.ndarray, relative_rmse:
     deviations = np.rint(bank.log_sigmas * LOG_SIGMA_STEPS).astype(np.int64)
     writer.write_exp_golomb(zigzag(np.diff(deviations, prepend=0)), order=1)
     for numbers in (scales, relative_rmse):
-        writer.write(short_float_codes(numbers), width=_SHORT_FLOAT_WIDTH)
+        _write_short_floats(writer, numbers)
     return writer.getvalue()
 
 
@@ -85,6 +95,21 @@ def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.nd
     for _ in range(size - 1):
         codes.append(codes[-1] + 1 + reader.read_exp_golomb(order=order))
     steps = [unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)]
-    scales, errors = (short_floats(reader.read(n_tensors, width=_SHORT_FLOAT_WIDTH)) for _ in range(2))
+    scales, errors = (_read_short_floats(reader, n_tensors) for _ in range(2))
     means = np.ldexp(np.array(codes, dtype=np.float64), exponent)
     return Bank(means, np.cumsum(steps) / LOG_SIGMA_STEPS), scales, errors
+
+
+def _write_short_floats(writer: BitWriter, numbers: np.ndarray) -> None:
+    steps = zigzag(np.diff(short_float_codes(numbers), prepend=_ONE))
+    order = min(range(16), key=lambda order: exp_golomb_bits(steps, order=order))
+    writer.write(order, width=4)
+    writer.write_exp_golomb(steps, order=order)
+
+
+def _read_short_floats(reader: BitReader, count: int) -> np.ndarray:
+    order = reader.read_int(width=4)
+    codes = np.cumsum([_ONE, *(unzigzag(reader.read_exp_golomb(order=order)) for _ in range(count))])[1:]
+    if count and not (codes.min() >= 0 and codes.max() < 2 * _ONE):
+        raise ArtifactError("damaged artifact: a scale is out of range")
+    return short_floats(codes)

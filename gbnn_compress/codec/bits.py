@@ -6,6 +6,9 @@ import numpy as np
 
 from gbnn_compress.errors import ArtifactError
 
+RICE_LIMIT = 6
+"""Quotients of Rice codes are unary up to here."""
+
 
 class BitWriter:
     """Collects unsigned integers of given widths and packs them into bytes."""
@@ -25,6 +28,19 @@ class BitWriter:
         array = np.atleast_1d(np.asarray(values, dtype=np.uint64)) + np.uint64(1 << order)
         self._values.append(array)
         self._widths.append(2 * _bit_length(array) - 1 - order)
+
+    def write_rice(self, values: np.ndarray, *, order: int) -> None:
+        """Append Rice codes: the quotients value >> order of all values, then the `order` low bits of each.
+
+        A quotient q < RICE_LIMIT is q zeros and a one; else the zeros are RICE_LIMIT and an Exp-Golomb code follows.
+        """
+        array = np.asarray(values, dtype=np.uint64)
+        quotients = (array >> np.uint64(order)).astype(np.int64)
+        past = np.maximum(quotients - RICE_LIMIT + 1, 1)
+        extra = _bit_length(past.astype(np.uint64)) - 1
+        self._values.append(past.astype(np.uint64))
+        self._widths.append(np.minimum(quotients, RICE_LIMIT) + 1 + 2 * extra)
+        self.write(array & np.uint64((1 << order) - 1), width=order)
 
     def __len__(self) -> int:
         """Bits written so far."""
@@ -52,6 +68,7 @@ class BitReader:
 
     def __init__(self, data: bytes) -> None:
         self._bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+        self._ones = self._bits.tobytes()
         self._position = 0
 
     def read(self, count: int, *, width: int) -> np.ndarray:
@@ -74,6 +91,23 @@ class BitReader:
             if zeros > 64:
                 raise ArtifactError("damaged artifact: an Exp-Golomb code has no end")
         return (1 << (zeros + order)) - (1 << order) + self.read_int(width=zeros + order)
+
+    def read_rice(self, count: int, *, order: int) -> np.ndarray:
+        """int64 (count,), Rice codes."""
+        quotients = np.array([self._quotient() for _ in range(count)], dtype=np.int64)
+        return (quotients << order) + self.read(count, width=order).astype(np.int64)
+
+    def _quotient(self) -> int:
+        zeros = self._ones.find(1, self._position) - self._position
+        if zeros < 0:
+            raise ArtifactError("damaged artifact: a bit string ends too early")
+        self._position += zeros + 1
+        extra = zeros - RICE_LIMIT
+        if extra <= 0:
+            return zeros
+        if extra > 53:
+            raise ArtifactError("damaged artifact: a Rice code is too large")
+        return RICE_LIMIT - 1 + (1 << extra) + self.read_int(width=extra)
 
     def _take(self, count: int) -> np.ndarray:
         part = self._bits[self._position : self._position + count]
@@ -107,6 +141,14 @@ def read_length(data: bytes, position: int) -> tuple[int, int]:
         if byte < 128:
             return number, position
     raise ArtifactError("damaged artifact: a length has no end")
+
+
+def rice_bits(values: np.ndarray, *, order: int) -> int:
+    """Bits that `BitWriter.write_rice` takes for all values together."""
+    quotients = values >> np.uint64(order)
+    past = np.maximum(quotients.astype(np.int64) - RICE_LIMIT + 1, 1)
+    extra = np.frexp(past.astype(np.float64))[1] - 1  # exact below 2^53
+    return int((np.minimum(quotients, RICE_LIMIT).astype(np.int64) + 1 + 2 * extra).sum()) + order * len(values)
 
 
 def exp_golomb_bits(values: np.ndarray, *, order: int) -> int:

@@ -1,18 +1,24 @@
-"""Unshared values (norms, biases, buffers): each vector on its own uniform grid, in as few bits as it needs."""
+"""Unshared values (norms, biases, buffers): each vector on its own uniform grid, its codes in Rice codes.
+
+Vectors of one role (`weight`, `bias`, `running_var`, ...: the last part of a tensor's name) resemble each other from
+layer to layer, so the numbers that describe a vector are written as differences from those of the last one of its role.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from gbnn_compress.codec.bits import BitReader, BitWriter, unzigzag, zigzag
+from gbnn_compress.codec.bits import BitReader, BitWriter, exp_golomb_bits, rice_bits, unzigzag, zigzag
 from gbnn_compress.errors import ArtifactError
 
-LINEAR, LOGARITHMIC, EXACT = 0, 1, 2
+LINEAR, LOGARITHMIC, EXACT, RELATIVE = 0, 1, 2, 3
 
-_EXPONENT_OFFSET = 4096
-_EXPONENT_WIDTH = 13
+_LARGEST_EXPONENT = 4096
+_LARGEST_ORDER = 52
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,8 @@ class Vector:
     """One coded vector.
 
     Attributes:
-        mode: LINEAR (value = code * step), LOGARITHMIC (value = 2 ^ (code * step)) or EXACT (the bits as they are).
+        mode: LINEAR (value = code * step), LOGARITHMIC (value = 2 ^ (code * step)), EXACT (the bits as they are), or
+            RELATIVE (value = code * step * sqrt(value of the module's running_var)).
         exponent: step = 2 ^ (exponent / 2); 0 when EXACT.
         codes: int64 (n,), or the values' bit patterns as unsigned integers when EXACT.
         width: Bits of an EXACT value; 0 otherwise.
@@ -51,84 +58,185 @@ def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.nd
     """
     width = 8 * exact.dtype.itemsize
     fallback = Vector(EXACT, 0, exact, width)
-    exponent = int(np.floor(2 * np.log2(step))) if step > 0 else -_EXPONENT_OFFSET
-    if abs(exponent) >= _EXPONENT_OFFSET:
+    exponent = int(np.floor(2 * np.log2(step))) if step > 0 else -_LARGEST_EXPONENT
+    if abs(exponent) >= _LARGEST_EXPONENT:
         return fallback
     with np.errstate(over="ignore"):
         coordinates = (np.log2(values) if logarithmic else values) / step_of(exponent)
-    if not np.abs(coordinates).max() < 2.0**52:
+    if not np.abs(coordinates).max() < 2.0**51:
         return fallback
-    vector = Vector(LOGARITHMIC if logarithmic else LINEAR, exponent, np.rint(coordinates).astype(np.int64))
-    return vector if _grid_width(vector.codes) < width else fallback
+    codes = np.rint(coordinates).astype(np.int64)
+    spread = int(codes.max() - codes.min()).bit_length()
+    return fallback if spread >= width else Vector(LOGARITHMIC if logarithmic else LINEAR, exponent, codes)
 
 
-def dequantise(vector: Vector) -> np.ndarray:
-    """float64 (n,) values on the grid; the bit patterns themselves when EXACT."""
+def dequantise(vector: Vector, *, variance: Vector | None = None) -> np.ndarray:
+    """Values on the grid.
+
+    Args:
+        vector: The vector.
+        variance: The running variances of the same module, for a RELATIVE one.
+
+    Returns:
+        float64 (n,); the bit patterns themselves when EXACT.
+
+    Raises:
+        ArtifactError: A RELATIVE vector is without its variances.
+    """
     if vector.mode == EXACT:
         return vector.codes
     coordinates = vector.codes * step_of(vector.exponent)
-    return np.exp2(coordinates) if vector.mode == LOGARITHMIC else coordinates
+    if vector.mode == LOGARITHMIC:
+        return np.exp2(coordinates)
+    if vector.mode == LINEAR:
+        return coordinates
+    if variance is None or variance.mode != LOGARITHMIC or len(variance.codes) != len(vector.codes):
+        raise ArtifactError("damaged artifact: means are relative to variances that are not there")
+    return coordinates * np.sqrt(dequantise(variance))
 
 
-def encode_vectors(vectors: list[Vector]) -> bytes:
+def dequantise_all(names: Sequence[str], vectors: Sequence[Vector]) -> dict[str, np.ndarray]:
+    """Name -> values of every vector (see `dequantise`)."""
+    by_name = dict(zip(names, vectors, strict=True))
+    prefixes = (name.removesuffix(role(name)) for name in names)
+    return {
+        name: dequantise(vector, variance=by_name.get(f"{prefix}running_var"))
+        for (name, vector), prefix in zip(by_name.items(), prefixes, strict=True)
+    }
+
+
+def role(name: str) -> str:
+    """What a tensor is to its module: the last part of its name."""
+    return name.rpartition(".")[2]
+
+
+def encode_vectors(vectors: Sequence[Vector], *, roles: Sequence[str]) -> bytes:
     """Write vectors one after the other.
 
-    Each: mode (2 bits); when EXACT the width (7 bits) and the values; else exponent + 4096 (13 bits), the smallest
-    code (zigzag, Exp-Golomb of order 8), the width of the rest (6 bits) and code - smallest in so many bits.
+    Each: mode (2 bits); when EXACT the width (7 bits) and the values; else exponent, order and centre as zigzag steps
+    from those of the last vector of the same role (Exp-Golomb of orders 0, 0 and 2). Of order 0 all codes are the
+    centre. Else zigzag(code - centre * unit) follows for all values, in Rice codes of one order less; the unit is
+    2 ^ (order - 3), at least 1.
+
+    Args:
+        vectors: The vectors.
+        roles: Role of each.
     """
     writer = BitWriter()
-    for vector in vectors:
+    for vector, parameters, steps in _described(vectors, roles):
         writer.write(vector.mode, width=2)
-        if vector.mode == EXACT:
+        if parameters is None:
             writer.write(vector.width, width=7)
             writer.write(vector.codes, width=vector.width)
             continue
-        low, width = int(vector.codes.min()), _grid_width(vector.codes)
-        writer.write(vector.exponent + _EXPONENT_OFFSET, width=_EXPONENT_WIDTH)
-        writer.write_exp_golomb(zigzag(np.array([low])), order=8)
-        writer.write(width, width=6)
-        writer.write(vector.codes - low, width=width)
+        for step, step_order in zip(steps, _STEP_ORDERS, strict=True):
+            writer.write_exp_golomb(step, order=step_order)
+        if parameters.order:
+            writer.write_rice(_rest(vector.codes, parameters), order=parameters.order - 1)
     return writer.getvalue()
 
 
-def vector_bits(vectors: list[Vector]) -> int:
+def vector_bits(vectors: Sequence[Vector], *, roles: Sequence[str]) -> int:
     """Bits that `encode_vectors` will write."""
-    return sum(_bits(vector) for vector in vectors)
+    total = 2 * len(vectors)
+    for vector, parameters, steps in _described(vectors, roles):
+        if parameters is None:
+            total += 7 + vector.width * len(vector.codes)
+            continue
+        total += sum(exp_golomb_bits(step, order=order) for step, order in zip(steps, _STEP_ORDERS, strict=True))
+        total += _rest_bits(vector.codes, parameters)
+    return total
 
 
-def decode_vectors(data: bytes, *, sizes: list[int]) -> list[Vector]:
+def decode_vectors(data: bytes, *, sizes: Sequence[int], roles: Sequence[str]) -> list[Vector]:
     """Read what `encode_vectors` wrote.
 
     Args:
         data: The bytes.
         sizes: Number of values of each vector.
+        roles: Role of each.
 
     Raises:
         ArtifactError: The bytes are damaged.
     """
     reader = BitReader(data)
-    return [_decode_vector(reader, size) for size in sizes]
+    last: dict[str, Parameters] = {}
+    return [_decode_vector(reader, size, key, last) for size, key in zip(sizes, roles, strict=True)]
 
 
-def _decode_vector(reader: BitReader, size: int) -> Vector:
+def _decode_vector(reader: BitReader, size: int, key: str, last: dict[str, Parameters]) -> Vector:
     mode = reader.read_int(width=2)
     if mode == EXACT:
         width = reader.read_int(width=7)
         return Vector(EXACT, 0, reader.read(size, width=width), width)
-    if mode not in (LINEAR, LOGARITHMIC):
-        raise ArtifactError("damaged artifact: a vector has an unknown mode")
-    exponent = reader.read_int(width=_EXPONENT_WIDTH) - _EXPONENT_OFFSET
-    low = unzigzag(reader.read_exp_golomb(order=8))
-    width = reader.read_int(width=6)
-    return Vector(mode, exponent, reader.read(size, width=width).astype(np.int64) + low)
+    steps = [unzigzag(reader.read_exp_golomb(order=order)) for order in _STEP_ORDERS]
+    parameters = Parameters(*(a + b for a, b in zip(last.get(key, _FIRST), steps, strict=True)))
+    if (
+        abs(parameters.exponent) >= _LARGEST_EXPONENT
+        or not 0 <= parameters.order <= _LARGEST_ORDER
+        or abs(parameters.centre) >= 1 << 52
+    ):
+        raise ArtifactError("damaged artifact: a vector has an impossible grid")
+    last[key] = parameters
+    rest = reader.read_rice(size, order=parameters.order - 1) if parameters.order else np.zeros(size, dtype=np.int64)
+    signed = np.where(rest & 1, -((rest + 1) >> 1), rest >> 1)
+    return Vector(mode, parameters.exponent, signed + parameters.centre * _unit(parameters.order))
 
 
-def _bits(vector: Vector) -> int:
-    if vector.mode == EXACT:
-        return 2 + 7 + vector.width * len(vector.codes)
-    low = int(zigzag(vector.codes.min())) + 256
-    return 2 + _EXPONENT_WIDTH + 2 * low.bit_length() - 9 + 6 + _grid_width(vector.codes) * len(vector.codes)
+class Parameters(NamedTuple):
+    """The numbers that describe a vector on a grid."""
+
+    exponent: int
+    order: int
+    centre: int
 
 
-def _grid_width(codes: np.ndarray) -> int:
-    return int(codes.max() - codes.min()).bit_length()
+_FIRST = Parameters(-16, 3, 0)
+"""What the first vector of a role is described against."""
+
+_STEP_ORDERS = (0, 0, 2)
+
+
+def _described(
+    vectors: Sequence[Vector], roles: Sequence[str]
+) -> Iterator[tuple[Vector, Parameters | None, list[np.ndarray]]]:
+    """Each vector, its parameters (None when EXACT), and the zigzag steps to them from the last of its role."""
+    last: dict[str, Parameters] = {}
+    for vector, key in zip(vectors, roles, strict=True):
+        if vector.mode == EXACT:
+            yield vector, None, []
+            continue
+        parameters = _cheapest(vector)
+        steps = [zigzag(np.array([a - b])) for a, b in zip(parameters, last.get(key, _FIRST), strict=True)]
+        last[key] = parameters
+        yield vector, parameters, steps
+
+
+def _cheapest(vector: Vector) -> Parameters:
+    """The order and the centre that take about the fewest bits.
+
+    The best order of a Golomb code is near log2(ln 2 * mean); its neighbours are tried too.
+    """
+    codes = vector.codes
+    median = float(np.median(codes))
+    if (codes == codes[0]).all():
+        return Parameters(vector.exponent, 0, int(codes[0]))
+    mean = 2 * float(np.abs(codes - median).mean())
+    near = 1 + int(np.log2(max(mean * np.log(2), 1.0)))
+    choices = [
+        Parameters(vector.exponent, order, round(median / _unit(order)))
+        for order in range(max(near - 1, 1), min(near + 2, _LARGEST_ORDER) + 1)
+    ]
+    return min(choices, key=lambda parameters: _rest_bits(codes, parameters))
+
+
+def _rest(codes: np.ndarray, parameters: Parameters) -> np.ndarray:
+    return zigzag(codes - parameters.centre * _unit(parameters.order))
+
+
+def _rest_bits(codes: np.ndarray, parameters: Parameters) -> int:
+    return rice_bits(_rest(codes, parameters), order=parameters.order - 1) if parameters.order else 0
+
+
+def _unit(order: int) -> int:
+    return 1 << max(order - 3, 0)

@@ -62,7 +62,8 @@ class RateProblem:
         path: The merge path over these components.
         mixture_size: Components that the mixture was fitted with.
         value_bits: int64 (T,), bits of an outlier's value.
-        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers.
+        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
+            and errors that stand in the bank included.
     """
 
     cells: Cells
@@ -164,8 +165,8 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> floa
         float((row[level > 0] * code_lengths(level)[level > 0]).sum())
         for row, level in zip(book.counts, levels, strict=True)
     )
-    zeros = np.zeros(problem.cells.n_tensors)
-    bank = encode_bank(book.bank, exponent=exponent, scales=zeros, relative_rmse=zeros)
+    nothing = np.zeros(0)  # scales and errors are among the other bytes
+    bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
     return (id_bits + outlier_bits) / 8 + len(encode_tables(levels)) + len(bank) + problem.other_bytes(book.penalty)
 

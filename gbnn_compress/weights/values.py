@@ -9,6 +9,7 @@ import numpy as np
 
 from gbnn_compress.codec.values import Vector, quantise
 from gbnn_compress.weights.blocks import bit_patterns, values
+from gbnn_compress.weights.norms import code_norm
 from gbnn_compress.weights.posterior import value_unit
 
 if TYPE_CHECKING:
@@ -19,18 +20,23 @@ if TYPE_CHECKING:
 SAFETY = 0.5
 """Steps are this much finer than the rate law says: errors of norms and biases hit whole channels at once."""
 
+NORM = ("weight", "bias", "running_mean", "running_var")
+"""The vectors of a batch norm."""
+
 
 @dataclass(frozen=True)
 class Unshared:
     """One unshared tensor, ready to be coded at any lambda.
 
     Attributes:
+        name: The tensor.
         values: float64 (n,).
         unit: How its errors are felt (see `value_unit`).
         logarithmic: Whether it is coded by its logarithm.
         exact: Bit patterns (n,) at its own dtype.
     """
 
+    name: str
     values: np.ndarray
     unit: float
     logarithmic: bool
@@ -57,15 +63,33 @@ def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[V
     Returns:
         One vector a tensor.
     """
-    return [
-        quantise(
-            each.values,
-            step=SAFETY * relative_step * each.unit or 1.0,
-            logarithmic=each.logarithmic,
-            exact=each.exact,
+    vectors: dict[str, Vector] = {}
+    for norm in _norms(unshared):
+        coded = code_norm(
+            *(each.values for each in norm),
+            step=SAFETY * relative_step * norm[0].unit or 1.0,
+            exact=[each.exact for each in norm],
         )
-        for each in unshared
-    ]
+        vectors.update(zip((each.name for each in norm), coded or [], strict=coded is not None))
+    return [vectors.get(each.name) or _coded(each, relative_step) for each in unshared]
+
+
+def _coded(each: Unshared, relative_step: float) -> Vector:
+    return quantise(
+        each.values,
+        step=SAFETY * relative_step * each.unit or 1.0,
+        logarithmic=each.logarithmic,
+        exact=each.exact,
+    )
+
+
+def _norms(unshared: Sequence[Unshared]) -> list[list[Unshared]]:
+    """Batch norms whose four vectors are there and of one length, each in the order of `NORM`."""
+    by_name = {each.name: each for each in unshared}
+    prefixes = [each.name.removesuffix("running_var") for each in unshared if each.logarithmic]
+    found = [[by_name.get(prefix + key) for key in NORM] for prefix in prefixes]
+    complete = [[each for each in norm if each is not None] for norm in found]
+    return [norm for norm in complete if len(norm) == len(NORM) and len({each.values.size for each in norm}) == 1]
 
 
 def _read(name: str, tensors: Mapping[str, torch.Tensor]) -> Unshared:
@@ -74,4 +98,4 @@ def _read(name: str, tensors: Mapping[str, torch.Tensor]) -> Unshared:
     if logarithmic:
         # A dead channel's variance is zero; far below its neighbours' is just as dead.
         vector = np.maximum(vector, max(float(vector.max()) * 1e-12, 1e-37))
-    return Unshared(vector, unit, logarithmic, bit_patterns(tensors[name]))
+    return Unshared(name, vector, unit, logarithmic, bit_patterns(tensors[name]))

@@ -75,7 +75,7 @@ def test_two_percent_is_fifty(run, files):
 
 
 def test_warnings_stay_off_stdout(run, files):
-    outcome = run("-q", files.checkpoint, "--target-ratio", "8", "--json", "-")
+    outcome = run("-q", files.checkpoint, "--target-ratio", "16", "--json", "-")
     assert json.loads(outcome.out)["warnings"]
     assert outcome.err.startswith("warning: predicted accuracy drop")
 

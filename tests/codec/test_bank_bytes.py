@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbnn_compress.codec.bank import decode_bank, encode_bank, round_bank, short_float_codes, short_floats
+from gbnn_compress.codec.bank import (
+    decode_bank,
+    encode_bank,
+    round_bank,
+    short_float_codes,
+    short_floats,
+    short_floats_bits,
+)
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Bank
 
@@ -66,39 +73,39 @@ def test_rounding_leaves_its_input() -> None:
     np.testing.assert_array_equal(means, [0.1, 0.1])
 
 
-@given(st.lists(st.floats(0, 1.79e308), max_size=20))
+@given(st.lists(st.floats(0, 1.7e308), max_size=20))
 @settings(max_examples=100, deadline=None)
-def test_scales_keep_nine_bits_over_all_of_float64(numbers: list[float]) -> None:
+def test_scales_keep_five_bits_over_all_of_float64(numbers: list[float]) -> None:
     scales = np.array(numbers)
     encoded = encode_bank(Bank(np.zeros(1), np.zeros(1)), exponent=0, scales=scales, relative_rmse=scales[::-1])
     _, got, errors = decode_bank(encoded, n_tensors=len(scales))
     np.testing.assert_array_equal(errors, got[::-1])
     assert (got[scales == 0] == 0).all()
-    np.testing.assert_allclose(got, scales, rtol=2**-9, atol=5e-324)
+    np.testing.assert_allclose(got, scales, rtol=2**-5, atol=5e-324)
 
 
 @pytest.mark.parametrize(
     ("number", "code"),
     [
         (0.0, 0),
-        (1.0, 2048 << 8),
-        (1.5, (2048 << 8) + 128),
-        (511 / 256, (2048 << 8) + 255),
-        (1.999, 2049 << 8),
-        (0.75, (2047 << 8) + 128),
-        (1 + 1 / 512, 2048 << 8),
-        (1 + 3 / 512, (2048 << 8) + 2),
-        (5e-324, 974 << 8),
+        (1.0, 2048 << 4),
+        (1.5, (2048 << 4) + 8),
+        (31 / 16, (2048 << 4) + 15),
+        (1.99, 2049 << 4),
+        (0.75, (2047 << 4) + 8),
+        (1 + 1 / 32, 2048 << 4),
+        (1 + 3 / 32, (2048 << 4) + 2),
+        (5e-324, 974 << 4),
     ],
 )
 def test_codes_of_short_floats(number: float, code: int) -> None:
     assert short_float_codes(np.array([number])).tolist() == [code]
 
 
-@given(st.integers(974, 3071), st.integers(0, 255))
+@given(st.integers(974, 3071), st.integers(0, 15))
 @settings(max_examples=100, deadline=None)
 def test_every_short_float_of_float64_is_its_own_code(exponent: int, fraction: int) -> None:
-    code = np.array([exponent << 8 | (fraction if exponent > 1024 else 0)], dtype=np.uint64)
+    code = np.array([exponent << 4 | (fraction if exponent > 1024 else 0)])
     np.testing.assert_array_equal(short_float_codes(short_floats(code)), code)
 
 
@@ -115,3 +122,21 @@ def test_an_absurd_number_of_components_is_an_error() -> None:
     data = int(bits.ljust(80, "0"), 2).to_bytes(10, "big")
     with pytest.raises(ArtifactError, match="bank is too large"):
         decode_bank(data, n_tensors=1)
+
+
+def test_a_scale_out_of_range_is_an_error() -> None:
+    bank = round_bank(Bank(np.zeros(1), np.zeros(1)), exponent=0)
+    data = encode_bank(bank, exponent=0, scales=np.ones(1), relative_rmse=np.ones(1))
+    bits = "".join(f"{byte:08b}" for byte in data)[: 12 + 9 + 9 + 6 + 2]
+    for step in (f"{'0' * 20}1{'1' * 20}", f"{'0' * 20}1{'0' * 19}1"):  # far up, and far down
+        forged = bits + "0000" + step + "0" * 64
+        with pytest.raises(ArtifactError, match="out of range"):
+            decode_bank(int(forged[: len(forged) // 8 * 8], 2).to_bytes(len(forged) // 8, "big"), n_tensors=1)
+
+
+def test_bits_of_scales_are_counted_as_they_will_be_written() -> None:
+    scales = np.exp2(np.random.RandomState(0).normal(size=500))
+    bank = Bank(np.zeros(1), np.zeros(1))
+    without = len(encode_bank(bank, exponent=0, scales=np.ones(0), relative_rmse=np.ones(0)))
+    both = len(encode_bank(bank, exponent=0, scales=scales, relative_rmse=scales))
+    assert abs(8 * (both - without) - 2 * short_floats_bits(scales)) <= 16

@@ -12,9 +12,11 @@ from gbnn_compress.codec.values import (
     EXACT,
     LINEAR,
     LOGARITHMIC,
+    RELATIVE,
     Vector,
     decode_vectors,
     dequantise,
+    dequantise_all,
     encode_vectors,
     quantise,
     step_of,
@@ -32,7 +34,9 @@ def quantised(values: np.ndarray, *, step: float, logarithmic: bool = False) -> 
 
 
 def round_trip(vectors: list[Vector]) -> list[Vector]:
-    return decode_vectors(encode_vectors(vectors), sizes=[len(vector.codes) for vector in vectors])
+    roles = ["weight", "bias"] * len(vectors)
+    data = encode_vectors(vectors, roles=roles[: len(vectors)])
+    return decode_vectors(data, sizes=[len(vector.codes) for vector in vectors], roles=roles[: len(vectors)])
 
 
 def assert_same(got: Vector, expected: Vector) -> None:
@@ -95,10 +99,10 @@ def test_values_are_exact_where_a_grid_would_cost_more(step: float) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.25])
-def test_equal_values_take_no_width(value: float) -> None:
+def test_equal_values_take_no_bits(value: float) -> None:
     vector = quantised(np.full(5000, value), step=0.25)
     assert vector.mode == LINEAR
-    assert len(encode_vectors([vector])) <= 6
+    assert len(encode_vectors([vector], roles=["bias"])) <= 6
     np.testing.assert_array_equal(dequantise(round_trip([vector])[0]), np.full(5000, value))
 
 
@@ -112,7 +116,7 @@ def test_vectors_follow_each_other_without_gaps() -> None:
     ]
     for got, expected in zip(round_trip(vectors), vectors, strict=True):
         assert_same(got, expected)
-    assert encode_vectors([]) == b""
+    assert encode_vectors([], roles=[]) == b""
 
 
 @given(st.lists(st.lists(floats, min_size=1, max_size=20), max_size=4), st.floats(1e-30, 1e30))
@@ -120,16 +124,65 @@ def test_vectors_follow_each_other_without_gaps() -> None:
 def test_bits_are_counted_as_they_will_be_written(given_values: list[list[float]], step: float) -> None:
     vectors = [quantised(np.array(values), step=step) for values in given_values]
     vectors += [quantised(np.abs(np.array(values)) + 1e-30, step=0.1, logarithmic=True) for values in given_values]
-    assert -(-vector_bits(vectors) // 8) == len(encode_vectors(vectors))
+    roles = ["weight"] * len(vectors)
+    assert -(-vector_bits(vectors, roles=roles) // 8) == len(encode_vectors(vectors, roles=roles))
 
 
 def test_bytes_that_end_early_are_an_error() -> None:
-    data = encode_vectors([quantised(np.random.default_rng(0).normal(size=30), step=0.01)])
+    data = encode_vectors([quantised(np.random.default_rng(0).normal(size=30), step=0.01)], roles=["bias"])
     for length in range(len(data)):
         with pytest.raises(ArtifactError, match="damaged artifact"):
-            decode_vectors(data[:length], sizes=[30])
+            decode_vectors(data[:length], sizes=[30], roles=["bias"])
 
 
-def test_an_unknown_mode_is_an_error() -> None:
-    with pytest.raises(ArtifactError, match="unknown mode"):
-        decode_vectors(b"\xc0\0\0\0", sizes=[1])
+@pytest.mark.parametrize(
+    "bits",
+    [
+        "00" + "0" * 13 + "1" + "1" * 13 + "1" + "100",  # exponent
+        "00" + "1" + "0" * 6 + "1" + "111111" + "100",  # order
+        "00" + "1" + "011" + "0" * 3 + "1" + "00000",  # order below 0
+        "00" + "1" + "1" + "0" * 53 + "1" + "1" * 55,  # centre
+    ],
+)
+def test_an_impossible_grid_is_an_error(bits: str) -> None:
+    padded = bits.ljust(160, "0")
+    with pytest.raises(ArtifactError, match="damaged artifact"):
+        decode_vectors(int(padded, 2).to_bytes(20, "big"), sizes=[1], roles=["bias"])
+
+
+def test_vectors_of_one_role_are_described_by_what_changed() -> None:
+    random = np.random.default_rng(1)
+    vectors = [quantised(random.normal(size=16) + 3, step=0.05) for _ in range(40)]
+    alike = vector_bits(vectors, roles=["weight"] * 40)
+    strange = vector_bits(vectors, roles=[str(index) for index in range(40)])
+    assert alike < strange - 40 * 8
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1.0, 3000.0))
+@settings(max_examples=30, deadline=None)
+def test_codes_take_little_more_than_their_entropy(seed: int, deviation: float) -> None:
+    codes = np.rint(np.random.default_rng(seed).laplace(scale=deviation, size=4000)).astype(np.int64)
+    entropy = 4000 * np.log2(2 * np.e * deviation)
+    assert vector_bits([Vector(LINEAR, 0, codes)], roles=[""]) < 1.06 * entropy + 600
+
+
+def test_relative_values_are_in_deviations() -> None:
+    variance = Vector(LOGARITHMIC, 0, np.array([-2, 0, 3]))
+    means = Vector(RELATIVE, -2, np.array([4, -3, 1]))
+    np.testing.assert_array_equal(dequantise(means, variance=variance), [1.0, -1.5, 0.5 * np.sqrt(8)])
+    names = ["bn.running_mean", "other.running_var", "bn.running_var"]
+    values = dequantise_all(names, [means, quantised(np.ones(1), step=1.0), variance])
+    np.testing.assert_array_equal(values["bn.running_mean"], dequantise(means, variance=variance))
+    np.testing.assert_array_equal(
+        dequantise_all(["running_mean", "running_var"], [means, variance])["running_mean"][0], 1.0
+    )
+
+
+@pytest.mark.parametrize(
+    "variance",
+    [None, Vector(LINEAR, 0, np.ones(3, np.int64)), Vector(LOGARITHMIC, 0, np.ones(2, np.int64))],
+    ids=["missing", "linear", "short"],
+)
+def test_relative_values_without_their_variances_are_an_error(variance: Vector | None) -> None:
+    with pytest.raises(ArtifactError, match="not there"):
+        dequantise(Vector(RELATIVE, 0, np.zeros(3, np.int64)), variance=variance)

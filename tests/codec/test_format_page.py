@@ -55,6 +55,12 @@ class Bits:
             zeros += 1
         return 2 ** (zeros + order) - 2**order + self.u(zeros + order)
 
+    def quotient(self) -> int:
+        zeros = 0
+        while zeros < 6 and self.u(1) == 0:
+            zeros += 1
+        return zeros if zeros < 6 else 6 + self.eg(0)
+
     def zz(self, order: int) -> int:
         value = self.eg(order)
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
@@ -129,13 +135,17 @@ def read_bank(data: bytes, n_tensors: int) -> dict[str, Any]:
     for _ in range(size):
         last += bits.zz(1)
         logs.append(last / 8)
-    scales, errors = ([short_float(bits.u(20)) for _ in range(n_tensors)] for _ in range(2))
+    scales, errors = (short_floats(bits, n_tensors) for _ in range(2))
     means = [math.ldexp(float(code), exponent) for code in codes]
     return {"means": means, "logs": logs, "scales": scales, "errors": errors}
 
 
-def short_float(code: int) -> float:
-    return math.ldexp(1 + code % 256 / 256, code // 256 - 2048) if code else 0.0
+def short_floats(bits: Bits, count: int) -> list[float]:
+    order, code, numbers = bits.u(4), 2048 * 16, []
+    for _ in range(count):
+        code += bits.zz(order)
+        numbers.append(math.ldexp(1 + code % 16 / 16, code // 16 - 2048) if code else 0.0)
+    return numbers
 
 
 def read_tables(data: bytes, n_tensors: int) -> list[dict[int, int]]:
@@ -185,16 +195,39 @@ def read_ids(data: bytes, tables: list[dict[int, int]], sizes: list[int]) -> lis
     return maps
 
 
-def read_vector(bits: Bits, size: int) -> tuple[bool, list[Any]]:
-    """Whether the values are bit patterns, and the values."""
+def read_vector(bits: Bits, size: int, last: list[int]) -> tuple[int, float, list[int]]:
+    """Mode, step and codes (or bit patterns) of a vector; `last` is that of the role."""
     mode = bits.u(2)
     if mode == 2:
         width = bits.u(7)
-        return True, [bits.u(width) for _ in range(size)]
-    half_octaves, low, width = bits.u(13) - 4096, bits.zz(8), bits.u(6)
+        return mode, 0.0, [bits.u(width) for _ in range(size)]
+    for index, order in enumerate((0, 0, 2)):
+        last[index] += bits.zz(order)
+    half_octaves, order, centre = last
+    codes = [0] * size
+    if order:
+        quotients = [bits.quotient() for _ in range(size)]
+        rests = [quotient * 2 ** (order - 1) + bits.u(order - 1) for quotient in quotients]
+        codes = [rest // 2 if rest % 2 == 0 else -(rest + 1) // 2 for rest in rests]
     step = math.ldexp(1.0 if half_octaves % 2 == 0 else 1.4142135623730951, half_octaves // 2)
-    values = [float(low + bits.u(width)) * step for _ in range(size)]
-    return False, values if mode == 0 else np.exp2(np.array(values)).tolist()
+    return mode, step, [centre * 2 ** max(order - 3, 0) + code for code in codes]
+
+
+def read_vectors(data: bytes, names: list[str], sizes: list[int]) -> dict[str, tuple[bool, list[Any]]]:
+    """For each vector whether the values are bit patterns, and the values."""
+    bits = Bits(data)
+    roles: dict[str, list[int]] = {}
+    vectors = {}
+    for name, size in zip(names, sizes, strict=True):
+        vectors[name] = read_vector(bits, size, roles.setdefault(name.split(".")[-1], [-16, 3, 0]))
+    values: dict[str, tuple[bool, list[Any]]] = {}
+    for name, (mode, step, codes) in sorted(vectors.items(), key=lambda item: item[1][0] == 3):
+        products = [float(code) * step for code in codes]
+        if mode == 3:
+            _, variances = values[".".join([*name.split(".")[:-1], "running_var"])]
+            products = [product * math.sqrt(v) for product, v in zip(products, variances, strict=True)]
+        values[name] = (True, codes) if mode == 2 else (False, np.exp2(products).tolist() if mode == 1 else products)
+    return values
 
 
 def rounded(values: list[float], dtype: str) -> np.ndarray:
@@ -234,9 +267,9 @@ def decode(data: bytes) -> dict[str, Any]:
         dense[names[i]] = weights.reshape(shapes[i])
     assert position == len(outliers)
     vector_part, raw_part = read_part(sections["values"])
-    bits = Bits(vector_part)
+    vectors = read_vectors(vector_part, [names[i] for i in places["u"]], [math.prod(shapes[i]) for i in places["u"]])
     for i in places["u"]:
-        exact, values = read_vector(bits, math.prod(shapes[i]))
+        exact, values = vectors[names[i]]
         pattern = np.array(values, dtype=f"u{WIDTHS[dtypes[i]]}") if exact else rounded(values, dtypes[i])
         dense[names[i]] = pattern.reshape(shapes[i])
     raw = zlib.decompressobj(-15).decompress(raw_part)

@@ -5,13 +5,14 @@ The random numbers are those of numpy's legacy `RandomState`, whose stream is fr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gbnn_compress.codec.artifact import encode_artifact, read_artifact
-from gbnn_compress.codec.values import quantise
+from gbnn_compress.codec.values import RELATIVE, quantise
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
 from gbnn_compress.weights.blocks import bit_patterns
 from gbnn_compress.weights.rebuild import rebuild
@@ -112,7 +113,7 @@ def _vectors(random: np.random.RandomState) -> list[Any]:
     return [
         grid(gamma, 2.0**-5),
         grid(beta, 0.011),
-        grid(mean, 3e-5),
+        replace(grid(mean / np.sqrt(variance), 3e-5), mode=RELATIVE),
         grid(variance, 0.05, logarithmic=True),
         quantise(half.astype(np.float64), step=1e-9, logarithmic=False, exact=half.view(np.uint16)),
         grid(np.zeros(4), 0.1),
