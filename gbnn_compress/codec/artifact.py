@@ -61,7 +61,7 @@ def encode_artifact(
         tensors: Every tensor of the state dict, in order.
         bank: K components on the grid 2 ^ exponent (`round_bank`).
         exponent: The grid.
-        scales: float64 (T,), bfloat16 values.
+        scales: float64 (T,), as `short_floats` gives them.
         relative_rmse: float64 (T,), error of each shared tensor.
         maps: One a shared tensor, in order.
         vectors: One an unshared tensor, in order.

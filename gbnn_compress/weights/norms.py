@@ -31,7 +31,7 @@ EPSILON, LARGEST_EPSILON = 1e-5, 1e-3
 """eps of a batch norm, torch's default, which is assumed, and the largest in use: checkpoints do not tell."""
 
 EPSILON_SLACK = 2.0
-"""How much more than rounding another eps may cost; 1 and 4 were no better, without a bound logit KL rose by a fifth."""
+"""How much more than rounding another eps may cost; 1 and 4 were no better, no bound cost a fifth of the logit KL."""
 
 
 def code_norm(

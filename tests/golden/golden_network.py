@@ -76,7 +76,7 @@ def encoder_input() -> dict[str, Any]:
         "tensors": TENSORS,
         "bank": Bank(means, sigmas),
         "exponent": EXPONENT,
-        "scales": np.array([0.0625, 0.0504150390625, 1.0, 0.100341796875, 511 * 2.0**-709]),
+        "scales": np.array([0.0625, 0.05078125, 1.0, 0.1015625, 31 * 2.0**-709]),
         "relative_rmse": np.array([0.125, 0.25, 0.0, 0.5, 0.0625]),
         "maps": [_map(info, means, random) for info in shared],
         "vectors": _vectors(random),

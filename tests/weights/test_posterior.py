@@ -56,7 +56,7 @@ def is_storable(value: float) -> bool:
 def test_scales_of_any_magnitude_are_as_the_file_stores_them(value: float) -> None:
     scale = posterior_of(torch.full((2, 3), value, dtype=torch.float64)).scale
     assert is_storable(scale)
-    assert scale == pytest.approx(value, rel=2**-9)
+    assert scale == pytest.approx(value, rel=2**-5)
 
 
 @pytest.mark.parametrize("value", [1e-160, 1e-310, 5e-324, 1e160, 1e299])
@@ -65,7 +65,7 @@ def test_squares_that_do_not_fit_are_no_obstacle(value: float) -> None:
     posterior, usual = posterior_of(weights), posterior_of(normal(30, 40, dtype=torch.float64).clip(-0.9, 0.9))
     assert np.isfinite(posterior.log_sigma).all()
     if value > 1e-300:
-        assert posterior.scale == pytest.approx(value * usual.scale, rel=2**-8)
+        assert posterior.scale == pytest.approx(value * usual.scale, rel=2**-4)
         np.testing.assert_allclose(posterior.log_sigma, usual.log_sigma, atol=1e-9)
     else:
         assert posterior.scale > 0
@@ -84,7 +84,7 @@ def test_the_scale_of_the_largest_weights_is_capped(value: float) -> None:
     network = {"small": normal(2, 2), "large": torch.full((300, 400), value, dtype=torch.float64)}
     scale = data_free_posterior(network, ["small", "large"])[1].scale
     assert is_storable(scale)
-    assert scale * np.sqrt(typical_size([4, 120_000])) == pytest.approx(LARGEST_SCALE, rel=2**-8)
+    assert scale * np.sqrt(typical_size([4, 120_000])) == pytest.approx(LARGEST_SCALE, rel=2**-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
