@@ -102,14 +102,15 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
         visit: Is told a block and its weights' contexts; returns their ids.
 
     Returns:
-        int32 (taps, rows, columns), all ids.
+        (taps, rows, columns), all ids, in the smallest unsigned integers that hold K.
     """
     rows, columns = shape[:2]
     height, width = kernel_of(shape)
     taps = height * width
-    ids = np.zeros((taps, rows, columns), dtype=np.int32)
-    phase = ((np.arange(rows)[:, None] + np.arange(columns)) % PHASES).astype(np.int8)
-    state = _State(rows, columns, mean=_magnitude(rule.start))
+    ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
+    down, right = ((np.arange(size) % PHASES).astype(np.int8) for size in (rows, columns))
+    phase = (down[:, None] + right) % PHASES
+    state = _State(rows, columns, taps, mean=_magnitude(rule.start))
     for tap in range(taps):
         expected = _expected(ids, tap, width, values, rule.neighbours)
         state.next_tap()
@@ -125,10 +126,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
                     contexts += _prediction(expected[band][chosen], levels)
                 part = visit(tap, band, chosen, contexts.astype(np.uint16))
                 ids[tap, band][chosen] = part
-                surprise = values[part]
-                if tap:
-                    surprise = surprise - expected[band][chosen]
-                state.learn(band, chosen, np.abs(surprise))
+                state.learn(band, chosen, np.abs(values[part] - expected[band][chosen]))
             low = high
     return ids
 
@@ -170,6 +168,8 @@ def _expected(
     ids: np.ndarray, tap: int, width: int, values: np.ndarray, neighbours: tuple[int, int, int]
 ) -> np.ndarray:
     """int64 (rows, columns), what the taps to the left, above and above to the left say of this one."""
+    if not tap:
+        return np.broadcast_to(np.int64(0), ids.shape[1:])
     y, x = divmod(tap, width)
     left, above, corner = neighbours
     total = np.zeros(ids.shape[1:], dtype=np.int64)
@@ -190,12 +190,12 @@ def _prediction(expected: np.ndarray, levels: np.ndarray) -> np.ndarray:
 class _State:
     """Magnitudes learnt so far: the tap's mean, and rows, columns and kernels relative to it."""
 
-    def __init__(self, rows: int, columns: int, *, mean: int) -> None:
+    def __init__(self, rows: int, columns: int, taps: int, *, mean: int) -> None:
         unit = _ROW_PRIOR << _RATIO_BITS
         self._mean = mean
         self._rows, self._row_counts = np.full(rows, unit), np.full(rows, _ROW_PRIOR)
         self._columns, self._column_counts = np.full(columns, unit), np.full(columns, _ROW_PRIOR)
-        self._kernels = np.zeros((rows, columns), dtype=np.int64)
+        self._kernels = np.zeros((rows, columns), dtype=np.int64) if taps > 1 else None
 
     def next_tap(self) -> None:
         """A new tap has the last one's mean until it is known better."""
@@ -208,7 +208,7 @@ class _State:
         if len(column) == 1:
             column = np.zeros_like(column)
         ratio = row[:, None] + column
-        if tap:
+        if tap and self._kernels is not None:
             unit = 16 * _RATIO_BITS
             linear = exp16(np.clip(ratio[chosen] + unit, 0, 36 * 16))
             linear = (_KERNEL_PRIOR * linear + self._kernels[band][chosen]) // (_KERNEL_PRIOR + tap)
@@ -229,4 +229,5 @@ class _State:
         self._row_counts[band] += chosen.sum(axis=1)
         self._columns += (np.minimum(table.sum(axis=0), _LARGEST_SUM) << _RATIO_BITS) // self._mean
         self._column_counts += chosen.sum(axis=0)
-        self._kernels[band] += (table << _RATIO_BITS) // self._mean
+        if self._kernels is not None:
+            self._kernels[band] += (table << _RATIO_BITS) // self._mean

@@ -6,7 +6,7 @@ Nothing here is part of the format: a file says what was chosen.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,9 @@ ROUNDS, FINAL_ROUNDS = 3, 8
 
 LARGEST_FIT = 1 << 21
 """Entries (contexts times symbols) that a rule is fitted on; the contexts that occur most often are taken."""
+
+LARGE = 1 << 18
+"""Weights from which a quarter as many are looked at first: contexts take time also where they save nothing."""
 
 FEWEST = 32
 """A tensor with fewer weights has nothing to learn from."""
@@ -82,9 +85,9 @@ def choose(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth:
     plain = Table(_plain_levels(counts, smooth=smooth))
     plain_bits = float((counts[used] * code_lengths(plain.levels)[used]).sum())
     without = Choice(plain, [], plain_bits, plain_bits)
-    if len(used) == 1 or len(ids) < FEWEST:
+    if len(used) == 1 or len(ids) < FEWEST or not _pays_in_part(ids, shape, values):
         return without
-    rule = _first_rule(ids, shape, values)
+    rule = _first_rule(ids, counts, shape, values)
     blocks = _blocks(ids, shape, values, rule)
     symbols = np.arange(used[0], used[-1] + 1)
     contexts, table = _count(blocks, symbols)
@@ -92,6 +95,15 @@ def choose(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth:
     id_bits = _coded_bits(fitted, contexts, table, symbols, values)
     saved = plain_bits + table_bits(plain.levels) - id_bits - table_bits(fitted.levels) - rule_bits(shape)
     return Choice(fitted, blocks, id_bits, plain_bits) if saved > 0 else without
+
+
+def _pays_in_part(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> bool:
+    """Whether contexts pay for the first rows and columns of a large tensor; of any other nobody asked."""
+    if len(ids) < LARGE:
+        return True
+    part = math.sqrt(LARGE / 4 / len(ids))
+    corner = ids.reshape(shape)[: math.ceil(part * shape[0]), : math.ceil(part * shape[1])]
+    return choose(corner.ravel(), corner.shape, values, smooth=False).table.rule is not None
 
 
 def _plain_levels(counts: np.ndarray, *, smooth: bool) -> np.ndarray:
@@ -103,10 +115,12 @@ def _plain_levels(counts: np.ndarray, *, smooth: bool) -> np.ndarray:
     return levels
 
 
-def _first_rule(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> Rule:
+def _first_rule(ids: np.ndarray, counts: np.ndarray, shape: Sequence[int], values: np.ndarray) -> Rule:
     """Where the walk starts, and how neighbours predict; what else a rule says, contexts do not depend on."""
-    magnitude = max(1, int(np.abs(values[ids]).mean()))
-    return Rule(_quarter_octaves(magnitude), _neighbours(values[ids], shape), tail=1, offset=0, floor=0)
+    magnitude = float((counts * np.abs(values)).sum()) / len(ids)
+    has_kernel = kernel_of(shape) != (1, 1)
+    neighbours = _neighbours(values[ids], shape) if has_kernel else (0, 0, 0)
+    return Rule(_quarter_octaves(magnitude), neighbours, tail=1, offset=0, floor=0)
 
 
 def _quarter_octaves(magnitude: float) -> int:
@@ -115,10 +129,7 @@ def _quarter_octaves(magnitude: float) -> int:
 
 def _neighbours(x: np.ndarray, shape: Sequence[int]) -> tuple[int, int, int]:
     """Least squares of a weight on its left, upper and upper left neighbour, rows and columns brought to one scale."""
-    height, width = kernel_of(shape)
-    if height * width == 1:
-        return 0, 0, 0
-    x = x.reshape(*shape[:2], height, width).astype(np.float64)
+    x = x.reshape(*shape[:2], *kernel_of(shape)).astype(np.float64)
     x = x / (np.abs(x).mean(axis=(1, 2, 3), keepdims=True) + 1)
     if shape[1] > 1:
         x = x / (np.abs(x).mean(axis=(0, 2, 3), keepdims=True) + 1e-3)
@@ -148,10 +159,25 @@ def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rul
 
 def _count(blocks: Sequence[Block], symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The contexts that occur, ascending, and float64 (n, m) how often each of a run of symbols does in each."""
-    contexts, place = np.unique(np.concatenate([block.contexts for block in blocks]), return_inverse=True)
-    ids = np.concatenate([block.ids for block in blocks]).astype(np.int64) - symbols[0]
-    flat = np.bincount(place * len(symbols) + ids, minlength=len(contexts) * len(symbols))
-    return contexts, flat.reshape(len(contexts), len(symbols)).astype(np.float64)
+    contexts = np.unique(np.concatenate([np.unique(block.contexts) for block in blocks]))
+    table = np.zeros(len(contexts) * len(symbols))
+    for part in _batches(blocks, len(table)):
+        place = np.searchsorted(contexts, np.concatenate([block.contexts for block in part]))
+        ids = np.concatenate([block.ids for block in part]).astype(np.int64) - symbols[0]
+        table += np.bincount(place * len(symbols) + ids, minlength=len(table))
+    return contexts, table.reshape(len(contexts), len(symbols))
+
+
+def _batches(blocks: Sequence[Block], size: int) -> Iterator[list[Block]]:
+    """Blocks of `size` ids together, or a few more."""
+    batch: list[Block] = []
+    for block in blocks:
+        batch.append(block)
+        if sum(len(part.ids) for part in batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
 def _fit(

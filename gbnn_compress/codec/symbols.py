@@ -54,7 +54,7 @@ def decode_maps(
     *,
     consume: Callable[[int, np.ndarray], None],
 ) -> np.ndarray:
-    """Decode index maps, handing each to `consume(tensor index, int32 ids)` in order.
+    """Decode index maps, handing each to `consume(tensor index, ids)` in order.
 
     Returns:
         float64 (T,), bits that each tensor's ids take.

@@ -43,8 +43,10 @@ def share_meter(
         maps = index_maps(corners, cut, book, value_bits=value_bits)
         values = whole_values(book.bank.means)
         choices = [choose(m.ids, corners[m.name].shape, values, smooth=False) for m in maps]
-        plain = sum(choice.plain_bits for choice in choices)
-        return sum(choice.id_bits for choice in choices) / plain if plain else 1.0
+        whole = [tensors[m.name].numel() / len(m.ids) for m in maps]
+        plain = sum(size * choice.plain_bits for size, choice in zip(whole, choices, strict=True))
+        coded = sum(size * choice.id_bits for size, choice in zip(whole, choices, strict=True))
+        return coded / plain if plain else 1.0
 
     return measure
 

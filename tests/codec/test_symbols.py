@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbnn_compress.codec import contexts, symbols
+from gbnn_compress.codec import contexts, fitting, symbols
 from gbnn_compress.codec.contexts import Rule, whole_values
 from gbnn_compress.codec.fitting import choose
 from gbnn_compress.codec.symbols import decode_maps, encode_maps
@@ -53,7 +53,6 @@ def assert_round_trip(maps: list[np.ndarray], shapes: list[tuple[int, ...]], val
     got = decoded(data, stored, shapes, values)
     assert len(got) == len(maps)
     for part, expected in zip(got, maps, strict=True):
-        assert part.dtype == np.int32
         np.testing.assert_array_equal(part, expected)
     return tables
 
@@ -171,6 +170,15 @@ def test_bits_of_the_maps_add_up_to_the_stream() -> None:
 def test_contexts_are_not_used_where_they_do_not_pay() -> None:
     ids = np.random.default_rng(0).integers(0, 42, 48 * 40)
     assert encode_maps([ids], [(48, 40)], values_of(42))[0][0].rule is None
+
+
+@pytest.mark.parametrize("taps", [1, 9])
+def test_a_large_map_is_judged_by_a_part(monkeypatch: pytest.MonkeyPatch, taps: int) -> None:
+    monkeypatch.setattr(fitting, "LARGE", 4000)
+    shape = (48, 40, taps)
+    random = np.random.default_rng(0).integers(0, 42, math.prod(shape))
+    ids = smooth_map(shape) if taps > 1 else random
+    assert (assert_round_trip([ids], [shape], values_of(42))[0].rule is not None) == (taps > 1)
 
 
 def test_constant_maps_take_no_bits_and_empty_lists_nothing() -> None:
