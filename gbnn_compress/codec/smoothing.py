@@ -54,13 +54,15 @@ def _ideal_levels(weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 def _cheapest(levels: np.ndarray, price: np.ndarray, order: int) -> tuple[float, np.ndarray]:
     """Least bits, and int64 (n,) the path through the candidates (n, m) that takes them."""
-    cost, came = price[0], []
-    for before, now, added in zip(levels[:-1], levels[1:], price[1:], strict=True):
-        step = now[None, :] - before[:, None]
-        coded = np.where(step < 0, -2 * step - 1, 2 * step) + (1 << order)
-        total = cost[:, None] + (2 * np.frexp(coded)[1] - 1 - order)
-        came.append(total.argmin(axis=0))
-        cost = total.min(axis=0) + added
+    step = levels[1:, None, :] - levels[:-1, :, None]
+    coded = np.where(step < 0, -2 * step - 1, 2 * step) + (1 << order)
+    lengths = 2.0 * np.frexp(coded.astype(np.float64))[1] - 1 - order + price[1:, None, :]
+    cost, came, every = price[0], [], np.arange(levels.shape[1])
+    for added in lengths:
+        total = cost[:, None] + added
+        best = total.argmin(axis=0)
+        came.append(best)
+        cost = total[best, every]
     place = int(cost.argmin())
     path = [place]
     for back in reversed(came):

@@ -17,7 +17,7 @@ from gbnn_compress.types import Posterior
 if TYPE_CHECKING:
     import torch
 
-SAMPLE = 1 << 17
+SAMPLE = 1 << 18
 """Weights that the share is measured on, about."""
 
 

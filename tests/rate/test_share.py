@@ -40,7 +40,7 @@ def problem_of(network: dict[str, torch.Tensor], **options: object) -> RateProbl
     )
 
 
-@pytest.mark.parametrize("sample", [1 << 14, 1 << 17])
+@pytest.mark.parametrize("sample", [1 << 14, 1 << 18])
 def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
     monkeypatch.setattr(share, "SAMPLE", sample)
     network = smooth_network(0)
