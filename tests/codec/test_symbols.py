@@ -181,6 +181,11 @@ def test_a_large_map_is_judged_by_a_part(monkeypatch: pytest.MonkeyPatch, taps: 
     assert (assert_round_trip([ids], [shape], values_of(42))[0].rule is not None) == (taps > 1)
 
 
+def test_a_large_kernel_is_its_own_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fitting, "LARGE", 100)
+    assert_round_trip([random_map(42, 200)], [(1, 1, 20, 10)], values_of(42))
+
+
 def test_constant_maps_take_no_bits_and_empty_lists_nothing() -> None:
     constant, values = np.full(1000, 7), values_of(9)
     tables, data = encode_maps([constant], [(10, 100)], values)
