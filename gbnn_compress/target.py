@@ -17,6 +17,7 @@ from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
+from gbnn_compress.rate.share import share_meter
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, IndexMap, Posterior, TensorInfo
 from gbnn_compress.weights.blocks import raw_bytes_of
@@ -155,6 +156,7 @@ def prepare(
         other_bytes=lambda penalty: (
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical))) // 8 + fixed_bytes
         ),
+        measure_share=share_meter(tensors, posteriors, value_bits=value_bits),
     )
     return Prepared(
         checkpoint=checkpoint,

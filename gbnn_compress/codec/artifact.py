@@ -13,7 +13,9 @@ import zstandard
 
 from gbnn_compress.codec import container
 from gbnn_compress.codec.bank import decode_bank, encode_bank
-from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
+from gbnn_compress.codec.contexts import whole_values
+from gbnn_compress.codec.symbols import decode_maps, encode_maps
+from gbnn_compress.codec.tables import decode_tables, encode_tables
 from gbnn_compress.codec.values import Vector, decode_vectors, dequantise, encode_vectors
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
@@ -74,12 +76,13 @@ def encode_artifact(
     Returns:
         The bytes of the file.
     """
-    tables = [coarse_levels(np.bincount(m.ids, minlength=len(bank.means) + 1)) for m in maps]
-    table_bytes = encode_tables(tables)
+    shapes = [info.shape for info in tensors if info.kind == "shared"]
+    tables, stream = encode_maps([m.ids for m in maps], shapes, whole_values(bank.means))
+    table_bytes = encode_tables(tables, shapes)
     values, raw_blob = encode_vectors(list(vectors)), compress_raw(raw)
     sections = {
         "bank": encode_bank(bank, exponent=exponent, scales=scales, relative_rmse=relative_rmse),
-        "maps": table_bytes + encode_maps([m.ids for m in maps], tables),
+        "maps": table_bytes + stream,
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
         "values": values + raw_blob,
     }
@@ -123,14 +126,15 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
     shared = by_kind["shared"]
     bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
     split_maps, split_values = manifest["split"]
-    tables = decode_tables(sections["maps"][:split_maps], n_tables=len(shared), alphabet=len(bank.means) + 1)
+    shapes = [info.shape for info in shared]
+    tables = decode_tables(sections["maps"][:split_maps], shapes=shapes, alphabet=len(bank.means) + 1)
     ids: dict[int, np.ndarray] = {}
     small = np.min_scalar_type(len(bank.means))
-    sizes = [math.prod(info.shape) for info in shared]
-    decode_maps(
+    map_bits = decode_maps(
         sections["maps"][split_maps:],
         tables,
-        sizes,
+        shapes,
+        whole_values(bank.means),
         consume=lambda i, part: ids.update({i: part.astype(small)}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
@@ -144,7 +148,7 @@ def _decode(manifest: dict[str, Any], sections: Mapping[str, bytes], size_bytes:
         bank=bank,
         scales=scales,
         relative_rmse=errors,
-        tables=tuple(tables),
+        map_bits=map_bits,
         maps=maps,
         values={info.name: dequantise(v) for info, v in zip(by_kind["unshared"], vectors, strict=True)},
         raw=_raw(by_kind["raw"], manifest["raw"], sections["values"][split_values:]),
