@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
-from gbnn_compress.calibration.survey import column_blocks, covariance
-from gbnn_compress.rate.feedback import Alphabet, assign_with_feedback, damped
+from gbnn_compress.calibration.survey import column_blocks, covariance, trusted
+from gbnn_compress.rate.feedback import Alphabet, assign_with_feedback
 
 VARIANCE_RANGE = (0.3, 1.5)
 """Factors by which a variance may be corrected: outside, the filter is lost anyway."""
@@ -137,9 +137,9 @@ def _share(
     rows = sharing.rows.reshape(groups, -1) * sharing.unit
     ids = np.empty(original.shape, dtype=np.int64)
     for block in column_blocks(width):
-        hessian = damped(covariance(patches_after[:, :, block]), damping=damping)
+        hessian = trusted(patches_after[:, :, block], damping=damping)
         cross = covariance(patches[:, :, block], patches_after[:, :, block])
-        target = _target(original[:, :, block], cross, hessian, damping)
+        target = _target(original[:, :, block], cross, hessian, covariance(patches_after[:, :, block]))
         target = np.where(exact[:, :, block], original[:, :, block], target)
         ids[:, :, block] = assign_with_feedback(
             target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
@@ -149,14 +149,10 @@ def _share(
     return ids.ravel(), torch.from_numpy(values).to(call.weight.dtype).reshape(call.weight.shape)
 
 
-def _target(weights: np.ndarray, cross: np.ndarray, hessian: np.ndarray, damping: float) -> np.ndarray:
+def _target(weights: np.ndarray, cross: np.ndarray, hessian: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """The real-valued weights that give the wanted outputs from the inputs there are: least squares, towards `weights`.
 
-    With cross = E[x y^T] of original inputs x and inputs y, and the damped H = E[y y^T] + d I, that is
-    (w cross + d w) H^-1.
+    With the covariances C of original inputs with inputs (`cross`), S of inputs (`seen`) and the damped H = S + d I,
+    that is w (C + d I) H^-1 = w + w (C - S) H^-1.
     """
-    diagonal = np.einsum("gii->gi", hessian).mean(axis=1)
-    lift = diagonal * damping / (1 + damping)
-    return np.swapaxes(
-        np.linalg.solve(hessian, np.swapaxes(weights @ cross + lift[:, None, None] * weights, 1, 2)), 1, 2
-    )
+    return weights + np.swapaxes(np.linalg.solve(hessian, np.swapaxes(weights @ (cross - seen), 1, 2)), 1, 2)

@@ -102,6 +102,11 @@ def covariance(patches: torch.Tensor, other: torch.Tensor | None = None) -> np.n
     return (centred.transpose(1, 2) @ right / patches.shape[1]).numpy()
 
 
+def trusted(patches: torch.Tensor, *, damping: float) -> np.ndarray:
+    """float64 (G, d, d), the covariance of patches (G, n, d), damped, and by d / n more: few samples tell little."""
+    return damped(covariance(patches), damping=damping + patches.shape[2] / patches.shape[1])
+
+
 def column_blocks(width: int) -> list[slice]:
     """Equal runs of at most LONGEST_BLOCK columns."""
     edges = np.linspace(0, width, -(-width // LONGEST_BLOCK) + 1).astype(int).tolist()
@@ -112,7 +117,7 @@ def _column(call: Call, damping: float) -> float:
     (patches,) = sampled_patches(call, [call.x], seed=0)
     costs = []
     for block in column_blocks(patches.shape[2]):
-        factor = inverse_factor(damped(covariance(patches[:, :, block]), damping=damping))
+        factor = inverse_factor(trusted(patches[:, :, block], damping=damping))
         costs.append((1 / np.einsum("gjj->gj", factor) ** 2).ravel())
     return float(np.concatenate(costs).mean())
 
