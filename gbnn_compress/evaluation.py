@@ -271,6 +271,18 @@ class Bench:
         load_weights(self.network, tensors, spec=self.architecture)
         return logits(self.network, self._batches(), option=self.option).double().softmax(dim=1)
 
+    def inputs(self, *, at_most: int) -> torch.Tensor:
+        """float32 (N, ...), the first inputs, preprocessed, on the CPU."""
+        import torch
+
+        parts, count = [], 0
+        for images, _ in self._batches():
+            parts.append(images[: at_most - count])
+            count += len(parts[-1])
+            if count >= at_most:
+                break
+        return torch.cat(parts)
+
     def _batches(self) -> Iterator[Any]:
         return self.data.batches(self._preprocessing())
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
+from gbnn_compress.inputs import calibration_on, synthetic_calibration
 from gbnn_compress.output import sizes
 from gbnn_compress.recipe import Recipe, resolve
 from gbnn_compress.target import damage_warnings, find_safe_ratio, meet, planned_rate, prepare, tensor_infos
@@ -23,7 +24,10 @@ from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact, Checkpoint, IndexMap
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
-from gbnn_compress.weights.select import floating_shapes, floating_values, select
+from gbnn_compress.weights.select import Selection, floating_shapes, floating_values, select
+
+if TYPE_CHECKING:
+    from gbnn_compress.calibration.calibrated import Calibration
 
 SUFFIX = ".gbnn.safetensors"
 
@@ -47,6 +51,8 @@ def compress(
     arch: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
+    data: str | Evaluation | None = None,
+    epochs: int = 0,
     eval_data: str | Evaluation | None = None,
     samples: int = 16,
     seed: int = 0,
@@ -64,6 +70,9 @@ def compress(
             and shapes.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
+        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to calibrate on; labels are
+            not used. Without, and where the architecture is known and has batch norm, noise serves.
+        epochs: 0: calibrate only.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         seed: Recorded, and seeds the posterior draws of the evaluation; compressing draws nothing.
@@ -87,6 +96,10 @@ def compress(
         read, names = _open(source, arch)
         selection = select(read)
         bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
+    with clock("fit"):
+        calibration = _calibration(
+            read, selection, data=data, arch=arch or (names[0] if len(names) == 1 else None), tell=tell
+        )
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -96,7 +109,7 @@ def compress(
     with clock("fit"):
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
         finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts)
+        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts, calibration=calibration)
     with clock("merge"):
         tell("merging components until the file meets the target")
         result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
@@ -216,6 +229,25 @@ def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
         classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
         load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
     return checkpoint, _architectures(checkpoint, arch)
+
+
+def _calibration(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    data: str | Evaluation | None,
+    arch: str | None,
+    tell: Progress,
+) -> Calibration | None:
+    """On data; without, on noise where the architecture is known."""
+    if data is not None:
+        evaluation = as_evaluation(data, samples=1)
+        tell(f"calibrating on {evaluation.data}")
+        return calibration_on(evaluation, checkpoint, selection, arch=arch)
+    if arch is None:
+        return None
+    tell(f"calibrating {arch} on noise")
+    return synthetic_calibration(checkpoint, selection, arch=arch)
 
 
 def _missed(report: Mapping[str, Any]) -> str:

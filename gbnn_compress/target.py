@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage
+from gbnn_compress.calibration.posterior import calibrated_posterior
 from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes
 from gbnn_compress.codec.bank import short_floats_bits
 from gbnn_compress.codec.values import role, vector_bits
@@ -16,6 +18,7 @@ from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import RateProblem, fit_path, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
+from gbnn_compress.rate.share import share_meter
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, IndexMap, Posterior, TensorInfo
 from gbnn_compress.weights.blocks import raw_bytes_of
@@ -23,6 +26,11 @@ from gbnn_compress.weights.posterior import data_free_posterior, typical_size
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_values
 from gbnn_compress.weights.values import code_values, read_unshared
+
+if TYPE_CHECKING:
+    import torch
+
+    from gbnn_compress.calibration.calibrated import Calibration
 
 TOLERANCE = 1.03
 """A target is met when the ratio is not below it and at most this factor above."""
@@ -32,6 +40,9 @@ MARGIN = 0.998
 
 CLOSE = 0.993
 """Share of the budget that a file uses before rate control stops trying for more."""
+
+CLOSE_IN_LOCKSTEP = 0.98
+"""The same where each attempt runs the network."""
 
 ATTEMPTS = 6
 
@@ -60,6 +71,7 @@ class Prepared:
         floating_bytes: Bytes that the ratio counts.
         n_unshared: Floating values that are not shared, raw ones included.
         facts: What the manifest says of the checkpoint.
+        calibration: The network with inputs, if it is known.
     """
 
     checkpoint: Checkpoint
@@ -73,6 +85,22 @@ class Prepared:
     floating_bytes: int
     n_unshared: int
     facts: Mapping[str, Any]
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Ids at one codebook, and what they changed around them.
+
+    Attributes:
+        maps: One a shared tensor.
+        statistics: Name -> corrected unshared tensor.
+        damage: Measured on the inputs; None without.
+    """
+
+    maps: Sequence[IndexMap]
+    statistics: Mapping[str, torch.Tensor]
+    damage: Damage | None
 
 
 @dataclass(frozen=True)
@@ -95,6 +123,7 @@ def prepare(
     recipe: Recipe,
     finest_ratio: float,
     facts: Mapping[str, Any],
+    calibration: Calibration | None = None,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
 
@@ -104,11 +133,14 @@ def prepare(
         recipe: The configuration.
         finest_ratio: Smallest ratio that will be asked for.
         facts: What the manifest will say of the checkpoint.
+        calibration: The network with inputs, real or synthetic.
     """
     tensors = checkpoint.tensors
     posteriors = data_free_posterior(tensors, selection.shared)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
+    if calibration is not None:
+        posteriors = calibrated_posterior(posteriors, calibration.layers, typical=typical)
     counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     infos = tensor_infos(checkpoint, selection)
@@ -129,6 +161,7 @@ def prepare(
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
+        measure_share=share_meter(tensors, posteriors, value_bits=value_bits),
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -142,6 +175,7 @@ def prepare(
         floating_bytes=counted,
         n_unshared=floating_values(tensors, checkpoint.ties) - int(sizes_.sum()),
         facts=facts,
+        calibration=calibration,
     )
 
 
@@ -158,14 +192,14 @@ def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | No
     """Find the codebook that meets the target, and encode it."""
     safe_ratio = find_safe_ratio(prepared)
 
-    def encoded_as(book: Codebook, exponent: int, maps: Sequence[IndexMap]) -> bytes:
-        return _encode(prepared, book, exponent, maps, safe_ratio)
+    def encoded_as(book: Codebook, exponent: int, assigned: Assigned) -> bytes:
+        return _encode(prepared, book, exponent, assigned, safe_ratio)
 
     if target_ratio is None:
         points = float(max_drop or 0.0)
         book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
-        maps = _maps(prepared, book)
-        return Result(encoded_as(book, exponent, maps), maps)
+        assigned = _assign(prepared, book)
+        return Result(encoded_as(book, exponent, assigned), assigned.maps)
     return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
 
 
@@ -205,20 +239,19 @@ def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
     )
 
 
-def _meet_budget(
-    prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Sequence[IndexMap]], bytes]
-) -> Result:
+def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Assigned], bytes]) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, best, best_used = MARGIN * budget.limit, None, -1.0
+    close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
-        maps = _maps(prepared, book)
-        encoded = encoded_as(book, exponent, maps)
-        foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), maps)
+        assigned = _assign(prepared, book)
+        encoded = encoded_as(book, exponent, assigned)
+        foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), assigned.maps)
         if best_used < used <= budget.limit:
-            best, best_used = (book, exponent, maps, encoded), used
+            best, best_used = (book, exponent, assigned, encoded), used
         surprise = abs(used - foreseen) / budget.limit
-        if CLOSE * budget.limit <= best_used or foreseen > aim:
+        if close * budget.limit <= best_used or foreseen > aim:
             break
         if budget.limit / TOLERANCE <= used <= budget.limit and surprise < 1 - CLOSE:
             break  # sizes jump here: aiming again would give the same file
@@ -227,29 +260,48 @@ def _meet_budget(
             aim + MARGIN * budget.limit - used if used <= budget.limit else aim * (MARGIN * budget.limit / used) ** 1.5
         )
     if best is None:
-        return Result(encoded, maps)
-    book, exponent, maps, encoded = best
+        return Result(encoded, assigned.maps)
+    book, exponent, assigned, encoded = best
     if best_used * TOLERANCE < budget.limit:
+        size = len(book.bank.means)
         maps = spend_on_outliers(
             prepared.checkpoint.tensors,
             prepared.posteriors,
-            maps,
+            assigned.maps,
             book.bank.means,
-            spare=lambda maps: budget.limit - budget.used(encoded_as(book, exponent, maps), len(book.bank.means), maps),
+            spare=lambda maps: (
+                budget.limit - budget.used(encoded_as(book, exponent, replace(assigned, maps=maps)), size, maps)
+            ),
             close=(1 - CLOSE) * budget.limit,
         )
-        encoded = encoded_as(book, exponent, maps)
-    return Result(encoded, maps)
+        assigned = replace(assigned, maps=maps)
+        encoded = encoded_as(book, exponent, assigned)
+    return Result(encoded, assigned.maps)
 
 
-def _maps(prepared: Prepared, book: Codebook) -> list[IndexMap]:
-    return index_maps(prepared.checkpoint.tensors, prepared.posteriors, book, value_bits=prepared.value_bits)
+def _assign(prepared: Prepared, book: Codebook) -> Assigned:
+    """Plainly, or with error feedback where the network is known; batch norm is re-centred either way."""
+    tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
+    maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
+    scales = np.array([posterior.scale for posterior in posteriors])
+    if prepared.calibration is None:
+        return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
+    outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
+    dtype = np.min_scalar_type(len(book.bank.means))
+    maps = [
+        replace(index_map, ids=outcome.ids[index_map.name].astype(dtype))
+        if index_map.name in outcome.ids
+        else index_map
+        for index_map in maps
+    ]
+    statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
+    statistics |= {name: vector.to(tensors[name].dtype) for name, vector in outcome.statistics.items()}
+    return Assigned(maps, statistics, None if prepared.calibration.synthetic else measured_damage(outcome.logits))
 
 
-def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[IndexMap], safe_ratio: float) -> bytes:
-    checkpoint, selection = prepared.checkpoint, prepared.selection
+def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
+    checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
     scales = np.array([posterior.scale for posterior in prepared.posteriors])
-    statistics = recentred_statistics(checkpoint.tensors, maps, means=book.bank.means, scales=scales)
     errors = [
         squared_errors(checkpoint.tensors[posterior.name], posterior, index_map, book.bank.means)
         for posterior, index_map in zip(prepared.posteriors, maps, strict=True)
@@ -262,13 +314,13 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, maps: Sequence[In
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
         vectors=code_values(
-            read_unshared({**checkpoint.tensors, **statistics}, selection.unshared),
+            read_unshared({**checkpoint.tensors, **assigned.statistics}, selection.unshared),
             relative_step=relative_step(book.penalty, prepared.typical),
         ),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
         facts={
             **prepared.facts,
-            **_damage_facts(prepared, book, safe_ratio),
+            **_damage_facts(prepared, book, assigned.damage, safe_ratio),
             "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"]), typical=prepared.typical),
         },
     )
@@ -285,13 +337,13 @@ def find_safe_ratio(prepared: Prepared) -> float:
     return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
 
 
-def _damage_facts(prepared: Prepared, book: Codebook, safe_ratio: float) -> dict[str, Any]:
-    damage = _damage(prepared, book)
+def _damage_facts(prepared: Prepared, book: Codebook, measured: Damage | None, safe_ratio: float) -> dict[str, Any]:
+    damage = measured or _damage(prepared, book)
     safe = float(f"{safe_ratio:.3g}")
     rounded = {key: float(f"{value:.3g}") for key, value in asdict(damage).items()}
     return {
         "components_before_merging": prepared.problem.mixture_size,
-        "damage": {**rounded, "measured": False, "safe_ratio": safe},
+        "damage": {**rounded, "measured": measured is not None, "safe_ratio": safe},
         "warnings": damage_warnings(damage.drop, safe, measured=False),
     }
 

@@ -145,7 +145,7 @@ class Artifact:
         bank: The K components.
         scales: float64 (T,), s_t of each shared tensor.
         relative_rmse: float64 (T,), root of the squared error over the squared norm of each shared tensor.
-        tables: int64 (K + 1,) coarse levels of each shared tensor's frequency table (docs/format.md).
+        map_bits: float64 (T,), bits that the ids of each shared tensor take.
         maps: One map a shared tensor.
         values: Name -> values of an unshared tensor: float64, or bit patterns at its own dtype (unsigned integers).
         raw: Name -> bytes of a tensor kept as it is.
@@ -160,7 +160,7 @@ class Artifact:
     bank: Bank
     scales: np.ndarray
     relative_rmse: np.ndarray
-    tables: tuple[np.ndarray, ...]
+    map_bits: np.ndarray
     maps: tuple[IndexMap, ...]
     values: Mapping[str, np.ndarray]
     raw: Mapping[str, bytes]

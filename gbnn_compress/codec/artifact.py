@@ -14,8 +14,10 @@ import numpy as np
 from gbnn_compress.codec import container
 from gbnn_compress.codec.bank import decode_bank, encode_bank
 from gbnn_compress.codec.bits import read_length, write_length
+from gbnn_compress.codec.contexts import whole_values
 from gbnn_compress.codec.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
-from gbnn_compress.codec.symbols import coarse_levels, decode_maps, decode_tables, encode_maps, encode_tables
+from gbnn_compress.codec.symbols import decode_maps, encode_maps
+from gbnn_compress.codec.tables import decode_tables, encode_tables
 from gbnn_compress.codec.values import Vector, decode_vectors, dequantise_all, encode_vectors, role
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
@@ -71,13 +73,14 @@ def encode_artifact(
     Returns:
         The bytes of the file.
     """
-    tables = [coarse_levels(np.bincount(m.ids, minlength=len(bank.means) + 1)) for m in maps]
-    table_bytes = encode_tables(tables)
+    shapes = [info.shape for info in tensors if info.kind == "shared"]
+    tables, stream = encode_maps([m.ids for m in maps], shapes, whole_values(bank.means))
+    table_bytes = encode_tables(tables, shapes)
     roles = [role(info.name) for info in tensors if info.kind == "unshared"]
     sections = {
         "manifest": encode_manifest(tensors, facts),
         "bank": encode_bank(bank, exponent=exponent, scales=scales, relative_rmse=relative_rmse),
-        "maps": _joined(table_bytes, encode_maps([m.ids for m in maps], tables)),
+        "maps": _joined(table_bytes, stream),
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
         "values": _joined(encode_vectors(vectors, roles=roles), compress_raw(raw)),
     }
@@ -125,14 +128,15 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
     bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
     table_part, id_part = _parted(sections["maps"])
     vector_part, raw_part = _parted(sections["values"])
-    tables = decode_tables(table_part, n_tables=len(shared), alphabet=len(bank.means) + 1)
+    shapes = [info.shape for info in shared]
+    tables = decode_tables(table_part, shapes=shapes, alphabet=len(bank.means) + 1)
     ids: dict[int, np.ndarray] = {}
     small = np.min_scalar_type(len(bank.means))
-    sizes = [math.prod(info.shape) for info in shared]
-    decode_maps(
+    map_bits = decode_maps(
         id_part,
         tables,
-        sizes,
+        shapes,
+        whole_values(bank.means),
         consume=lambda i, part: ids.update({i: part.astype(small)}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
@@ -146,7 +150,7 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
         bank=bank,
         scales=scales,
         relative_rmse=errors,
-        tables=tuple(tables),
+        map_bits=map_bits,
         maps=maps,
         values=dequantise_all([info.name for info in by_kind["unshared"]], vectors),
         raw=_raw(by_kind["raw"], raw_part),

@@ -1,8 +1,8 @@
-"""Integers <-> bits: frequency tables and the entropy coder. The only user of constriction.
+"""Ids <-> bits: the entropy coder. The only user of constriction.
 
-Frequencies are exact integers that sum to 2^24. constriction is handed `frequency - 1` as probabilities: its leaky
-fixed-point rule then gives back exactly these integers, since every cumulative sum is a whole number that a
-float64 holds, whatever the rounding (`perfect=False`, stated in docs/format.md).
+constriction is handed `frequency - 1` as probabilities: its leaky fixed-point rule then gives back exactly the integer
+frequencies of a table, since every cumulative sum is a whole number that a float64 holds, whatever the rounding
+(`perfect=False`, stated in docs/format.md).
 """
 
 from __future__ import annotations
@@ -12,145 +12,125 @@ from collections.abc import Callable, Sequence
 import constriction
 import numpy as np
 
-from gbnn_compress.codec.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
+from gbnn_compress.codec.contexts import factors, walk
+from gbnn_compress.codec.fitting import Block, choose
+from gbnn_compress.codec.tables import Table, frequencies
 from gbnn_compress.errors import ArtifactError
 
-PRECISION = 24
-"""Frequencies of a table sum to 2 ** PRECISION."""
+MODEL_ENTRIES = 1 << 20
+"""Frequencies that are worked out at once."""
 
-_QUARTER_OCTAVES = (16, 19, 23, 27)
-"""16 * 2^(i/4), rounded: the mantissas of the coarse frequencies."""
-
-
-def coarse_levels(counts: np.ndarray) -> np.ndarray:
-    """Counts in quarter octaves, as a table stores them.
-
-    Args:
-        counts: int64 (K,), >= 0.
-
-    Returns:
-        int64 (K,), 0 for a symbol that does not occur, else 1 + round(4 log2 count).
-    """
-    return np.where(counts > 0, 1 + np.rint(4 * np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
+KEPT_ENTRIES = 1 << 24
+"""Frequencies that are kept for contexts that come again."""
 
 
-def frequencies(levels: np.ndarray) -> np.ndarray:
-    """Integer frequencies of the symbols that occur.
-
-    With weight w = (16, 19, 23, 27)[(level - 1) mod 4] << ((level - 1) div 4), a symbol gets
-    1 + floor(w (2^24 - n) / sum w), and the most frequent symbol (the first of them) what is left.
-
-    Args:
-        levels: int64 (n,), all >= 1, n < 2^24.
-
-    Returns:
-        int64 (n,), all >= 1, sum 2^24.
-    """
-    mantissas = np.array(_QUARTER_OCTAVES, dtype=object)
-    weights = np.array(
-        [int(mantissas[(level - 1) % 4]) << int((level - 1) // 4) for level in levels.tolist()], dtype=object
-    )
-    free = (1 << PRECISION) - len(levels)
-    result = (1 + weights * free // weights.sum()).astype(np.int64)
-    result[int(np.argmax(levels))] += (1 << PRECISION) - int(result.sum())
-    return result
-
-
-def code_lengths(levels: np.ndarray) -> np.ndarray:
-    """float64 (n,), bits of each symbol of a table; infinite where it does not occur."""
-    lengths = np.full(len(levels), np.inf)
-    live = levels > 0
-    if live.sum() == 1:
-        lengths[live] = 0.0
-    elif live.any():
-        lengths[live] = PRECISION - np.log2(frequencies(levels[live]))
-    return lengths
-
-
-def encode_tables(tables: Sequence[np.ndarray]) -> bytes:
-    """Write the coarse levels of one table a tensor.
-
-    Each: first symbol that occurs and number of symbols up to the last (Exp-Golomb of order 4), the Exp-Golomb
-    order of what follows (2 bits), the first level (8 bits), then the steps from level to level, zigzag.
-    """
-    writer = BitWriter()
-    for levels in tables:
-        live = np.flatnonzero(levels)
-        first, last = int(live[0]), int(live[-1])
-        steps = zigzag(np.diff(levels[first : last + 1]))
-        order = min(range(4), key=lambda order: exp_golomb_bits(steps, order=order))
-        writer.write_exp_golomb(first, order=4)
-        writer.write_exp_golomb(last - first, order=4)
-        writer.write(order, width=2)
-        writer.write(int(levels[first]), width=8)
-        writer.write_exp_golomb(steps, order=order)
-    return writer.getvalue()
-
-
-def decode_tables(data: bytes, *, n_tables: int, alphabet: int) -> list[np.ndarray]:
-    """Read what `encode_tables` wrote: int64 (alphabet,) levels for each tensor.
-
-    Raises:
-        ArtifactError: The tables do not fit the alphabet, or end early.
-    """
-    reader = BitReader(data)
-    tables = []
-    for _ in range(n_tables):
-        first, extra = reader.read_exp_golomb(order=4), reader.read_exp_golomb(order=4)
-        if first + extra >= alphabet:
-            raise ArtifactError("damaged artifact: a frequency table names a component past the bank")
-        order = reader.read_int(width=2)
-        levels = [reader.read_int(width=8)]
-        for _ in range(extra):
-            levels.append(levels[-1] + unzigzag(reader.read_exp_golomb(order=order)))
-        table = np.zeros(alphabet, dtype=np.int64)
-        table[first : first + extra + 1] = levels
-        if min(levels) < 0 or not any(levels):
-            raise ArtifactError("damaged artifact: a frequency table holds an impossible level")
-        tables.append(table)
-    return tables
-
-
-def encode_maps(maps: Sequence[np.ndarray], tables: Sequence[np.ndarray]) -> bytes:
+def encode_maps(
+    maps: Sequence[np.ndarray], shapes: Sequence[Sequence[int]], values: np.ndarray
+) -> tuple[list[Table], bytes]:
     """Entropy-code index maps into one ANS stream of little-endian 32-bit words.
 
     Args:
         maps: One integer array (n_t,) a tensor.
-        tables: Coarse levels (alphabet,) a tensor; every symbol of its map must occur.
+        shapes: Of each tensor.
+        values: int64 (K + 1,), from `whole_values`.
+
+    Returns:
+        The tables that were chosen, one a tensor, and the stream.
     """
     coder = constriction.stream.stack.AnsCoder()
-    for ids, levels in zip(reversed(maps), reversed(tables), strict=True):
-        live = np.flatnonzero(levels)
-        if len(live) > 1:
-            positions = np.zeros(len(levels), dtype=np.int32)
-            positions[live] = np.arange(len(live), dtype=np.int32)
-            coder.encode_reverse(positions[ids], _model(levels[live]))
-    return coder.get_compressed().astype("<u4").tobytes()
+    tables = []
+    for ids, shape in zip(reversed(maps), reversed(shapes), strict=True):
+        choice = choose(ids, shape, values)
+        tables.append(choice.table)
+        _encode(coder, choice.table, choice.blocks, ids, values)
+    return tables[::-1], coder.get_compressed().astype("<u4").tobytes()
 
 
 def decode_maps(
     data: bytes,
-    tables: Sequence[np.ndarray],
-    sizes: Sequence[int],
+    tables: Sequence[Table],
+    shapes: Sequence[Sequence[int]],
+    values: np.ndarray,
     *,
     consume: Callable[[int, np.ndarray], None],
-) -> None:
-    """Decode index maps, handing each to `consume(tensor index, int32 ids)` in order.
+) -> np.ndarray:
+    """Decode index maps, handing each to `consume(tensor index, ids)` in order.
+
+    Returns:
+        float64 (T,), bits that each tensor's ids take.
 
     Raises:
         ArtifactError: The stream is not exactly used up.
     """
     coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
-    for index, (levels, size) in enumerate(zip(tables, sizes, strict=True)):
-        live = np.flatnonzero(levels).astype(np.int32)
-        if len(live) == 1:
-            consume(index, np.full(size, live[0], dtype=np.int32))
-        else:
-            consume(index, live[coder.decode(_model(levels[live]), size)])
+    left = [coder.num_valid_bits()]
+    for index, (table, shape) in enumerate(zip(tables, shapes, strict=True)):
+        consume(index, _decode(coder, table, shape, values))
+        left.append(coder.num_valid_bits())
     if not coder.is_empty():
         raise ArtifactError("damaged artifact: the index maps do not end where they should")
+    return -np.diff(left).astype(np.float64)
 
 
-def _model(levels: np.ndarray) -> object:
-    probabilities = (frequencies(levels) - 1).astype(np.float64)
-    return constriction.stream.model.Categorical(probabilities, perfect=False)
+def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarray, values: np.ndarray) -> None:
+    live = np.flatnonzero(table.levels)
+    if len(live) == 1:
+        return
+    positions = np.zeros(len(values), dtype=np.int32)
+    positions[live] = np.arange(len(live), dtype=np.int32)
+    if table.rule is None:
+        coder.encode_reverse(positions[ids], _model(frequencies(table.levels[live])))  # type: ignore[attr-defined]
+        return
+    models = _Models(table, live, values)
+    for block in reversed(blocks):
+        symbols = positions[block.ids]
+        for start, stop, model in reversed(models.runs(block.contexts)):
+            coder.encode_reverse(symbols[start:stop], model)  # type: ignore[attr-defined]
+
+
+def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
+    live = np.flatnonzero(table.levels).astype(np.int32)
+    size = int(np.prod(shape, dtype=object))
+    if len(live) == 1:
+        return np.full(size, live[0], dtype=np.int32)
+    if table.rule is None:
+        return live[coder.decode(_model(frequencies(table.levels[live])), size)]  # type: ignore[attr-defined]
+    models = _Models(table, live, values)
+
+    def visit(tap: int, band: slice, chosen: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        order = np.argsort(contexts, kind="stable")
+        part = np.empty(len(order), dtype=np.int32)
+        for start, stop, model in models.runs(contexts[order]):
+            part[order[start:stop]] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
+        return live[part]
+
+    ids = walk(shape, values, table.rule, visit)
+    return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
+
+
+class _Models:
+    """The coder's models of one tensor's contexts, made when first asked for."""
+
+    def __init__(self, table: Table, live: np.ndarray, values: np.ndarray) -> None:
+        assert table.rule is not None
+        self._rule, self._live, self._levels, self._values = table.rule, live, table.levels[live], values
+        self._known: dict[int, object] = {}
+
+    def runs(self, contexts: np.ndarray) -> list[tuple[int, int, object]]:
+        """Start, stop and model of each run of equal contexts; they come sorted."""
+        edges = np.flatnonzero(np.diff(contexts.astype(np.int32), prepend=-1, append=-1)).tolist()
+        found = contexts[edges[:-1]]
+        if len(self._known) * len(self._levels) > KEPT_ENTRIES:
+            self._known.clear()
+        missing = np.array([context for context in found.tolist() if context not in self._known], dtype=np.int64)
+        step = max(1, MODEL_ENTRIES // len(self._levels))
+        for start in range(0, len(missing), step):
+            part = missing[start : start + step]
+            rows = frequencies(self._levels, factors(part, self._live, self._values, self._rule))
+            self._known.update(zip(part.tolist(), map(_model, rows), strict=True))
+        models = [self._known[context] for context in found.tolist()]
+        return list(zip(edges[:-1], edges[1:], models, strict=True))
+
+
+def _model(rows: np.ndarray) -> object:
+    return constriction.stream.model.Categorical((rows - 1).astype(np.float64), perfect=False)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from gbnn_compress.codec.symbols import code_lengths
 from gbnn_compress.types import Artifact, TensorInfo
 
 SCHEMA = 1
@@ -83,12 +82,10 @@ def layers(artifact: Artifact) -> list[dict[str, Any]]:
     """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
     infos = {info.name: info for info in artifact.tensors}
     escape = len(artifact.bank.means)
-    costs = []
-    for index_map, table in zip(artifact.maps, artifact.tables, strict=True):
-        counts = np.bincount(index_map.ids, minlength=escape + 1)
-        live = table > 0
-        bits = float((counts[live] * code_lengths(table)[live]).sum())
-        costs.append(bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes)
+    costs = [
+        bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes
+        for index_map, bits in zip(artifact.maps, artifact.map_bits.tolist(), strict=True)
+    ]
     shares = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
     return [
         {
@@ -98,11 +95,9 @@ def layers(artifact: Artifact) -> list[dict[str, Any]]:
             "bytes": size,
             "bits_per_weight": 8 * size / len(index_map.ids),
             "relative_rmse": float(error),
-            "components": int((table[:escape] > 0).sum()),
+            "components": int(np.count_nonzero(np.bincount(index_map.ids, minlength=escape)[:escape])),
         }
-        for index_map, table, size, error in zip(
-            artifact.maps, artifact.tables, shares, artifact.relative_rmse, strict=True
-        )
+        for index_map, size, error in zip(artifact.maps, shares, artifact.relative_rmse, strict=True)
     ]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 
 from gbnn_compress.codec.bank import encode_bank, round_bank
-from gbnn_compress.codec.symbols import coarse_levels, code_lengths, encode_tables
+from gbnn_compress.codec.tables import coarse_levels, code_lengths, table_bits
 from gbnn_compress.gaussian.merge import MergePath, merge_path
 from gbnn_compress.gaussian.mixture import fit_mixture
 from gbnn_compress.gaussian.segment import Moments, merge_exactly
@@ -36,6 +36,9 @@ BANK_STEP = 1 / 16
 """Grid of the bank's means over the quantisation step: finer costs bytes, coarser adds 1 % to the distortion."""
 
 REFINEMENTS = 3
+
+SHARE_OCTAVES = 2
+"""Octaves of lambda from one measurement of what contexts save to the next; between them it is interpolated."""
 
 LOWEST, HIGHEST = -44.0, 28.0
 """Range of log2(lambda): from float32's own precision to nothing but one component."""
@@ -64,6 +67,8 @@ class RateProblem:
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
             and errors that stand in the bank included.
+        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers.
+        share: Maps log2(lambda) / SHARE_OCTAVES to the share of their plain code lengths that ids take there.
     """
 
     cells: Cells
@@ -74,6 +79,7 @@ class RateProblem:
     mixture_size: int
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
+    share: Callable[[int], float]
 
 
 def fit_path(
@@ -84,6 +90,7 @@ def fit_path(
     max_iterations: int,
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
+    measure_share: Callable[[Codebook], float] = lambda book: 1.0,
 ) -> RateProblem:
     """Fit the mixture and its merge path; one serves every target.
 
@@ -94,6 +101,7 @@ def fit_path(
         max_iterations: Most EM steps.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
+        measure_share: The share of its plain code lengths that ids take under a codebook.
     """
     near = nearest_cells(cells, limit=EM_LIMIT)
     points, counts = pooled_points(near, log_sigma_weight=log_sigma_weight, resolution=n_components / 8)
@@ -102,7 +110,20 @@ def fit_path(
     mixture, owner = _keep_used(mixture, near)
     moments = _moments(near, owner)
     path = merge_path(mixture, moments.counts, moments.curvature, component_bits=COMPONENT_BITS)
-    return RateProblem(cells, group_cells(cells), near, owner, path, len(mixture.weights), value_bits, other_bytes)
+    problem = RateProblem(
+        cells=cells,
+        groups=group_cells(cells),
+        near=near,
+        owner=owner,
+        path=path,
+        mixture_size=len(mixture.weights),
+        value_bits=value_bits,
+        other_bytes=other_bytes,
+        share=lambda place: 1.0,
+    )
+    return replace(
+        problem, share=cache(lambda place: measure_share(codebook_at(problem, 2.0 ** (SHARE_OCTAVES * place))[0]))
+    )
 
 
 def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
@@ -168,7 +189,16 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> floa
     nothing = np.zeros(0)  # scales and errors are among the other bytes
     bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
-    return (id_bits + outlier_bits) / 8 + len(encode_tables(levels)) + len(bank) + problem.other_bytes(book.penalty)
+    map_bits = id_bits * _share_at(problem, book.penalty) + sum(map(table_bits, levels))
+    return (map_bits + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
+
+
+def _share_at(problem: RateProblem, penalty: float) -> float:
+    place = float(np.log2(penalty)) / SHARE_OCTAVES
+    low = int(np.floor(place))
+    if place == low:
+        return problem.share(low)
+    return problem.share(low) + (place - low) * (problem.share(low + 1) - problem.share(low))
 
 
 def parameters_of(book: Codebook, n_unshared: int) -> float:

@@ -57,7 +57,13 @@ def predict_damage(error: float, *, n_classes: int) -> Damage:
     chance = 1 - 1 / max(n_classes, 2)
     changed = chance * (1 - float(np.exp(-0.44 * root - (root / 0.5) ** 4)))
     return Damage(
-        drop=100 * changed * min(1.0, 0.15 + 1.5 * changed),
+        drop=drop_at(1 - changed),
         agreement=1 - changed,
         logit_kl=0.2 * changed + 8 * changed**2,
     )
+
+
+def drop_at(agreement: float) -> float:
+    """Accuracy points usually lost at an agreement: changes between wrong classes cost nothing, some others help."""
+    changed = 1 - agreement
+    return 100 * changed * min(1.0, 0.15 + 1.5 * changed)

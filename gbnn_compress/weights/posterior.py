@@ -52,7 +52,7 @@ def data_free_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[st
     return tuple(
         Posterior(
             name=name,
-            scale=_storable(norms[name] / np.sqrt(typical)),
+            scale=storable_scale(norms[name] / np.sqrt(typical)),
             log_sigma=-0.25 * np.log(_row_shares(name, tensors)),
         )
         for name in shared
@@ -110,7 +110,7 @@ def _norm(vector: np.ndarray) -> float:
     return float(np.sqrt((vector**2).sum()))
 
 
-def _storable(scale: float) -> float:
+def storable_scale(scale: float) -> float:
     """The nearest scale that the artifact stores; a tiny one for a tensor of zeros, so that any id decodes to zero."""
     return float(short_floats(short_float_codes(np.array([scale])))[0]) if scale > 0 else SMALLEST_SCALE
 

@@ -6,6 +6,7 @@ JSON, CRC-32 and deflate.
 
 from __future__ import annotations
 
+import bisect
 import json
 import math
 import struct
@@ -148,51 +149,176 @@ def short_floats(bits: Bits, count: int) -> list[float]:
     return numbers
 
 
-def read_tables(data: bytes, n_tensors: int) -> list[dict[int, int]]:
-    """Symbol -> level, of the symbols that occur, ascending."""
+Table = tuple[dict[int, int], dict[str, int] | None]
+"""Symbol -> level, of the symbols that occur, ascending; and the rule."""
+
+
+def kernel(shape: list[int]) -> tuple[int, int]:
+    """Height and width."""
+    return (math.prod(shape[2:-1]), shape[-1]) if len(shape) > 2 else (1, 1)
+
+
+def read_tables(data: bytes, shapes: list[list[int]]) -> list[Table]:
     bits, tables = Bits(data), []
-    for _ in range(n_tensors):
+    for shape in shapes:
         first, more, order = bits.eg(4), bits.eg(4), bits.u(2)
         levels = [bits.u(8)]
         for _ in range(more):
             levels.append(levels[-1] + bits.zz(order))
-        tables.append({first + index: level for index, level in enumerate(levels) if level > 0})
+        table = {first + index: level for index, level in enumerate(levels) if level > 0}
+        rule = None
+        if len(table) > 1 and bits.u(1):
+            rule = {"start": bits.u(7)}
+            for name in ("left", "above", "corner") if math.prod(kernel(shape)) > 1 else ():
+                rule[name] = bits.u(6) - 32
+            rule |= {"tail": bits.u(2), "offset": bits.u(3) - 5, "floor": bits.u(7)}
+        tables.append((table, rule))
     return tables
 
 
-def table_frequencies(levels: list[int]) -> list[int]:
-    weights = [(16, 19, 23, 27)[(level - 1) % 4] << (level - 1) // 4 for level in levels]
-    result = [1 + weight * (2**24 - len(levels)) // sum(weights) for weight in weights]
-    result[levels.index(max(levels))] += 2**24 - sum(result)
+def table_frequencies(levels: list[int], factors: list[int] | None = None) -> list[int]:
+    largest = max((level - 1) // 4 for level in levels)
+    weights = [((16, 19, 23, 27)[(level - 1) % 4] << 25) >> (largest - (level - 1) // 4) for level in levels]
+    if factors is not None:
+        weights = [weight * factor >> 26 for weight, factor in zip(weights, factors, strict=True)]
+    result = [1 + weight * (2**24 - len(levels)) // max(1, sum(weights)) for weight in weights]
+    result[weights.index(max(weights))] += 2**24 - sum(result)
     return result
 
 
-def read_ids(data: bytes, tables: list[dict[int, int]], sizes: list[int]) -> list[list[int]]:
-    words = list(struct.unpack(f"<{len(data) // 4}I", data))
-    state = 0
-    while state < 2**32 and words:
-        state = state << 32 | words.pop()
-    maps = []
-    for table, size in zip(tables, sizes, strict=True):
+class Ans:
+    """The stream; ids are read under one list of frequencies each."""
+
+    def __init__(self, data: bytes) -> None:
+        self.words = list(struct.unpack(f"<{len(data) // 4}I", data))
+        self.state = 0
+        self.refill()
+
+    def refill(self) -> None:
+        while self.state < 2**32 and self.words:
+            self.state = self.state << 32 | self.words.pop()
+
+    def read(self, frequency: list[int], count: int) -> list[int]:
+        starts = np.cumsum([0, *frequency]).tolist()
+        found = []
+        for _ in range(count):
+            quantile = self.state % 2**24
+            j = bisect.bisect_right(starts, quantile) - 1
+            found.append(j)
+            self.state = (self.state >> 24) * frequency[j] + quantile - starts[j]
+            self.refill()
+        return found
+
+
+def read_ids(data: bytes, tables: list[Table], shapes: list[list[int]], means: list[float]) -> list[list[int]]:
+    stream, maps = Ans(data), []
+    for (table, rule), shape in zip(tables, shapes, strict=True):
         symbols = list(table)
         if len(symbols) == 1:
-            maps.append(symbols * size)
-            continue
-        frequency = table_frequencies(list(table.values()))
-        owner = np.repeat(np.arange(len(symbols)), frequency)
-        start = np.cumsum([0, *frequency]).tolist()
-        ids = []
-        for _ in range(size):
-            quantile = state % 2**24
-            j = int(owner[quantile])
-            ids.append(symbols[j])
-            state = (state >> 24) * frequency[j] + quantile - start[j]
-            if state < 2**32 and words:
-                state = state << 32 | words.pop()
-        maps.append(ids)
-    assert state == 0
-    assert not words
+            maps.append(symbols * math.prod(shape))
+        elif rule is None:
+            found = stream.read(table_frequencies(list(table.values())), math.prod(shape))
+            maps.append([symbols[j] for j in found])
+        else:
+            maps.append(read_by_context(stream, table, rule, shape, means))
+    assert stream.state == 0
+    assert not stream.words
     return maps
+
+
+def lg(x: int) -> int:
+    power = x.bit_length() - 1
+    return 16 * power + 16 * x // 2**power - 16
+
+
+def ex(level: int) -> int:
+    return (16 + level % 16) * 2 ** (level // 16) // 16
+
+
+def whole(means: list[float]) -> list[int]:
+    """Values of the components, and of the outlier."""
+    exponent = max(math.frexp(mean)[1] for mean in means if mean) if any(means) else 0
+    return [int(math.ldexp(mean, 24 - exponent)) for mean in means] + [0]
+
+
+def read_by_context(
+    stream: Ans, table: dict[int, int], rule: dict[str, int], shape: list[int], means: list[float]
+) -> list[int]:
+    (rows, columns), (height, width), values = shape[:2], kernel(shape), whole(means)
+    symbols, levels = list(table), list(table.values())
+    ids: dict[tuple[int, int, int], int] = {}
+    known: dict[tuple[int, int], list[int]] = {}
+    mean = ex(4 * rule["start"])
+    sums = {axis: [8 * 4096] * size for axis, size in (("row", rows), ("column", columns))}
+    counts = {axis: [8] * size for axis, size in (("row", rows), ("column", columns))}
+    kernels = {(o, i): 0 for o in range(rows) for i in range(columns)}
+    step = max(1, 2**20 // columns)
+    for tap in range(height * width):
+        y, x = divmod(tap, width)
+        total, count, low = 8 * mean, 8, 0
+
+        def value(o: int, i: int, y: int, x: int) -> int:
+            return values[ids[o, i, y * width + x]] if x >= 0 and y >= 0 else 0
+
+        def prediction(o: int, i: int, y: int = y, x: int = x, tap: int = tap) -> int:
+            if tap == 0:
+                return 0
+            left = rule["left"] * value(o, i, y, x - 1)
+            return (left + rule["above"] * value(o, i, y - 1, x) + rule["corner"] * value(o, i, y - 1, x - 1)) // 16
+
+        for high in (2, 16) if tap else (1, 2, 4, 8, 16):
+            for start in range(0, rows, step):
+                band = range(start, min(start + step, rows))
+                block = [(o, i) for o in band for i in range(columns) if low <= (o + i) % 16 < high]
+                groups: dict[tuple[int, int], list[tuple[int, int]]] = {}
+                for o, i in block:
+                    level = lg(sums["row"][o]) - lg(4096 * counts["row"][o])
+                    if columns > 1:
+                        level += lg(sums["column"][i]) - lg(4096 * counts["column"][i])
+                    if tap:
+                        ratio = 16 * ex(min(max(level + 192, 0), 576)) + kernels[o, i]
+                        level = lg(max(1, ratio // (16 + tap))) - 192
+                    level = min(max((level + lg(mean)) // 4, 0), 111)
+                    scale = ex(4 * level + 2)
+                    place = min(max((4 * prediction(o, i) + scale) // (2 * scale), -8), 8) if tap else 0
+                    groups.setdefault((level, place), []).append((o, i))
+                for (level, place), members in sorted(groups.items()):
+                    if (level, place) not in known:
+                        shares = [factor(symbol, level, place, rule, values) for symbol in symbols]
+                        known[level, place] = table_frequencies(levels, shares)
+                    found = stream.read(known[level, place], len(members))
+                    for (o, i), j in zip(members, found, strict=True):
+                        ids[o, i, tap] = symbols[j]
+                if not block:
+                    continue
+                distance = {(o, i): abs(values[ids[o, i, tap]] - prediction(o, i)) for o, i in block}
+                total, count = total + sum(distance.values()), count + len(block)
+                mean = max(1, total // count)
+                for axis, place, size in (("row", 0, rows), ("column", 1, columns)):
+                    added = [0] * size
+                    for key, far in distance.items():
+                        added[key[place]] += far
+                        counts[axis][key[place]] += 1
+                    for index, far in enumerate(added):
+                        sums[axis][index] += min(far, 2**50) * 4096 // mean
+                for key, far in distance.items():
+                    kernels[key] += far * 4096 // mean
+            low = high
+    taps = range(height * width)
+    return [ids[o, i, tap] for o in range(rows) for i in range(columns) for tap in taps]
+
+
+def factor(symbol: int, level: int, place: int, rule: dict[str, int], values: list[int]) -> int:
+    if symbol == len(values) - 1:
+        return 2**30
+    scale = ex(max(4 * (level + rule["offset"]) + 2, 0)) + ex(4 * rule["floor"])
+    centre = place * ex(4 * level + 2) // 2
+    far = min(1024 * abs(values[symbol] - centre) // scale, 2**20)
+    freedom = 2 ** (rule["tail"] + 2) - 1
+    result = freedom * 2**50 // (freedom * 2**20 + far**2)
+    for _ in range(rule["tail"] + 1):
+        result = result**2 // 2**30
+    return result
 
 
 def read_vector(bits: Bits, size: int, last: list[int]) -> tuple[int, float, list[int]]:
@@ -253,9 +379,9 @@ def decode(data: bytes) -> dict[str, Any]:
     places = {letter: [i for i, kind in enumerate(kinds) if kind == letter] for letter in "surt"}
     bank = read_bank(sections["bank"], len(places["s"]))
     table_part, id_part = read_part(sections["maps"])
-    tables = read_tables(table_part, len(places["s"]))
-    sizes = [math.prod(shapes[i]) for i in places["s"]]
-    maps = read_ids(id_part, tables, sizes)
+    shared = [shapes[i] for i in places["s"]]
+    tables = read_tables(table_part, shared)
+    maps = read_ids(id_part, tables, shared, bank["means"])
     dense: dict[str, Any] = {}
     outliers, position, escape = sections["outliers"], 0, len(bank["means"])
     for t, i in enumerate(places["s"]):
@@ -285,11 +411,12 @@ def decode(data: bytes) -> dict[str, Any]:
         "dense": {name: dense[name] for name in names},
         "bank": bank,
         "noise": manifest["noise"],
+        "by_context": {names[i] for i, (_, rule) in zip(places["s"], tables, strict=True) if rule},
     }
 
 
-def assert_agrees(path: Path) -> None:
-    """The page's decoder and the library's give the same ids and weights."""
+def assert_agrees(path: Path, *, by_context: set[str] | None = None) -> None:
+    """The page's decoder and the library's give the same ids and weights; some tensors at least have a rule."""
     from gbnn_compress.codec.artifact import read_artifact
     from gbnn_compress.weights.blocks import bit_patterns, raw_bytes_of
     from gbnn_compress.weights.rebuild import component_deviations, rebuild
@@ -297,6 +424,7 @@ def assert_agrees(path: Path) -> None:
     page, artifact = decode(path.read_bytes()), read_artifact(path)
     library = rebuild(artifact)
     kinds = {info.name: info.kind for info in artifact.tensors}
+    assert page["by_context"] >= (by_context or set())
     assert page["bank"]["means"] == artifact.bank.means.tolist()
     assert page["bank"]["logs"] == artifact.bank.log_sigmas.tolist()
     assert page["bank"]["scales"] == artifact.scales.tolist()
@@ -332,7 +460,7 @@ def test_dictionary_is_that_of_the_page() -> None:
 
 
 def test_golden_file() -> None:
-    assert_agrees(GOLDEN)
+    assert_agrees(GOLDEN, by_context={"tête.weight"})
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
@@ -359,10 +487,13 @@ def test_compressed_network(tmp_path: Path, dtype: str) -> None:
         "fc.bias": tensor(20),
     }
     network["fc.weight"][0, 0] = 3e4
+    network["conv.weight"] += 3 * tensor(16, 8, 1, 1)
+    network["deep.weight"] = tensor(4, 3, 2, 3, 2) + 3 * tensor(4, 3, 1, 1, 1)
+    network["depthwise.weight"] = tensor(40, 1, 5, 5) * tensor(40, 1, 1, 1).exp()
     save_file(network, tmp_path / "net.safetensors")
     path = tmp_path / "net.gbnn.safetensors"
-    compress(tmp_path / "net.safetensors", target_ratio=2, output=path)
-    assert_agrees(path)
+    compress(tmp_path / "net.safetensors", target_ratio=4, output=path)
+    assert_agrees(path, by_context={"conv.weight", "depthwise.weight"})
 
 
 def test_a_bank_of_many_components(tmp_path: Path) -> None:

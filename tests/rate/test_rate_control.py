@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
 from gbnn_compress.codec.bank import encode_bank
-from gbnn_compress.codec.symbols import coarse_levels, encode_maps, encode_tables
+from gbnn_compress.codec.contexts import whole_values
+from gbnn_compress.codec.symbols import encode_maps
+from gbnn_compress.codec.tables import encode_tables
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import (
     LOWEST,
@@ -47,11 +49,11 @@ def actual_bytes(fitted: tuple[dict, tuple[Posterior, ...], RateProblem], book: 
     """Bytes of bank, maps and outliers as encoded, and the 100 of the rest."""
     network, posteriors, problem = fitted
     maps = index_maps(network, posteriors, book, value_bits=problem.value_bits)
-    tables = [coarse_levels(np.bincount(m.ids, minlength=len(book.bank.means) + 1)) for m in maps]
+    shapes = [tuple(network[m.name].shape) for m in maps]
+    tables, ids = encode_maps([m.ids for m in maps], shapes, whole_values(book.bank.means))
     scales = np.array([posterior.scale for posterior in posteriors])
     bank = encode_bank(book.bank, exponent=exponent, scales=scales, relative_rmse=scales)
-    ids = encode_maps([m.ids for m in maps], tables)
-    return len(encode_tables(tables)) + len(ids) + len(bank) + sum(m.outliers.nbytes for m in maps) + 100
+    return len(encode_tables(tables, shapes)) + len(ids) + len(bank) + sum(m.outliers.nbytes for m in maps) + 100
 
 
 @pytest.mark.parametrize("log2_penalty", [-14, -9, -5, -2, 1])

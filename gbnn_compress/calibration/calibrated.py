@@ -1,0 +1,135 @@
+"""A network with inputs: surveyed once, then compressed in lockstep at any lambda."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gbnn_compress.calibration.lockstep import Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.survey import LayerStatistics, survey
+from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.rate.damage import Damage, drop_at
+from gbnn_compress.rate.feedback import Alphabet
+from gbnn_compress.types import IndexMap, Posterior
+
+SWEEPS = 2
+"""Rounds of coordinate descent in a layer; more did not lower the damage."""
+
+DAMPING, SYNTHETIC_DAMPING = 0.02, 0.05
+"""Trust in the inputs' covariance: less where they are made of noise."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A network, inputs, and what a survey saw.
+
+    Attributes:
+        network: In evaluation mode, holding the original weights.
+        tensors: The network's own tensors by their names in the checkpoint.
+        inputs: (N, ...), preprocessed.
+        synthetic: Whether the inputs are noise.
+        layers: Name -> statistics of every layer that one pass uses once.
+    """
+
+    network: torch.nn.Module
+    tensors: Mapping[str, torch.Tensor]
+    inputs: torch.Tensor
+    synthetic: bool
+    layers: Mapping[str, LayerStatistics]
+
+
+def calibrate(network: torch.nn.Module, inputs: torch.Tensor, *, names: Sequence[str], synthetic: bool) -> Calibration:
+    """Survey a network.
+
+    Args:
+        network: In evaluation mode, holding the original weights; it is not changed.
+        inputs: (N, ...), preprocessed.
+        names: Tensors of the checkpoint that may be touched.
+        synthetic: Whether the inputs are noise: then batch norm uses their statistics, and gradients say nothing.
+    """
+    own = network.state_dict(keep_vars=True)
+    tensors = {name: own[name] for name in names if name in own}
+    with single_thread():
+        layers = survey(
+            network,
+            tensors,
+            inputs,
+            damping=_damping(synthetic),
+            match_batch_norm=synthetic,
+            gradients=not synthetic,
+        )
+    once = {name: layer for name, layer in layers.items() if layer.calls == 1}
+    return Calibration(network, tensors, inputs, synthetic, once)
+
+
+def compress_in_lockstep(
+    calibration: Calibration,
+    book: Codebook,
+    posteriors: Sequence[Posterior],
+    maps: Sequence[IndexMap],
+) -> Outcome:
+    """Choose ids with error feedback, and correct what follows the layers.
+
+    Args:
+        calibration: From `calibrate`.
+        book: Components, counts and lambda.
+        posteriors: One a shared tensor.
+        maps: Plain assignments: their outliers stay outliers.
+    """
+    size = len(book.bank.means)
+    sharing = {
+        posterior.name: Sharing(
+            alphabet=Alphabet(book.bank.means, book.counts[t, :size]),
+            scale=posterior.scale,
+            rows=np.exp(-2 * posterior.log_sigma),
+            unit=1 / calibration.layers[posterior.name].column,
+            exact=maps[t].ids == size,
+        )
+        for t, posterior in enumerate(posteriors)
+        if posterior.name in calibration.layers
+    }
+    with single_thread():
+        return run_in_lockstep(
+            calibration.network,
+            calibration.tensors,
+            calibration.inputs,
+            sharing,
+            penalty=book.penalty,
+            damping=_damping(calibration.synthetic),
+            sweeps=SWEEPS,
+            match_batch_norm=calibration.synthetic,
+        )
+
+
+def measured_damage(logits: torch.Tensor) -> Damage:
+    """Damage on the inputs of a lockstep pass, labels not needed; the drop is what usually comes of such agreement.
+
+    Args:
+        logits: (2N, C), of the original network, then of the compressed one.
+    """
+    before, after = logits.double().log_softmax(dim=1).chunk(2)
+    agreement = float((before.argmax(dim=1) == after.argmax(dim=1)).double().mean())
+    divergence = float((before.exp() * (before - after)).sum(dim=1).mean())
+    return Damage(drop_at(agreement), agreement, max(divergence, 0.0))
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Sums come out in another order, and so other bytes, with another number of threads: here there is one."""
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _damping(synthetic: bool) -> float:
+    return SYNTHETIC_DAMPING if synthetic else DAMPING

@@ -1,0 +1,158 @@
+"""Original and compressed network side by side, in one forward pass that compresses on its way.
+
+The batch holds every input twice. Layers use the original weights for the first half and shared ones for the second;
+when a layer is reached for the first time, its shared weights are chosen so that the second half's outputs are as
+near as can be to the first half's, from the inputs that each really gets there. So a layer makes good what the layers
+before it did. At each batch norm, means and variances that moved are made good in its statistics, at each bias in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
+from gbnn_compress.calibration.survey import column_blocks, covariance, trusted
+from gbnn_compress.rate.feedback import Alphabet, assign_with_feedback
+
+VARIANCE_RANGE = (0.3, 1.5)
+"""Factors by which a variance may be corrected: outside, the filter is lost anyway."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """How the weights of one tensor may be shared.
+
+    Attributes:
+        alphabet: The components that it may use.
+        scale: s_t, their unit.
+        rows: float64 (rows,), h_f of `assign_with_feedback`, mean 1 or so.
+        unit: What a squared error of s_t^2 costs: squared output error times this is in the unit of lambda.
+        exact: bool (n,), weights that are kept as they are.
+    """
+
+    alphabet: Alphabet
+    scale: float
+    rows: np.ndarray
+    unit: float
+    exact: np.ndarray
+
+
+@dataclass
+class Outcome:
+    """What a lockstep pass found.
+
+    Attributes:
+        ids: Name -> int64 (n,) of every tensor that was reached.
+        statistics: Name -> corrected vector (running means, running variances, biases).
+        logits: float32 (2N, C): of the original network, then of the compressed one.
+    """
+
+    ids: dict[str, np.ndarray] = field(default_factory=dict)
+    statistics: dict[str, torch.Tensor] = field(default_factory=dict)
+    logits: torch.Tensor | None = None
+
+
+def run_in_lockstep(
+    network: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    sharing: Mapping[str, Sharing],
+    *,
+    penalty: float,
+    damping: float,
+    sweeps: int,
+    match_batch_norm: bool,
+) -> Outcome:
+    """Compress the layers in the order in which they run.
+
+    Args:
+        network: In evaluation mode, holding the original weights.
+        tensors: The network's own tensors by their names in the checkpoint.
+        inputs: (N, ...), preprocessed.
+        sharing: Name -> what its weights may become; layers without stay as they are.
+        penalty: lambda.
+        damping: See `rate.feedback.damped`.
+        sweeps: Rounds of coordinate descent in a layer.
+        match_batch_norm: See `calibration.survey`.
+    """
+    outcome, shared, biases = Outcome(), {}, {}
+    names = {id(tensor): name for name, tensor in tensors.items()}
+
+    def on_layer(call: Call) -> torch.Tensor:
+        if call.name not in sharing or len(call.x) % (2 * len(inputs)):
+            return call.run(call.x, call.weight, call.bias)
+        before, after = call.x.chunk(2)
+        if call.name not in shared:
+            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, sweeps)
+            outcome.ids[call.name], shared[call.name] = ids, values
+        wanted = call.run(before, call.weight, call.bias)
+        got = call.run(after, shared[call.name], call.bias)
+        bias = names.get(id(call.bias))
+        if call.bias is not None and bias is not None:
+            if bias not in biases:
+                means = (channel_moments(y, linear=call.geometry is None)[0] for y in (wanted, got))
+                biases[bias] = (next(means) - next(means)).to(call.bias.dtype)
+                outcome.statistics[bias] = call.bias.detach() + biases[bias]
+            got = call.run(after, shared[call.name], call.bias + biases[bias])
+        return torch.cat([wanted, got])
+
+    def on_norm(call: NormCall) -> torch.Tensor:
+        before, after = call.x.chunk(2)
+        (mean, variance), (mean_after, variance_after) = (channel_moments(x, linear=False) for x in (before, after))
+        factor = (variance_after / variance.clamp_min(1e-300)).clamp(*VARIANCE_RANGE)
+        moved = call.mean.double() + (mean_after - mean)
+        widened = call.variance.double() * factor
+        outcome.statistics[call.prefix + "running_mean"] = moved.to(call.mean.dtype)
+        outcome.statistics[call.prefix + "running_var"] = widened.to(call.variance.dtype)
+        if not match_batch_norm:
+            mean, variance, mean_after, variance_after = call.mean, call.variance, moved, widened
+        else:
+            variance_after = variance * factor
+        pairs = ((before, mean, variance), (after, mean_after, variance_after))
+        return torch.cat([call.normalise(x, m.to(x.dtype), v.to(x.dtype)) for x, m, v in pairs])
+
+    with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=on_norm):
+        outcome.logits = network(torch.cat([inputs, inputs]))
+    return outcome
+
+
+def _share(
+    call: Call,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    sharing: Sharing,
+    penalty: float,
+    damping: float,
+    sweeps: int,
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Ids (n,) of a layer's weights, and its shared weights at the layer's dtype."""
+    patches, patches_after = sampled_patches(call, [before, after], seed=0)
+    groups, _, width = patches.shape
+    original = call.weight.detach().double().numpy().reshape(groups, -1, width) / sharing.scale
+    exact = sharing.exact.reshape(original.shape)
+    rows = sharing.rows.reshape(groups, -1) * sharing.unit
+    ids = np.empty(original.shape, dtype=np.int64)
+    for block in column_blocks(width):
+        hessian = trusted(patches_after[:, :, block], damping=damping)
+        cross = covariance(patches[:, :, block], patches_after[:, :, block])
+        target = _target(original[:, :, block], cross, hessian, covariance(patches_after[:, :, block]))
+        target = np.where(exact[:, :, block], original[:, :, block], target)
+        ids[:, :, block] = assign_with_feedback(
+            target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
+        )
+    table = np.append(sharing.alphabet.means, np.nan)
+    values = np.where(exact, original, table[ids]) * sharing.scale
+    return ids.ravel(), torch.from_numpy(values).to(call.weight.dtype).reshape(call.weight.shape)
+
+
+def _target(weights: np.ndarray, cross: np.ndarray, hessian: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """The real-valued weights that give the wanted outputs from the inputs there are: least squares, towards `weights`.
+
+    With the covariances C of original inputs with inputs (`cross`), S of inputs (`seen`) and the damped H = S + d I,
+    that is w (C + d I) H^-1 = w + w (C - S) H^-1.
+    """
+    return weights + np.swapaxes(np.linalg.solve(hessian, np.swapaxes(weights @ (cross - seen), 1, 2)), 1, 2)

@@ -1,0 +1,71 @@
+"""Inputs made of noise, for networks whose batch norms tell what their layers saw in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from gbnn_compress.calibration.calls import Call, Interceptor
+from gbnn_compress.calibration.survey import normaliser
+
+SIZES = (32, 64, 96, 128, 224, 256, 299, 384)
+
+SMALLEST_MAP = 4
+"""Inputs are as large as it takes for every convolution to see this height and width."""
+
+PIXELS, FEWEST_INPUTS, MOST_INPUTS = 300_000, 16, 256
+
+EXPONENTS = (0.5, 1.0)
+"""Amplitudes fall with frequency f as f^-a, half of the inputs with each a; photographs have about 1."""
+
+
+def noise_inputs(n: int, *, channels: int, size: int) -> torch.Tensor:
+    """Normalised coloured noise, float32 (n, channels, size, size), mean 0 and variance 1 over all."""
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(n, channels, size, size, generator=generator)
+    vertical, horizontal = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
+    frequency = torch.sqrt(vertical**2 + horizontal**2).clamp_min(1 / size)
+    parts = []
+    for part, exponent in zip(white.tensor_split(len(EXPONENTS)), EXPONENTS, strict=True):
+        coloured = torch.fft.irfft2(torch.fft.rfft2(part) / frequency**exponent, s=(size, size))
+        parts.append((coloured - coloured.mean()) / coloured.std())
+    return torch.cat(parts)
+
+
+def synthetic_inputs(
+    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, channels: int
+) -> torch.Tensor | None:
+    """Noise of a size that a network takes, and as many inputs as are affordable.
+
+    Args:
+        network: In evaluation mode.
+        tensors: The network's own tensors by their names in the checkpoint.
+        channels: Of the inputs.
+
+    Returns:
+        float32 (n, channels, size, size), or None when the network runs on no size.
+    """
+    for size in SIZES:
+        smallest = _smallest_map(network, tensors, noise_inputs(2, channels=channels, size=size))
+        if smallest >= SMALLEST_MAP:
+            n = min(max(PIXELS // size**2, FEWEST_INPUTS), MOST_INPUTS)
+            return noise_inputs(n, channels=channels, size=size)
+    return None
+
+
+def _smallest_map(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> int:
+    """Height or width of the smallest input of a convolution wider than 1 x 1; 0 where the network fails."""
+    sides = [SMALLEST_MAP]
+
+    def on_layer(call: Call) -> torch.Tensor:
+        if call.geometry is not None and max(call.weight.shape[2:]) > 1:
+            sides.append(min(call.x.shape[2:]))
+        return call.run(call.x, call.weight, call.bias)
+
+    try:
+        with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=False)):
+            network(inputs)
+    except Exception:  # whatever the user's own network raises: it does not take this size
+        return 0
+    return min(sides)
