@@ -1,5 +1,6 @@
 """`gbnn-compress compress`: checkpoint in, artifact out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,8 @@ def command(
         typer.Option("-o", "--output", metavar="FILE", help="The artifact; default <stem>.gbnn.safetensors."),
     ] = None,
     arch: options.Architecture = None,
+    data: options.Data = None,
+    epochs: options.Epochs = 0,
     eval_data: options.EvalData = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
@@ -35,6 +38,9 @@ def command(
     Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it cost; exit code 1 says that
     the file is written but misses the target.
     """
+    reading = partial(
+        options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
+    )
     ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
     with console.progress(quiet=quiet) as tell:
         import gbnn_compress
@@ -52,9 +58,9 @@ def command(
             arch=arch,
             recipe=recipe,
             settings=chosen,
-            eval_data=options.parse_evaluation(
-                eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
-            ),
+            data=reading(data),
+            epochs=epochs,
+            eval_data=reading(eval_data),
             seed=seed,
             progress=tell,
         )

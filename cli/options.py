@@ -68,6 +68,18 @@ Architecture = Annotated[
         " Default: found by the names and shapes of the tensors.",
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="Inputs to calibrate on, a few hundred, no labels needed: digits:train, npz:FILE, imagefolder:DIR or"
+        " torchvision/CIFAR10/train:ROOT.",
+    ),
+]
+Epochs = Annotated[
+    int, typer.Option("--epochs", metavar="N", parser=whole_number, help="0: calibrate on `--data`, without training.")
+]
 EvalData = Annotated[
     str | None,
     typer.Option(

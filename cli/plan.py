@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ def command(
     max_drop: options.MaxDrop = None,
     ratio_of: options.RatioOf = "artifact",
     arch: options.Architecture = None,
+    data: options.Data = None,
+    epochs: options.Epochs = 0,
     eval_data: options.EvalData = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
@@ -43,9 +46,12 @@ def command(
 ) -> int:
     """Predict size and damage; writes nothing.
 
-    Takes the options of `compress`, so that a line can be tried before it is run. No data are read: ratios
-    are of file bytes, and the damage is predicted.
+    Takes the options of `compress`, so that a line can be tried before it is run. Ratios are of file bytes, and the
+    damage is predicted, whatever data there are.
     """
+    reading = partial(
+        options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
+    )
     wanted, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
     _check(wanted, max_drop, ratio_of)
     by_bytes = wanted if ratio_of == "artifact" else None
@@ -54,13 +60,15 @@ def command(
         import gbnn_compress
 
         console.check_json_target(json, the_checkpoint=checkpoint)
-        options.parse_evaluation(eval_data, samples=samples, mean=mean, std=std, image_size=image_size, device=device)
+        reading(eval_data)
         plan = gbnn_compress.plan(
             checkpoint,
             ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
             recipe=recipe,
             settings=chosen,
             arch=arch,
+            data=reading(data),
+            epochs=epochs,
         )
     if wanted is not None and by_bytes is None:
         console.warn(["`plan` predicts bytes: a target of parameters has no row of its own"], in_table=False)

@@ -70,9 +70,9 @@ def compress(
             and shapes.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
-        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to calibrate on; labels are
-            not used. Without, and where the architecture is known and has batch norm, noise serves.
-        epochs: 0: calibrate only.
+        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to calibrate on; labels
+            are not used. Without, and where the architecture is known and has batch norm, noise serves.
+        epochs: 0, calibrating only.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         seed: Recorded, and seeds the posterior draws of the evaluation; compressing draws nothing.
@@ -87,6 +87,7 @@ def compress(
     tell = progress or (lambda line: None)
     chosen = resolve(recipe, settings)
     _check_target(target_ratio, max_drop, ratio_of)
+    _check_epochs(epochs)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
@@ -97,9 +98,7 @@ def compress(
         selection = select(read)
         bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
     with clock("fit"):
-        calibration = _calibration(
-            read, selection, data=data, arch=arch or (names[0] if len(names) == 1 else None), tell=tell
-        )
+        calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -145,6 +144,8 @@ def plan(
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     arch: str | None = None,
+    data: str | Evaluation | None = None,
+    epochs: int = 0,
 ) -> dict[str, Any]:
     """What compressing would give, without writing anything.
 
@@ -154,6 +155,8 @@ def plan(
         recipe: As for `compress`.
         settings: As for `compress`.
         arch: As for `compress`.
+        data: As for `compress`.
+        epochs: As for `compress`.
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
@@ -162,6 +165,7 @@ def plan(
     Raises:
         GbnnError: Bad input.
     """
+    _check_epochs(epochs)
     clock = Clock()
     with clock("read"):
         read, names = _open(Path(checkpoint), arch)
@@ -169,7 +173,10 @@ def plan(
     chosen = resolve(recipe, settings)
     with clock("fit"):
         facts = _provenance(read, names, recipe=chosen, seed=0)
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts)
+        calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
+        prepared = prepare(
+            read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts, calibration=calibration
+        )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in ratios]
         safe = find_safe_ratio(prepared)
@@ -234,6 +241,7 @@ def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
 def _calibration(
     checkpoint: Checkpoint,
     selection: Selection,
+    names: Sequence[str],
     *,
     data: str | Evaluation | None,
     arch: str | None,
@@ -244,10 +252,11 @@ def _calibration(
         evaluation = as_evaluation(data, samples=1)
         tell(f"calibrating on {evaluation.data}")
         return calibration_on(evaluation, checkpoint, selection, arch=arch)
-    if arch is None:
+    known = arch or (names[0] if len(names) == 1 else None)
+    if known is None:
         return None
-    tell(f"calibrating {arch} on noise")
-    return synthetic_calibration(checkpoint, selection, arch=arch)
+    tell(f"calibrating {known} on noise")
+    return synthetic_calibration(checkpoint, selection, arch=known)
 
 
 def _missed(report: Mapping[str, Any]) -> str:
@@ -293,6 +302,11 @@ def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: 
         raise GbnnError(f"`--max-drop`: expected accuracy points above 0 and at most 100, got {max_drop:g}")
     if ratio_of not in ("artifact", "parameters"):
         raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
+
+
+def _check_epochs(epochs: int) -> None:
+    if epochs != 0:
+        raise GbnnError(f"`--epochs`: training is not built yet: expected 0 (calibrate only), got {epochs}")
 
 
 def default_output(checkpoint: str | Path) -> Path:

@@ -19,10 +19,12 @@ ORDER = (
     ("codec",),
     ("weights",),
     ("rate", "variational", "output"),
+    ("calibration",),
     ("recipe",),
     ("tasks",),
     ("evaluation",),
     ("network",),
+    ("inputs",),
     ("target",),
     ("pipeline",),
 )

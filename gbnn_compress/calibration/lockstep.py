@@ -8,7 +8,7 @@ before it did. At each batch norm, means and variances that moved are made good 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -53,7 +53,7 @@ class Outcome:
 
     ids: dict[str, np.ndarray] = field(default_factory=dict)
     statistics: dict[str, torch.Tensor] = field(default_factory=dict)
-    logits: torch.Tensor | None = None
+    logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 def run_in_lockstep(

@@ -21,10 +21,10 @@ def calibrated_posterior(
 ) -> tuple[Posterior, ...]:
     """Curvatures from inputs instead of white ones.
 
-    With output power p_f, share r_f of filter f (mean 1; from squared gradients, else as in the data-free posterior) and
-    c the squared output error of a unit error in one weight, that error is c r_f / sum r p of the layer's output power.
-    It counts omega times, omega = (F_t / geometric mean of F)^GRADIENT_SHARE with F_t = sum_f g_f p_f where there are
-    gradients, so
+    With output power p_f, share r_f of filter f (mean 1; from squared gradients, else as in the data-free posterior)
+    and c the squared output error of a unit error in one weight, that error is c r_f / sum r p of the layer's output
+    power. It counts omega times, omega = (F_t / geometric mean of F)^GRADIENT_SHARE with F_t = sum_f g_f p_f where
+    there are gradients, so
 
         1 / s_t^2 = n * omega * c / sum_f r_f p_f,     log(sigma_f / s_t) = -log(r_f) / 2
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def trusted(patches: torch.Tensor, *, damping: float) -> np.ndarray:
 def column_blocks(width: int) -> list[slice]:
     """Equal runs of at most LONGEST_BLOCK columns."""
     edges = np.linspace(0, width, -(-width // LONGEST_BLOCK) + 1).astype(int).tolist()
-    return [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def _column(call: Call, damping: float) -> float:
