@@ -101,7 +101,7 @@ def compress_in_lockstep(
             penalty=book.penalty,
             damping=_damping(calibration.synthetic),
             sweeps=SWEEPS,
-            match_batch_norm=calibration.synthetic,
+            synthetic=calibration.synthetic,
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-SAMPLES_PER_WEIGHT, FEWEST_SAMPLES = 16, 4096
+SAMPLES_PER_WEIGHT, FEWEST_SAMPLES = 16, 1024
 """Input patches of a layer that its covariance is estimated from: so many for each weight of a filter."""
 
 
@@ -157,7 +157,7 @@ def sampled_patches(call: Call, xs: list[torch.Tensor], *, seed: int) -> list[to
         seed: Of the choice of positions.
 
     Returns:
-        float64 (groups, n, d) for each input, d the weights of a filter.
+        (groups, n, d) for each input, of its dtype, d the weights of a filter.
     """
     generator = torch.Generator().manual_seed(seed)
     width = call.weight[0].numel()
@@ -165,7 +165,7 @@ def sampled_patches(call: Call, xs: list[torch.Tensor], *, seed: int) -> list[to
     if call.geometry is None:
         rows = [x.reshape(1, -1, width) for x in xs]
         chosen = _choose(rows[0].shape[1], wanted, generator)
-        return [row[:, chosen].double() for row in rows]
+        return [row[:, chosen] for row in rows]
     (stride, padding, dilation, groups), kernel = call.geometry, call.weight.shape[2:]
     n, channels, *size = xs[0].shape
     out = [(size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
@@ -178,7 +178,7 @@ def sampled_patches(call: Call, xs: list[torch.Tensor], *, seed: int) -> list[to
         padded = functional.pad(x, (padding[1], padding[1], padding[0], padding[0]))
         patches = padded.permute(0, 2, 3, 1)[image[:, None, None], rows_, columns]  # n, kh, kw, channels
         grouped = patches.reshape(len(chosen), *kernel, groups, channels // groups)
-        result.append(grouped.permute(3, 0, 4, 1, 2).reshape(groups, len(chosen), width).double())
+        result.append(grouped.permute(3, 0, 4, 1, 2).reshape(groups, len(chosen), width))
     return result
 
 

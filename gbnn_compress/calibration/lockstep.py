@@ -65,7 +65,7 @@ def run_in_lockstep(
     penalty: float,
     damping: float,
     sweeps: int,
-    match_batch_norm: bool,
+    synthetic: bool,
 ) -> Outcome:
     """Compress the layers in the order in which they run.
 
@@ -77,7 +77,8 @@ def run_in_lockstep(
         penalty: lambda.
         damping: See `rate.feedback.damped`.
         sweeps: Rounds of coordinate descent in a layer.
-        match_batch_norm: See `calibration.survey`.
+        synthetic: Whether the inputs are noise. Batch norm then normalises with their own statistics, as in
+            `calibration.survey`, and layers do not make good what the layers before them did: on noise, that did harm.
     """
     outcome, shared, biases = Outcome(), {}, {}
     names = {id(tensor): name for name, tensor in tensors.items()}
@@ -87,7 +88,7 @@ def run_in_lockstep(
             return call.run(call.x, call.weight, call.bias)
         before, after = call.x.chunk(2)
         if call.name not in shared:
-            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, sweeps)
+            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, sweeps, synthetic)
             outcome.ids[call.name], shared[call.name] = ids, values
         wanted = call.run(before, call.weight, call.bias)
         got = call.run(after, shared[call.name], call.bias)
@@ -108,7 +109,7 @@ def run_in_lockstep(
         widened = call.variance.double() * factor
         outcome.statistics[call.prefix + "running_mean"] = moved.to(call.mean.dtype)
         outcome.statistics[call.prefix + "running_var"] = widened.to(call.variance.dtype)
-        if not match_batch_norm:
+        if not synthetic:
             mean, variance, mean_after, variance_after = call.mean, call.variance, moved, widened
         else:
             variance_after = variance * factor
@@ -128,6 +129,7 @@ def _share(
     penalty: float,
     damping: float,
     sweeps: int,
+    synthetic: bool,
 ) -> tuple[np.ndarray, torch.Tensor]:
     """Ids (n,) of a layer's weights, and its shared weights at the layer's dtype."""
     patches, patches_after = sampled_patches(call, [before, after], seed=0)
@@ -138,9 +140,11 @@ def _share(
     ids = np.empty(original.shape, dtype=np.int64)
     for block in column_blocks(width):
         hessian = trusted(patches_after[:, :, block], damping=damping)
-        cross = covariance(patches[:, :, block], patches_after[:, :, block])
-        target = _target(original[:, :, block], cross, hessian, covariance(patches_after[:, :, block]))
-        target = np.where(exact[:, :, block], original[:, :, block], target)
+        target = original[:, :, block]
+        if not synthetic:
+            cross = covariance(patches[:, :, block], patches_after[:, :, block])
+            moved = _target(target, cross, hessian, covariance(patches_after[:, :, block]))
+            target = np.where(exact[:, :, block], target, moved)
         ids[:, :, block] = assign_with_feedback(
             target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
         )

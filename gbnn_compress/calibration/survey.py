@@ -16,7 +16,7 @@ from gbnn_compress.rate.feedback import damped, inverse_factor
 LONGEST_BLOCK = 1024
 """Most columns of a layer whose errors are fed back together; wider layers are cut into equal blocks."""
 
-GRADIENT_INPUTS, GRADIENT_BATCH, LABELS_DRAWN = 128, 32, 2
+GRADIENT_INPUTS, GRADIENT_BATCH, LABELS_DRAWN = 64, 32, 2
 """Inputs whose gradients are taken, and labels drawn from the model's own prediction for each."""
 
 SMALLEST_ROW = 2.0**-8
@@ -100,7 +100,7 @@ def covariance(patches: torch.Tensor, other: torch.Tensor | None = None) -> np.n
     """float64 (G, d, d), mean of the outer products of centred patches (G, n, d) with others."""
     centred = patches - patches.mean(dim=1, keepdim=True)
     right = centred if other is None else other - other.mean(dim=1, keepdim=True)
-    return (centred.transpose(1, 2) @ right / patches.shape[1]).numpy()
+    return (centred.transpose(1, 2) @ right / patches.shape[1]).double().numpy()
 
 
 def trusted(patches: torch.Tensor, *, damping: float) -> np.ndarray:

@@ -9,12 +9,15 @@ import torch
 from gbnn_compress.calibration.calls import Call, Interceptor
 from gbnn_compress.calibration.survey import normaliser
 
-SIZES = (32, 64, 96, 128, 224, 256, 299, 384)
+SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)
 
-SMALLEST_MAP = 4
-"""Inputs are as large as it takes for every convolution to see this height and width."""
+WANTED_MAP, SMALLEST_MAP = 7, 4
+"""Inputs are as large as it takes for every convolution to see this height and width; the smaller where it is dear."""
 
-PIXELS, FEWEST_INPUTS, MOST_INPUTS = 300_000, 16, 256
+FEWEST_INPUTS, MOST_INPUTS = 16, 256
+
+MOST_PIXELS, MOST_PRODUCTS = 800_000, 50e9
+"""Pixels of all inputs, and multiplications of a pass over them, beyond FEWEST_INPUTS."""
 
 EXPONENTS = (0.5, 1.0)
 """Amplitudes fall with frequency f as f^-a, half of the inputs with each a; photographs have about 1."""
@@ -46,26 +49,35 @@ def synthetic_inputs(
     Returns:
         float32 (n, channels, size, size), or None when the network runs on no size.
     """
+    usable: list[tuple[int, int]] = []
     for size in SIZES:
-        smallest = _smallest_map(network, tensors, noise_inputs(2, channels=channels, size=size))
-        if smallest >= SMALLEST_MAP:
-            n = min(max(PIXELS // size**2, FEWEST_INPUTS), MOST_INPUTS)
-            return noise_inputs(n, channels=channels, size=size)
-    return None
+        smallest, products = _probe(network, tensors, noise_inputs(2, channels=channels, size=size))
+        if smallest >= SMALLEST_MAP and (not usable or FEWEST_INPUTS * products <= MOST_PRODUCTS):
+            usable.append((size, products))
+        if smallest >= WANTED_MAP:
+            break
+    if not usable:
+        return None
+    size, products = usable[-1]
+    n = int(min(MOST_PIXELS // size**2, MOST_PRODUCTS // max(products, 1)))
+    return noise_inputs(min(max(n, FEWEST_INPUTS), MOST_INPUTS), channels=channels, size=size)
 
 
-def _smallest_map(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> int:
-    """Height or width of the smallest input of a convolution wider than 1 x 1; 0 where the network fails."""
-    sides = [SMALLEST_MAP]
+def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[int, int]:
+    """Smallest side that a convolution wider than 1 x 1 sees, and products an input; zeros if the network fails."""
+    sides, products = [WANTED_MAP], 0
 
     def on_layer(call: Call) -> torch.Tensor:
+        nonlocal products
+        y = call.run(call.x, call.weight, call.bias)
         if call.geometry is not None and max(call.weight.shape[2:]) > 1:
             sides.append(min(call.x.shape[2:]))
-        return call.run(call.x, call.weight, call.bias)
+        products += y.numel() // len(inputs) * call.weight[0].numel()
+        return y
 
     try:
         with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=False)):
             network(inputs)
     except Exception:  # whatever the user's own network raises: it does not take this size
-        return 0
-    return min(sides)
+        return 0, 0
+    return min(sides), products
