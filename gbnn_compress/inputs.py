@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.types import Checkpoint
 
+MOST_WEIGHTS = 16_000_000
+"""Shared weights of the largest network that is looked at on noise: compressing it takes about a minute more."""
+
 MOST_PIXELS = 6_500_000
 """Height times width times number of the inputs that are used: all layers' activations of a block are in memory."""
 
@@ -32,7 +35,7 @@ def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selectio
 
 
 def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch: str) -> Calibration | None:
-    """Survey the network on noise; None without batch norm, or where it does not run on noise.
+    """Survey the network on noise; None without batch norm, beyond MOST_WEIGHTS, or where it does not run on noise.
 
     Raises:
         GbnnError: Bad architecture.
@@ -41,7 +44,9 @@ def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch:
     from gbnn_compress.calibration.synthetic import synthetic_inputs
 
     kernels = [checkpoint.tensors[name] for name in selection.shared if checkpoint.tensors[name].dim() == 4]
-    if not kernels or not any(name.endswith("running_var") for name in selection.unshared):
+    weights = sum(checkpoint.tensors[name].numel() for name in selection.shared)
+    has_norms = any(name.endswith("running_var") for name in selection.unshared)
+    if not kernels or not has_norms or weights > MOST_WEIGHTS:
         return None
     network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
     load_weights(network, checkpoint.tensors, spec=arch)

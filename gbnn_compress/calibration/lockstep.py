@@ -142,8 +142,7 @@ def _share(
         hessian = trusted(patches_after[:, :, block], damping=damping)
         target = original[:, :, block]
         if not synthetic:
-            cross = covariance(patches[:, :, block], patches_after[:, :, block])
-            moved = _target(target, cross, hessian, covariance(patches_after[:, :, block]))
+            moved = target + _made_good(target, patches[:, :, block], patches_after[:, :, block], damping)
             target = np.where(exact[:, :, block], target, moved)
         ids[:, :, block] = assign_with_feedback(
             target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
@@ -153,10 +152,30 @@ def _share(
     return ids.ravel(), torch.from_numpy(values).to(call.weight.dtype).reshape(call.weight.shape)
 
 
-def _target(weights: np.ndarray, cross: np.ndarray, hessian: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """The real-valued weights that give the wanted outputs from the inputs there are: least squares, towards `weights`.
+def _made_good(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> np.ndarray:
+    """Change of real-valued weights that makes good what inputs differ: least squares, as far as it holds on others.
 
-    With the covariances C of original inputs with inputs (`cross`), S of inputs (`seen`) and the damped H = S + d I,
-    that is w (C + d I) H^-1 = w + w (C - S) H^-1.
+    With original inputs x, inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change is w (C - S) H^-1. It is
+    worked out from the first half of the samples too, and shrunk by the factor that is best on the second half.
+
+    Args:
+        weights: float64 (G, r, d).
+        before: (G, n, d), original inputs, in the order of the images.
+        after: (G, n, d), the inputs there are.
+        damping: See `trusted`.
     """
-    return weights + np.swapaxes(np.linalg.solve(hessian, np.swapaxes(weights @ (cross - seen), 1, 2)), 1, 2)
+    half = before.shape[1] // 2
+    first = _least_squares(weights, before[:, :half], after[:, :half], damping)
+    missing = weights @ _difference(before[:, half:], after[:, half:])
+    power = float(((first @ covariance(after[:, half:])) * first).sum())
+    factor = float((first * missing).sum()) / power if power > 0 else 0.0
+    return min(max(factor, 0.0), 1.0) * _least_squares(weights, before, after, damping)
+
+
+def _least_squares(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> np.ndarray:
+    missing = np.swapaxes(weights @ _difference(before, after), 1, 2)
+    return np.swapaxes(np.linalg.solve(trusted(after, damping=damping), missing), 1, 2)
+
+
+def _difference(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
+    return covariance(before, after) - covariance(after)
