@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage
-from gbnn_compress.calibration.posterior import calibrated_posterior
 from gbnn_compress.codec.artifact import BITS, compress_raw, encode_artifact, header_bytes
 from gbnn_compress.codec.bank import short_floats_bits
 from gbnn_compress.codec.values import role, vector_bits
@@ -140,6 +138,8 @@ def prepare(
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     if calibration is not None:
+        from gbnn_compress.calibration.posterior import calibrated_posterior
+
         posteriors = calibrated_posterior(posteriors, calibration.layers, typical=typical)
     counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
@@ -286,6 +286,8 @@ def _assign(prepared: Prepared, book: Codebook) -> Assigned:
     scales = np.array([posterior.scale for posterior in posteriors])
     if prepared.calibration is None:
         return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
+    from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage
+
     outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
     dtype = np.min_scalar_type(len(book.bank.means))
     maps = [
