@@ -55,12 +55,14 @@ def synthetic_inputs(
 
 
 def _smallest_map(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> int:
-    """Height or width of the smallest input of a convolution wider than 1 x 1; 0 where the network fails."""
+    """Height or width of the smallest input of a convolution wider than 1 x 1; 0 where the network fails on them."""
     sides = [SMALLEST_MAP]
 
     def on_layer(call: Call) -> torch.Tensor:
         if call.geometry is not None and max(call.weight.shape[2:]) > 1:
             sides.append(min(call.x.shape[2:]))
+        if not call.x.isfinite().all():
+            sides.append(0)
         return call.run(call.x, call.weight, call.bias)
 
     try:
