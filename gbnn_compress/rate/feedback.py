@@ -113,7 +113,7 @@ class _Decisions:
         keys, winners = [], []
         for position, level in enumerate(self._levels.tolist()):
             won, thresholds = decision_intervals(means, lengths, penalty=penalty * 2.0 ** (-level / CURVATURE_STEPS))
-            keys.append(self._key(thresholds, position))
+            keys.append(position + self._inside(thresholds).clip(0.0, 1.0))
             keys.append(np.array([position + 1.0]))
             winners.append(won)
         self._keys, self._winners = np.concatenate(keys), np.concatenate(winners)
@@ -121,11 +121,10 @@ class _Decisions:
     def __call__(self, x: np.ndarray, j: int) -> np.ndarray:
         """int64 (G, r), the winners for targets x, float64 (G, r), of column j."""
         position = np.searchsorted(self._levels, self._rows + self._columns[:, j : j + 1])
-        return self._winners[np.searchsorted(self._keys, self._key(x, position), side="left")]
+        return self._winners[np.searchsorted(self._keys, position + self._inside(x).clip(1e-9, 1 - 1e-9), side="left")]
 
-    def _key(self, x: np.ndarray, position: np.ndarray | int) -> np.ndarray:
-        inside = np.clip((x - self._low) / (self._high - self._low), 1e-9, 1 - 1e-9)
-        return position + inside
+    def _inside(self, x: np.ndarray) -> np.ndarray:
+        return (x - self._low) / (self._high - self._low)
 
 
 def _feed_forward(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray) -> np.ndarray:
