@@ -112,8 +112,11 @@ def run_in_lockstep(
         # A channel that is constant on these inputs says nothing of its variance on others.
         ratio = torch.where(variance > 0, variance_after / variance, 1.0)
         factor = ratio.clamp(*VARIANCE_RANGE)
-        moved = call.mean.double() + (mean_after - mean)
         widened = call.variance.double() * factor
+        # Away from the centre, by which noise says nothing, another variance moves the output's mean too.
+        away = torch.zeros(()) if match_batch_norm else mean - call.mean.double()
+        stretched = ((widened + call.eps) / (call.variance.double() + call.eps)).sqrt()
+        moved = call.mean.double() + (mean_after - mean) + away * (1 - stretched)
         outcome.statistics[call.prefix + "running_mean"] = moved.to(call.mean.dtype)
         outcome.statistics[call.prefix + "running_var"] = widened.to(call.variance.dtype)
         if not match_batch_norm:
