@@ -27,6 +27,9 @@ BLOCK = 64
 CURVATURE_STEPS = 8
 """Decision thresholds are worked out anew for each so-manieth of an octave of curvature."""
 
+REACH = 1000.0
+"""Targets are told apart as far outside the means, in units of their range."""
+
 
 @dataclass(frozen=True)
 class Alphabet:
@@ -108,7 +111,8 @@ class _Decisions:
         self._columns = np.rint(CURVATURE_STEPS * np.log2(columns)).astype(np.int64)
         pairs = (np.unique(self._rows[g])[:, None] + np.unique(self._columns[g]) for g in range(len(rows)))
         self._levels = np.unique(np.concatenate([np.unique(pair) for pair in pairs]))
-        self._low, self._high = float(means[0]) - 1.0, float(means[-1]) + 1.0
+        reach = REACH * (float(means[-1] - means[0]) + 1.0)
+        self._low, self._high = float(means[0]) - reach, float(means[-1]) + reach
         # One sorted array serves all levels: the thresholds of level i lie in [i, i + 1).
         keys, winners = [], []
         for position, level in enumerate(self._levels.tolist()):

@@ -97,7 +97,7 @@ def test_damping_lifts_by_the_mean_diagonal_and_zero_becomes_the_identity() -> N
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_white_inputs_without_rate_give_the_nearest_component(seed: int) -> None:
     random = np.random.default_rng(seed)
     weights, alphabet = random.normal(size=(2, 3, 5)), alphabet_of(random, 4)
@@ -106,7 +106,7 @@ def test_white_inputs_without_rate_give_the_nearest_component(seed: int) -> None
 
 
 @given(SEEDS, st.sampled_from([1e-3, 0.05, 1.0]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_white_inputs_give_the_cheapest_component_at_each_filter_s_curvature(seed: int, penalty: float) -> None:
     random = np.random.default_rng(seed)
     weights, alphabet = random.normal(size=(2, 3, 5)), alphabet_of(random, 4)
@@ -141,7 +141,7 @@ def test_within_a_small_factor_of_the_best_of_all_assignments(penalty: float, al
 
 
 @given(SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_descent_without_rate_never_worsens_any_filter(seed: int) -> None:
     random = np.random.default_rng(seed)
     weights, hessian = random.normal(size=(2, 6, 12)), covariances(random, 2, 12)
