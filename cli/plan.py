@@ -73,7 +73,7 @@ def command(
     if wanted is not None and by_bytes is None:
         console.warn(["`plan` predicts bytes: a target of parameters has no row of its own"], in_table=False)
     if console.write_json(plan, json):
-        view = _view(plan, wanted=by_bytes, max_drop=max_drop, arch=arch, verbose=verbose)
+        view = _view(plan, wanted=by_bytes, max_drop=max_drop, arch=arch, with_data=data is not None, verbose=verbose)
         console.write_stdout(console.render(*view))
     return 0
 
@@ -88,7 +88,13 @@ def _check(wanted: float | None, max_drop: float | None, ratio_of: str) -> None:
 
 
 def _view(
-    plan: dict[str, Any], *, wanted: float | None, max_drop: float | None, arch: str | None, verbose: bool
+    plan: dict[str, Any],
+    *,
+    wanted: float | None,
+    max_drop: float | None,
+    arch: str | None,
+    with_data: bool,
+    verbose: bool,
 ) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
     from gbnn_compress_cli.report_view import architecture
@@ -111,7 +117,8 @@ def _view(
         smallest = max(rates, key=lambda rate: rate["ratio"])
         yield f"no file is predicted below {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
     yield ""
-    yield tables.line(f"predicted without data: {words.safe(plan['safe_ratio'])}", "bold")
+    source = "predicted with data" if with_data else "predicted without data"
+    yield tables.line(f"{source}: {words.safe(plan['safe_ratio'])}", "bold")
     if max_drop is not None:
         yield tables.line(_within(rates, max_drop))
     yield f"compressing takes about {words.size(plan['memory_bytes'])} of memory and {_seconds(plan)}"

@@ -272,16 +272,10 @@ class Bench:
         return logits(self.network, self._batches(), option=self.option).double().softmax(dim=1)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
-        """float32 (N, ...), the first inputs, preprocessed, on the CPU."""
+        """float32 (N, ...), a fixed choice from all inputs (they may be sorted by class), preprocessed, on the CPU."""
         import torch
 
-        parts, count = [], 0
-        for images, _ in self._batches():
-            parts.append(images[: at_most - count])
-            count += len(parts[-1])
-            if count >= at_most:
-                break
-        return torch.cat(parts)
+        return torch.cat([images for images, _ in self.data.sample(at_most).batches(self._preprocessing())])
 
     def _batches(self) -> Iterator[Any]:
         return self.data.batches(self._preprocessing())

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gbnn_compress.errors import ArchitectureError
 from gbnn_compress.evaluation import Bench, Evaluation
 from gbnn_compress.tasks import build_network, load_weights
+from gbnn_compress.variational.predict import logits
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.select import Selection, floating_shapes
 
 if TYPE_CHECKING:
+    import torch
+
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.types import Checkpoint
 
@@ -29,32 +33,44 @@ def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selectio
     from gbnn_compress.calibration.calibrated import calibrate
 
     bench = Bench(checkpoint, data, arch, labels=False)
-    height, width = bench.inputs(at_most=1).shape[2:]
-    inputs = bench.inputs(at_most=max(MOST_PIXELS // (height * width), 1))
-    return calibrate(bench.network.cpu(), inputs, names=_names(selection), synthetic=False)
+    bench.network.cpu()
+    first = bench.inputs(at_most=1)
+    logits(bench.network, [(first, None)])  # what does not fit is said in one line
+    inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
+    names = _names(bench.network, checkpoint, selection)
+    return calibrate(bench.network, inputs, names=names, synthetic=False)
 
 
 def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch: str) -> Calibration | None:
-    """Survey the network on noise; None without batch norm, beyond MOST_WEIGHTS, or where it does not run on noise.
+    """Survey the network on noise.
 
-    Raises:
-        GbnnError: Bad architecture.
+    Returns:
+        None without batch norm, beyond MOST_WEIGHTS, and where it cannot be built or does not run on noise.
     """
     from gbnn_compress.calibration.calibrated import calibrate
     from gbnn_compress.calibration.synthetic import synthetic_inputs
 
-    kernels = [checkpoint.tensors[name] for name in selection.shared if checkpoint.tensors[name].dim() == 4]
     weights = sum(checkpoint.tensors[name].numel() for name in selection.shared)
     has_norms = any(name.endswith("running_var") for name in selection.unshared)
-    if not kernels or not has_norms or weights > MOST_WEIGHTS:
+    if not has_norms or weights > MOST_WEIGHTS:
         return None
-    network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
-    load_weights(network, checkpoint.tensors, spec=arch)
+    try:
+        network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
+        load_weights(network, checkpoint.tensors, spec=arch)
+    except ArchitectureError:
+        return None
     own = network.state_dict(keep_vars=True)
-    tensors = {name: own[name] for name in _names(selection) if name in own}
+    kernels = [tensor for tensor in own.values() if tensor.dim() == 4]  # in the network's order, not the file's
+    if not kernels:
+        return None
+    names = _names(network, checkpoint, selection)
+    tensors = {name: own[name] for name in names if name in own}
     inputs = synthetic_inputs(network, tensors, channels=kernels[0].shape[1])
-    return None if inputs is None else calibrate(network, inputs, names=_names(selection), synthetic=True)
+    return None if inputs is None else calibrate(network, inputs, names=names, synthetic=True)
 
 
-def _names(selection: Selection) -> tuple[str, ...]:
-    return (*selection.shared, *selection.unshared)
+def _names(network: torch.nn.Module, checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
+    """Tensors that may be touched: what the file stores once must be one tensor in the network too."""
+    own = network.state_dict(keep_vars=True)
+    apart = {target for name, target in checkpoint.ties.items() if own.get(name) is not own.get(target)}
+    return tuple(name for name in (*selection.shared, *selection.unshared) if name not in apart)

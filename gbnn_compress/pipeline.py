@@ -256,7 +256,10 @@ def _calibration(
     if known is None:
         return None
     tell(f"calibrating {known} on noise")
-    return synthetic_calibration(checkpoint, selection, arch=known)
+    calibration = synthetic_calibration(checkpoint, selection, arch=known)
+    if calibration is None:
+        tell("no calibration: the network has no 2-D batch norm, or does not run on noise")
+    return calibration
 
 
 def _missed(report: Mapping[str, Any]) -> str:

@@ -93,7 +93,7 @@ class Assigned:
     Attributes:
         maps: One a shared tensor.
         statistics: Name -> corrected unshared tensor.
-        damage: Measured on the inputs; None without.
+        damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
     """
 
     maps: Sequence[IndexMap]
@@ -298,7 +298,8 @@ def _assign(prepared: Prepared, book: Codebook) -> Assigned:
     ]
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: vector.to(tensors[name].dtype) for name, vector in outcome.statistics.items()}
-    return Assigned(maps, statistics, None if prepared.calibration.synthetic else measured_damage(outcome.logits))
+    measured = not prepared.calibration.synthetic and len(outcome.ids) == len(maps)
+    return Assigned(maps, statistics, measured_damage(outcome.logits) if measured else None)
 
 
 def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
@@ -346,7 +347,7 @@ def _damage_facts(prepared: Prepared, book: Codebook, measured: Damage | None, s
     return {
         "components_before_merging": prepared.problem.mixture_size,
         "damage": {**rounded, "measured": measured is not None, "safe_ratio": safe},
-        "warnings": damage_warnings(damage.drop, safe, measured=False),
+        "warnings": damage_warnings(damage.drop, safe, measured=measured is not None),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -132,3 +133,9 @@ def test_torch_loads_only_where_it_is_used(module: str) -> None:
     program = f"import sys, gbnn_compress.{module}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_every_folder_of_the_library_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {file.parent.relative_to(ROOT) for file in LIBRARY.rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= set(listed)

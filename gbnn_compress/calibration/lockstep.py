@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
-from gbnn_compress.calibration.survey import column_blocks, covariance, trusted
+from gbnn_compress.calibration.survey import column_blocks, covariance, normaliser, trusted
 from gbnn_compress.rate.feedback import Alphabet, assign_with_feedback
 
 VARIANCE_RANGE = (0.3, 1.5)
@@ -83,8 +83,12 @@ def run_in_lockstep(
     outcome, shared, biases = Outcome(), {}, {}
     names = {id(tensor): name for name, tensor in tensors.items()}
 
+    def doubled(x: torch.Tensor) -> bool:
+        """Whether the first axis is the batch, or windows of it."""
+        return len(x) % (2 * len(inputs)) == 0
+
     def on_layer(call: Call) -> torch.Tensor:
-        if call.name not in sharing or len(call.x) % (2 * len(inputs)):
+        if call.name not in sharing or not doubled(call.x):
             return call.run(call.x, call.weight, call.bias)
         before, after = call.x.chunk(2)
         if call.name not in shared:
@@ -102,11 +106,18 @@ def run_in_lockstep(
         return torch.cat([wanted, got])
 
     def on_norm(call: NormCall) -> torch.Tensor:
+        if not doubled(call.x):
+            return normaliser(match=synthetic)(call)
         before, after = call.x.chunk(2)
         (mean, variance), (mean_after, variance_after) = (channel_moments(x, linear=False) for x in (before, after))
-        factor = (variance_after / variance.clamp_min(1e-300)).clamp(*VARIANCE_RANGE)
-        moved = call.mean.double() + (mean_after - mean)
+        # A channel that is constant on these inputs says nothing of its variance on others.
+        ratio = torch.where(variance > 0, variance_after / variance, 1.0)
+        factor = ratio.clamp(*VARIANCE_RANGE)
         widened = call.variance.double() * factor
+        # Away from the centre, by which noise says nothing, another variance moves the output's mean too.
+        away = torch.zeros(()) if synthetic else mean - call.mean.double()
+        stretched = ((widened + call.eps) / (call.variance.double() + call.eps)).sqrt()
+        moved = call.mean.double() + (mean_after - mean) + away * (1 - stretched)
         outcome.statistics[call.prefix + "running_mean"] = moved.to(call.mean.dtype)
         outcome.statistics[call.prefix + "running_var"] = widened.to(call.variance.dtype)
         if not synthetic:

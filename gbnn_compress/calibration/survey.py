@@ -74,7 +74,7 @@ def survey(
         return y
 
     with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=match_batch_norm)):
-        network(inputs)
+        network(inputs.clone())  # the network's own, should it work in place
     if gradients:
         squares = _squared_gradients(network, tensors, inputs[:GRADIENT_INPUTS])
         seen = {
@@ -144,7 +144,7 @@ def _squared_gradients(
 
     for batch in inputs.split(GRADIENT_BATCH):
         with torch.enable_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=False)):
-            log_likelihood = network(batch.clone().requires_grad_(True)).log_softmax(dim=-1)
+            log_likelihood = network(batch.clone().requires_grad_(True).clone()).log_softmax(dim=-1)
         for draw in range(LABELS_DRAWN):
             labels = torch.multinomial(log_likelihood.detach().exp(), 1, generator=generator)[:, 0]
             loss = functional.nll_loss(log_likelihood, labels, reduction="sum")

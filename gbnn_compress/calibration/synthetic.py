@@ -72,6 +72,8 @@ def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs
         y = call.run(call.x, call.weight, call.bias)
         if call.geometry is not None and max(call.weight.shape[2:]) > 1:
             sides.append(min(call.x.shape[2:]))
+        if not call.x.isfinite().all():
+            sides.append(0)
         products += y.numel() // len(inputs) * call.weight[0].numel()
         return y
 

@@ -27,6 +27,9 @@ BLOCK = 64
 CURVATURE_STEPS = 8
 """Decision thresholds are worked out anew for each so-manieth of an octave of curvature."""
 
+REACH = 1000.0
+"""Targets are told apart as far outside the means, in units of their range."""
+
 
 @dataclass(frozen=True)
 class Alphabet:
@@ -108,12 +111,13 @@ class _Decisions:
         self._columns = np.rint(CURVATURE_STEPS * np.log2(columns)).astype(np.int64)
         pairs = (np.unique(self._rows[g])[:, None] + np.unique(self._columns[g]) for g in range(len(rows)))
         self._levels = np.unique(np.concatenate([np.unique(pair) for pair in pairs]))
-        self._low, self._high = float(means[0]) - 1.0, float(means[-1]) + 1.0
+        reach = REACH * (float(means[-1] - means[0]) + 1.0)
+        self._low, self._high = float(means[0]) - reach, float(means[-1]) + reach
         # One sorted array serves all levels: the thresholds of level i lie in [i, i + 1).
         keys, winners = [], []
         for position, level in enumerate(self._levels.tolist()):
             won, thresholds = decision_intervals(means, lengths, penalty=penalty * 2.0 ** (-level / CURVATURE_STEPS))
-            keys.append(self._key(thresholds, position))
+            keys.append(position + self._inside(thresholds).clip(0.0, 1.0))
             keys.append(np.array([position + 1.0]))
             winners.append(won)
         self._keys, self._winners = np.concatenate(keys), np.concatenate(winners)
@@ -121,11 +125,10 @@ class _Decisions:
     def __call__(self, x: np.ndarray, j: int) -> np.ndarray:
         """int64 (G, r), the winners for targets x, float64 (G, r), of column j."""
         position = np.searchsorted(self._levels, self._rows + self._columns[:, j : j + 1])
-        return self._winners[np.searchsorted(self._keys, self._key(x, position), side="left")]
+        return self._winners[np.searchsorted(self._keys, position + self._inside(x).clip(1e-9, 1 - 1e-9), side="left")]
 
-    def _key(self, x: np.ndarray, position: np.ndarray | int) -> np.ndarray:
-        inside = np.clip((x - self._low) / (self._high - self._low), 1e-9, 1 - 1e-9)
-        return position + inside
+    def _inside(self, x: np.ndarray) -> np.ndarray:
+        return (x - self._low) / (self._high - self._low)
 
 
 def _feed_forward(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray) -> np.ndarray:

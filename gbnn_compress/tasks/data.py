@@ -61,6 +61,13 @@ class Dataset:
         """Channels of the first image: 1 for greyscale."""
         return _with_channels(self.images[0]).shape[2]
 
+    def sample(self, at_most: int) -> Dataset:
+        """The data set, or a fixed random choice of its images without labels, in their order."""
+        if len(self) <= at_most:
+            return self
+        chosen = np.sort(np.random.RandomState(0).permutation(len(self))[:at_most])
+        return Dataset(self.spec, _Lazy(at_most, lambda index: self.images[int(chosen[index])]), labels=None)
+
     def batches(self, preprocessing: Preprocessing, *, batch_size: int = 128) -> Iterator[Batch]:
         """Preprocessed inputs in the stored order.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors import safe_open
@@ -55,6 +57,25 @@ def test_plan(run, files):
 
 def test_plan_within_a_drop(run, files):
     assert "predicted to lose at most 1 points" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
+
+
+def test_compress_and_plan_with_data(run, files):
+    words = ["-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "digits:test"]
+    outcome = run(*words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(r"^measured: .* of predictions unchanged$", outcome.out, re.MULTILINE)
+    assert re.search(r"^measured: ", run("report", "tiny.gbnn.safetensors", "-q").out, re.MULTILINE)
+    outcome = run("plan", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "predicted with data: thought safe" in outcome.out
+
+
+def test_data_of_the_wrong_kind(run, files):
+    np.savez("colour.npz", x=np.zeros((5, 8, 8, 3), dtype=np.uint8))
+    outcome = run("-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "npz:colour.npz")
+    assert outcome.code == 2
+    assert "`--data` gives images with 3 channel(s) and the network expects 1" in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 def test_report(run, files):
