@@ -97,11 +97,14 @@ def find_candidates(cells: Cells, ids: np.ndarray, book: Codebook, *, log_sigma_
     points = np.stack([cells.x, log_sigma_weight * cells.levels[cells.level]], axis=1)
     floor = HIGH_RATE_STEP * book.penalty * SMALLEST_DEVIATION**2
     used, weights, means, covariances = _gaussians(points, cells, ids, size, floor=floor)
-    position = np.searchsorted(used, np.minimum(ids, size - 1))
-    position = np.minimum(position, len(used) - 1)
-    flagged = np.flatnonzero((ids < size) & (_squared_distance(points, means, covariances, position) > CHI_SQUARED))
-    if not flagged.size or len(used) < 2:
-        return Candidates(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    nothing = Candidates(np.zeros(0), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    if len(used) < 2:
+        return nothing
+    inside = np.flatnonzero(ids < size)
+    distance = _squared_distance(points[inside], means, covariances, np.searchsorted(used, ids[inside]))
+    flagged = inside[distance > CHI_SQUARED]
+    if not flagged.size:
+        return nothing
     joint = log_density(points[flagged], means, covariances) + np.log(weights)
     two = np.argsort(-joint, axis=1, kind="stable")[:, :2]
     first, second = (np.take_along_axis(joint, two[:, i : i + 1], axis=1)[:, 0] for i in (0, 1))
