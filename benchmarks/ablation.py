@@ -1,6 +1,7 @@
 """What each part of the method brings: every part switched, at equal bytes and at equal agreement.
 
-usage: python benchmarks/ablation.py --checkpoint FILE --data SPEC --cache FILE [--calibration SPEC] [RATIO ...]
+usage: python benchmarks/ablation.py --checkpoint FILE --data SPEC --cache FILE [--calibration SPEC] [--jobs N]
+           [RATIO ...]
 
 Compresses ResNet-20 with each variant at each ratio, data-free and (with `--calibration`) with inputs, and prints one
 Markdown table. Every result is a line of the cache at once, so that a run that was stopped goes on where it was.
@@ -12,6 +13,7 @@ import functools
 import json
 import multiprocessing
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
@@ -27,14 +29,14 @@ ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
 
 VARIANTS = {
     "default": {},
-    "1-D mixture": {"log_sigma_weight": 1e-6},
     "uniform grid, refined": {"bank": "grid"},
-    "uniform grid": {"bank": "grid", "refinements": 1},
-    "blends where they pay": {"blending": "rate"},
-    "all blends": {"blending": "all"},
-    "outliers by magnitude": {"outliers": "magnitude"},
     "merging by W2 alone": {"merging": "wasserstein"},
+    "outliers by magnitude": {"outliers": "magnitude"},
+    "blends where they pay": {"blending": "rate"},
     "no contexts": {"contexts": False},
+    "all blends": {"blending": "all"},
+    "uniform grid": {"bank": "grid", "refinements": 1},
+    "1-D mixture": {"log_sigma_weight": 1e-6},
     "no feedback": {"feedback": False},
     "no feedback, sigma as magnitude": {"feedback": False, "sigma": "magnitude"},
     "recipe `paper`": {"recipe": "paper"},
@@ -64,6 +66,7 @@ def main() -> None:
     ]
     results = read(options.cache)
     missing = [case for case in cases if key(case) not in results]
+    missing.sort(key=lambda case: case["variant"] != "default")
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, mp_context=context) as pool, options.cache.open("a") as cache:
         for future in as_completed([pool.submit(measure, options, case) for case in missing]):
@@ -131,11 +134,8 @@ def table(results: list[dict]) -> str:
         default = sorted((r for r in mine if r["variant"] == "default"), key=lambda r: r["ratio"])
         for variant in dict.fromkeys(result["variant"] for result in mine):
             row = sorted((r for r in mine if r["variant"] == variant), key=lambda r: r["ratio"])
-            cells = [
-                f"{r['drop']:.2f} / {100 * r['agreement']:.2f} % / {r['logit_kl']:.4f}"
-                + ("" if r["met"] else " (missed)")
-                for r in row
-            ]
+            by_ratio = {r["ratio"]: described(r) for r in row}
+            cells = [by_ratio.get(ratio, "") for ratio in ratios]
             relative = [
                 "" if variant == "default" else f"{100 * more_bytes(default, row, effect):+.1f} %"
                 for effect in (lambda r: 1 - r["agreement"], lambda r: r["logit_kl"])
@@ -145,17 +145,22 @@ def table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def more_bytes(default: list[dict], other: list[dict], effect: object) -> float:
-    """Bytes of a variant over the default's at the same effect, less one, averaged over the default's files.
+def described(result: dict) -> str:
+    effects = f"{result['drop']:.2f} / {100 * result['agreement']:.2f} % / {result['logit_kl']:.4f}"
+    return effects + ("" if result["met"] else " (missed)")
 
-    log(bytes) is taken as linear in log(effect) between a variant's files, and beyond them.
+
+def more_bytes(default: list[dict], other: list[dict], effect: Callable[[dict], float]) -> float:
+    """Bytes of a variant's files over what the default takes for the same effect, less one, averaged over the files.
+
+    log(bytes) of the default is taken as linear in log(effect) between its files, and beyond them.
     """
-    x, y = (np.array([[np.log(effect(r)), np.log(r["bytes"])] for r in rows]).T for rows in (default, other))
+    x, y = (np.array([[np.log(effect(r)), np.log(r["bytes"])] for r in rows]).T for rows in (other, default))
+    order = np.argsort(y[0])
     slope, offset = np.polyfit(*y, 1)
     inside = (x[0] >= y[0].min()) & (x[0] <= y[0].max())
-    order = np.argsort(y[0])
-    wanted = np.where(inside, np.interp(x[0], y[0][order], y[1][order]), slope * x[0] + offset)
-    return float(np.exp((wanted - x[1]).mean()) - 1)
+    expected = np.where(inside, np.interp(x[0], y[0][order], y[1][order]), slope * x[0] + offset)
+    return float(np.exp((x[1] - expected).mean()) - 1)
 
 
 if __name__ == "__main__":
