@@ -88,6 +88,7 @@ def compress(
     chosen = resolve(recipe, settings)
     _check_target(target_ratio, max_drop, ratio_of)
     _check_epochs(epochs)
+    _check_data(data, chosen)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
@@ -98,7 +99,9 @@ def compress(
         selection = select(read)
         bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
     with clock("fit"):
-        calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
+        calibration = None
+        if chosen.feedback:
+            calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -171,9 +174,12 @@ def plan(
         read, names = _open(Path(checkpoint), arch)
         selection = select(read)
     chosen = resolve(recipe, settings)
+    _check_data(data, chosen)
     with clock("fit"):
         facts = _provenance(read, names, recipe=chosen, seed=0)
-        calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
+        calibration = None
+        if chosen.feedback:
+            calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
         prepared = prepare(
             read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts, calibration=calibration
         )
@@ -288,7 +294,7 @@ def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe:
             "architecture": architectures[0] if len(architectures) == 1 else None,
             "notes": list(checkpoint.notes),
         },
-        "recipe": recipe.model_dump(),
+        "recipe": recipe.recorded(),
         "seed": seed,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
     }
@@ -310,6 +316,11 @@ def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: 
 def _check_epochs(epochs: int) -> None:
     if epochs != 0:
         raise GbnnError(f"`--epochs`: training is not built yet: expected 0 (calibrate only), got {epochs}")
+
+
+def _check_data(data: str | Evaluation | None, recipe: Recipe) -> None:
+    if data is not None and not recipe.feedback:
+        raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 
 
 def default_output(checkpoint: str | Path) -> Path:

@@ -6,7 +6,7 @@ import difflib
 import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,55 @@ class Recipe(BaseModel):
         le=10,
         description="Posterior noise over quantisation error, both root mean square over the layers; 0: none.",
     )
+    bank: Literal["mixture", "grid"] = Field(
+        "mixture",
+        description="Components: merged from a mixture, or a uniform grid of the step that is best at lambda.",
+    )
+    refinements: int = Field(
+        3, ge=1, le=100, description="Rounds of assignment at one lambda; components move between them."
+    )
+    merging: Literal["rate", "wasserstein"] = Field(
+        "rate",
+        description="Merge what adds less distortion than lambda times the bits it saves, or (the paper) what is near.",
+    )
+    merge_distance: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="tau_d of `merging: wasserstein`, in steps of the uniform quantiser that is best at lambda.",
+    )
+    merge_variance: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="tau_v of `merging: wasserstein`: components whose log sigma differ by more never merge.",
+    )
+    outliers: Literal["rate", "magnitude"] = Field(
+        "rate", description="Keep a weight exactly where that is cheaper, or (the paper) where it is large."
+    )
+    outlier_threshold: float = Field(
+        0.2, gt=0, description="tau_w of `outliers: magnitude`: abs(weight) from which it is kept exactly."
+    )
+    blending: Literal["none", "rate", "all"] = Field(
+        "none",
+        description="Blends of two components for weights that fit neither: none, where that pays, or (the paper) all.",
+    )
+    sigma: Literal["curvature", "magnitude"] = Field(
+        "curvature", description="A weight's sigma without data: from its filter's curvature, or as abs(weight)."
+    )
+    feedback: bool = Field(
+        True, description="Feed errors back through a network that is known, or assign each weight by itself."
+    )
+    contexts: bool = Field(True, description="Code ids by context where that pays.")
+
+    def recorded(self) -> dict[str, Any]:
+        """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default."""
+        changed = self.model_dump(exclude_defaults=True)
+        return {key: value for key, value in self.model_dump().items() if key in FAMILIAR or key in changed}
+
+
+FAMILIAR = ("n_components", "em_iterations", "log_sigma_weight", "noise")
+"""Keys that the dictionary of an artifact's manifest knows, so that naming them costs nothing."""
 
 
 def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None = None) -> Recipe:
@@ -98,10 +147,15 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
                 f"{where}: unknown key `{key}`{_nearest(str(key), Recipe.model_fields)}; known keys: {known}"
             )
     try:
-        return Recipe(**values)
+        recipe = Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{where}: `{first['loc'][0]}`: {first['msg'].lower()}, got {first['input']!r}") from None
+    if recipe.sigma == "magnitude" and recipe.feedback:
+        raise RecipeError(
+            f"{where}: `sigma: magnitude` is for weights by themselves: expected `feedback: false` with it"
+        )
+    return recipe
 
 
 def _nearest(word: str, known: Mapping[str, Any]) -> str:

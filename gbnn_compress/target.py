@@ -20,7 +20,7 @@ from gbnn_compress.rate.share import share_meter
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, IndexMap, Posterior, TensorInfo
 from gbnn_compress.weights.blocks import raw_bytes_of
-from gbnn_compress.weights.posterior import data_free_posterior, typical_size
+from gbnn_compress.weights.posterior import data_free_posterior, magnitude_posterior, typical_size
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_values
 from gbnn_compress.weights.values import code_values, read_unshared
@@ -134,7 +134,8 @@ def prepare(
         calibration: The network with inputs, real or synthetic.
     """
     tensors = checkpoint.tensors
-    posteriors = data_free_posterior(tensors, selection.shared)
+    posterior = magnitude_posterior if recipe.sigma == "magnitude" else data_free_posterior
+    posteriors = posterior(tensors, selection.shared)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     if calibration is not None and not calibration.synthetic:
@@ -161,7 +162,14 @@ def prepare(
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
-        measure_share=share_meter(tensors, posteriors, value_bits=value_bits),
+        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if recipe.contexts else lambda book: 1.0,
+        bank=recipe.bank,
+        merging=recipe.merging,
+        merge_distance=recipe.merge_distance,
+        merge_variance=recipe.merge_variance,
+        refinements=recipe.refinements,
+        limits=_limits(posteriors, recipe.outlier_threshold) if recipe.outliers == "magnitude" else None,
+        blending=recipe.blending,
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -177,6 +185,11 @@ def prepare(
         facts=facts,
         calibration=calibration,
     )
+
+
+def _limits(posteriors: Sequence[Posterior], threshold: float) -> np.ndarray:
+    """float64 (T,), a magnitude of weights in the unit of each tensor."""
+    return threshold / np.array([posterior.scale for posterior in posteriors])
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:
@@ -325,7 +338,9 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigne
             **prepared.facts,
             **_damage_facts(prepared, book, assigned.damage, safe_ratio),
             "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"]), typical=prepared.typical),
+            **({"blends": book.blends.tolist()} if len(book.blends) else {}),
         },
+        contexts=prepared.facts["recipe"].get("contexts", True),
     )
 
 

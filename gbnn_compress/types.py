@@ -41,12 +41,14 @@ class Posterior:
     Attributes:
         name: The tensor.
         scale: s_t > 0, the unit in which the tensor's weights are shared.
-        log_sigma: float64 (rows,), log(sigma / s_t) for each row (first axis) of the tensor.
+        log_sigma: float64 (rows,), log(sigma / s_t) for each row (first axis) of the tensor, or log(sigma / abs(mu)).
+        by_magnitude: Whether sigma is in units of abs(mu) instead of s_t, and so another for each weight.
     """
 
     name: str
     scale: float
     log_sigma: np.ndarray
+    by_magnitude: bool = False
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_keys_that_are_no_words_are_unknown_too(tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_offers_the_nearest() -> None:
     line = refusal("defualt")
-    assert "unknown recipe `defualt`: expected a YAML file or one of default" in line
+    assert "unknown recipe `defualt`: expected a YAML file or one of default, paper" in line
     assert "(did you mean `default`?)" in line
 
 
@@ -115,6 +115,17 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
         ("noise", None),
         ("noise", [0.1]),
         ("noise", float("inf")),
+        ("bank", "tree"),
+        ("refinements", 0),
+        ("merging", "ward"),
+        ("merge_distance", 0),
+        ("merge_variance", -1),
+        ("outliers", "gradient"),
+        ("outlier_threshold", 0),
+        ("blending", True),
+        ("sigma", "flat"),
+        ("feedback", "often"),
+        ("contexts", None),
     ],
 )
 def test_a_bad_value_names_its_key_and_itself(key: str, value: Any) -> None:
@@ -130,6 +141,17 @@ def test_a_setting_that_is_no_yaml_is_one_line(text: str) -> None:
 
 def test_reading_a_recipe_does_not_judge_it(tmp_path: Path) -> None:
     assert read_recipe(own(tmp_path, "nosie: 1")) == {"nosie": 1}
+
+
+def test_a_sigma_for_each_weight_is_not_for_feedback() -> None:
+    assert "expected `feedback: false`" in refusal("default", {"sigma": "magnitude"})
+    assert resolve("default", {"sigma": "magnitude", "feedback": "false"}).sigma == "magnitude"
+
+
+def test_an_artifact_records_the_familiar_and_the_unusual() -> None:
+    assert list(resolve().recorded()) == ["n_components", "em_iterations", "log_sigma_weight", "noise"]
+    assert resolve("default", {"bank": "grid"}).recorded()["bank"] == "grid"
+    assert Recipe(**resolve("paper").recorded()) == resolve("paper")
 
 
 def test_a_recipe_cannot_be_changed() -> None:

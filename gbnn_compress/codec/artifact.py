@@ -30,7 +30,7 @@ FACTS: dict[str, type | tuple[type, ...]] = {
     "warnings": list,
     "noise": (int, float),
 }
-"""What the manifest says besides, and of which type."""
+"""What the manifest says besides, and of which type; `blends`, a list of components, may be there too."""
 
 RAW_BYTES = {
     **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
@@ -56,6 +56,7 @@ def encode_artifact(
     vectors: Sequence[Vector],
     raw: Sequence[bytes],
     facts: Mapping[str, Any],
+    contexts: bool = True,
 ) -> bytes:
     """Serialise a compressed network.
 
@@ -69,12 +70,13 @@ def encode_artifact(
         vectors: One an unshared tensor, in order.
         raw: Bytes of each raw tensor, in order.
         facts: Further JSON for the manifest; `checkpoint.sha256` is 64 hexadecimal digits.
+        contexts: Whether ids may be coded by context.
 
     Returns:
         The bytes of the file.
     """
     shapes = [info.shape for info in tensors if info.kind == "shared"]
-    tables, stream = encode_maps([m.ids for m in maps], shapes, whole_values(bank.means))
+    tables, stream = encode_maps([m.ids for m in maps], shapes, whole_values(bank.means), contexts=contexts)
     table_bytes = encode_tables(tables, shapes)
     roles = [role(info.name) for info in tensors if info.kind == "unshared"]
     sections = {
@@ -194,6 +196,8 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     for name, kind in FACTS.items():
         if not isinstance(facts[name], kind):
             raise ValueError(f"`{name}` is {facts[name]!r}")
+    if not all(type(k) is int for k in facts.get("blends", [])):
+        raise ValueError(f"`blends` is {facts['blends']!r}")
     if not 0 <= facts["noise"] < math.inf:
         raise ValueError(f"`noise` is {facts['noise']}")
 

@@ -71,7 +71,9 @@ class Choice:
     plain_bits: float
 
 
-def choose(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth: bool = True) -> Choice:
+def choose(
+    ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth: bool = True, contexts: bool = True
+) -> Choice:
     """Weigh a table without contexts against one with them.
 
     Args:
@@ -79,20 +81,21 @@ def choose(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth:
         shape: Its shape.
         values: int64 (K + 1,), from `whole_values`.
         smooth: Whether to look for the levels that are cheapest to write, which takes time.
+        contexts: Whether contexts may be used at all.
     """
     counts = np.bincount(ids, minlength=len(values))
     used = np.flatnonzero(counts)
     plain = Table(_plain_levels(counts, smooth=smooth))
     plain_bits = float((counts[used] * code_lengths(plain.levels)[used]).sum())
     without = Choice(plain, [], plain_bits, plain_bits)
-    if len(used) == 1 or len(ids) < FEWEST or not _pays_in_part(ids, shape, values):
+    if not contexts or len(used) == 1 or len(ids) < FEWEST or not _pays_in_part(ids, shape, values):
         return without
     rule = _first_rule(ids, counts, shape, values)
     blocks = _blocks(ids, shape, values, rule)
     symbols = np.arange(used[0], used[-1] + 1)
-    contexts, table = _count(blocks, symbols)
-    fitted = _fit(rule, contexts, table, symbols, values, smooth=smooth)
-    id_bits = _coded_bits(fitted, contexts, table, symbols, values)
+    occurring, table = _count(blocks, symbols)
+    fitted = _fit(rule, occurring, table, symbols, values, smooth=smooth)
+    id_bits = _coded_bits(fitted, occurring, table, symbols, values)
     saved = plain_bits + table_bits(plain.levels) - id_bits - table_bits(fitted.levels) - rule_bits(shape)
     return Choice(fitted, blocks, id_bits, plain_bits) if saved > 0 else without
 

@@ -25,7 +25,7 @@ KEPT_ENTRIES = 1 << 24
 
 
 def encode_maps(
-    maps: Sequence[np.ndarray], shapes: Sequence[Sequence[int]], values: np.ndarray
+    maps: Sequence[np.ndarray], shapes: Sequence[Sequence[int]], values: np.ndarray, *, contexts: bool = True
 ) -> tuple[list[Table], bytes]:
     """Entropy-code index maps into one ANS stream of little-endian 32-bit words.
 
@@ -33,6 +33,7 @@ def encode_maps(
         maps: One integer array (n_t,) a tensor.
         shapes: Of each tensor.
         values: int64 (K + 1,), from `whole_values`.
+        contexts: Whether contexts may be used, where they pay.
 
     Returns:
         The tables that were chosen, one a tensor, and the stream.
@@ -40,7 +41,7 @@ def encode_maps(
     coder = constriction.stream.stack.AnsCoder()
     tables = []
     for ids, shape in zip(reversed(maps), reversed(shapes), strict=True):
-        choice = choose(ids, shape, values)
+        choice = choose(ids, shape, values, contexts=contexts)
         tables.append(choice.table)
         _encode(coder, choice.table, choice.blocks, ids, values)
     return tables[::-1], coder.get_compressed().astype("<u4").tobytes()

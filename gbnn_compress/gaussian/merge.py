@@ -12,19 +12,22 @@ from gbnn_compress.types import Mixture
 
 @dataclass(frozen=True)
 class MergePath:
-    """Every merge of a mixture down to one component.
+    """Every merge of a mixture down to one component, or as far as merging is allowed.
 
     Attributes:
-        pairs: int64 (K - 1, 2), the component kept and the component that joined it, in merge order.
-        slopes: float64 (K - 1,), non-decreasing; the merge pays once lambda is at least this (distortion a bit).
+        size: K, components of the mixture.
+        pairs: int64 (M, 2), the component kept and the component that joined it, in merge order; M < K.
+        slopes: float64 (M,), non-decreasing; the merge pays once lambda is at least this (distortion a bit), or, on a
+            path by distance, is done once the squared threshold is.
     """
 
+    size: int
     pairs: np.ndarray
     slopes: np.ndarray
 
     def labels(self, penalty: float) -> np.ndarray:
         """int64 (K,), the surviving component that each component belongs to when lambda is `penalty`."""
-        labels = np.arange(len(self.pairs) + 1)
+        labels = np.arange(self.size)
         for kept, joined in self.pairs[: int(np.searchsorted(self.slopes, penalty, side="right"))]:
             labels[labels == joined] = kept
         return labels
@@ -33,11 +36,18 @@ class MergePath:
 class _State:
     """Live components of a path under construction, and the price of joining each to its nearest."""
 
-    def __init__(self, mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, component_bits: float):
+    def __init__(
+        self,
+        mixture: Mixture,
+        counts: np.ndarray,
+        curvature: np.ndarray,
+        component_bits: float | None,
+        widest_gap: float,
+    ) -> None:
         self.means, self.covariances = mixture.means.copy(), mixture.covariances.copy()
         self.counts, self.curvature = counts.copy(), curvature.copy()
         self.totals = counts.sum(axis=1)
-        self.component_bits = component_bits
+        self.component_bits, self.widest_gap = component_bits, widest_gap
         self.alive = np.ones(len(self.means), dtype=bool)
         self.nearest = np.zeros(len(self.means), dtype=np.int64)
         self.distance = np.full(len(self.means), np.inf)
@@ -47,7 +57,7 @@ class _State:
 
     def distances(self, k: int) -> np.ndarray:
         squared = wasserstein2_squared(self.means[k], self.covariances[k], self.means, self.covariances)
-        squared[~self.alive] = np.inf
+        squared[~self.alive | (np.abs(self.means[:, 1] - self.means[k, 1]) > self.widest_gap)] = np.inf
         squared[k] = np.inf
         return squared
 
@@ -59,7 +69,12 @@ class _State:
         return squared
 
     def price(self, i: int, j: int) -> float:
-        """Added distortion for each bit that joining i and j saves (Ward's criterion over the code's entropy)."""
+        """Added distortion for each bit that joining i and j saves (Ward's criterion over the code's entropy).
+
+        Or their squared distance, where bits do not count; infinite for a pair that may not be joined.
+        """
+        if self.component_bits is None or not np.isfinite(self.distance[i]):
+            return float(self.distance[i])
         harmonic = self.curvature[i] * self.curvature[j] / max(self.curvature[i] + self.curvature[j], 1e-300)
         distortion = harmonic * (self.means[i, 0] - self.means[j, 0]) ** 2
         a, b = self.counts[i], self.counts[j]
@@ -83,7 +98,14 @@ class _State:
                 self.refresh(int(k))
 
 
-def merge_path(mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, component_bits: float) -> MergePath:
+def merge_path(
+    mixture: Mixture,
+    counts: np.ndarray,
+    curvature: np.ndarray,
+    *,
+    component_bits: float | None,
+    widest_gap: float = np.inf,
+) -> MergePath:
     """Merge all the way down, recording at which lambda each merge begins to pay.
 
     For each component the candidate partner is its nearest in Wasserstein-2; of those pairs the one that adds
@@ -93,20 +115,25 @@ def merge_path(mixture: Mixture, counts: np.ndarray, curvature: np.ndarray, *, c
         mixture: K components.
         counts: float64 (K, T), weights of tensor t in component k.
         curvature: float64 (K,), sum of the members' curvatures.
-        component_bits: Bits that one component costs besides its ids (its numbers and its table entries).
+        component_bits: Bits that one component costs besides its ids (its numbers and its table entries); None: pairs
+            are joined in the order of their distance alone, whatever that costs and saves.
+        widest_gap: Components whose means differ by more in the second axis are never joined.
 
     Returns:
         The path; one serves every target.
     """
-    state = _State(mixture, counts, curvature, component_bits)
+    state = _State(mixture, counts, curvature, component_bits, widest_gap)
     pairs, slopes = [], []
     for _ in range(len(mixture.weights) - 1):
         i = int(np.argmin(state.slope))
+        if not np.isfinite(state.slope[i]):
+            break
         j = int(state.nearest[i])
         pairs.append((i, j))
         slopes.append(state.slope[i])
         state.join(i, j)
     return MergePath(
+        len(mixture.weights),
         np.array(pairs, dtype=np.int64).reshape(-1, 2),
         np.maximum.accumulate(np.array(slopes, dtype=np.float64)),
     )

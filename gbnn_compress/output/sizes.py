@@ -64,12 +64,15 @@ def weight_counts(artifact: Artifact) -> dict[str, int]:
     """How many weights are shared, blended, outliers and unshared; together all floating values."""
     outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
     in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
+    blends = artifact.facts.get("blends", [])
+    blended = sum(int(np.isin(index_map.ids, blends).sum()) for index_map in artifact.maps) if blends else 0
     unshared = sum(
         math.prod(info.shape)
         for info in artifact.tensors
         if info.kind == "unshared" or (info.kind == "raw" and "float" in info.dtype)
     )
-    return {"shared": in_maps - outliers, "blended": 0, "outliers": outliers, "unshared": unshared}
+    shared = in_maps - outliers - blended
+    return {"shared": shared, "blended": blended, "outliers": outliers, "unshared": unshared}
 
 
 def parameter_ratio(artifact: Artifact, weights: Mapping[str, int]) -> float:

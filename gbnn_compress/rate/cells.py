@@ -23,9 +23,25 @@ FARTHEST = 1e100
 """abs(mu / s_t) is cut here, so that squares are finite; such weights are outliers, kept exactly, anyway."""
 
 
-def row_levels(posterior: Posterior) -> np.ndarray:
-    """int64 (rows,), the index in LEVELS nearest to each row's log(sigma / s_t)."""
-    steps = np.rint(posterior.log_sigma / LEVEL_WIDTH) + len(LEVELS) // 2
+SMALLEST_MAGNITUDE = 1e-9
+"""abs(mu / s_t) from which sigma can be in proportion to it."""
+
+
+def sigma_levels(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray:
+    """The index in LEVELS nearest to each log(sigma / s_t).
+
+    Args:
+        posterior: Of the tensor.
+        rows: Some of its rows.
+        x: float64 (r, n), mu / s_t of these rows.
+
+    Returns:
+        int64 (r, 1), or (r, n) where sigma follows the magnitude.
+    """
+    log_sigma = posterior.log_sigma[rows, None]
+    if posterior.by_magnitude:
+        log_sigma = log_sigma + np.log(np.maximum(np.abs(x), SMALLEST_MAGNITUDE))
+    steps = np.rint(log_sigma / LEVEL_WIDTH) + len(LEVELS) // 2
     return np.clip(steps, 0, len(LEVELS) - 1).astype(np.int64)
 
 
@@ -68,11 +84,10 @@ def build_cells(tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Poster
 def _tensor_cells(
     tensor: torch.Tensor, posterior: Posterior, *, index: int, resolution: float
 ) -> tuple[np.ndarray, ...]:
-    levels = row_levels(posterior)
     keys, counts, sums, squares = [], [], [], []
     for rows, x in row_blocks(tensor, posterior):
         bins = _bins(x, resolution)
-        key = (bins * len(LEVELS) + levels[rows, None]).ravel()
+        key = (bins * len(LEVELS) + sigma_levels(posterior, rows, x)).ravel()
         low = int(key.min())
         count = np.bincount(key - low)
         used = np.flatnonzero(count)
@@ -88,9 +103,9 @@ def _tensor_cells(
     return tuple(column[order] for column in (np.full(len(x), index, dtype=np.int64), level, x, count, spread))
 
 
-def nearest_cells(cells: Cells, *, limit: float) -> Cells:
-    """The cells with abs(x) <= limit; all of them when there are none."""
-    inside = np.abs(cells.x) <= limit
+def nearest_cells(cells: Cells, *, limit: float | np.ndarray) -> Cells:
+    """The cells with abs(x) <= limit, one for all or (T,); all of them when there are none."""
+    inside = np.abs(cells.x) <= np.broadcast_to(limit, cells.n_tensors)[cells.tensor]
     if not inside.any():
         return cells
     return replace(

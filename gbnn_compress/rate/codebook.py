@@ -7,7 +7,7 @@ the counts, and so on. Components that no weight chooses vanish.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -31,12 +31,16 @@ class Codebook:
         counts: float64 (T, K + 1), weights of each tensor in each component; the last column counts outliers.
         penalty: lambda, curvature-weighted squared error (in units of s_t^2) that one bit is worth.
         distortion: float64 (T,), curvature-weighted squared error of each tensor, in units of s_t^2.
+        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
+        blends: int64 (B,), positions of the components that are blends of two others.
     """
 
     bank: Bank
     counts: np.ndarray
     penalty: float
     distortion: np.ndarray
+    limits: np.ndarray | None = None
+    blends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ def refine(
     penalty: float,
     value_bits: np.ndarray,
     iterations: int,
+    limits: np.ndarray | None = None,
 ) -> Codebook:
     """Alternate assignment and centroids.
 
@@ -107,13 +112,14 @@ def refine(
         penalty: lambda.
         value_bits: int64 (T,), bits of an outlier's value.
         iterations: Rounds; the last one only assigns.
+        limits: See `Codebook`.
 
     Returns:
         The codebook, means not yet on the file's grid.
     """
     mass = cells.count * curvature_of(cells.levels)[cells.level]
     for remaining in reversed(range(iterations)):
-        ids = assign_cells(cells, groups, means, counts, penalty=penalty, value_bits=value_bits)
+        ids = assign_cells(cells, groups, means, counts, penalty=penalty, value_bits=value_bits, limits=limits)
         size = len(means)
         counts = _table(cells, ids, cells.count, size)
         if not remaining:
@@ -129,7 +135,7 @@ def refine(
         means, counts = _drop_coincident(means, counts[:, np.append(used[order], size)])
     error = np.where(ids < size, (cells.x - means[np.minimum(ids, size - 1)]) ** 2 + cells.spread, 0.0)
     distortion = np.bincount(cells.tensor, weights=mass * error, minlength=cells.n_tensors)
-    return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion)
+    return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion, limits)
 
 
 def assign_cells(
@@ -140,6 +146,7 @@ def assign_cells(
     *,
     penalty: float,
     value_bits: np.ndarray,
+    limits: np.ndarray | None = None,
 ) -> np.ndarray:
     """int64 (n_cells,), the component of each cell, K for outliers."""
     ids = np.empty(len(cells.x), dtype=np.int64)
@@ -156,6 +163,7 @@ def assign_cells(
             curvature=float(curvature[level]),
             value_bits=int(value_bits[tensor]),
             total=float(totals[tensor]),
+            limit=None if limits is None else float(limits[tensor]),
         )
     return ids
 
@@ -169,6 +177,7 @@ def assign(
     curvature: float,
     value_bits: int,
     total: float,
+    limit: float | None = None,
 ) -> np.ndarray:
     """Components of weights of one tensor and level.
 
@@ -180,6 +189,7 @@ def assign(
         curvature: h s_t^2 of these weights.
         value_bits: Bits of an outlier's value.
         total: Weights of the tensor, for the price of the first outlier.
+        limit: Magnitude beyond which a weight is an outlier; None: where that is cheaper.
 
     Returns:
         int64 (n,), the component of each weight, K for outliers.
@@ -190,11 +200,13 @@ def assign(
     if not live.size:
         return np.full(len(x), size)
     winners, thresholds = decision_intervals(means[live], lengths[live], penalty=penalty / curvature)
+    chosen = winners[np.searchsorted(thresholds, x)]
+    ids = live[chosen]
+    if limit is not None:
+        return np.where(np.abs(x) > limit, size, ids)
     radius = outlier_radius(
         lengths[live], escape_length=escape, value_bits=value_bits, penalty=penalty, curvature=curvature
     )
-    chosen = winners[np.searchsorted(thresholds, x)]
-    ids = live[chosen]
     return np.where(np.abs(x - means[ids]) > radius[chosen], size, ids)
 
 

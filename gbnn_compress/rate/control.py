@@ -10,32 +10,27 @@ import numpy as np
 
 from gbnn_compress.codec.bank import encode_bank, round_bank
 from gbnn_compress.codec.tables import coarse_levels, code_lengths, table_bits
-from gbnn_compress.gaussian.merge import MergePath, merge_path
 from gbnn_compress.gaussian.mixture import fit_mixture
-from gbnn_compress.gaussian.segment import Moments, merge_exactly
+from gbnn_compress.rate.blend import with_blends
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, curvature_of, group_cells, refine
+from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, refine
+from gbnn_compress.rate.partition import (
+    COMPONENT_BITS,
+    ENTRY_BITS,
+    Partition,
+    by_distance,
+    by_grid,
+    by_rate,
+    grid_step,
+    moments_of,
+)
 from gbnn_compress.types import Cells, Mixture
 
 EM_LIMIT = 1000.0
 """Cells beyond this many typical deviations stay out of the mixture; they become outliers."""
 
-COMPONENT_BITS = 12.0
-"""What the numbers of one component cost."""
-
-ENTRY_BITS = 4.0
-"""What a component's entry in the frequency table of one tensor costs."""
-
-CUT_BELOW = 1 / 64
-"""The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
-
-LONGEST_RUN = 256
-"""Most components that exact merging joins into one."""
-
 BANK_STEP = 1 / 16
 """Grid of the bank's means over the quantisation step: finer costs bytes, coarser adds 1 % to the distortion."""
-
-REFINEMENTS = 3
 
 SHARE_OCTAVES = 2
 """Octaves of lambda from one measurement of what contexts save to the next; between them it is interpolated."""
@@ -60,23 +55,30 @@ class RateProblem:
     Attributes:
         cells: The weights.
         groups: Their runs.
-        near: The cells within EM_LIMIT; the mixture and its merging know only these.
-        owner: int64 (n_near,), component of the fitted mixture that each near cell starts in.
-        path: The merge path over these components.
-        mixture_size: Components that the mixture was fitted with.
+        near: The cells within EM_LIMIT and the limits of outliers; the components are made from only these.
+        partition: The components that lambda makes of them.
+        bank: `mixture` or `grid`, see `fit_path`.
+        mixture_size: Components that the mixture was fitted with; 0 for none.
+        refinements: Rounds of assignment at one lambda.
+        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
+        blending: `none`, `rate` or `all`, see `fit_path`.
+        log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
             and errors that stand in the bank included.
-        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers.
         share: Maps log2(lambda) / SHARE_OCTAVES to the share of their plain code lengths that ids take there.
     """
 
     cells: Cells
     groups: Groups
     near: Cells
-    owner: np.ndarray
-    path: MergePath
+    partition: Partition
+    bank: str
     mixture_size: int
+    refinements: int
+    limits: np.ndarray | None
+    blending: str
+    log_sigma_weight: float
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
     share: Callable[[int], float]
@@ -91,6 +93,13 @@ def fit_path(
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
     measure_share: Callable[[Codebook], float] = lambda book: 1.0,
+    bank: str = "mixture",
+    merging: str = "rate",
+    merge_distance: float = 1.0,
+    merge_variance: float = 1.0,
+    refinements: int = 3,
+    limits: np.ndarray | None = None,
+    blending: str = "none",
 ) -> RateProblem:
     """Fit the mixture and its merge path; one serves every target.
 
@@ -102,21 +111,35 @@ def fit_path(
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
         measure_share: The share of its plain code lengths that ids take under a codebook.
+        bank: `mixture`, or `grid` for equal steps, which refinements then move.
+        merging: `rate` (distortion against bits) or `wasserstein` (a threshold on the distance).
+        merge_distance: tau_d of `wasserstein`, in steps of the uniform quantiser that is best at lambda.
+        merge_variance: tau_v of `wasserstein`: components whose log sigma differ by more are never joined.
+        refinements: Rounds of assignment at one lambda, centroids between them.
+        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
+        blending: `none`, `rate` (blends that pay at lambda) or `all` (every blend that the test calls for).
     """
-    near = nearest_cells(cells, limit=EM_LIMIT)
-    points, counts = pooled_points(near, log_sigma_weight=log_sigma_weight, resolution=n_components / 8)
-    floor = (1.0 / n_components) ** 2
-    mixture, _ = fit_mixture(points, counts, n_components=n_components, floor=floor, max_iterations=max_iterations)
-    mixture, owner = _keep_used(mixture, near)
-    moments = _moments(near, owner)
-    path = merge_path(mixture, moments.counts, moments.curvature, component_bits=COMPONENT_BITS)
+    near = nearest_cells(cells, limit=EM_LIMIT if limits is None else np.minimum(limits, EM_LIMIT))
+    mixture_size, partition = 0, by_grid(near)
+    if bank == "mixture":
+        mixture, owner = _fitted(
+            near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
+        )
+        mixture_size, partition = len(mixture.weights), by_rate(near, mixture, owner)
+        if merging == "wasserstein":
+            gap = log_sigma_weight * merge_variance
+            partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
     problem = RateProblem(
         cells=cells,
         groups=group_cells(cells),
         near=near,
-        owner=owner,
-        path=path,
-        mixture_size=len(mixture.weights),
+        partition=partition,
+        bank=bank,
+        mixture_size=mixture_size,
+        refinements=refinements,
+        limits=limits,
+        blending=blending,
+        log_sigma_weight=log_sigma_weight,
         value_bits=value_bits,
         other_bytes=other_bytes,
         share=lambda place: 1.0,
@@ -127,56 +150,45 @@ def fit_path(
 
 
 def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
-    """The codebook for one lambda: cut the path, merge exactly, refine, put the bank on the file's grid.
+    """The codebook for one lambda: merge, refine, blend, put the bank on the file's grid.
 
     Args:
         problem: From `fit_path`.
         penalty: lambda.
-        merge_penalty: lambda for cutting and merging, when it is not the one for assignment.
+        merge_penalty: lambda for merging, when it is not the one for assignment.
 
     Returns:
         The codebook, and the exponent of the bank's grid.
     """
-    cells = problem.cells
     merge_penalty = merge_penalty or penalty
-    label = _sorted_labels(problem.near, problem.path.labels(merge_penalty * CUT_BELOW)[problem.owner])
-    runs = merge_exactly(
-        _moments(problem.near, label),
-        penalty=merge_penalty,
-        component_bits=COMPONENT_BITS,
-        entry_bits=ENTRY_BITS,
-        longest=LONGEST_RUN,
-    )
-    moments = _moments(problem.near, runs[label])
+    moments = moments_of(problem.near, problem.partition(merge_penalty))
+    means = moments.first / moments.curvature
+    if problem.bank == "grid":
+        step = grid_step(problem.near, merge_penalty)
+        means = step * np.rint(means / step)
     book = refine(
-        cells,
+        problem.cells,
         problem.groups,
-        moments.first / moments.curvature,
+        means,
         np.pad(moments.counts.T, ((0, 0), (0, 1))),
         penalty=penalty,
         value_bits=problem.value_bits,
-        iterations=REFINEMENTS,
+        iterations=problem.refinements,
+        limits=problem.limits,
     )
+    if problem.blending != "none":
+        book = with_blends(
+            problem.cells,
+            problem.groups,
+            book,
+            value_bits=problem.value_bits,
+            log_sigma_weight=problem.log_sigma_weight,
+            only_where_cheaper=problem.blending == "rate",
+            blend_bits=COMPONENT_BITS,
+            entry_bits=ENTRY_BITS,
+        )
     exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
-
-
-def _sorted_labels(cells: Cells, label: np.ndarray) -> np.ndarray:
-    """Labels renamed to 0, 1, ... in the order of their members' means."""
-    _, label = np.unique(label, return_inverse=True)
-    moments = _moments(cells, label)
-    order = np.argsort(moments.first / moments.curvature, kind="stable")
-    return np.argsort(order, kind="stable")[label]
-
-
-def _moments(cells: Cells, label: np.ndarray) -> Moments:
-    size = int(label.max()) + 1
-    mass = cells.count * curvature_of(cells.levels)[cells.level]
-    counts = np.bincount(label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)
-    curvature, first, second = (
-        np.bincount(label, weights=mass * power, minlength=size) for power in (1.0, cells.x, cells.x**2)
-    )
-    return Moments(counts.reshape(size, cells.n_tensors), curvature, first, second)
 
 
 def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> float:
@@ -296,6 +308,16 @@ def _bisect(
         else:
             outside = middle
     return inside, best
+
+
+def _fitted(
+    cells: Cells, *, n_components: int, log_sigma_weight: float, max_iterations: int
+) -> tuple[Mixture, np.ndarray]:
+    """The mixture, and the component that each cell starts in."""
+    points, counts = pooled_points(cells, log_sigma_weight=log_sigma_weight, resolution=n_components / 8)
+    floor = (1.0 / n_components) ** 2
+    mixture, _ = fit_mixture(points, counts, n_components=n_components, floor=floor, max_iterations=max_iterations)
+    return _keep_used(mixture, cells)
 
 
 def _keep_used(mixture: Mixture, cells: Cells) -> tuple[Mixture, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gbnn_compress.rate.cells import LEVELS, row_blocks, row_levels
+from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
 from gbnn_compress.types import IndexMap, Posterior
 from gbnn_compress.weights.blocks import bit_patterns
@@ -39,7 +39,15 @@ def index_maps(
         with_outliers(
             tensors[posterior.name],
             posterior.name,
-            _ids(tensors[posterior.name], posterior, book, lengths[t], int(value_bits[t]), float(totals[t])),
+            _ids(
+                tensors[posterior.name],
+                posterior,
+                book,
+                lengths[t],
+                int(value_bits[t]),
+                float(totals[t]),
+                None if book.limits is None else float(book.limits[t]),
+            ),
             escape=len(book.bank.means),
         )
         for t, posterior in enumerate(posteriors)
@@ -113,11 +121,12 @@ SPENDING_ATTEMPTS = 12
 
 def _error_bins(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
     """uint16 (n,), the upper half of the float32 of each weight's curvature-weighted squared error; 0 for outliers."""
-    table, levels, start = np.append(means, np.nan), row_levels(posterior), 0
+    table, start = np.append(means, np.nan), 0
     parts = []
     for rows, x in row_blocks(tensor, posterior):
         difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
-        error = np.nan_to_num(difference**2 * curvature_of(LEVELS)[levels[rows], None]).astype(np.float32)
+        curvature = curvature_of(LEVELS)[sigma_levels(posterior, rows, x)]
+        error = np.nan_to_num(difference**2 * curvature).astype(np.float32)
         parts.append((error.ravel().view(np.uint32) >> np.uint32(16)).astype(np.uint16))
         start += x.size
     return np.concatenate(parts)
@@ -154,21 +163,24 @@ def _ids(
     lengths: np.ndarray,
     value_bits: int,
     total: float,
+    limit: float | None,
 ) -> np.ndarray:
     escape = len(book.bank.means)
-    levels, curvature = row_levels(posterior), curvature_of(LEVELS)
+    curvature = curvature_of(LEVELS)
     ids = np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=np.min_scalar_type(escape))
     for rows, x in row_blocks(tensor, posterior):
-        part = levels[rows]
+        part = sigma_levels(posterior, rows, x)
         for level in np.unique(part):
-            chosen = part == level
+            chosen = part == level if posterior.by_magnitude else (part == level)[:, 0]
+            these = x[chosen]
             ids[rows][chosen] = assign(
-                x[chosen].ravel(),
+                these.ravel(),
                 book.bank.means,
                 lengths,
                 penalty=book.penalty,
                 curvature=float(curvature[level]),
                 value_bits=value_bits,
                 total=total,
-            ).reshape(-1, x.shape[1])
+                limit=limit,
+            ).reshape(these.shape)
     return ids.ravel()

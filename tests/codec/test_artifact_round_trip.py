@@ -109,6 +109,13 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, network: dict[str,
     ]
 
 
+@pytest.mark.parametrize("blends", [3, ["0"], [0.5], [True]])
+def test_blends_that_are_no_ids_are_an_artifact_error(tmp_path: Path, blends: object) -> None:
+    path = forged(tmp_path / "file", manifest=as_section({**golden_manifest(), "blends": blends}))
+    with pytest.raises(ArtifactError, match="contradicts itself"):
+        read_artifact(path)
+
+
 @pytest.mark.parametrize("name", FACTS)
 def test_a_missing_fact_is_an_artifact_error(tmp_path: Path, name: str) -> None:
     manifest = golden_manifest()

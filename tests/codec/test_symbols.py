@@ -227,3 +227,16 @@ def test_a_stream_that_is_none_is_an_artifact_error(damage: object) -> None:
     tables, data = encode_maps([random_map(50, 400)], [(20, 20)], values_of(50))
     with pytest.raises(ArtifactError):
         decoded(damage(data), tables, [(20, 20)], values_of(50))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_contexts_may_be_forbidden(allowed: bool) -> None:
+    random = np.random.default_rng(0)
+    spread = np.exp(random.normal(size=(40, 1)))
+    ids = np.clip(np.rint(10 + 3 * spread * random.normal(size=(40, 500))), 0, 20).astype(np.uint8).ravel()
+    values = values_of(22)
+    tables, data = encode_maps([ids], [(40, 500)], values, contexts=allowed)
+    assert (tables[0].rule is not None) == allowed
+    decoded: list[np.ndarray] = []
+    decode_maps(data, tables, [(40, 500)], values, consume=lambda i, part: decoded.append(part))
+    np.testing.assert_array_equal(decoded[0], ids)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
-from gbnn_compress.rate.cells import LEVELS, build_cells, nearest_cells, pooled_points, row_blocks, row_levels
+from gbnn_compress.rate.cells import LEVELS, build_cells, nearest_cells, pooled_points, row_blocks, sigma_levels
 from gbnn_compress.types import Posterior
 
 
@@ -36,7 +36,8 @@ def test_counts_means_and_squares_are_kept(seed: int, resolution: float) -> None
         assert count.sum() == len(x)
         assert count @ mean == pytest.approx(x.sum(), rel=1e-9, abs=1e-9)
         assert count @ (mean**2 + cells.spread[chosen]) == pytest.approx((x**2).sum(), rel=1e-9)
-        rows = np.bincount(row_levels(part), minlength=len(LEVELS)) * (len(x) // len(part.log_sigma))
+        every = sigma_levels(part, slice(None), x.reshape(len(part.log_sigma), -1))
+        rows = np.bincount(every[:, 0], minlength=len(LEVELS)) * (len(x) // len(part.log_sigma))
         levels = np.bincount(cells.level[chosen], weights=count, minlength=len(LEVELS))
         np.testing.assert_array_equal(levels, rows)
     order = np.lexsort((cells.x, cells.level, cells.tensor))
@@ -60,9 +61,17 @@ def test_any_magnitude_fits() -> None:
 
 
 def test_levels_are_half_octaves_within_two_octaves() -> None:
-    levels = row_levels(Posterior("w", 1.0, np.log(2.0) * np.array([-9, -2, -0.5, 0, 0.2, 0.3, 2, 9])))
+    octaves = np.array([-9, -2, -0.5, 0, 0.2, 0.3, 2, 9])
+    levels = sigma_levels(Posterior("w", 1.0, np.log(2.0) * octaves), slice(None), np.ones((8, 3)))[:, 0]
     np.testing.assert_array_equal(levels, [0, 0, 3, 4, 4, 5, 8, 8])
     np.testing.assert_allclose(LEVELS[levels[2]], -np.log(2) / 2)
+
+
+def test_levels_may_follow_the_magnitude_of_each_weight() -> None:
+    x = np.array([[0.25, -1.0, 0.0], [4.0, 2.0, -1e9]])
+    by_magnitude = Posterior("w", 1.0, np.log([1.0, 0.5]), by_magnitude=True)
+    np.testing.assert_array_equal(sigma_levels(by_magnitude, slice(None), x), [[0, 4, 0], [6, 4, 8]])
+    np.testing.assert_array_equal(sigma_levels(by_magnitude, slice(1, 2), x[1:]), [[6, 4, 8]])
 
 
 def test_row_blocks_cover_the_tensor_in_order() -> None:

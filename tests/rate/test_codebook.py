@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
-from gbnn_compress.rate.cells import LEVELS, row_levels
+from gbnn_compress.rate.cells import LEVELS, sigma_levels
 from gbnn_compress.rate.codebook import (
     NOISE_CEILING,
     Codebook,
@@ -140,7 +140,8 @@ def test_predicted_distortion_is_that_of_the_maps() -> None:
         assert np.abs(counts - book.counts[index]).sum() <= 0.06 * counts.sum()
         x = tensor.double().numpy().reshape(len(posterior.log_sigma), -1) / posterior.scale
         difference = np.nan_to_num(x - np.append(book.bank.means, np.nan)[index_map.ids].reshape(x.shape))
-        curved += float((curvature_of(LEVELS[row_levels(posterior)]) * (difference**2).sum(axis=1)).sum())
+        curvature = curvature_of(LEVELS[sigma_levels(posterior, slice(None), x)])
+        curved += float((curvature * difference**2).sum())
         error, total = squared_errors(tensor, posterior, index_map, book.bank.means)
         assert total == pytest.approx((x**2).sum())
         assert 0 < error < total

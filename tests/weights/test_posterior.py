@@ -17,6 +17,7 @@ from gbnn_compress.weights.posterior import (
     SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
+    magnitude_posterior,
     typical_size,
     value_unit,
 )
@@ -207,3 +208,18 @@ def test_units_of_batch_norm_vectors_and_others() -> None:
     assert value_unit("fc.bias", network) == (pytest.approx(float(network["fc.bias"].double().norm())), False)
     assert value_unit("zeros", {"zeros": torch.zeros(3)}) == (0.0, False)
     assert value_unit("running_var", {"running_var": torch.ones(4)})[1]
+
+
+def test_sigma_may_follow_the_magnitude_of_each_weight() -> None:
+    tensors = {"a": normal(4, 50), "b": normal(8, 100, seed=1)}
+    typical = typical_size([200, 800])
+    for posterior, usual in zip(
+        magnitude_posterior(tensors, ["a", "b"]), data_free_posterior(tensors, ["a", "b"]), strict=True
+    ):
+        assert posterior.by_magnitude
+        assert posterior.scale == usual.scale
+        assert posterior.log_sigma.shape == usual.log_sigma.shape
+        # Of a weight at the root mean square, sigma is s_t.
+        rms = posterior.scale * np.sqrt(typical / tensors[posterior.name].numel())
+        assert rms == pytest.approx(float(tensors[posterior.name].double().square().mean().sqrt()), rel=0.05)
+        np.testing.assert_allclose(np.exp(posterior.log_sigma) * rms / posterior.scale, 1.0)

@@ -1,0 +1,101 @@
+"""Which weights share a component at one lambda, by the rules that recipes choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from gbnn_compress.gaussian.merge import MergePath, merge_path
+from gbnn_compress.gaussian.segment import Moments, merge_exactly
+from gbnn_compress.rate.codebook import HIGH_RATE_STEP, curvature_of
+from gbnn_compress.types import Cells, Mixture
+
+COMPONENT_BITS = 12.0
+"""What the numbers of one component cost."""
+
+ENTRY_BITS = 4.0
+"""What a component's entry in the frequency table of one tensor costs."""
+
+CUT_BELOW = 1 / 64
+"""The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
+
+LONGEST_RUN = 256
+"""Most components that exact merging joins into one."""
+
+LARGEST_GRID = 4096
+
+Partition = Callable[[float], np.ndarray]
+"""Maps lambda to int64 (n_cells,), the component of each cell, ascending in the members' mean."""
+
+
+def by_rate(cells: Cells, mixture: Mixture, owner: np.ndarray) -> Partition:
+    """Merge what adds less distortion than lambda times the bits it saves: cut the path early, then exactly.
+
+    Args:
+        cells: The weights of the mixture.
+        mixture: As fitted.
+        owner: int64 (n_cells,), component of the mixture that each cell starts in.
+    """
+    moments = moments_of(cells, owner)
+    path = merge_path(mixture, moments.counts, moments.curvature, component_bits=COMPONENT_BITS)
+    return partial(_cut_and_merge, cells, owner, path)
+
+
+def by_distance(
+    cells: Cells, mixture: Mixture, owner: np.ndarray, *, merge_distance: float, widest_gap: float
+) -> Partition:
+    """Merge what is nearer than a threshold in Wasserstein-2 distance, nearest first, whatever it costs and saves.
+
+    Args:
+        cells: The weights of the mixture.
+        mixture: As fitted.
+        owner: int64 (n_cells,), component of the mixture that each cell starts in.
+        merge_distance: tau_d, in steps of the uniform quantiser that is best at lambda.
+        widest_gap: tau_v, in units of the mixture's second axis.
+    """
+    counts = moments_of(cells, owner).counts
+    path = merge_path(mixture, counts, counts.sum(axis=1), component_bits=None, widest_gap=widest_gap)
+    return lambda penalty: ascending(cells, path.labels(merge_distance**2 * HIGH_RATE_STEP * penalty)[owner])
+
+
+def by_grid(cells: Cells) -> Partition:
+    """Cut the line into the steps of `grid_step`, one of them around zero."""
+    return lambda penalty: ascending(cells, np.rint(cells.x / grid_step(cells, penalty)))
+
+
+def grid_step(cells: Cells, penalty: float) -> float:
+    """Step of the best uniform quantiser at lambda, but no finer than gives LARGEST_GRID components."""
+    return max(float(np.sqrt(HIGH_RATE_STEP * penalty)), 2 * float(np.abs(cells.x).max()) / LARGEST_GRID)
+
+
+def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:
+    """Labels renamed to 0, 1, ... in the order of their members' means."""
+    _, label = np.unique(label, return_inverse=True)
+    moments = moments_of(cells, label)
+    order = np.argsort(moments.first / moments.curvature, kind="stable")
+    return np.argsort(order, kind="stable")[label]
+
+
+def moments_of(cells: Cells, label: np.ndarray) -> Moments:
+    """What merging needs to know of labels 0, 1, ..."""
+    size = int(label.max()) + 1
+    mass = cells.count * curvature_of(cells.levels)[cells.level]
+    counts = np.bincount(label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)
+    curvature, first, second = (
+        np.bincount(label, weights=mass * power, minlength=size) for power in (1.0, cells.x, cells.x**2)
+    )
+    return Moments(counts.reshape(size, cells.n_tensors), curvature, first, second)
+
+
+def _cut_and_merge(cells: Cells, owner: np.ndarray, path: MergePath, penalty: float) -> np.ndarray:
+    label = ascending(cells, path.labels(penalty * CUT_BELOW)[owner])
+    runs = merge_exactly(
+        moments_of(cells, label),
+        penalty=penalty,
+        component_bits=COMPONENT_BITS,
+        entry_bits=ENTRY_BITS,
+        longest=LONGEST_RUN,
+    )
+    return runs[label]
