@@ -16,7 +16,7 @@ from gbnn_compress.codec.bits import read_length, write_length
 from gbnn_compress.errors import ArtifactError, OutputError
 
 FORMAT = "gbnn-compress"
-VERSION = "0"
+VERSION = "1"
 TENSOR = "data"
 SECTIONS = ("manifest", "bank", "maps", "outliers", "values")
 

@@ -22,7 +22,7 @@ from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
 from gbnn_compress.weights.rebuild import rebuild
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 

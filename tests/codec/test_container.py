@@ -23,7 +23,7 @@ from gbnn_compress.errors import ArtifactError, OutputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 SECTIONS = {"manifest": b"{}" * 100, "bank": b"bank", "maps": b"maps" * 9, "outliers": b"", "values": b"\0\1"}
 
 
@@ -57,7 +57,7 @@ def test_is_a_safetensors_file_of_bytes(tmp_path: Path) -> None:
 def test_metadata_is_the_version() -> None:
     data = pack(SECTIONS)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert header["__metadata__"] == {"gbnn-compress": "0"}
+    assert header["__metadata__"] == {"gbnn-compress": "1"}
 
 
 def test_sections_follow_their_lengths_and_checksums() -> None:
@@ -122,7 +122,7 @@ def test_a_damaged_section_is_named(tmp_path: Path, section: str) -> None:
     assert "checksum" in line
 
 
-def stamped(tensors: dict[str, np.ndarray], version: str = "0") -> bytes:
+def stamped(tensors: dict[str, np.ndarray], version: str = "1") -> bytes:
     """A safetensors file that says it is an artifact."""
     return safetensors.numpy.save(tensors, metadata={"gbnn-compress": version})
 
@@ -158,10 +158,10 @@ def test_foreign_safetensors_file(tmp_path: Path, metadata: dict[str, str] | Non
     assert "some other safetensors file" in refusal(saved(tmp_path / "net.safetensors", data))
 
 
-@pytest.mark.parametrize("version", ["", "1", "0.1", "0 "])
+@pytest.mark.parametrize("version", ["", "0", "1.1", "1 "])
 def test_other_version(tmp_path: Path, version: str) -> None:
     line = refusal(saved(tmp_path / "file", stamped({"data": np.zeros(1, np.uint8)}, version)))
-    assert "expected format version 0" in line
+    assert "expected format version 1" in line
     assert repr(version) in line
 
 

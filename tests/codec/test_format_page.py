@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
@@ -72,7 +72,7 @@ def read_container(data: bytes) -> dict[str, bytes]:
     header = json.loads(data[8 : 8 + length])
     data = data[8 + length :]
     assert header == {
-        "__metadata__": {"gbnn-compress": "0"},
+        "__metadata__": {"gbnn-compress": "1"},
         "data": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
     }
     entries = []

@@ -18,8 +18,8 @@ from gbnn_compress.weights.blocks import bit_patterns
 from gbnn_compress.weights.rebuild import rebuild
 
 FOLDER = Path(__file__).parent
-ARTIFACT = FOLDER / "version0.gbnn.safetensors"
-EXPECTED = FOLDER / "version0.npz"
+ARTIFACT = FOLDER / "version1.gbnn.safetensors"
+EXPECTED = FOLDER / "version1.npz"
 
 EXPONENT = -4
 MEAN_CODES = (-41, -22, -9, -3, 0, 3, 8, 22, 41)

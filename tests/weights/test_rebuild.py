@@ -17,7 +17,7 @@ from gbnn_compress.weights.rebuild import component_deviations, rebuild
 if TYPE_CHECKING:
     from gbnn_compress.types import Artifact
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "version0.gbnn.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 
 
 class TiedNetwork(torch.nn.Module):
