@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ def _half(values: np.ndarray) -> np.ndarray:
     return half
 
 
-def timed(encode: Any, tensors: Tensors, **options: Any) -> Coded:
+def timed(encode: Callable[..., bytes], tensors: Tensors, **options: Any) -> Coded:
     """Run `palettise` or `round_to_integers`, and decode its file."""
     start = time.perf_counter()
     file = encode(tensors, **options)

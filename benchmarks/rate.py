@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ CODECS = ("ours", "ours-data", "nncodec", "k-means", "integers")
 
 def main() -> None:
     options = parse()
-    points = []
+    points: list[Point] = []
     for name in options.networks:
-        network = Network(dataclasses.replace(CASES[name], **limit_of(options)), options.data_dir, options.cache)
+        case = dataclasses.replace(CASES[name], limit=options.limit or CASES[name].limit)
+        network = Network(case, options.data_dir, options.cache)
         for codec in options.codecs:
             points += measure(network, codec, options)
     table = rate_report.tables(points)
@@ -87,10 +89,6 @@ def parse() -> argparse.Namespace:
     if "ours-data" in options.codecs and not HAS_CALIBRATION:
         parser.error("`ours-data`: this version of gbnn_compress takes no calibration data")
     return options
-
-
-def limit_of(options: argparse.Namespace) -> dict[str, int]:
-    return {"limit": options.limit} if options.limit else {}
 
 
 def measure(network: Network, codec: str, options: argparse.Namespace) -> Iterator[Point]:
@@ -141,17 +139,17 @@ def jobs(network: Network, codec: str, options: argparse.Namespace) -> Iterator[
     case, tensors = network.case, network.floating
     if codec.startswith("ours"):
         for ratio in case.ratios:
-            yield codec, f"{ratio:g}x", lambda r=ratio: ours(network, r, calibrated=codec == "ours-data")
+            yield codec, f"{ratio:g}x", partial(ours, network, ratio, calibrated=codec == "ours-data")
     elif codec == "nncodec":
         for setting, (qps, tools) in NNCODEC_SETTINGS.items():
             for qp in qps:
-                yield setting, f"qp {qp}", lambda t=tools, q=qp: nncodec(network, options, qp=q, **t)
+                yield setting, f"qp {qp}", partial(nncodec, network, options, qp=qp, **tools)
     elif codec == "k-means":
         for bits in (2, 3, 4, 5, 6):
-            yield codec, f"{2**bits} centroids", lambda b=bits: peers.timed(peers.palettise, tensors, bits=b)
+            yield codec, f"{2**bits} centroids", partial(peers.timed, peers.palettise, tensors, bits=bits)
     else:
         for bits in (3, 4, 5, 6, 8):
-            yield codec, f"int{bits}", lambda b=bits: peers.timed(peers.round_to_integers, tensors, bits=b)
+            yield codec, f"int{bits}", partial(peers.timed, peers.round_to_integers, tensors, bits=bits)
 
 
 def ours(network: Network, ratio: float, *, calibrated: bool) -> Coded:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
 from pathlib import Path
+
+LOOKS = {
+    "ours": ("C3", "ours, data-free"),
+    "ours-data": ("C1", "ours, with inputs"),
+    "nncodec": ("C0", "NNCodec, best data-free setting"),
+    "k-means": ("C2", "k-means palette + zstd"),
+    "integers": ("C7", "integers by channel + zstd"),
+}
+"""Colour and name of each codec in the plot."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,9 @@ class Point:
         return self.raw_bytes / self.size_bytes
 
 
+Quality = Callable[[Point], float]
+
+
 def grouped(points: Iterable[Point], *names: str) -> dict[tuple[str, ...], list[Point]]:
     """Points by some of their attributes, in order of appearance."""
     groups: dict[tuple[str, ...], list[Point]] = {}
@@ -53,41 +65,53 @@ def grouped(points: Iterable[Point], *names: str) -> dict[tuple[str, ...], list[
     return groups
 
 
-def front(points: Iterable[Point]) -> list[Point]:
-    """Those that no other point beats in both bytes and agreement, from the largest file to the smallest."""
+def agreement(point: Point) -> float:
+    """One of two ways to say how good a file is: higher is better."""
+    return point.agreement
+
+
+def closeness(point: Point) -> float:
+    """The other way, less noisy on few images: minus the logarithm of the logit KL."""
+    return -log(max(point.logit_kl, 1e-9))
+
+
+def front(points: Iterable[Point], *, quality: Quality = agreement) -> list[Point]:
+    """Those that no other point beats in both bytes and quality, from the largest file to the smallest."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.size_bytes, -point.agreement)):
-        if not best or point.agreement > best[-1].agreement:
+    for point in sorted(points, key=lambda point: (point.size_bytes, -quality(point))):
+        if not best or quality(point) > quality(best[-1]):
             best.append(point)
     return best[::-1]
 
 
-def bytes_at(points: Sequence[Point], agreement: float) -> tuple[float, str] | None:
-    """The smallest file of a codec at an agreement, and the setting that gives it.
+def bytes_at(points: Sequence[Point], level: float, *, quality: Quality = agreement) -> tuple[float, str] | None:
+    """The smallest file of a codec at a quality, and the setting that gives it.
 
-    Log-bytes are interpolated linearly in agreement, on the front of each setting and on that of all settings
+    Log-bytes are interpolated linearly in the quality, on the front of each setting and on that of all settings
     together; the smallest counts.
 
     Returns:
-        None where no front spans the agreement.
+        None where no front spans the level.
     """
     curves = {setting: curve for (setting,), curve in grouped(points, "setting").items()}
     curves |= {"several settings": list(points)} if len(curves) > 1 else {}
     found = []
     for setting, curve in curves.items():
-        for better, worse in pairwise(front(curve)):
-            if worse.agreement <= agreement <= better.agreement:
-                share = (agreement - worse.agreement) / (better.agreement - worse.agreement)
+        for better, worse in pairwise(front(curve, quality=quality)):
+            if quality(worse) <= level <= quality(better):
+                share = (level - quality(worse)) / (quality(better) - quality(worse))
                 found.append((exp((1 - share) * log(worse.size_bytes) + share * log(better.size_bytes)), setting))
     return min(found, default=None)
 
 
 def tables(points: Sequence[Point]) -> str:
-    """Markdown: what was measured, then bytes at equal agreement, by network and images scored."""
+    """Markdown: what was measured, then bytes at equal quality, by network and images scored."""
     parts = []
     for (network, scored), group in grouped(points, "network", "scored").items():
         parts += [f"### {network} ({scored})", measured(group)]
-        parts += [equal_agreement(group, codec) for (codec,) in grouped(group, "codec") if codec.startswith("ours")]
+        for (codec,) in grouped(group, "codec"):
+            if codec.startswith("ours"):
+                parts += [equal_quality(group, codec, quality=quality) for quality in (agreement, closeness)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -109,31 +133,30 @@ def measured(points: Sequence[Point]) -> str:
     return markdown(["codec", "setting", "ratio", "drop", "agreement", "logit KL", "seconds"], rows)
 
 
-def equal_agreement(points: Sequence[Point], ours: str) -> str:
-    """Bytes of ours over bytes of each peer, at each agreement of ours; below 1 ours is smaller."""
+def equal_quality(points: Sequence[Point], ours: str, *, quality: Quality) -> str:
+    """Bytes of ours over bytes of each peer, at each point of ours; below 1 ours is smaller."""
     codecs = grouped(points, "codec")
     others = {codec: curve for (codec,), curve in codecs.items() if not codec.startswith("ours")}
     if not others:
         return ""
+    name = "agreement" if quality is agreement else "logit KL"
     rows = []
     for point in sorted(codecs[(ours,)], key=lambda point: point.ratio):
-        row = [f"{point.ratio:.2f}", f"{100 * point.agreement:.2f} %", f"{point.size_bytes:,}"]
+        level = f"{100 * point.agreement:.2f} %" if quality is agreement else f"{point.logit_kl:.4f}"
+        row = [f"{point.ratio:.2f}", level, f"{point.size_bytes:,}"]
         for curve in others.values():
-            same = bytes_at(curve, point.agreement)
+            same = bytes_at(curve, quality(point), quality=quality)
             row += [f"{point.size_bytes / same[0]:.3f}", same[1]] if same else ["–", "–"]
         rows.append(row)
-    header = ["ratio", "agreement", "bytes"]
+    header = ["ratio", name, "bytes"]
     for codec in others:
-        header += [f"bytes / {codec}'s", "its setting"]
-    return f"Bytes at equal agreement, `{ours}`:\n\n{markdown(header, rows)}"
+        header += [f"bytes / bytes of {codec}", "its setting"]
+    return f"Bytes at equal {name}, `{ours}` over each peer at its best:\n\n{markdown(header, rows)}"
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
-
-
-COLOURS = {"ours": "C3", "ours-data": "C1", "nncodec": "C0", "k-means": "C2", "integers": "C7"}
 
 
 def plot(points: Sequence[Point], path: Path) -> None:
@@ -143,22 +166,34 @@ def plot(points: Sequence[Point], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    groups = grouped(points, "network", "scored")
+    groups = plotted(points)
     figure, axes = pyplot.subplots(len(groups), 2, figsize=(11, 3.6 * len(groups)), squeeze=False, layout="constrained")
     figure.suptitle("Agreement and accuracy drop against the ratio of the whole file")
-    for (left, right), ((network, scored), group) in zip(axes, groups.items(), strict=True):
+    for (left, right), (title, group) in zip(axes, groups.items(), strict=True):
         for (codec,), curve in grouped(group, "codec").items():
-            style = {"color": COLOURS[codec], "zorder": 3 if codec.startswith("ours") else 2}
+            colour, label = LOOKS[codec]
+            style = {"color": colour, "zorder": 3 if codec.startswith("ours") else 2}
             line = front(curve)
             for panel, height in ((left, lambda p: 100 * p.agreement), (right, lambda p: p.drop)):
                 dots = [(point.ratio, height(point)) for point in curve]
                 panel.scatter(*zip(*dots, strict=True), s=8, alpha=0.4, linewidths=0, **style)
-                panel.plot([p.ratio for p in line], [height(p) for p in line], marker="o", ms=3, label=codec, **style)
-        for panel, label in ((left, "agreement with the original, %"), (right, "accuracy drop, points")):
-            panel.set(title=f"{network} ({scored})", xlabel="ratio, whole file", ylabel=label)
+                panel.plot([p.ratio for p in line], [height(p) for p in line], marker="o", ms=3, label=label, **style)
+        for panel, label in ((left, "same class as the original, %"), (right, "accuracy drop, points")):
+            panel.set(title=title, xlabel="ratio (floating tensors / whole file)", ylabel=label)
             panel.grid(alpha=0.3)
         left.set_ylim(bottom=80, top=100.2)
         right.set_ylim(top=12, bottom=min(-0.5, *(p.drop for p in group)))
         left.legend()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def plotted(points: Sequence[Point]) -> dict[str, list[Point]]:
+    """For each network the images that every codec was scored on: those of `ours-data` where it is there."""
+    chosen = {}
+    for (network,), group in grouped(points, "network").items():
+        parts = grouped(group, "scored")
+        calibrated = [part for part, curve in parts.items() if any(point.codec == "ours-data" for point in curve)]
+        part = (calibrated or list(parts))[0]
+        chosen[f"{network} ({part[0]})"] = parts[part]
+    return chosen

@@ -113,11 +113,24 @@ def test_log_bytes_are_linear_in_agreement_on_the_best_setting():
     assert rate_report.bytes_at(curve, 0.9) is None
 
 
+def test_log_bytes_are_linear_in_log_kl():
+    curve = [replace(point(0.9, 400), logit_kl=0.001), replace(point(0.9, 100), logit_kl=0.1)]
+    level = rate_report.closeness(replace(curve[0], logit_kl=0.01))
+    assert rate_report.bytes_at(curve, level, quality=rate_report.closeness) == (pytest.approx(200), "a")
+
+
 def test_tables_compare_ours_with_each_peer():
     points = [point(0.97, 190, codec="ours", setting="ours"), point(0.99, 400), point(0.95, 100)]
     text = rate_report.tables(points)
     assert "| peer | a, dial | 2500.00 | 0.00 | 99.00 % | 0.0000 | 1.0 |" in text
     assert "| 5263.16 | 97.00 % | 190 | 0.950 | a |" in text
+
+
+def test_plot_takes_the_images_that_calibration_left():
+    whole, half = point(0.9, 100, codec="ours"), replace(point(0.9, 100, codec="ours"), scored="second half")
+    calibrated = replace(half, codec="ours-data")
+    assert rate_report.plotted([whole, half]) == {"net (10 images)": [whole]}
+    assert rate_report.plotted([whole, half, calibrated]) == {"net (second half)": [half, calibrated]}
 
 
 def test_plot_writes_a_picture(tmp_path):
