@@ -46,10 +46,10 @@ NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
     "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
     "bnf": (range(-34, -15, 4), {"fold": True}),
     "bnf, opt_qp": (range(-42, -17, 4), {"fold": True, "opt_qp": True}),
-    "bnf, nonweight_qp -44": (range(-34, -13, 2), {"fold": True, "nonweight_qp": -44}),
-    "bnf, opt_qp, nonweight_qp -44": (range(-42, -17, 2), {"fold": True, "opt_qp": True, "nonweight_qp": -44}),
+    "bnf, nonweight_qp -44": (range(-34, -12, 3), {"fold": True, "nonweight_qp": -44}),
+    "bnf, opt_qp, nonweight_qp -44": (range(-42, -17, 3), {"fold": True, "opt_qp": True, "nonweight_qp": -44}),
     "bnf, nonweight_qp -44, lambda_scale 1": (
-        range(-34, -15, 2),
+        range(-34, -15, 3),
         {"fold": True, "nonweight_qp": -44, "lambda_scale": 1.0},
     ),
 }
