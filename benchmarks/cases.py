@@ -36,7 +36,7 @@ class Case:
         preprocessing: Options of `Evaluation`.
         epsilon: Of the batch norms.
         ratios: Targets of ours.
-        span: Lowest and highest ratio at which peers are scored.
+        span: Lowest and highest ratio at which NNCodec is scored.
     """
 
     name: str

@@ -127,9 +127,9 @@ def measure(network: Network, codec: str, options: argparse.Namespace) -> Iterat
 
 
 def score(network: Network, codec: str, coded: Coded) -> dict[str, Any]:
-    """What the cache keeps of a file; peers far from the ratios of interest have no scores."""
+    """What the cache keeps of a file; NNCodec's far from the ratios of interest have no scores."""
     lowest, highest = network.case.span
-    wanted = codec.startswith("ours") or lowest <= network.raw_bytes / coded.size_bytes <= highest
+    wanted = codec != "nncodec" or lowest <= network.raw_bytes / coded.size_bytes <= highest
     scores = network.scores(coded.tensors, calibrated=codec == "ours-data") if wanted else {}
     return {"size_bytes": coded.size_bytes, "seconds": round(coded.seconds, 3), "scores": scores}
 
@@ -178,7 +178,7 @@ def version_of(codec: str, case: Case) -> list[Any]:
     """Beside the setting, all that a cached point hangs on."""
     if codec.startswith("ours"):
         return [source_hash(), case.calibration_inputs if codec == "ours-data" else 0]
-    return [PEER_REVISION, *case.span, peers.NNCODEC_VERSION if codec == "nncodec" else ""]
+    return [PEER_REVISION, *case.span, peers.NNCODEC_VERSION] if codec == "nncodec" else [PEER_REVISION]
 
 
 def source_hash() -> str:
