@@ -183,7 +183,9 @@ def plot(points: Sequence[Point], path: Path) -> None:
             panel.grid(alpha=0.3)
         left.set_ylim(bottom=80, top=100.2)
         right.set_ylim(top=12, bottom=min(-0.5, *(p.drop for p in group)))
-        left.legend()
+    entries = [panel.get_legend_handles_labels() for panel in axes[:, 0]]
+    drawn = {label: line for lines, labels in entries for line, label in zip(lines, labels, strict=True)}
+    figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
