@@ -337,11 +337,17 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigne
         facts={
             **prepared.facts,
             **_damage_facts(prepared, book, assigned.damage, safe_ratio),
-            "noise": noise_deviation(book, relative=float(prepared.facts["recipe"]["noise"]), typical=prepared.typical),
+            "noise": noise_deviation(book, relative=_relative_noise(prepared), typical=prepared.typical),
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
         },
         contexts=prepared.facts["recipe"].get("contexts", True),
     )
+
+
+def _relative_noise(prepared: Prepared) -> float:
+    """Noise over quantisation error: feedback makes the error good, but not the noise."""
+    gain = 1.0 if prepared.calibration is None else prepared.calibration.gain
+    return float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(gain))
 
 
 def _damage(prepared: Prepared, book: Codebook) -> Damage:

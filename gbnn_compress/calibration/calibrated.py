@@ -41,6 +41,11 @@ class Calibration:
     synthetic: bool
     layers: Mapping[str, LayerStatistics]
 
+    @property
+    def gain(self) -> float:
+        """How many times less an error costs with feedback: the geometric mean over the layers."""
+        return float(np.exp(np.mean([np.log(layer.gain) for layer in self.layers.values()]))) if self.layers else 1.0
+
 
 def calibrate(network: torch.nn.Module, inputs: torch.Tensor, *, names: Sequence[str], synthetic: bool) -> Calibration:
     """Survey a network.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -33,12 +33,14 @@ class LayerStatistics:
         gradient: float64 (rows,), squared gradient of the model's own log-likelihood by each filter's output,
             summed over positions, averaged over inputs; None without gradients.
         calls: How often a forward pass uses the layer.
+        gain: What the error costs without feedback, over `column`.
     """
 
     column: float
     power: np.ndarray
     gradient: np.ndarray | None
     calls: int
+    gain: float = 1.0
 
 
 def survey(
@@ -66,21 +68,18 @@ def survey(
     def on_layer(call: Call) -> torch.Tensor:
         y = call.run(call.x, call.weight, call.bias)
         if call.name in seen:
-            old = seen[call.name]
-            seen[call.name] = LayerStatistics(old.column, old.power, None, old.calls + 1)
+            seen[call.name] = replace(seen[call.name], calls=seen[call.name].calls + 1)
         else:
             _, variance = channel_moments(y, linear=call.geometry is None)
-            seen[call.name] = LayerStatistics(_column(call, damping), variance.numpy(), None, 1)
+            column, plain = _costs(call, damping)
+            seen[call.name] = LayerStatistics(column, variance.numpy(), None, 1, gain=plain / column)
         return y
 
     with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=match_batch_norm)):
         network(inputs.clone())  # the network's own, should it work in place
     if gradients:
         squares = _squared_gradients(network, tensors, inputs[:GRADIENT_INPUTS])
-        seen = {
-            name: LayerStatistics(layer.column, layer.power, squares.get(name), layer.calls)
-            for name, layer in seen.items()
-        }
+        seen = {name: replace(layer, gradient=squares.get(name)) for name, layer in seen.items()}
     return seen
 
 
@@ -114,13 +113,15 @@ def column_blocks(width: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def _column(call: Call, damping: float) -> float:
+def _costs(call: Call, damping: float) -> tuple[float, float]:
+    """Squared output error of one weight's unit error, averaged over the weights: with and without feedback."""
     (patches,) = sampled_patches(call, [call.x], seed=0)
-    costs = []
+    fed_back, plain = [], []
     for block in column_blocks(patches.shape[2]):
-        factor = inverse_factor(trusted(patches[:, :, block], damping=damping))
-        costs.append((1 / np.einsum("gjj->gj", factor) ** 2).ravel())
-    return float(np.concatenate(costs).mean())
+        hessian = trusted(patches[:, :, block], damping=damping)
+        fed_back.append((1 / np.einsum("gjj->gj", inverse_factor(hessian)) ** 2).ravel())
+        plain.append(np.einsum("gjj->gj", hessian).ravel())
+    return float(np.concatenate(fed_back).mean()), float(np.concatenate(plain).mean())
 
 
 def _squared_gradients(
