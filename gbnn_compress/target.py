@@ -138,10 +138,6 @@ def prepare(
     posteriors = posterior(tensors, selection.shared)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
-    if calibration is not None and not calibration.synthetic:
-        from gbnn_compress.calibration.posterior import calibrated_posterior
-
-        posteriors = calibrated_posterior(posteriors, calibration.layers, typical=typical)
     counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     infos = tensor_infos(checkpoint, selection)

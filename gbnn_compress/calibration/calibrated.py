@@ -65,7 +65,6 @@ def calibrate(network: torch.nn.Module, inputs: torch.Tensor, *, names: Sequence
             inputs,
             damping=_damping(synthetic),
             match_batch_norm=synthetic,
-            gradients=not synthetic,
         )
     once = {name: layer for name, layer in layers.items() if layer.calls == 1}
     return Calibration(network, tensors, inputs, synthetic, once)

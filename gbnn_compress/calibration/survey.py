@@ -1,4 +1,4 @@
-"""A first look at every layer: how much its errors are felt, from the original network's own activations."""
+"""A first look at every layer: what errors cost with and without feedback, from the network's own activations."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
 from gbnn_compress.rate.feedback import damped, inverse_factor
 
 LONGEST_BLOCK = 1024
 """Most columns of a layer whose errors are fed back together; wider layers are cut into equal blocks."""
-
-GRADIENT_INPUTS, GRADIENT_BATCH, LABELS_DRAWN = 64, 32, 2
-"""Inputs whose gradients are taken, and labels drawn from the model's own prediction for each."""
-
-SMALLEST_ROW = 2.0**-8
-"""Filters' gradients are believed down to this part of their mean: a dead filter is not quite free."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +22,13 @@ class LayerStatistics:
 
     Attributes:
         column: Squared output error of one weight's unit error after feedback, averaged over the weights.
-        power: float64 (rows,), variance of each filter's output.
-        gradient: float64 (rows,), squared gradient of the model's own log-likelihood by each filter's output,
-            summed over positions, averaged over inputs; None without gradients.
         calls: How often a forward pass uses the layer.
         gain: What the error costs without feedback, over `column`.
     """
 
     column: float
-    power: np.ndarray
-    gradient: np.ndarray | None
     calls: int
-    gain: float = 1.0
+    gain: float
 
 
 def survey(
@@ -50,7 +38,6 @@ def survey(
     *,
     damping: float,
     match_batch_norm: bool,
-    gradients: bool,
 ) -> dict[str, LayerStatistics]:
     """Look at every linear and 2-D convolutional layer whose weight is among the tensors.
 
@@ -61,25 +48,19 @@ def survey(
         damping: See `rate.feedback.damped`.
         match_batch_norm: Normalise with the inputs' own statistics: batch norm then gives each layer activations of the
             mean and variance that it had in training, whatever the inputs.
-        gradients: Whether to take gradients.
     """
     seen: dict[str, LayerStatistics] = {}
 
     def on_layer(call: Call) -> torch.Tensor:
-        y = call.run(call.x, call.weight, call.bias)
         if call.name in seen:
             seen[call.name] = replace(seen[call.name], calls=seen[call.name].calls + 1)
         else:
-            _, variance = channel_moments(y, linear=call.geometry is None)
             column, plain = _costs(call, damping)
-            seen[call.name] = LayerStatistics(column, variance.numpy(), None, 1, gain=plain / column)
-        return y
+            seen[call.name] = LayerStatistics(column, calls=1, gain=plain / column)
+        return call.run(call.x, call.weight, call.bias)
 
     with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=match_batch_norm)):
         network(inputs.clone())  # the network's own, should it work in place
-    if gradients:
-        squares = _squared_gradients(network, tensors, inputs[:GRADIENT_INPUTS])
-        seen = {name: replace(layer, gradient=squares.get(name)) for name, layer in seen.items()}
     return seen
 
 
@@ -122,33 +103,3 @@ def _costs(call: Call, damping: float) -> tuple[float, float]:
         fed_back.append((1 / np.einsum("gjj->gj", inverse_factor(hessian)) ** 2).ravel())
         plain.append(np.einsum("gjj->gj", hessian).ravel())
     return float(np.concatenate(fed_back).mean()), float(np.concatenate(plain).mean())
-
-
-def _squared_gradients(
-    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor
-) -> dict[str, np.ndarray]:
-    """Diagonal of the Gauss-Newton matrix by each filter's output, with labels drawn from the model (Martens 2014)."""
-    generator = torch.Generator().manual_seed(0)
-    totals: dict[str, torch.Tensor] = {}
-
-    def on_layer(call: Call) -> torch.Tensor:
-        y = call.run(call.x, call.weight, call.bias)
-        axis = y.dim() - 1 if call.geometry is None else 1
-        others = [i for i in range(y.dim()) if i != axis]
-
-        def add(gradient: torch.Tensor) -> None:
-            totals[call.name] = totals.get(call.name, torch.zeros(())) + (gradient**2).sum(dim=others).double()
-
-        if y.requires_grad:
-            y.register_hook(add)
-        return y
-
-    for batch in inputs.split(GRADIENT_BATCH):
-        with torch.enable_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=False)):
-            log_likelihood = network(batch.clone().requires_grad_(True).clone()).log_softmax(dim=-1)
-        for draw in range(LABELS_DRAWN):
-            labels = torch.multinomial(log_likelihood.detach().exp(), 1, generator=generator)[:, 0]
-            loss = functional.nll_loss(log_likelihood, labels, reduction="sum")
-            torch.autograd.backward(loss, retain_graph=draw + 1 < LABELS_DRAWN)
-    network.zero_grad()
-    return {name: (total / (LABELS_DRAWN * len(inputs))).numpy() for name, total in totals.items()}
