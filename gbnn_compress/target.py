@@ -342,12 +342,17 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigne
 
 def _relative_noise(prepared: Prepared) -> float:
     """Noise over quantisation error: feedback makes the error good, but not the noise."""
-    gain = 1.0 if prepared.calibration is None else prepared.calibration.gain
-    return float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(gain))
+    return float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(_gain(prepared)))
+
+
+def _gain(prepared: Prepared) -> float:
+    return 1.0 if prepared.calibration is None else prepared.calibration.gain
 
 
 def _damage(prepared: Prepared, book: Codebook) -> Damage:
-    error = relative_error(book, typical=prepared.typical)
+    # What feedback on noise gains on real inputs is not known; none is counted.
+    known = prepared.calibration is not None and not prepared.calibration.synthetic
+    error = relative_error(book, typical=prepared.typical) / (_gain(prepared) if known else 1.0)
     return predict_damage(error, n_classes=prepared.n_classes)
 
 
