@@ -186,7 +186,7 @@ def plot(points: Sequence[Point], path: Path) -> None:
     entries = [panel.get_legend_handles_labels() for panel in axes[:, 0]]
     drawn = {label: line for lines, labels in entries for line, label in zip(lines, labels, strict=True)}
     figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     pyplot.close(figure)
 
 
