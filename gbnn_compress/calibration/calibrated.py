@@ -54,7 +54,7 @@ def calibrate(network: torch.nn.Module, inputs: torch.Tensor, *, names: Sequence
         network: In evaluation mode, holding the original weights; it is not changed.
         inputs: (N, ...), preprocessed.
         names: Tensors of the checkpoint that may be touched.
-        synthetic: Whether the inputs are noise: then batch norm uses their statistics, and gradients say nothing.
+        synthetic: Whether the inputs are noise: then batch norm uses their statistics.
     """
     own = network.state_dict(keep_vars=True)
     tensors = {name: own[name] for name in names if name in own}

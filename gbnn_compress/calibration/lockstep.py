@@ -150,10 +150,13 @@ def _share(
     rows = sharing.rows.reshape(groups, -1) * sharing.unit
     ids = np.empty(original.shape, dtype=np.int64)
     for block in column_blocks(width):
-        hessian = trusted(patches_after[:, :, block], damping=damping)
+        seen = covariance(patches_after[:, :, block])
+        hessian = trusted(seen, n_samples=patches_after.shape[1], damping=damping)
         target = original[:, :, block]
         if not synthetic:
-            moved = target + _made_good(target, patches[:, :, block], patches_after[:, :, block], damping)
+            change = covariance(patches[:, :, block], patches_after[:, :, block]) - seen
+            factor = _held_factor(target, patches[:, :, block], patches_after[:, :, block], damping)
+            moved = target + factor * _least_squares(target @ change, hessian)
             target = np.where(exact[:, :, block], target, moved)
         ids[:, :, block] = assign_with_feedback(
             target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
@@ -163,11 +166,12 @@ def _share(
     return ids.ravel(), torch.from_numpy(values).to(call.weight.dtype).reshape(call.weight.shape)
 
 
-def _made_good(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> np.ndarray:
-    """Change of real-valued weights that makes good what inputs differ: least squares, as far as it holds on others.
+def _held_factor(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> float:
+    """How far the least-squares change of weights holds on other samples, in [0, 1].
 
-    With original inputs x, inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change is w (C - S) H^-1. It is
-    worked out from the first half of the samples too, and shrunk by the factor that is best on the second half.
+    With original inputs x, inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change that makes good what the
+    inputs differ by is w (C - S) H^-1. Here it is worked out from the first half of the samples, and the factor is the
+    one that is best on the second half.
 
     Args:
         weights: float64 (G, r, d).
@@ -176,17 +180,15 @@ def _made_good(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, d
         damping: See `trusted`.
     """
     half = before.shape[1] // 2
-    first = _least_squares(weights, before[:, :half], after[:, :half], damping)
-    missing = weights @ _difference(before[:, half:], after[:, half:])
-    power = float(((first @ covariance(after[:, half:])) * first).sum())
+    seen, others = covariance(after[:, :half]), covariance(after[:, half:])
+    hessian = trusted(seen, n_samples=half, damping=damping)
+    first = _least_squares(weights @ (covariance(before[:, :half], after[:, :half]) - seen), hessian)
+    power = float(((first @ others) * first).sum())
+    missing = weights @ (covariance(before[:, half:], after[:, half:]) - others)
     factor = float((first * missing).sum()) / power if power > 0 else 0.0
-    return min(max(factor, 0.0), 1.0) * _least_squares(weights, before, after, damping)
+    return min(max(factor, 0.0), 1.0)
 
 
-def _least_squares(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> np.ndarray:
-    missing = np.swapaxes(weights @ _difference(before, after), 1, 2)
-    return np.swapaxes(np.linalg.solve(trusted(after, damping=damping), missing), 1, 2)
-
-
-def _difference(before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-    return covariance(before, after) - covariance(after)
+def _least_squares(missing: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """missing H^-1, float64 (G, r, d)."""
+    return np.swapaxes(np.linalg.solve(hessian, np.swapaxes(missing, 1, 2)), 1, 2)

@@ -83,9 +83,9 @@ def covariance(patches: torch.Tensor, other: torch.Tensor | None = None) -> np.n
     return (centred.transpose(1, 2) @ right / patches.shape[1]).double().numpy()
 
 
-def trusted(patches: torch.Tensor, *, damping: float) -> np.ndarray:
-    """float64 (G, d, d), the covariance of patches (G, n, d), damped, and by d / n more: few samples tell little."""
-    return damped(covariance(patches), damping=damping + patches.shape[2] / patches.shape[1])
+def trusted(seen: np.ndarray, *, n_samples: int, damping: float) -> np.ndarray:
+    """A covariance float64 (G, d, d), damped, and by d / n more: few samples tell little."""
+    return damped(seen, damping=damping + seen.shape[1] / n_samples)
 
 
 def column_blocks(width: int) -> list[slice]:
@@ -99,7 +99,7 @@ def _costs(call: Call, damping: float) -> tuple[float, float]:
     (patches,) = sampled_patches(call, [call.x], seed=0)
     fed_back, plain = [], []
     for block in column_blocks(patches.shape[2]):
-        hessian = trusted(patches[:, :, block], damping=damping)
+        hessian = trusted(covariance(patches[:, :, block]), n_samples=patches.shape[1], damping=damping)
         fed_back.append((1 / np.einsum("gjj->gj", inverse_factor(hessian)) ** 2).ravel())
         plain.append(np.einsum("gjj->gj", hessian).ravel())
     return float(np.concatenate(fed_back).mean()), float(np.concatenate(plain).mean())

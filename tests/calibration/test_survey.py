@@ -90,8 +90,8 @@ def test_covariance(generator: torch.Generator) -> None:
 
 def test_few_samples_are_trusted_less_and_none_fails() -> None:
     patches = torch.randn(1, 2, 30, generator=torch.Generator().manual_seed(0)).double()
-    assert np.linalg.eigvalsh(trusted(patches, damping=0.01))[0, 0] > 0
-    assert np.linalg.eigvalsh(trusted(0 * patches, damping=0.0))[0, 0] > 0
+    assert np.linalg.eigvalsh(trusted(covariance(patches), n_samples=patches.shape[1], damping=0.01))[0, 0] > 0
+    assert np.linalg.eigvalsh(trusted(covariance(0 * patches), n_samples=patches.shape[1], damping=0.0))[0, 0] > 0
 
 
 @pytest.mark.parametrize("width", [1, 9, module.LONGEST_BLOCK, module.LONGEST_BLOCK + 1, 5 * module.LONGEST_BLOCK - 3])
