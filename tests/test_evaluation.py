@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +18,8 @@ from gbnn_compress.evaluation import Bench, Evaluation, is_artifact, known_archi
 from gbnn_compress.tasks import load_data
 from gbnn_compress.weights.rebuild import rebuild
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
 DIGITS = Evaluation("digits:test", samples=4, device="cpu")
 METRICS = {"accuracy", "nll", "ece", "brier"}
@@ -30,15 +31,6 @@ class Files(NamedTuple):
     checkpoint: Path
     artifact: Path
     report: dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

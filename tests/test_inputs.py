@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +18,8 @@ from gbnn_compress.inputs import calibration_on, synthetic_calibration
 from gbnn_compress.tasks import build_network, load_data
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.select import select
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 QUICK = {"n_components": 64, "em_iterations": 10}
@@ -124,15 +125,6 @@ class Digits(NamedTuple):
     checkpoint: Path
     calibrated: Path
     report: dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Layers are so small that threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from codec_facts import FACTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,19 +25,6 @@ from gbnn_compress.weights.rebuild import rebuild
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-
-
-FACTS = {
-    "checkpoint": {"sha256": "0123456789abcdef" * 4},
-    **{name: {} for name in ("recipe", "versions", "damage")},
-    "seed": 0,
-    "components_before_merging": 1,
-    "target_ratio": None,
-    "max_drop": 1.0,
-    "ratio_of": "artifact",
-    "warnings": [],
-    "noise": 0.5,
-}
 
 
 @st.composite

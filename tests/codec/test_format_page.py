@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from codec_facts import FACTS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 
@@ -24,19 +25,6 @@ PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="ut
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 RAW_WIDTHS = {**WIDTHS, "bool": 1, "int64": 8}
-
-
-FACTS = {
-    "checkpoint": {"sha256": "0123456789abcdef" * 4},
-    **{name: {} for name in ("recipe", "versions", "damage")},
-    "seed": 0,
-    "components_before_merging": 1,
-    "target_ratio": None,
-    "max_drop": 1.0,
-    "ratio_of": "artifact",
-    "warnings": [],
-    "noise": 0.5,
-}
 
 
 class Bits:

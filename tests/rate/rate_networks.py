@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.rate.cells import build_cells
+from gbnn_compress.rate.control import RateProblem, fit_path
 from gbnn_compress.weights.posterior import data_free_posterior
 
 if TYPE_CHECKING:
@@ -45,3 +46,16 @@ def cells_of(network: dict[str, torch.Tensor], *, resolution: float = 128) -> tu
     shared = [name for name, tensor in network.items() if tensor.dim() >= 2]
     posteriors = data_free_posterior(network, shared)
     return posteriors, build_cells(network, posteriors, resolution=resolution)
+
+
+def problem_of(cells: Cells, **options: object) -> RateProblem:
+    """Rate control of cells, with 200 components before merging and 100 bytes of the rest."""
+    return fit_path(
+        cells,
+        n_components=200,
+        log_sigma_weight=0.1,
+        max_iterations=5,
+        value_bits=np.full(cells.n_tensors, 32),
+        other_bytes=lambda penalty: 100,
+        **options,  # type: ignore[arg-type]
+    )

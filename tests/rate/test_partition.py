@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rate_networks import cells_of, random_network
+from rate_networks import cells_of, problem_of, random_network
 
 from gbnn_compress.gaussian.merge import merge_path
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
-from gbnn_compress.rate.control import RateProblem, codebook_at, fit_path
+from gbnn_compress.rate.control import codebook_at
 from gbnn_compress.rate.partition import LARGEST_GRID, grid_step, moments_of
-from gbnn_compress.types import Mixture
+from gbnn_compress.types import Cells, Mixture
 
 
-def problem_of(**options: object) -> RateProblem:
-    _, cells = cells_of(random_network(0))
-    return fit_path(
-        cells,
-        n_components=200,
-        log_sigma_weight=0.1,
-        max_iterations=5,
-        value_bits=np.full(cells.n_tensors, 32),
-        other_bytes=lambda penalty: 100,
-        **options,  # type: ignore[arg-type]
-    )
+def random_cells() -> Cells:
+    return cells_of(random_network(0))[1]
 
 
 def four_in_a_row(log_sigmas: list[float]) -> Mixture:
@@ -49,7 +40,7 @@ def test_components_of_too_different_a_sigma_never_merge() -> None:
 
 
 def test_what_is_farther_than_the_threshold_stays_apart() -> None:
-    problem = problem_of(merging="wasserstein", merge_distance=2.0, merge_variance=100.0)
+    problem = problem_of(random_cells(), merging="wasserstein", merge_distance=2.0, merge_variance=100.0)
     for penalty in (0.01, 0.1, 1.0):
         moments = moments_of(problem.near, problem.partition(penalty))
         gaps = np.diff(moments.first / moments.curvature)
@@ -61,14 +52,14 @@ def test_what_is_farther_than_the_threshold_stays_apart() -> None:
 
 @pytest.mark.parametrize("penalty", [0.01, 0.3])
 def test_a_grid_that_is_not_refined_has_equal_steps(penalty: float) -> None:
-    book, exponent = codebook_at(problem_of(bank="grid", refinements=1), penalty)
+    book, exponent = codebook_at(problem_of(random_cells(), bank="grid", refinements=1), penalty)
     step = np.sqrt(HIGH_RATE_STEP * penalty)
     np.testing.assert_allclose(book.bank.means, step * np.rint(book.bank.means / step), atol=2.0**exponent)
     assert 0 in book.bank.means
 
 
 def test_a_grid_has_a_finest_step() -> None:
-    problem = problem_of(bank="grid")
+    problem = problem_of(random_cells(), bank="grid")
     assert problem.mixture_size == 0
     assert len(np.unique(problem.partition(2.0**-44))) <= LARGEST_GRID + 1
     assert grid_step(problem.near, 2.0**-44) == pytest.approx(2 * np.abs(problem.near.x).max() / LARGEST_GRID)
@@ -76,7 +67,7 @@ def test_a_grid_has_a_finest_step() -> None:
 
 def test_weights_beyond_a_limit_are_outliers_and_no_others_are() -> None:
     limits = np.array([2.0, 3.0, np.inf])
-    problem = problem_of(limits=limits)
+    problem = problem_of(random_cells(), limits=limits)
     cells = problem.cells
     book, _ = codebook_at(problem, 0.1)
     beyond = np.abs(cells.x) > limits[cells.tensor]

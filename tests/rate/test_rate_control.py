@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rate_networks import cells_of, random_network
+from rate_networks import cells_of, problem_of, random_network
 
 from gbnn_compress.codec.bank import encode_bank
 from gbnn_compress.codec.contexts import whole_values
@@ -19,7 +19,6 @@ from gbnn_compress.rate.control import (
     LOWEST,
     RateProblem,
     codebook_at,
-    fit_path,
     parameters_of,
     predicted_bytes,
     solve_damage,
@@ -34,15 +33,7 @@ from gbnn_compress.types import Bank, Posterior
 def fitted() -> tuple[dict, tuple[Posterior, ...], RateProblem]:
     network = random_network(0)
     posteriors, cells = cells_of(network)
-    problem = fit_path(
-        cells,
-        n_components=200,
-        log_sigma_weight=0.1,
-        max_iterations=5,
-        value_bits=np.full(cells.n_tensors, 32),
-        other_bytes=lambda penalty: 100,
-    )
-    return network, posteriors, problem
+    return network, posteriors, problem_of(cells)
 
 
 def actual_bytes(fitted: tuple[dict, tuple[Posterior, ...], RateProblem], book: Codebook, exponent: int) -> int:

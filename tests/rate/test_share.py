@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from rate_networks import cells_of, random_network
+from rate_networks import cells_of, problem_of, random_network
 
 from gbnn_compress.codec.contexts import whole_values
 from gbnn_compress.codec.fitting import choose
 from gbnn_compress.rate import share
-from gbnn_compress.rate.control import RateProblem, codebook_at, fit_path, predicted_bytes
+from gbnn_compress.rate.control import codebook_at, predicted_bytes
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.rate.share import share_meter
 
@@ -27,24 +26,12 @@ def smooth_network(seed: int) -> dict[str, torch.Tensor]:
     return network
 
 
-def problem_of(network: dict[str, torch.Tensor], **options: object) -> RateProblem:
-    _, cells = cells_of(network)
-    return fit_path(
-        cells,
-        n_components=200,
-        log_sigma_weight=0.1,
-        max_iterations=5,
-        value_bits=np.full(cells.n_tensors, 32),
-        other_bytes=lambda penalty: 100,
-        **options,  # type: ignore[arg-type]
-    )
-
-
 @pytest.mark.parametrize("sample", [1 << 14, 1 << 18])
 def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
     monkeypatch.setattr(share, "SAMPLE", sample)
     network = smooth_network(0)
-    problem, (posteriors, _) = problem_of(network), cells_of(network)
+    posteriors, cells = cells_of(network)
+    problem = problem_of(cells)
     book, _ = codebook_at(problem, 0.05)
     maps = index_maps(network, posteriors, book, value_bits=problem.value_bits)
     values = whole_values(book.bank.means)
@@ -57,7 +44,8 @@ def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
 
 def test_random_weights_keep_all_their_bits() -> None:
     network = random_network(1)
-    problem, (posteriors, _) = problem_of(network), cells_of(network)
+    posteriors, cells = cells_of(network)
+    problem = problem_of(cells)
     meter = share_meter(network, posteriors, value_bits=problem.value_bits)
     assert meter(codebook_at(problem, 0.05)[0]) == pytest.approx(1, abs=0.01)
     assert meter(codebook_at(problem, 2.0**28)[0]) == 1
@@ -70,7 +58,8 @@ def test_predicted_bytes_lie_between_those_at_the_shares_around() -> None:
         asked.append(book.penalty)  # type: ignore[attr-defined]
         return 0.5 if book.penalty < 1 else 0.7  # type: ignore[attr-defined]
 
-    plain, problem = problem_of(network), problem_of(network, measure_share=measure)
+    _, cells = cells_of(network)
+    plain, problem = problem_of(cells), problem_of(cells, measure_share=measure)
     book, exponent = codebook_at(plain, 0.5)
     without = predicted_bytes(plain, book, exponent)
     assert 0.5 * without < predicted_bytes(problem, book, exponent) < 0.75 * without
