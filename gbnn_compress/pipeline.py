@@ -18,8 +18,9 @@ from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, Outp
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, synthetic_calibration
 from gbnn_compress.output import sizes
+from gbnn_compress.prepared import prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
-from gbnn_compress.target import damage_warnings, find_safe_ratio, meet, planned_rate, prepare, tensor_infos
+from gbnn_compress.target import damage_warnings, find_safe_ratio, meet, planned_rate
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact, Checkpoint, IndexMap
 from gbnn_compress.weights.architecture import find_architectures

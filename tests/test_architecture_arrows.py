@@ -26,6 +26,7 @@ ORDER = (
     ("evaluation",),
     ("network",),
     ("inputs",),
+    ("prepared",),
     ("target",),
     ("pipeline",),
 )
