@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gbnn_compress.comparison import diff
     from gbnn_compress.errors import GbnnError
-    from gbnn_compress.evaluation import Evaluation, diff, evaluate
+    from gbnn_compress.evaluation import Evaluation, evaluate
     from gbnn_compress.network import CompressedNetwork, decompress, load
     from gbnn_compress.pipeline import compress, plan
 
@@ -29,7 +30,7 @@ __all__ = [
 _HOMES = {
     "GbnnError": "errors",
     "Evaluation": "evaluation",
-    "diff": "evaluation",
+    "diff": "comparison",
     "evaluate": "evaluation",
     "CompressedNetwork": "network",
     "decompress": "network",

@@ -21,8 +21,11 @@ from gbnn_compress.tasks import (
     load_weights,
 )
 from gbnn_compress.types import Artifact, Checkpoint
-from gbnn_compress.variational import metrics
+from gbnn_compress.variational import metrics, temperature
+from gbnn_compress.variational.draws import sampler
+from gbnn_compress.variational.monte_carlo import monte_carlo
 from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.prediction import Prediction, at_temperature, average
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.rebuild import rebuild
@@ -59,40 +62,82 @@ def evaluate(
     *,
     arch: str | None = None,
     ood: str | None = None,
+    val_data: str | None = None,
+    reference: str | Path | None = None,
     samples: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Accuracy, NLL, ECE and Brier score of a checkpoint or an artifact, and OOD AUROC.
+    """What the probabilities of a checkpoint or an artifact are worth.
 
     Args:
         model: A checkpoint (evaluated as it is) or an artifact (averaged over posterior draws).
-        data: Data specification, or an `Evaluation` that also says how to read it.
+        data: Labelled data's specification, or an `Evaluation` that also says how to read it.
         arch: Specification of the network; default: what the artifact records or the index finds.
-        ood: Specification of out-of-distribution data; inputs are ranked by predictive entropy.
+        ood: Specification of out-of-distribution data to tell apart from `data`.
+        val_data: Specification of labelled data to fit one temperature on, which neither trained nor judges it.
+        reference: The checkpoint (or artifact, at its mean) that predictions are compared with.
         samples: Posterior draws of an artifact (an `Evaluation` has its own).
         seed: Of the first posterior draw.
 
     Returns:
-        `{"schema", "model", "samples", "accuracy", "nll", "ece", "brier"}`, and `"ood": {"auroc"}` with `ood`.
+        `{"schema", "model", "samples"}` and `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`,
+        `adaptive_ece`, `coverage_at_5_percent_risk`. With `ood`: `"ood": {"auroc", "fpr95"}` by predictive entropy, and
+        the same in it by `max_probability` and, over several draws, `mutual_information`. With `reference`:
+        `agreement` and `logit_kl` (nats). With `val_data`: `temperature`, and in `scaled` the measures and `ood` at
+        it. `folded_temperature` where an artifact holds one; everything else is then measured with it applied.
 
     Raises:
         GbnnError: Bad model, architecture or data.
     """
     loaded = read_model(Path(model))
-    evaluation = as_evaluation(data, samples=samples)
-    bench = Bench(loaded, evaluation, arch)
-    probabilities = bench.probabilities(loaded, seed=seed)
-    result = {
-        "schema": SCHEMA,
-        "model": str(model),
-        "samples": evaluation.samples if isinstance(loaded, Artifact) else 1,
-        **metrics.summary(probabilities, bench.labels),
-    }
-    if ood is not None:
-        outside = bench.on(load_data(ood, labels=False), option="--ood").probabilities(loaded, seed=seed)
-        scores = (metrics.predictive_entropy(p) for p in (probabilities, outside))
-        result["ood"] = {"auroc": metrics.auroc(*scores)}
+    bench = Bench(loaded, as_evaluation(data, samples=samples), arch)
+    strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")
+    held_out = None if val_data is None else bench.on(load_data(val_data), option="--val-data")
+    compared = None if reference is None else read_model(Path(reference))
+
+    inside = bench.predict(loaded, seed=seed)
+    outside = None if strange is None else strange.predict(loaded, seed=seed)
+    result = {"schema": SCHEMA, "model": str(model), "samples": inside.samples}
+    if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
+        result["folded_temperature"] = temperature.folded_temperature(loaded)
+    result |= _measures(inside, bench.labels, outside)
+    if compared is not None:
+        before = bench.predict(compared, samples=0).probabilities
+        result["agreement"] = metrics.agreement(before, inside.probabilities)
+        result["logit_kl"] = metrics.logit_kl(before, inside.probabilities)
+    if held_out is not None:
+        t = temperature.fit_temperature(held_out.predict(loaded, seed=seed).probabilities, held_out.labels)
+        scaled_outside = None if outside is None else at_temperature(outside, t)
+        result["temperature"] = t
+        result["scaled"] = _measures(at_temperature(inside, t), bench.labels, scaled_outside)
     return result
+
+
+def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> dict[str, Any]:
+    result: dict[str, Any] = dict(metrics.measures(inside.probabilities, labels))
+    if outside is not None:
+        result["ood"] = _detection(inside, outside)
+    return result
+
+
+def _detection(inside: Prediction, outside: Prediction) -> dict[str, Any]:
+    """How well two sets of inputs are told apart: by predictive entropy, and by other scores by their names."""
+    by_name = {
+        name: {"auroc": metrics.auroc(*scores), "fpr95": metrics.fpr95(*scores)}
+        for name, scores in _scores(inside, outside).items()
+    }
+    return {**by_name.pop("entropy"), **by_name}
+
+
+def _scores(*predictions: Prediction) -> dict[str, list[torch.Tensor]]:
+    """Scores that are higher for stranger inputs, by name, for each prediction."""
+    scores = {
+        "entropy": [each.entropy for each in predictions],
+        "max_probability": [-each.probabilities.amax(dim=1) for each in predictions],
+    }
+    if all(each.samples > 1 for each in predictions):
+        scores["mutual_information"] = [each.mutual_information for each in predictions]
+    return scores
 
 
 def evaluate_compression(
@@ -110,8 +155,8 @@ def evaluate_compression(
         Metrics of the checkpoint (`before`), of the artifact by Monte-Carlo (`after`) and at the posterior mean
         (`mean`); and drop (points), agreement and logit KL (nats) of the posterior mean.
     """
-    before = bench.probabilities(checkpoint, seed=seed)
-    mean = bench.run(rebuild(artifact))
+    before = bench.run(checkpoint.tensors)
+    mean = bench.predict(artifact, samples=0).probabilities
     after = bench.probabilities(artifact, seed=seed)
     named = {"before": before, "after": after, "mean": mean}
     summaries = {name: metrics.summary(p, bench.labels) for name, p in named.items()}
@@ -122,54 +167,6 @@ def evaluate_compression(
         "measured": True,
     }
     return {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}, damage
-
-
-def diff(
-    first: str | Path,
-    second: str | Path,
-    *,
-    data: str | Evaluation | None = None,
-    arch: str | None = None,
-    samples: int = 16,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Two checkpoints or artifacts side by side.
-
-    Args:
-        first: The reference.
-        second: The other.
-        data: For agreement and metrics; labels are optional. As for `evaluate`.
-        arch: As for `evaluate`.
-        samples: As for `evaluate`.
-        seed: Of the first posterior draw.
-
-    Returns:
-        `bytes` of both files, `tensors` (relative error and largest error of each common tensor),
-        `only_in_first`, `only_in_second`, and with data `agreement`, `logit_kl` (posterior means) and the metrics.
-
-    Raises:
-        GbnnError: Bad model, architecture or data.
-    """
-    paths = (Path(first), Path(second))
-    models = tuple(read_model(path) for path in paths)
-    a, b = (dense(model) for model in models)
-    result: dict[str, Any] = {
-        "schema": SCHEMA,
-        "models": [str(path) for path in paths],
-        "bytes": [path.stat().st_size for path in paths],
-        "tensors": [_tensor_difference(name, a[name], b[name]) for name in a if name in b],
-        "only_in_first": [name for name in a if name not in b],
-        "only_in_second": [name for name in b if name not in a],
-    }
-    if data is None:
-        return result
-    bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
-    p, q = bench.run(a), bench.run(b)
-    result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
-    if bench.data.labels is not None:
-        drawn = [bench.probabilities(model, seed=seed) for model in models]
-        result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
-    return result
 
 
 def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:
@@ -246,7 +243,7 @@ class Bench:
         )
         self.data = load_data(evaluation.data, labels=labels)
         self.option = "--data"
-        load_weights(self.network, dense(model), spec=self.architecture)
+        self._load(dense(model))
 
     @property
     def labels(self) -> Any:
@@ -259,16 +256,27 @@ class Bench:
         other.data, other.option = data, option
         return other
 
+    def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
+        """A checkpoint's own prediction, or an artifact's over its posterior draws.
+
+        Args:
+            model: Of this network.
+            samples: Draws; 0 for the posterior mean, None for the evaluation's number.
+            seed: Of the first draw.
+        """
+        if isinstance(model, Checkpoint):
+            return average([self.run(model.tensors)])
+        source = sampler(model, self.network, load=self._load)
+        draws = self.evaluation.samples if samples is None else samples
+        return monte_carlo(source, self._batches(), samples=draws, seed=seed, option=self.option)
+
     def probabilities(self, model: Checkpoint | Artifact, *, seed: int) -> torch.Tensor:
         """float64 (N, C): a checkpoint's own, or the mean over an artifact's posterior draws."""
-        if isinstance(model, Checkpoint):
-            return self.run(model.tensors)
-        draws = self.evaluation.samples
-        return sum(self.run(rebuild(model, seed=seed + draw)) for draw in range(draws)) / draws  # type: ignore[return-value]
+        return self.predict(model, seed=seed).probabilities
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """float64 (N, C), probabilities of one set of weights."""
-        load_weights(self.network, tensors, spec=self.architecture)
+        self._load(tensors)
         return logits(self.network, self._batches(), option=self.option).double().softmax(dim=1)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
@@ -276,6 +284,9 @@ class Bench:
         import torch
 
         return torch.cat([images for images, _ in self.data.sample(at_most).batches(self._preprocessing())])
+
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        load_weights(self.network, tensors, spec=self.architecture)
 
     def _batches(self) -> Iterator[Any]:
         return self.data.batches(self._preprocessing())
@@ -295,25 +306,3 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError):
         raise GbnnError(f"`--device`: expected auto, cpu or a device that torch sees here, got `{name}`") from None
-
-
-def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
-    import torch
-
-    if a.shape != b.shape:
-        return {
-            "name": name,
-            "shapes": [list(a.shape), list(b.shape)],
-            "relative_rmse": None,
-            "max_error": None,
-        }
-    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
-    difference, reference = (b.to(wide) - a.to(wide)).abs(), a.to(wide).abs()
-    norm = float((reference**2).sum().sqrt())
-    error = float((difference**2).sum().sqrt())
-    return {
-        "name": name,
-        "shapes": [list(a.shape)],
-        "relative_rmse": error / norm if norm else (0.0 if error == 0 else None),
-        "max_error": float(difference.max()) if difference.numel() else 0.0,
-    }

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
-from gbnn_compress.errors import GbnnError
+from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.evaluation import known_architecture, shapes_of
 from gbnn_compress.output import sizes
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact
-from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.draws import Sampler, sampler
+from gbnn_compress.variational.monte_carlo import monte_carlo
+from gbnn_compress.variational.prediction import Prediction
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.rebuild import rebuild
 
@@ -26,6 +29,8 @@ class CompressedNetwork:
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
         self._module: torch.nn.Module | None = None
+        self._source: Sampler | None = None
+        self._device: torch.device | None = None
 
     def report(self) -> dict[str, Any]:
         """The report (schema 1), from what the file holds."""
@@ -50,35 +55,62 @@ class CompressedNetwork:
         else:
             spec = type(network).__name__
         load_weights(network, self.state_dict(), spec=spec)
-        self._module = network.eval()
+        self._module, self._source = network.eval(), None
         return network
 
-    def predict(self, x: torch.Tensor, *, samples: int = 16, seed: int = 0) -> torch.Tensor:
+    def predict(self, x: torch.Tensor, *, samples: int = 16, seed: int = 0, batch_size: int = 128) -> torch.Tensor:
         """Class probabilities, averaged over posterior draws.
 
         Args:
-            x: float32 (N, channels, height, width), preprocessed.
+            x: float32 (N, channels, height, width), preprocessed. The network runs on its device.
             samples: Draws, >= 1; 0 for the posterior mean alone.
-            seed: Of the first draw.
+            seed: Of the first draw; the same seed gives the same draws.
+            batch_size: Inputs that run at once.
 
         Returns:
-            float64 (N, C), rows sum to 1.
+            float64 (N, C) on the CPU, rows sum to 1.
 
         Raises:
-            GbnnError: A negative number of samples, or the architecture is not known; call `to_module` first.
+            GbnnError: A negative number of samples, inputs that do not fit the network, or the architecture is not
+                known; call `to_module` first.
+        """
+        return self.predict_with_uncertainty(x, samples=samples, seed=seed, batch_size=batch_size).probabilities
+
+    def predict_with_uncertainty(
+        self, x: torch.Tensor, *, samples: int = 16, seed: int = 0, batch_size: int = 128
+    ) -> Prediction:
+        """As `predict`, with how unsure the prediction is and why.
+
+        Args:
+            x: As for `predict`.
+            samples: As for `predict`.
+            seed: As for `predict`.
+            batch_size: As for `predict`.
+
+        Returns:
+            `probabilities` float64 (N, C), `entropy` and `mutual_information` float64 (N,) in nats, and `samples`.
+
+        Raises:
+            GbnnError: As for `predict`.
         """
         if samples < 0:
             raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
-        module = self._module or self.to_module()
-        seeds: list[int | None] = [seed + draw for draw in range(samples)] if samples else [None]
-        total: torch.Tensor | float = 0.0
-        try:
-            for each in seeds:
-                load_weights(module, self.state_dict(seed=each), spec="the network")
-                total = total + logits(module, [(x, None)], option="x").double().softmax(dim=1)
-        finally:
-            load_weights(module, self.state_dict(), spec="the network")
-        return total / len(seeds)  # type: ignore[return-value]
+        if batch_size < 1:
+            raise GbnnError(f"`batch_size`: expected 1 or more, got {batch_size}")
+        if len(x) == 0:
+            raise DataError("`x` is empty, expected at least one input")
+        batches = ((images, None) for images in x.split(batch_size))
+        return monte_carlo(self._sampler(x.device), batches, samples=samples, seed=seed, option="x")
+
+    def _sampler(self, device: torch.device) -> Sampler:
+        """The posterior in a network of its own: the one that `to_module` gave away is the user's."""
+        if self._source is None or self._device != device:
+            network = copy.deepcopy(self._module or self.to_module()).to(device)
+            self._source = sampler(
+                self.artifact, network, load=lambda tensors: load_weights(network, tensors, spec="the network")
+            )
+            self._device = device
+        return self._source
 
 
 def load(path: str | Path) -> CompressedNetwork:

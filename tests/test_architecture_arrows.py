@@ -24,7 +24,7 @@ ORDER = (
     ("recipe",),
     ("tasks",),
     ("evaluation",),
-    ("network",),
+    ("network", "comparison"),
     ("inputs",),
     ("prepared",),
     ("target",),

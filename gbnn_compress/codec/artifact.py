@@ -30,7 +30,7 @@ FACTS: dict[str, type | tuple[type, ...]] = {
     "warnings": list,
     "noise": (int, float),
 }
-"""What the manifest says besides, and of which type; `blends`, a list of components, may be there too."""
+"""What the manifest says besides, and of which type; `blends` (components) and `temperature` may be there too."""
 
 RAW_BYTES = {
     **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
@@ -200,6 +200,9 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
         raise ValueError(f"`blends` is {facts['blends']!r}")
     if not 0 <= facts["noise"] < math.inf:
         raise ValueError(f"`noise` is {facts['noise']}")
+    temperature = facts.get("temperature", 1.0)
+    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
+        raise ValueError(f"`temperature` is {temperature!r}")
 
 
 def _check_info(info: TensorInfo, seen: set[str | None]) -> None:

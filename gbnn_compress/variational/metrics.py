@@ -1,4 +1,4 @@
-"""What predicted probabilities are worth: accuracy, calibration, agreement, out-of-distribution AUROC.
+"""What predicted probabilities are worth: accuracy, calibration, agreement, telling other data apart.
 
 Every function takes numpy arrays or torch tensors, float32 or float64, on any device, and counts in float64.
 Probabilities have shape (N, C) and rows that sum to 1; labels are integers of shape (N,) in 0..C-1.
@@ -6,6 +6,7 @@ Probabilities have shape (N, C) and rows that sum to 1; labels are integers of s
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     Array = np.ndarray | torch.Tensor
 
 N_BINS = 15
+
+RECALL = 0.95
+"""Share of in-distribution inputs that `fpr95` accepts."""
 
 
 def accuracy(probabilities: Array, labels: Array) -> float:
@@ -72,6 +76,47 @@ def ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
     # |B| / N * |mean(correct) - mean(confidence)| is the bin's summed gap over N: no empty bin to divide by.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(p))
+
+
+def adaptive_ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
+    """`ece` over bins that hold equally many inputs (Nguyen & O'Connor 2015, arXiv 1508.05154, sec. 3), in 0..1.
+
+    Inputs are sorted by confidence and cut into `n_bins` bins whose sizes differ by at most one. Those of one
+    confidence count with their average, so that their order does not matter where a cut falls among them.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        n_bins: Number of bins.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    confidences, counts, correct = _by_confidence(p, y)
+    gaps = np.repeat(correct / counts - confidences, counts)
+    return float(sum(abs(part.sum()) for part in np.array_split(gaps, n_bins)) / len(p))
+
+
+def coverage_at_risk(probabilities: Array, labels: Array, *, risk: float) -> float:
+    """Largest share of inputs, the most confident first, with at most `risk` errors among them, in 0..1.
+
+    A point of the risk-coverage curve (Geifman & El-Yaniv 2017, arXiv 1705.08500, sec. 2), confidence being the
+    largest probability. Inputs of one confidence are accepted together or not at all; 0 if none can be.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+        risk: Share of errors allowed, in 0..1.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    p, y = _labelled(probabilities, labels)
+    _, counts, correct = _by_confidence(p, y)
+    accepted, right = (np.cumsum(values[::-1]) for values in (counts, correct))
+    within = accepted[accepted - right <= risk * accepted]
+    return float(within.max(initial=0) / len(p))
 
 
 def brier(probabilities: Array, labels: Array) -> float:
@@ -148,8 +193,8 @@ def auroc(scores_in: Array, scores_out: Array) -> float:
     out-of-distribution scores' mid-ranks.
 
     Args:
-        scores_in: (n,) predictive entropies of in-distribution inputs.
-        scores_out: (m,) predictive entropies of out-of-distribution inputs.
+        scores_in: (n,), higher for stranger inputs, such as predictive entropies.
+        scores_out: (m,).
 
     Raises:
         GbnnError: Not one-dimensional, or empty.
@@ -160,6 +205,24 @@ def auroc(scores_in: Array, scores_out: Array) -> float:
     n, m = len(inside), len(outside)
     ranks_out = rankdata(np.concatenate([inside, outside]))[n:]
     return float((ranks_out.sum() - m * (m + 1) / 2) / (n * m))
+
+
+def fpr95(scores_in: Array, scores_out: Array) -> float:
+    """Share of out-of-distribution inputs taken for in-distribution ones where 95 % of the latter are accepted.
+
+    The false positive rate at 95 % true positive rate of Liang et al. 2018 (arXiv 1706.02690, sec. 4.2), positive
+    being in-distribution: an input is accepted up to the lowest threshold that accepts so many.
+
+    Args:
+        scores_in: (n,), higher for stranger inputs.
+        scores_out: (m,).
+
+    Raises:
+        GbnnError: Not one-dimensional, or empty.
+    """
+    inside, outside = _scores(scores_in, "scores_in"), _scores(scores_out, "scores_out")
+    threshold = np.sort(inside)[math.ceil(RECALL * len(inside)) - 1]
+    return float(np.mean(outside <= threshold))
 
 
 def summary(probabilities: Array, labels: Array) -> dict[str, float]:
@@ -177,6 +240,23 @@ def summary(probabilities: Array, labels: Array) -> dict[str, float]:
         "nll": nll(probabilities, labels),
         "ece": ece(probabilities, labels),
         "brier": brier(probabilities, labels),
+    }
+
+
+def measures(probabilities: Array, labels: Array) -> dict[str, float]:
+    """`summary`, and `adaptive_ece` (15 bins) and `coverage_at_5_percent_risk`.
+
+    Args:
+        probabilities: (N, C).
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    return {
+        **summary(probabilities, labels),
+        "adaptive_ece": adaptive_ece(probabilities, labels),
+        "coverage_at_5_percent_risk": coverage_at_risk(probabilities, labels, risk=0.05),
     }
 
 
@@ -203,6 +283,12 @@ def _labelled(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.ndarr
     if y.min() < 0 or y.max() >= p.shape[1]:
         raise GbnnError(f"`labels` must lie in 0..{p.shape[1] - 1}, got {y.min()}..{y.max()}")
     return p, y
+
+
+def _by_confidence(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each confidence that occurs, ascending; how many inputs have it; how many of them are right: (M,) each."""
+    confidences, groups, counts = np.unique(p.max(axis=1), return_inverse=True, return_counts=True)
+    return confidences, counts, np.bincount(groups, weights=p.argmax(axis=1) == y)
 
 
 def _pair(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:

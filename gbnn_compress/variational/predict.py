@@ -38,7 +38,7 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
 
     device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
     outputs = []
-    with _evaluating(network), torch.inference_mode():
+    with evaluating(network), torch.inference_mode():
         for images, labels in batches:
             output = _forward(network, images.to(device), option=option)
             _check_labels(labels, output.shape[1], option=option)
@@ -49,7 +49,7 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
 
 
 @contextmanager
-def _evaluating(network: torch.nn.Module) -> Iterator[None]:
+def evaluating(network: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module's own mode afterwards."""
     training = [module for module in network.modules() if module.training]
     network.eval()
@@ -65,7 +65,7 @@ def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> 
         output = network(images)
     except Exception as error:  # whatever the user's own network raises
         raise _refusal(error, images, option=option) from error
-    _check_output(output, len(images))
+    _check_output(output, images, option=option)
     return output
 
 
@@ -82,14 +82,17 @@ def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnErro
     )
 
 
-def _check_output(output: object, n_images: int) -> None:
+def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
     import torch
 
+    n_images = len(images)
     if not isinstance(output, torch.Tensor):
         got = f"`{type(output).__name__}`"
     elif output.ndim != 2 or len(output) != n_images:
         got = f"shape {tuple(output.shape)}"
     elif not torch.isfinite(output).all():
+        if not torch.isfinite(images).all():
+            raise DataError(f"`{option}` has values that are infinite or NaN, give finite inputs")
         got = "values that are infinite or NaN"
     else:
         return

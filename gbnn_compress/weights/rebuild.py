@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,7 +12,34 @@ from gbnn_compress.weights.blocks import from_bit_patterns
 if TYPE_CHECKING:
     import torch
 
-    from gbnn_compress.types import Artifact, IndexMap, TensorInfo
+    from gbnn_compress.types import Artifact, TensorInfo
+
+
+@dataclass(frozen=True, eq=False)
+class SharedTensor:
+    """The posterior of one shared tensor, ready to be drawn from: a draw costs the bank and a gather.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        shape: Its shape; n is the product.
+        dtype: Its dtype.
+        means: float64 (K + 1,), of each component in units of the weights; outliers, the last, count as 0.
+        deviations: float64 (K,), `component_deviations`.
+        ids: int32 (n,), component of each weight, K for an outlier.
+        places: int64 (m,), positions of the outliers.
+        outliers: (m,) of the tensor's dtype, their means.
+        outlier_deviation: Posterior deviation of each.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    means: np.ndarray
+    deviations: np.ndarray
+    ids: torch.Tensor
+    places: torch.Tensor
+    outliers: torch.Tensor
+    outlier_deviation: float
 
 
 def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.Tensor]:
@@ -25,13 +53,13 @@ def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.T
     Returns:
         Name -> tensor, in the checkpoint's order. Tied names hold the same tensor.
     """
-
     generator = None if seed is None else np.random.default_rng(seed)
-    shared = {index_map.name: index for index, index_map in enumerate(artifact.maps)}
+    indices = {index_map.name: index for index, index_map in enumerate(artifact.maps)}
     result: dict[str, torch.Tensor] = {}
     for info in artifact.tensors:
         if info.kind == "shared":
-            result[info.name] = _shared(artifact, shared[info.name], info, generator)
+            tensor = _shared_tensor(artifact, indices[info.name], info)
+            result[info.name] = draw(tensor, generator).reshape(info.shape)
         elif info.kind == "unshared":
             result[info.name] = _unshared(artifact.values[info.name], info)
         elif info.kind == "raw":
@@ -39,6 +67,43 @@ def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.T
         else:
             result[info.name] = result[str(info.tied_to)]
     return result
+
+
+def shared_tensors(artifact: Artifact) -> tuple[SharedTensor, ...]:
+    """The posterior of every shared tensor, in the order in which a seed's numbers are spent on them."""
+    infos = [info for info in artifact.tensors if info.kind == "shared"]
+    return tuple(_shared_tensor(artifact, index, info) for index, info in enumerate(infos))
+
+
+def draw(
+    tensor: SharedTensor, generator: np.random.Generator | None, *, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """One tensor's weights.
+
+    Args:
+        tensor: Its posterior.
+        generator: Takes K standard normal numbers, then one for each outlier; None for the posterior mean.
+        out: (n,) of the tensor's dtype, contiguous, on the CPU; written to.
+
+    Returns:
+        (n,) of the tensor's dtype: `out` where it is given.
+    """
+    import torch
+
+    table = torch.from_numpy(draw_values(tensor, generator)).to(tensor.dtype)
+    flat = torch.index_select(table, 0, tensor.ids, out=out)
+    if len(tensor.places):
+        flat[tensor.places] = _draw_outliers(tensor, generator)
+    return flat
+
+
+def draw_values(tensor: SharedTensor, generator: np.random.Generator | None) -> np.ndarray:
+    """float64 (K + 1,), each component's one value for all of its members; the last is 0."""
+    if generator is None:
+        return tensor.means
+    values = tensor.means.copy()
+    values[:-1] += tensor.deviations * generator.standard_normal(len(tensor.deviations))
+    return values
 
 
 def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
@@ -61,35 +126,30 @@ def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
     return np.where((members > 0) & (bank.means != 0), deviations, 0.0)
 
 
-def _shared(artifact: Artifact, index: int, info: TensorInfo, generator: np.random.Generator | None) -> torch.Tensor:
+def _shared_tensor(artifact: Artifact, index: int, info: TensorInfo) -> SharedTensor:
     import torch
 
-    index_map, escape = artifact.maps[index], len(artifact.bank.means)
-    centres = artifact.bank.means * artifact.scales[index]
-    if generator is not None:
-        centres = centres + component_deviations(artifact, index) * generator.standard_normal(escape)
-    table = torch.from_numpy(np.append(centres, 0.0)).to(getattr(torch, info.dtype))
-    flat = table[torch.from_numpy(index_map.ids.astype(np.int64 if escape > 32_000 else np.int32))]
-    if len(index_map.outliers):
-        flat[torch.from_numpy(index_map.ids == escape)] = _outliers(artifact, index, info, index_map, generator)
-    return flat.reshape(info.shape)
+    ids, escape = artifact.maps[index].ids, len(artifact.bank.means)
+    return SharedTensor(
+        name=info.name,
+        shape=info.shape,
+        dtype=getattr(torch, info.dtype),
+        means=np.append(artifact.bank.means * artifact.scales[index], 0.0),
+        deviations=component_deviations(artifact, index),
+        ids=torch.from_numpy(ids.astype(np.int32)),
+        places=torch.from_numpy(np.flatnonzero(ids == escape)),
+        outliers=from_bit_patterns(artifact.maps[index].outliers, info.dtype),
+        outlier_deviation=float(artifact.facts["noise"]) * artifact.scales[index],
+    )
 
 
-def _outliers(
-    artifact: Artifact,
-    index: int,
-    info: TensorInfo,
-    index_map: IndexMap,
-    generator: np.random.Generator | None,
-) -> torch.Tensor:
+def _draw_outliers(tensor: SharedTensor, generator: np.random.Generator | None) -> torch.Tensor:
     import torch
 
-    outliers = from_bit_patterns(index_map.outliers, info.dtype)
     if generator is None:
-        return outliers
-    deviation = float(artifact.facts["noise"]) * artifact.scales[index]
-    noise = torch.from_numpy(deviation * generator.standard_normal(len(index_map.outliers)))
-    return (outliers.double() + noise).to(outliers.dtype)
+        return tensor.outliers
+    noise = torch.from_numpy(tensor.outlier_deviation * generator.standard_normal(len(tensor.outliers)))
+    return (tensor.outliers.double() + noise).to(tensor.outliers.dtype)
 
 
 def _unshared(values: np.ndarray, info: TensorInfo) -> torch.Tensor:

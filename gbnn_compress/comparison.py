@@ -1,0 +1,83 @@
+"""Two checkpoints or artifacts side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
+from gbnn_compress.output.sizes import SCHEMA
+from gbnn_compress.variational import metrics
+
+if TYPE_CHECKING:
+    import torch
+
+
+def diff(
+    first: str | Path,
+    second: str | Path,
+    *,
+    data: str | Evaluation | None = None,
+    arch: str | None = None,
+    samples: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Two checkpoints or artifacts side by side.
+
+    Args:
+        first: The reference.
+        second: The other.
+        data: For agreement and metrics; labels are optional. As for `evaluate`.
+        arch: As for `evaluate`.
+        samples: As for `evaluate`.
+        seed: Of the first posterior draw.
+
+    Returns:
+        `bytes` of both files, `tensors` (relative error and largest error of each common tensor),
+        `only_in_first`, `only_in_second`, and with data `agreement`, `logit_kl` (posterior means) and the metrics.
+
+    Raises:
+        GbnnError: Bad model, architecture or data.
+    """
+    paths = (Path(first), Path(second))
+    models = tuple(read_model(path) for path in paths)
+    a, b = (dense(model) for model in models)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "models": [str(path) for path in paths],
+        "bytes": [path.stat().st_size for path in paths],
+        "tensors": [_tensor_difference(name, a[name], b[name]) for name in a if name in b],
+        "only_in_first": [name for name in a if name not in b],
+        "only_in_second": [name for name in b if name not in a],
+    }
+    if data is None:
+        return result
+    bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
+    p, q = (bench.predict(model, samples=0).probabilities for model in models)
+    result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
+    if bench.data.labels is not None:
+        drawn = [bench.probabilities(model, seed=seed) for model in models]
+        result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
+    return result
+
+
+def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+    import torch
+
+    if a.shape != b.shape:
+        return {
+            "name": name,
+            "shapes": [list(a.shape), list(b.shape)],
+            "relative_rmse": None,
+            "max_error": None,
+        }
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    difference, reference = (b.to(wide) - a.to(wide)).abs(), a.to(wide).abs()
+    norm = float((reference**2).sum().sqrt())
+    error = float((difference**2).sum().sqrt())
+    return {
+        "name": name,
+        "shapes": [list(a.shape)],
+        "relative_rmse": error / norm if norm else (0.0 if error == 0 else None),
+        "max_error": float(difference.max()) if difference.numel() else 0.0,
+    }

@@ -1,0 +1,121 @@
+"""An artifact's posterior in a network: one draw after the other in place, or several stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.weights.rebuild import draw, rebuild, shared_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from gbnn_compress.types import Artifact
+    from gbnn_compress.weights.rebuild import SharedTensor
+
+Load = Callable[[Mapping[str, "torch.Tensor"]], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """An artifact's posterior, bound to the network that draws are put into.
+
+    Attributes:
+        artifact: Where draws come from.
+        network: What they are put into; its other tensors are the artifact's already.
+        load: Copies a whole state dict into the network.
+        shared: The posteriors of the shared tensors.
+        names: For each of them its names among the network's parameters and buffers, more than one where tensors
+            are tied. None where the network keeps its weights in another form (it renames or changes them on
+            loading): every draw is then rebuilt and loaded whole.
+        tensors: The network's parameters and buffers by name.
+    """
+
+    artifact: Artifact
+    network: torch.nn.Module
+    load: Load
+    shared: tuple[SharedTensor, ...]
+    names: tuple[tuple[str, ...], ...] | None
+    tensors: Mapping[str, torch.Tensor]
+
+
+def sampler(artifact: Artifact, network: torch.nn.Module, *, load: Load) -> Sampler:
+    """Put an artifact's posterior mean into a network, and find where its draws go.
+
+    Args:
+        artifact: From `read_artifact`.
+        network: Changed in place; neither its device nor its dtypes may change while the result is used.
+        load: Copies a state dict into the network, strictly.
+
+    Raises:
+        GbnnError: Whatever `load` raises where the weights do not fit.
+    """
+    mean = rebuild(artifact)
+    load(mean)
+    shared = shared_tensors(artifact)
+    ties = [info for info in artifact.tensors if info.kind == "tied"]
+    names = tuple((each.name, *(tie.name for tie in ties if tie.tied_to == each.name)) for each in shared)
+    named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
+    tensors = {name: tensor.detach() for name, tensor in named}
+    held = all(_holds(tensors.get(name), mean[name]) for name in chain.from_iterable(names))
+    return Sampler(artifact, network, load, shared, names if held else None, tensors)
+
+
+def place(source: Sampler, seed: int | None) -> None:
+    """Put one draw (None: the posterior mean) into the network: the weights that `rebuild` gives for the seed."""
+    if source.names is None:
+        source.load(rebuild(source.artifact, seed=seed))
+        return
+    generator = None if seed is None else np.random.default_rng(seed)
+    for tensor, names in zip(source.shared, source.names, strict=True):
+        _place(tensor, generator, [source.tensors[name] for name in names])
+
+
+def stacked(source: Sampler, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
+    """Several draws at once.
+
+    Args:
+        source: With `names`.
+        seeds: S of them, one a draw.
+
+    Returns:
+        Name in the network -> (S, ...), the draws of each shared tensor at the network's dtype and on its device.
+    """
+    import torch
+
+    assert source.names is not None
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    result: dict[str, torch.Tensor] = {}
+    for tensor, names in zip(source.shared, source.names, strict=True):
+        drawn = torch.stack([draw(tensor, generator) for generator in generators])
+        drawn = drawn.reshape(len(seeds), *tensor.shape)
+        result |= {name: drawn.to(source.tensors[name]) for name in names}
+    return result
+
+
+def stacked_bytes(source: Sampler) -> int:
+    """Bytes that each draw takes in `stacked`."""
+    return sum(source.tensors[name].nbytes for name in chain.from_iterable(source.names or ()))
+
+
+def _holds(tensor: torch.Tensor | None, values: torch.Tensor) -> bool:
+    """Whether a network's tensor is what was loaded under its name."""
+    import torch
+
+    if tensor is None or tensor.shape != values.shape:
+        return False
+    return torch.equal(tensor.cpu(), values.to(tensor.dtype))
+
+
+def _place(tensor: SharedTensor, generator: np.random.Generator | None, targets: list[torch.Tensor]) -> None:
+    first, *others = targets
+    if first.dtype == tensor.dtype and first.is_cpu and first.is_contiguous():
+        draw(tensor, generator, out=first.view(-1))
+    else:
+        first.copy_(draw(tensor, generator).reshape(tensor.shape))
+    for other in others:
+        other.copy_(first)
