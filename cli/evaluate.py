@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from gbnn_compress_cli import console, options
+from gbnn_compress_cli import console, options, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,19 @@ def command(
     arch: options.Architecture = None,
     ood: Annotated[
         str | None,
-        typer.Option("--ood", metavar="SPEC", help="Out-of-distribution inputs to tell apart by entropy."),
+        typer.Option("--ood", metavar="SPEC", help="Out-of-distribution inputs to tell apart from `--data`."),
+    ] = None,
+    val_data: Annotated[
+        str | None,
+        typer.Option(
+            "--val-data",
+            metavar="SPEC",
+            help="Labelled data to fit one temperature on, other than what trained the network and than `--data`.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="CHECKPOINT", help="The checkpoint to compare predictions with."),
     ] = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
@@ -40,7 +52,9 @@ def command(
 ) -> int:
     """Measure a checkpoint or an artifact on data.
 
-    Accuracy, NLL (nats), ECE (15 bins) and Brier score; with `--ood` how well entropy tells other data apart.
+    Accuracy, NLL (nats), ECE and adaptive ECE (15 bins), Brier score, and coverage at 5 % risk: the largest share of
+    inputs, the most confident first, with at most 5 % errors. With `--ood` how well other data are told apart, with
+    `--reference` how far predictions are from a checkpoint's, with `--val-data` all of it at a fitted temperature too.
     """
     console.check_json_target(json, the_model=model)
     with console.progress(quiet=quiet) as tell:
@@ -51,16 +65,47 @@ def command(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
         assert evaluation is not None
-        result = gbnn_compress.evaluate(model, evaluation, arch=arch, ood=ood, seed=seed)
+        result = gbnn_compress.evaluate(
+            model, evaluation, arch=arch, ood=ood, val_data=val_data, reference=reference, seed=seed
+        )
     if console.write_json(result, json):
-        console.write_stdout(console.render(*_view(result, data=data, ood=ood)))
+        console.write_stdout(console.render(*_view(result, data=data, ood=ood, reference=reference)))
     return 0
 
 
-def _view(result: dict[str, Any], *, data: str, ood: str | None) -> "Iterator[RenderableType]":
+def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     draws = f", {result['samples']} posterior draws" if result["samples"] > 1 else ""
-    yield tables.metrics(f"on {data}", [(f"{Path(result['model']).name}{draws}", result)])
+    folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
+    rows = [(f"{Path(result['model']).name}{draws}{folded}", result)]
+    if "scaled" in result:
+        rows.append((f"scaled, temperature {result['temperature']:.3g}", result["scaled"]))
+    yield tables.metrics(f"on {data}", rows)
+    yield ""
+    yield tables.line("coverage: share of inputs, the most confident first, with at most 5 % errors")
+    if reference is not None:
+        agreement = words.percent(result["agreement"])
+        yield tables.line(
+            f"against {Path(reference).name}: the same top class for {agreement} of inputs,"
+            f" mean KL {result['logit_kl']:.4f} nats"
+        )
     if ood is not None:
-        yield tables.line(f"OOD AUROC against {ood}: {result['ood']['auroc']:.3f} (0.5: cannot tell them apart)")
+        yield ""
+        yield tables.detection(f"telling {ood} apart", _detection(result))
+        yield ""
+        yield tables.line(
+            "AUROC 0.5: cannot tell; FPR95: share taken for usual inputs where 95 % of those are accepted"
+        )
+
+
+def _detection(result: dict[str, Any]) -> "Iterator[tuple[str, dict[str, float]]]":
+    """One row a score; mutual information is the same at any temperature."""
+    ood = result["ood"]
+    yield "by entropy", ood
+    yield "by max probability", ood["max_probability"]
+    if "mutual_information" in ood:
+        yield "by mutual information", ood["mutual_information"]
+    if "scaled" in result:
+        yield "by entropy, scaled", result["scaled"]["ood"]
+        yield "by max probability, scaled", result["scaled"]["ood"]["max_probability"]

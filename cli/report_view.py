@@ -97,6 +97,8 @@ def _facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, s
     yield "components", f"{bank['components_before_merging']:,} -> {bank['components']:,} after merging"
     kept = f"{counts['unshared']:,} unshared values (biases, norms), {counts['outliers']:,} outliers"
     yield "besides", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
+    if "temperature" in report:
+        yield "temperature", f"{report['temperature']:.4g}, fitted and applied to every prediction"
     yield "architecture", architecture(checkpoint, arch)
     for note in checkpoint.get("notes", []):
         yield "unwrapped", note

@@ -12,8 +12,15 @@ from rich.text import Text
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-METRICS = ("accuracy", "nll", "ece", "brier")
-METRIC_TITLES = ("accuracy", "NLL (nats)", "ECE", "Brier")
+METRICS = {
+    "nll": "NLL (nats)",
+    "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "brier": "Brier",
+}
+"""Titles of the metrics that are numbers; a table shows those that its rows have."""
+
+COVERAGE = "coverage_at_5_percent_risk"
 NAME_WIDTH = 36
 
 SEVERE, SERIOUS = 10.0, 2.0
@@ -55,13 +62,29 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 
 
 def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
-    """Accuracy, NLL, ECE and Brier score, one row a network."""
+    """Accuracy, NLL, ECE and Brier score, and adaptive ECE and coverage where there are any; one row a network."""
+    networks = list(rows)
+    numbers = [key for key in METRICS if all(key in values for _, values in networks)]
+    covers = all(COVERAGE in values for _, values in networks)
     return table(
-        (title, *METRIC_TITLES),
+        (title, "accuracy", *(METRICS[key] for key in numbers), *(["coverage"] if covers else [])),
         [
-            (name, _accuracy(values["accuracy"]), *(words.decimals(values[key]) for key in METRICS[1:]))
-            for name, values in rows
+            (
+                name,
+                _accuracy(values["accuracy"]),
+                *(words.decimals(values[key]) for key in numbers),
+                *([words.percent(values[COVERAGE])] if covers else []),
+            )
+            for name, values in networks
         ],
+    )
+
+
+def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+    """AUROC and FPR95, one row a score."""
+    return table(
+        (title, "AUROC", "FPR95"),
+        [(name, words.decimals(values["auroc"]), words.percent(values["fpr95"])) for name, values in rows],
     )
 
 

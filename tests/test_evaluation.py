@@ -106,6 +106,38 @@ def test_noise_is_less_certain_than_digits(files: Files, tmp_path: Path) -> None
         assert 0.6 < result["ood"]["auroc"] <= 1
 
 
+def test_other_data_are_told_apart_by_several_scores(files: Files) -> None:
+    scores = {"auroc", "fpr95"}
+    checkpoint, artifact = (
+        evaluate(model, DIGITS, arch=ARCHITECTURE, ood="digits:train")["ood"]
+        for model in (files.checkpoint, files.artifact)
+    )
+    assert set(checkpoint) == scores | {"max_probability"}
+    assert set(artifact) == scores | {"max_probability", "mutual_information"}
+    assert all(set(artifact[name]) == scores for name in ("max_probability", "mutual_information"))
+    assert evaluate(files.artifact, DIGITS, arch=ARCHITECTURE, ood="digits:test")["ood"]["auroc"] == 0.5
+
+
+def test_a_temperature_is_fitted_on_other_data_and_told(files: Files) -> None:
+    for model in (files.checkpoint, files.artifact):
+        plain = evaluate(model, DIGITS, arch=ARCHITECTURE)
+        result = evaluate(model, DIGITS, arch=ARCHITECTURE, val_data="digits:train")
+        assert plain.items() <= result.items()
+        assert result["scaled"].keys() == plain.keys() - {"schema", "model", "samples"}
+        assert result["scaled"]["accuracy"] == plain["accuracy"]
+        judged_by_itself = evaluate(model, DIGITS, arch=ARCHITECTURE, val_data="digits:test")
+        assert judged_by_itself["scaled"]["nll"] <= plain["nll"]
+        assert judged_by_itself["temperature"] != result["temperature"]
+
+
+def test_a_reference_is_compared_with(files: Files) -> None:
+    itself = evaluate(files.checkpoint, DIGITS, arch=ARCHITECTURE, reference=files.checkpoint)
+    assert (itself["agreement"], itself["logit_kl"]) == (1.0, pytest.approx(0, abs=1e-12))
+    result = evaluate(files.artifact, DIGITS, arch=ARCHITECTURE, reference=files.checkpoint)
+    assert 0.97 < result["agreement"] <= 1
+    assert 0 < result["logit_kl"] < 0.1
+
+
 def test_compressing_reports_what_it_measured(files: Files) -> None:
     evaluation, damage = files.report["evaluation"], files.report["damage"]
     assert (evaluation["data"], evaluation["samples"]) == ("digits:test", 4)
@@ -177,6 +209,15 @@ def test_diff_of_other_networks(tmp_path: Path) -> None:
         {"name": "a", "shapes": [[2, 3], [3, 2]], "relative_rmse": None, "max_error": None},
         {"name": "b", "shapes": [[2]], "relative_rmse": None, "max_error": 1.0},
     ]
+
+
+def test_labels_of_validation_data_are_needed_and_checked(files: Files, tmp_path: Path) -> None:
+    images = np.zeros((4, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "bare.npz", x=images)
+    np.savez(tmp_path / "high.npz", x=images, y=np.full(4, 12))
+    for name, words in (("bare", "has no array `y`"), ("high", "`--val-data` has label 12 and the network 10 classes")):
+        val_data = f"npz:{tmp_path / name}.npz"
+        assert words in refusal(DataError, evaluate, files.checkpoint, DIGITS, arch=ARCHITECTURE, val_data=val_data)
 
 
 def refusal(error: type[GbnnError], call: Any, *arguments: Any, **options: Any) -> str:

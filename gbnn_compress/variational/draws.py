@@ -29,9 +29,9 @@ class Sampler:
         network: What they are put into; its other tensors are the artifact's already.
         load: Copies a whole state dict into the network.
         shared: The posteriors of the shared tensors.
-        names: For each of them its names among the network's parameters and buffers, more than one where tensors
-            are tied. None where the network keeps its weights in another form (it renames or changes them on
-            loading): every draw is then rebuilt and loaded whole.
+        names: For each of them its name among the network's parameters and buffers, or several where the checkpoint
+            ties what the network does not. None where the network keeps its weights in another form (it renames or
+            changes them on loading): every draw is then rebuilt and loaded whole.
         tensors: The network's parameters and buffers by name.
     """
 
@@ -62,7 +62,8 @@ def sampler(artifact: Artifact, network: torch.nn.Module, *, load: Load) -> Samp
     named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
     tensors = {name: tensor.detach() for name, tensor in named}
     held = all(_holds(tensors.get(name), mean[name]) for name in chain.from_iterable(names))
-    return Sampler(artifact, network, load, shared, names if held else None, tensors)
+    distinct = tuple(_one_a_storage(group, tensors) for group in names) if held else None
+    return Sampler(artifact, network, load, shared, distinct, tensors)
 
 
 def place(source: Sampler, seed: int | None) -> None:
@@ -91,8 +92,9 @@ def stacked(source: Sampler, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
     generators = [np.random.default_rng(seed) for seed in seeds]
     result: dict[str, torch.Tensor] = {}
     for tensor, names in zip(source.shared, source.names, strict=True):
-        drawn = torch.stack([draw(tensor, generator) for generator in generators])
-        drawn = drawn.reshape(len(seeds), *tensor.shape)
+        drawn = torch.empty((len(seeds), *tensor.shape), dtype=tensor.dtype)
+        for row, generator in zip(drawn, generators, strict=True):
+            draw(tensor, generator, out=row.view(-1))
         result |= {name: drawn.to(source.tensors[name]) for name in names}
     return result
 
@@ -109,6 +111,11 @@ def _holds(tensor: torch.Tensor | None, values: torch.Tensor) -> bool:
     if tensor is None or tensor.shape != values.shape:
         return False
     return torch.equal(tensor.cpu(), values.to(tensor.dtype))
+
+
+def _one_a_storage(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The first of the names that lead to the same values in memory."""
+    return tuple({tensors[name].data_ptr(): name for name in reversed(names)}.values())
 
 
 def _place(tensor: SharedTensor, generator: np.random.Generator | None, targets: list[torch.Tensor]) -> None:

@@ -52,7 +52,8 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
 def evaluating(network: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module's own mode afterwards."""
     training = [module for module in network.modules() if module.training]
-    network.eval()
+    if training:
+        network.eval()
     try:
         yield
     finally:

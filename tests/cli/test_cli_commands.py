@@ -85,16 +85,35 @@ def test_report(run, files):
     assert "wrote" not in outcome.out
 
 
+MEASURES = {"accuracy", "nll", "ece", "brier", "adaptive_ece", "coverage_at_5_percent_risk"}
+
+
 @pytest.mark.parametrize("model", ["checkpoint", "artifact"])
 def test_evaluate(run, files, model):
     path = getattr(files, model)
     words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "-q"]
     outcome = run("evaluate", path, *words, "--ood", "digits:train", "--json", "out.json")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "OOD AUROC against digits:train" in outcome.out
+    assert "telling digits:train apart   AUROC" in outcome.out
     result = json.loads(Path("out.json").read_text())
-    assert set(result) == {"schema", "model", "samples", "accuracy", "nll", "ece", "brier", "ood"}
+    assert set(result) == {"schema", "model", "samples", "ood"} | MEASURES
     assert result["samples"] == (1 if model == "checkpoint" else 2)
+    scores = {"max_probability"} if model == "checkpoint" else {"max_probability", "mutual_information"}
+    assert set(result["ood"]) == {"auroc", "fpr95"} | scores
+    assert ("by mutual information" in outcome.out) is (model == "artifact")
+
+
+def test_evaluate_with_a_temperature_and_a_reference(run, files):
+    words = ["--data", "digits:test", "--val-data", "digits:train", "--ood", "digits:train", "--arch", files.arch]
+    more = ["--reference", files.checkpoint, "--samples", "2", "--json", "out.json", "-q"]
+    outcome = run("evaluate", files.artifact, *words, *more)
+    assert (outcome.code, outcome.err) == (0, "")
+    result = json.loads(Path("out.json").read_text())
+    assert set(result) >= MEASURES | {"temperature", "scaled", "agreement", "logit_kl"}
+    assert set(result["scaled"]) == MEASURES | {"ood"}
+    assert f"scaled, temperature {result['temperature']:.3g}" in outcome.out
+    assert "against tiny.pth: the same top class for " in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 100
 
 
 def test_diff(run, files):

@@ -20,7 +20,9 @@ from gbnn_compress.codec.dictionary import DICTIONARY
 from gbnn_compress.codec.manifest import decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.codec.values import Vector, dequantise, quantise
 from gbnn_compress.errors import ArtifactError
+from gbnn_compress.output.sizes import report
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
+from gbnn_compress.variational.temperature import folded_temperature, temperature_fact
 from gbnn_compress.weights.rebuild import rebuild
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
@@ -102,6 +104,21 @@ def test_blends_that_are_no_ids_are_an_artifact_error(tmp_path: Path, blends: ob
     path = forged(tmp_path / "file", manifest=as_section({**golden_manifest(), "blends": blends}))
     with pytest.raises(ArtifactError, match="contradicts itself"):
         read_artifact(path)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.5, "1", None, True, float("inf"), float("nan")])
+def test_a_temperature_that_is_no_positive_number_is_an_artifact_error(tmp_path: Path, temperature: object) -> None:
+    path = forged(tmp_path / "file", manifest=as_section({**golden_manifest(), "temperature": temperature}))
+    with pytest.raises(ArtifactError, match=r"contradicts itself .*`temperature` is"):
+        read_artifact(path)
+
+
+def test_a_temperature_survives_and_the_report_names_it(tmp_path: Path) -> None:
+    path = forged(tmp_path / "file", manifest=as_section({**golden_manifest(), **temperature_fact(1.66441)}))
+    artifact = read_artifact(path)
+    assert folded_temperature(artifact) == report(artifact)["temperature"] == 1.664
+    assert folded_temperature(read_artifact(GOLDEN)) == 1.0
+    assert "temperature" not in report(read_artifact(GOLDEN))
 
 
 @pytest.mark.parametrize("name", FACTS)
