@@ -55,11 +55,11 @@ def test_ece_of_sure_and_right_is_0_and_of_sure_and_wrong_is_1():
     assert metrics.ece(p, np.array([1, 2, 0])) == 1.0
 
 
-def test_torchmetrics_drops_confidence_1_and_this_does_not():
-    p, y = np.array([[1.0, 0.0], [0.7, 0.3]]), np.array([1, 0])
+def test_torchmetrics_sets_confidence_1_apart_and_this_does_not():
+    p, y = np.array([[1.0, 0.0], [0.96, 0.04]]), np.array([1, 0])
     oracle = MulticlassCalibrationError(num_classes=2, n_bins=15, norm="l1")
-    assert float(oracle(torch.tensor(p), torch.tensor(y))) == pytest.approx(0.15, abs=1e-6)
-    assert metrics.ece(p, y) == pytest.approx(0.5 * 1.0 + 0.5 * 0.3)
+    assert float(oracle(torch.tensor(p), torch.tensor(y))) == pytest.approx((1 + 0.04) / 2, abs=1e-6)
+    assert metrics.ece(p, y) == pytest.approx(abs(0.5 - 0.98))
 
 
 def test_ece_puts_an_edge_into_the_bin_below():
