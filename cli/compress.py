@@ -69,6 +69,6 @@ def command(
     if in_table:
         from gbnn_compress_cli.report_view import report_view
 
-        view = report_view(report, name=source.name, max_drop=max_drop, arch=arch, every_layer=verbose)
+        view = report_view(report, name=source.name, arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1

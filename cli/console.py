@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.output.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "gbnn-compress"
 WIDTH = 100
-
-
-def printable(text: str) -> str:
-    """The text without control characters: names come from foreign files, and terminals obey escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, words
+from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.output import words
 
 ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
 DATA = "digits:test"
