@@ -18,7 +18,7 @@ from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 def run_page(
     prepared: Prepared,
     artifact: Artifact,
-    report: Mapping[str, Any],
+    report: dict[str, Any],
     *,
     name: str,
     arch: str | None,

@@ -8,7 +8,8 @@ import numpy as np
 
 from gbnn_compress.types import Mixture, Plane
 
-ROWS, COLUMNS = 60, 120
+ROWS, COLUMNS = 61, 121
+"""Odd, so that zero is inside of a cell."""
 
 Y_LIMIT = 1.5
 """log(sigma / s_t) beyond is shown at the edge; the mixture's cells end there too."""

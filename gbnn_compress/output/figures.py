@@ -6,7 +6,7 @@ the shapes within. Sizes are those of a phone's column, so that labels stay read
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from gbnn_compress.output.axes import Axis
 from gbnn_compress.types import Mixture, Plane, Reliability
 
 WIDTH = 400
-LEFT, RIGHT = 46, 388
+LEFT, RIGHT = 56, 392
 
 SHADES = 6
 """Steps of the density, each double the one before."""
@@ -52,6 +52,19 @@ def plane_figure(plane: Plane, components: Mixture, *, dots: bool = False) -> di
     }
 
 
+def share_figure(plane: Plane) -> dict[str, Any]:
+    """How many weights share each component, as stems at the components' means."""
+    top, bottom = 8, 216
+    shown = np.abs(plane.components.means[:, 0]) <= plane.x_limit
+    places, shares = plane.components.means[shown, 0], 100 * plane.components.weights[shown]
+    x = Axis(-plane.x_limit, plane.x_limit, LEFT, RIGHT)
+    y = Axis(min(shares, default=1) / 2, max(shares, default=1) * 1.5, bottom, top, logarithmic=True)
+    return {
+        **_frame(x, y, top=top, bottom=bottom, x_title="μ / s", y_title="% of the weights"),
+        "stems": [(x.at(place), y.at(share)) for place, share in zip(places.tolist(), shares.tolist(), strict=True)],
+    }
+
+
 def curve_figure(curve: Mapping[int, Mapping[str, Any]], damage: Mapping[str, Any]) -> dict[str, Any]:
     """The merge path as a rate-distortion curve: accuracy predicted to be lost against the ratio.
 
@@ -59,7 +72,7 @@ def curve_figure(curve: Mapping[int, Mapping[str, Any]], damage: Mapping[str, An
         curve: From `target.rate_curve`.
         damage: The report's `damage`; measured, it is marked as well.
     """
-    top, bottom = 8, 216
+    top, bottom = 8, 276
     rates = sorted(curve.values(), key=lambda rate: rate["ratio"])
     cut = curve[0]
     x = Axis(rates[0]["ratio"] / 1.05, rates[-1]["ratio"] * 1.05, LEFT, RIGHT, logarithmic=True)
@@ -67,27 +80,36 @@ def curve_figure(curve: Mapping[int, Mapping[str, Any]], damage: Mapping[str, An
     y = Axis(LEAST_DROP, 1.4 * highest, bottom, top, logarithmic=True)
     marked = [{"x": x.at(r["ratio"]), "y": y.at(r["drop"]), "label": _rate_label(r)} for r in rates]
     return {
-        **_frame(x, y, top=top, bottom=bottom, x_title="times smaller", y_title="points lost", x_suffix="x"),
+        **_frame(x, y, top=top, bottom=bottom, x_title="times smaller", y_title="accuracy points lost", x_suffix="x"),
         "line": _polyline((x.at(rate["ratio"]), y.at(rate["drop"])) for rate in rates),
         "points": marked,
         "rates": [{**rate, "chosen": rate is cut} for rate in rates],
         "cut": {"x": x.at(cut["ratio"]), "y": y.at(cut["drop"]), "label": _rate_label(cut)},
-        "measured": {"x": x.at(cut["ratio"]), "y": y.at(damage["drop"])} if damage["measured"] else None,
+        "measured": y.at(damage["drop"]) if damage["measured"] and damage["drop"] > LEAST_DROP else None,
         "safe": y.at(1.0),
     }
 
 
-def reliability_figure(diagrams: Mapping[str, Reliability]) -> dict[str, Any]:
-    """Accuracy against confidence, dots the larger the more inputs they stand for; the diagonal is honest."""
-    top, bottom = 8, 296
-    x, y = Axis(0, 1, LEFT, RIGHT), Axis(0, 1, bottom, top)
+def reliability_figure(diagram: Reliability) -> dict[str, Any]:
+    """Accuracy against confidence, dots the larger the more inputs they stand for; on the diagonal the two agree."""
+    top, bottom, total = 12, 256, int(diagram.count.sum())
+    x, y = Axis(0, 1, LEFT, RIGHT - 8), Axis(0, 1, bottom, top)
+    dots = [
+        {
+            "x": x.at(confidence),
+            "y": y.at(accuracy),
+            "radius": round(2 + 8 * (count / total) ** 0.5, 1),
+            "label": f"{count:,} inputs: confidence {confidence:.2f}, accuracy {accuracy:.2f}",
+        }
+        for confidence, accuracy, count in zip(
+            diagram.confidence.tolist(), diagram.accuracy.tolist(), diagram.count.tolist(), strict=True
+        )
+        if count
+    ]
     return {
         **_frame(x, y, top=top, bottom=bottom, x_title="confidence", y_title="accuracy"),
-        "series": [
-            {"name": name, "dots": dots, "line": _polyline((dot["x"], dot["y"]) for dot in dots)}
-            for name, diagram in diagrams.items()
-            for dots in [_reliability_dots(diagram, x, y)]
-        ],
+        "dots": dots,
+        "line": _polyline((dot["x"], dot["y"]) for dot in dots),
     }
 
 
@@ -179,27 +201,11 @@ def _ellipse(mean: np.ndarray, covariance: np.ndarray, share: float, *, x: Axis,
     }
 
 
-def _reliability_dots(diagram: Reliability, x: Axis, y: Axis) -> list[dict[str, Any]]:
-    total = int(diagram.count.sum())
-    return [
-        {
-            "x": x.at(confidence),
-            "y": y.at(accuracy),
-            "radius": round(2 + 8 * (count / total) ** 0.5, 1),
-            "label": f"{count:,} inputs: confidence {confidence:.2f}, accuracy {accuracy:.2f}",
-        }
-        for confidence, accuracy, count in zip(
-            diagram.confidence.tolist(), diagram.accuracy.tolist(), diagram.count.tolist(), strict=True
-        )
-        if count
-    ]
-
-
 def _rate_label(rate: Mapping[str, Any]) -> str:
     lost = "no points" if rate["drop"] <= 0 else f"{words.points(rate['drop'])} points"
     size, times = words.size(rate["bytes"]), words.times(rate["ratio"])
     return f"{times}, {size}, {rate['components']:,} components: {lost} lost"
 
 
-def _polyline(points: Any) -> str:
+def _polyline(points: Iterable[tuple[float, float]]) -> str:
     return " ".join(f"{x},{y}" for x, y in points)

@@ -78,8 +78,9 @@ def render(page: Page) -> str:
             meanings=statements.SECTION_MEANINGS,
             measures=[(key, title) for key, title in MEASURES.items() if _has(report, key)],
             planes=_planes(page),
+            shares=None if page.before else figures.share_figure(page.plane),
             curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
-            reliability=figures.reliability_figure(page.reliability) if page.reliability else None,
+            reliabilities={name: figures.reliability_figure(each) for name, each in page.reliability.items()},
             depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
             largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},
             worst=_worst(layers) if len(layers) > LAYERS_SHOWN else [],
@@ -118,9 +119,13 @@ def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
     dots = not after.covariances.any()
     known = [("before merging", page.before)] if page.before is not None else []
     return [
-        (f"{when}: {len(components.weights):,} components", figures.plane_figure(page.plane, components, dots=dots))
+        (f"{when}: {_components(len(components.weights))}", figures.plane_figure(page.plane, components, dots=dots))
         for when, components in [*known, ("after merging" if known else "in the file", after)]
     ]
+
+
+def _components(count: int) -> str:
+    return "1 component" if count == 1 else f"{count:,} components"
 
 
 def _worst(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
