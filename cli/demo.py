@@ -44,6 +44,7 @@ def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
         if code != 0:
             return code
     console.write_stdout(
+        f"\nThe report to look at in a browser: {checkpoint.with_suffix('.html')}\n"
         f"\nNow your own: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
         f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --max-drop 1` writes the smallest file thought safe.\n"
     )
@@ -67,8 +68,9 @@ def _lines(checkpoint: Path) -> list[list[str]]:
     """The commands, one after the other."""
     model, artifact = str(checkpoint), str(checkpoint.with_suffix(".gbnn.safetensors"))
     dense = str(checkpoint.with_name("digits-dense.safetensors"))
+    page = str(checkpoint.with_suffix(".html"))
     network, data = ["--arch", ARCHITECTURE], ["--data", DATA]
-    evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact]
+    evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact, "--html", page]
     return [
         ["plan", model],
         ["compress", model, *evaluated, *network],

@@ -122,7 +122,7 @@ def depth_figure(layers: Sequence[Mapping[str, Any]], key: str, *, title: str) -
         title: Of the axis.
     """
     top, bottom = 8, 126
-    y = Axis(0, 1.05 * max(max(layer[key] for layer in layers), 1e-9), bottom, top)
+    y = Axis(0, 1.05 * (max(layer[key] for layer in layers) or 1.0), bottom, top)
     pitch = (RIGHT - LEFT) / len(layers)
     bars = [
         {

@@ -76,9 +76,10 @@ def render(page: Page) -> str:
             verdict=statements.verdict(report),
             facts=list(statements.facts(report, arch=page.arch)),
             meanings=statements.SECTION_MEANINGS,
-            measures=[(key, title) for key, title in MEASURES.items() if _has(report, key)],
+            measures=MEASURES,
             planes=_planes(page),
-            shares=None if page.before else figures.share_figure(page.plane),
+            has_spread=_has_spread(page.plane),
+            shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
             curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
             reliabilities={name: figures.reliability_figure(each) for name, each in page.reliability.items()},
             depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
@@ -115,13 +116,17 @@ def write(page: Page, path: Path) -> None:
 
 def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
     """Captions and pictures of the components, before and after merging as far as known."""
-    after = page.plane.components
-    dots = not after.covariances.any()
     known = [("before merging", page.before)] if page.before is not None else []
+    dots = not _has_spread(page.plane)
     return [
         (f"{when}: {_components(len(components.weights))}", figures.plane_figure(page.plane, components, dots=dots))
-        for when, components in [*known, ("after merging" if known else "in the file", after)]
+        for when, components in [*known, ("after merging" if known else "in the file", page.plane.components)]
     ]
+
+
+def _has_spread(plane: Plane) -> bool:
+    """Whether the members of components are known to differ; in a file they do not."""
+    return bool(plane.components.covariances.any())
 
 
 def _components(count: int) -> str:
@@ -133,10 +138,6 @@ def _worst(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[
         (title, sorted(layers, key=lambda layer: -layer[key])[:WORST_LAYERS])
         for title, key in (("layers that cost most", "bytes"), ("layers that lost most", "relative_rmse"))
     ]
-
-
-def _has(report: dict[str, Any], measure: str) -> bool:
-    return bool(report["evaluation"]) and measure in report["evaluation"]["before"]
 
 
 def _environment() -> jinja2.Environment:
