@@ -155,7 +155,7 @@ def test_other_recipes_have_a_page_too(pages, tmp_path, settings):
 def test_a_network_of_constants_has_a_page(tmp_path):
     import torch
 
-    torch.save({"zeros": torch.zeros(8, 8), "ones": torch.ones(8, 8)}, tmp_path / "constant.pth")
+    torch.save({"zeros": torch.zeros(8, 8), "ones": torch.ones(8)}, tmp_path / "constant.pth")
     gbnn_compress.compress(
         tmp_path / "constant.pth", target_ratio=1, output=tmp_path / "c.safetensors", html=tmp_path / "c.html"
     )
