@@ -18,13 +18,13 @@ def command(
     with console.progress(quiet=quiet) as tell:
         tell(f"reading {name}")
         import gbnn_compress
+        from gbnn_compress.output import page
 
+        if html is not None:
+            page.require_writable(Path(html), artifact=Path(artifact))
         network = gbnn_compress.load(artifact)
         report = network.report()
         if html is not None:
-            from gbnn_compress.output import page
-
-            page.require_writable(Path(html), artifact=Path(artifact))
             tell(f"writing {Path(html).name}")
             page.write(page.file_page(network.artifact, name=name), Path(html))
     in_table = console.write_json(report, json)
