@@ -43,7 +43,7 @@ def row(options: argparse.Namespace, ratio: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "out.gbnn.safetensors"
         report = gbnn_compress.compress(options.checkpoint, target_ratio=ratio, output=path)
-        evaluation, damage = evaluate_compression(bench, checkpoint, read_model(path), seed=0)
+        evaluation, damage, _ = evaluate_compression(bench, checkpoint, read_model(path), seed=0)
     predicted = report["damage"]
     metrics = [f"{evaluation[kind][name]:.4f}" for name in ("nll", "ece") for kind in ("before", "mean", "after")]
     cells = [

@@ -24,6 +24,7 @@ def command(
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
     json: options.Json = None,
+    html: options.Html = None,
     seed: options.Seed = 0,
     samples: options.Samples = 16,
     device: options.Device = "auto",
@@ -48,7 +49,7 @@ def command(
 
         source = Path(checkpoint)
         artifact = Path(output) if output else default_output(source)
-        console.check_json_target(json, the_checkpoint=source, the_artifact=artifact)
+        console.check_json_target(json, the_checkpoint=source, the_artifact=artifact, the_page=html)
         report = gbnn_compress.compress(
             source,
             target_ratio=ratio,
@@ -61,6 +62,7 @@ def command(
             data=reading(data),
             epochs=epochs,
             eval_data=reading(eval_data),
+            html=html,
             seed=seed,
             progress=tell,
         )
@@ -69,6 +71,6 @@ def command(
     if in_table:
         from gbnn_compress_cli.report_view import report_view
 
-        view = report_view(report, name=source.name, max_drop=max_drop, arch=arch, every_layer=verbose)
+        view = report_view(report, name=source.name, arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.output.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
 
 PROGRAM = "gbnn-compress"
 WIDTH = 100
-
-
-def printable(text: str) -> str:
-    """The text without control characters: names come from foreign files, and terminals obey escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def one_line(text: str) -> str:
@@ -102,12 +96,12 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
             yield lambda line: status.update(Text(one_line(line)))
 
 
-def check_json_target(target: str | None, **taken: str | Path) -> None:
+def check_json_target(target: str | None, **taken: str | Path | None) -> None:
     """Fail before the work when `--json` cannot be written.
 
     Args:
         target: A path, `-` for stdout, or None.
-        taken: Files that it must not be, by what they are (`the_checkpoint`).
+        taken: Files that it must not be, by what they are (`the_checkpoint`); None for one that is not written.
 
     Raises:
         OutputError: It is one of them, or cannot be written.
@@ -118,7 +112,7 @@ def check_json_target(target: str | None, **taken: str | Path) -> None:
 
     path = Path(target)
     for what, other in taken.items():
-        if same_file(path, Path(other)):
+        if other is not None and same_file(path, Path(other)):
             what = what.replace("_", " ")
             raise OutputError(f"cannot write `--json {target}`: it is {what}; choose another file")
     if _is_special(path):

@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, options, words
+from gbnn_compress_cli import console, options
+
+from gbnn_compress.output import words
 
 
 def command(
@@ -35,5 +37,5 @@ def command(
 
         size_bytes = gbnn_compress.decompress(artifact, output, seed=sample)
     which = "the posterior mean" if sample is None else f"one posterior sample (seed {sample})"
-    console.write_stdout(f"wrote {console.printable(output)}: {which}, {words.size(size_bytes)}\n")
+    console.write_stdout(f"wrote {words.printable(output)}: {which}, {words.size(size_bytes)}\n")
     return 0

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, words
+from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.output import words
 
 ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
 DATA = "digits:test"
@@ -43,6 +44,7 @@ def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
         if code != 0:
             return code
     console.write_stdout(
+        f"\nThe report to look at in a browser: {checkpoint.with_suffix('.html')}\n"
         f"\nNow your own: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
         f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --max-drop 1` writes the smallest file thought safe.\n"
     )
@@ -66,8 +68,9 @@ def _lines(checkpoint: Path) -> list[list[str]]:
     """The commands, one after the other."""
     model, artifact = str(checkpoint), str(checkpoint.with_suffix(".gbnn.safetensors"))
     dense = str(checkpoint.with_name("digits-dense.safetensors"))
+    page = str(checkpoint.with_suffix(".html"))
     network, data = ["--arch", ARCHITECTURE], ["--data", DATA]
-    evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact]
+    evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact, "--html", page]
     return [
         ["plan", model],
         ["compress", model, *evaluated, *network],

@@ -98,6 +98,9 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - puts it alone on stdout."),
 ]
+Html = Annotated[
+    str | None, typer.Option("--html", metavar="FILE", help="Write the report as a page, for any browser.")
+]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")]
 Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the network runs: auto, cpu, cuda, ...")]
 Samples = Annotated[

@@ -7,9 +7,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress_cli import console, options, words
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.output import statements, words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -97,14 +98,15 @@ def _view(
     verbose: bool,
 ) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
-    from gbnn_compress_cli.report_view import architecture
 
     checkpoint, rates = plan["checkpoint"], plan["rates"]
     name, size = Path(checkpoint["path"]).name, words.size(checkpoint["bytes"])
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
     yield ""
     notes = [("unwrapped", note) for note in checkpoint.get("notes", [])]
-    yield tables.facts([*_tensor_facts(plan["tensors"]), ("architecture", architecture(checkpoint, arch)), *notes])
+    yield tables.facts(
+        [*_tensor_facts(plan["tensors"]), ("architecture", statements.architecture(checkpoint, arch)), *notes]
+    )
     yield ""
     shown = [rate for rate in rates if _reached(rate) or rate["target_ratio"] == wanted]
     yield tables.table(

@@ -7,6 +7,7 @@ import typer
 from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError, RecipeError
+from gbnn_compress.output import words
 
 app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None)
 
@@ -51,7 +52,7 @@ def cp(
     if Path(file).exists():
         raise OutputError(f"cannot write `{file}`: it exists; move it away or choose another name")
     write_atomically(Path(file), shipped[name].encode())
-    console.write_stdout(f"wrote {console.printable(file)}; use it with --recipe {console.printable(file)}\n")
+    console.write_stdout(f"wrote {words.printable(file)}; use it with --recipe {words.printable(file)}\n")
     return 0
 
 
@@ -62,7 +63,7 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML fi
 
     resolve(file)
     given = ", ".join(f"{key}={_scalar(value)}" for key, value in read_recipe(file).items())
-    console.write_stdout(f"{console.printable(file)} is valid; it sets {given or 'nothing'}\n")
+    console.write_stdout(f"{words.printable(file)} is valid; it sets {given or 'nothing'}\n")
     return 0
 
 

@@ -8,21 +8,30 @@ from gbnn_compress_cli import console, options
 def command(
     artifact: options.Artifact,
     json: options.Json = None,
+    html: options.Html = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
     """Show where every byte of an artifact went."""
-    console.check_json_target(json, the_artifact=artifact)
+    console.check_json_target(json, the_artifact=artifact, the_page=html)
+    name = Path(artifact).name
     with console.progress(quiet=quiet) as tell:
-        tell(f"reading {Path(artifact).name}")
+        tell(f"reading {name}")
         import gbnn_compress
+        from gbnn_compress.output import page
 
-        report = gbnn_compress.load(artifact).report()
+        if html is not None:
+            page.require_writable(Path(html), artifact=Path(artifact))
+        network = gbnn_compress.load(artifact)
+        report = network.report()
+        if html is not None:
+            tell(f"writing {Path(html).name}")
+            page.write(page.file_page(network.artifact, name=name), Path(html))
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)
     if in_table:
         from gbnn_compress_cli.report_view import report_view
 
-        view = report_view(report, name=Path(artifact).name, every_layer=verbose)
+        view = report_view(report, name=name, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from gbnn_compress_cli import words
-from gbnn_compress_cli.console import printable
 from rich.table import Table
 from rich.text import Text
+
+from gbnn_compress.output import words
+from gbnn_compress.output.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

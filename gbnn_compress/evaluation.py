@@ -20,12 +20,13 @@ from gbnn_compress.tasks import (
     load_data,
     load_weights,
 )
-from gbnn_compress.types import Artifact, Checkpoint
+from gbnn_compress.types import Artifact, Checkpoint, Reliability
 from gbnn_compress.variational import metrics, temperature
 from gbnn_compress.variational.draws import sampler
 from gbnn_compress.variational.monte_carlo import monte_carlo
 from gbnn_compress.variational.predict import logits
 from gbnn_compress.variational.prediction import Prediction, at_temperature, average
+from gbnn_compress.variational.reliability import reliability
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.rebuild import rebuild
@@ -142,8 +143,8 @@ def _scores(*predictions: Prediction) -> dict[str, list[torch.Tensor]]:
 
 def evaluate_compression(
     bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The report's `evaluation` and its measured `damage`.
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Reliability]]:
+    """The report's `evaluation` and its measured `damage`, and what a reliability diagram shows.
 
     Args:
         bench: The network and the data.
@@ -153,7 +154,8 @@ def evaluate_compression(
 
     Returns:
         Metrics of the checkpoint (`before`), of the artifact by Monte-Carlo (`after`) and at the posterior mean
-        (`mean`); and drop (points), agreement and logit KL (nats) of the posterior mean.
+        (`mean`); drop (points), agreement and logit KL (nats) of the posterior mean; and the reliability of `before`
+        and `after`.
     """
     before = bench.run(checkpoint.tensors)
     mean = bench.predict(artifact, samples=0).probabilities
@@ -166,7 +168,8 @@ def evaluate_compression(
         "logit_kl": metrics.logit_kl(before, mean),
         "measured": True,
     }
-    return {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}, damage
+    evaluation = {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}
+    return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
 
 
 def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:

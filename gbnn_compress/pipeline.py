@@ -17,12 +17,13 @@ from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, synthetic_calibration
-from gbnn_compress.output import sizes
+from gbnn_compress.output import page, sizes
 from gbnn_compress.prepared import prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
+from gbnn_compress.run_page import run_page
 from gbnn_compress.target import damage_warnings, find_safe_ratio, meet, planned_rate
 from gbnn_compress.tasks import build_network, load_weights
-from gbnn_compress.types import Artifact, Checkpoint, IndexMap
+from gbnn_compress.types import Artifact, Checkpoint, IndexMap, Reliability
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
 from gbnn_compress.weights.select import Selection, floating_shapes, floating_values, select
@@ -56,6 +57,7 @@ def compress(
     epochs: int = 0,
     eval_data: str | Evaluation | None = None,
     samples: int = 16,
+    html: str | Path | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def compress(
         epochs: 0, calibrating only.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
+        html: Where to write the report as a page.
         seed: Recorded, and seeds the posterior draws of the evaluation; compressing draws nothing.
         progress: Called with a line whenever a stage begins.
 
@@ -93,6 +96,8 @@ def compress(
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
+    if html is not None:
+        page.require_writable(Path(html), checkpoint=source, artifact=path)
     clock = Clock()
     with clock("read"):
         tell(f"reading {source.name}")
@@ -131,12 +136,17 @@ def compress(
     }
     report["artifact"] = {"path": str(path), **report["artifact"]}
     missed = [] if report["target_met"] else [_missed(report)]
+    reliability: dict[str, Reliability] = {}
     if bench is not None:
         tell(f"evaluating on {bench.evaluation.data}")
-        report["evaluation"], measured = evaluate_compression(bench, read, artifact, seed=seed)
+        report["evaluation"], measured, reliability = evaluate_compression(bench, read, artifact, seed=seed)
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
     report["warnings"] = [*missed, *report["warnings"]]
+    if html is not None:
+        tell(f"writing {Path(html).name}")
+        shown = run_page(prepared, artifact, report, name=source.name, arch=arch, reliability=reliability)
+        page.write(shown, Path(html))
     report["timings"] = clock.timings()
     return report
 

@@ -11,7 +11,7 @@ import numpy as np
 from gbnn_compress.codec.artifact import encode_artifact
 from gbnn_compress.prepared import Prepared, tensor_infos
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
-from gbnn_compress.rate.control import parameters_of, predicted_bytes, solve_damage, solve_size
+from gbnn_compress.rate.control import codebook_at, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
 from gbnn_compress.types import IndexMap
@@ -36,6 +36,9 @@ CLOSE_IN_LOCKSTEP = 0.98
 """The same where each attempt runs the network."""
 
 ATTEMPTS = 6
+
+CURVE_OCTAVES = range(-6, 7)
+"""Where the rate-distortion curve is worked out, in octaves of lambda from the chosen cut."""
 
 
 @dataclass(frozen=True)
@@ -256,13 +259,33 @@ def damage_warnings(drop: float, safe_ratio: float, *, measured: bool) -> list[s
 
 def planned_rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
     """Predicted bytes, components and damage at one target ratio."""
-    budget = MARGIN * prepared.floating_bytes / ratio
-    book, exponent = solve_size(
-        prepared.problem, lambda book, exponent: predicted_bytes(prepared.problem, book, exponent), limit=budget
-    )
+    book, exponent = _of_size(prepared, MARGIN * prepared.floating_bytes / ratio)
+    return {"target_ratio": float(ratio), **_foreseen(prepared, book, exponent)}
+
+
+def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, dict[str, Any]]:
+    """Predicted bytes, components and damage along the merge path.
+
+    Args:
+        prepared: The checkpoint.
+        size_bytes: Of the file whose cut the curve is to go through.
+
+    Returns:
+        By octaves of lambda above that cut's: 0 is the cut itself.
+    """
+    cut = _of_size(prepared, size_bytes)
+    around = {octaves: codebook_at(prepared.problem, cut[0].penalty * 2.0**octaves) for octaves in CURVE_OCTAVES}
+    return {octaves: _foreseen(prepared, *codebook) for octaves, codebook in {**around, 0: cut}.items()}
+
+
+def _of_size(prepared: Prepared, size_bytes: float) -> tuple[Codebook, int]:
+    problem = prepared.problem
+    return solve_size(problem, lambda book, exponent: predicted_bytes(problem, book, exponent), limit=size_bytes)
+
+
+def _foreseen(prepared: Prepared, book: Codebook, exponent: int) -> dict[str, Any]:
     size = predicted_bytes(prepared.problem, book, exponent)
     return {
-        "target_ratio": float(ratio),
         "ratio": prepared.floating_bytes / size,
         "bytes": round(size),
         "components": len(book.bank.means),

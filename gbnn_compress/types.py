@@ -92,6 +92,40 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """Weights as points (mu / s_t, log(sigma / s_t)), counted on an even grid, and the components that they share.
+
+    Attributes:
+        density: float64 (rows, columns), weights in each cell; the first row has the least log sigma.
+        x_limit: The columns reach from -x_limit to x_limit.
+        y_limit: The rows reach from -y_limit to y_limit.
+        beyond: Share of the weights outside the grid.
+        components: Shares, means and covariances of the members of each component.
+    """
+
+    density: np.ndarray
+    x_limit: float
+    y_limit: float
+    beyond: float
+    components: Mixture
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """How often predictions of like confidence are right, in equal bins of the confidence over 0..1.
+
+    Attributes:
+        confidence: float64 (B,), mean probability of the predicted class; 0 in an empty bin.
+        accuracy: float64 (B,), share of the inputs whose predicted class is the label; 0 in an empty bin.
+        count: int64 (B,), inputs.
+    """
+
+    confidence: np.ndarray
+    accuracy: np.ndarray
+    count: np.ndarray
+
+
+@dataclass(frozen=True)
 class Bank:
     """The shared components that an artifact holds.
 

@@ -28,6 +28,7 @@ ORDER = (
     ("inputs",),
     ("prepared",),
     ("target",),
+    ("run_page",),
     ("pipeline",),
 )
 """Files and folders of the library, lowest first; those beside each other know nothing of each other."""

@@ -38,11 +38,16 @@ def sigma_levels(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray
     Returns:
         int64 (r, 1), or (r, n) where sigma follows the magnitude.
     """
+    steps = np.rint(log_sigmas(posterior, rows, x) / LEVEL_WIDTH) + len(LEVELS) // 2
+    return np.clip(steps, 0, len(LEVELS) - 1).astype(np.int64)
+
+
+def log_sigmas(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray:
+    """log(sigma / s_t), float64 of the same shapes, for the same arguments."""
     log_sigma = posterior.log_sigma[rows, None]
     if posterior.by_magnitude:
         log_sigma = log_sigma + np.log(np.maximum(np.abs(x), SMALLEST_MAGNITUDE))
-    steps = np.rint(log_sigma / LEVEL_WIDTH) + len(LEVELS) // 2
-    return np.clip(steps, 0, len(LEVELS) - 1).astype(np.int64)
+    return log_sigma
 
 
 def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[slice, np.ndarray]]:

@@ -58,7 +58,7 @@ class RateProblem:
         near: The cells within EM_LIMIT and the limits of outliers; the components are made from only these.
         partition: The components that lambda makes of them.
         bank: `mixture` or `grid`, see `fit_path`.
-        mixture_size: Components that the mixture was fitted with; 0 for none.
+        mixture: As fitted, before merging; None for `grid`.
         refinements: Rounds of assignment at one lambda.
         limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
         blending: `none`, `rate` or `all`, see `fit_path`.
@@ -74,7 +74,7 @@ class RateProblem:
     near: Cells
     partition: Partition
     bank: str
-    mixture_size: int
+    mixture: Mixture | None
     refinements: int
     limits: np.ndarray | None
     blending: str
@@ -82,6 +82,11 @@ class RateProblem:
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
     share: Callable[[int], float]
+
+    @property
+    def mixture_size(self) -> int:
+        """Components that the mixture was fitted with; 0 for none."""
+        return 0 if self.mixture is None else len(self.mixture.weights)
 
 
 def fit_path(
@@ -120,12 +125,12 @@ def fit_path(
         blending: `none`, `rate` (blends that pay at lambda) or `all` (every blend that the test calls for).
     """
     near = nearest_cells(cells, limit=EM_LIMIT if limits is None else np.minimum(limits, EM_LIMIT))
-    mixture_size, partition = 0, by_grid(near)
+    mixture, partition = None, by_grid(near)
     if bank == "mixture":
         mixture, owner = _fitted(
             near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
         )
-        mixture_size, partition = len(mixture.weights), by_rate(near, mixture, owner)
+        partition = by_rate(near, mixture, owner)
         if merging == "wasserstein":
             gap = log_sigma_weight * merge_variance
             partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
@@ -135,7 +140,7 @@ def fit_path(
         near=near,
         partition=partition,
         bank=bank,
-        mixture_size=mixture_size,
+        mixture=mixture,
         refinements=refinements,
         limits=limits,
         blending=blending,

@@ -20,6 +20,7 @@ def test_demo(run):
     assert {path.name for path in Path("demo").iterdir()} == {
         "digits.pth",
         "digits.gbnn.safetensors",
+        "digits.html",
         "digits-dense.safetensors",
     }
     accuracies = [float(each) for each in re.findall(r"^(?:before|after).* (\d+\.\d+) %", outcome.out, re.MULTILINE)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
-from gbnn_compress_cli import console, words
+from gbnn_compress_cli import console
 from gbnn_compress_cli.report_view import report_view
 
 import gbnn_compress
+from gbnn_compress.output import words
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and names as people read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from typing import Any
 
 ROUNDING = 1e-9
 """Relative error of a target that went through text, such as 3 %."""
+
+
+def printable(text: str) -> str:
+    """The text without control characters: names come from foreign files, and terminals obey escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(size_bytes: float) -> str:

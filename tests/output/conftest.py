@@ -1,0 +1,60 @@
+"""Pages of a small network whose names are hostile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import gbnn_compress
+from gbnn_compress.codec.artifact import read_artifact
+from gbnn_compress.output import page
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODELS = """
+from collections import OrderedDict
+from torch import nn
+
+def tiny():
+    return nn.Sequential(OrderedDict({
+        "<script>alert(1)</script>": nn.Conv2d(1, 8, 3), "norm": nn.BatchNorm2d(8), "relu": nn.ReLU(),
+        "flatten": nn.Flatten(), 'x" onload="alert(1)': nn.Linear(288, 24), "\\x1b[2J\\u202e": nn.Linear(24, 10),
+    }))
+"""
+
+
+class Pages(NamedTuple):
+    """HTML by what was known: a run with data, the same without, and the file alone."""
+
+    folder: Path
+    report: dict[str, object]
+    evaluated: str
+    bare: str
+    of_file: str
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    import torch
+
+    from gbnn_compress.tasks import build_network
+
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "models.py").write_text(MODELS)
+    arch = f"{folder / 'models.py'}:tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(build_network(arch).state_dict(), folder / "tiny<b>.pth")
+    artifact = folder / "tiny.gbnn.safetensors"
+
+    def html(name: str, **options: object) -> dict[str, object]:
+        target = {"target_ratio": 6, "output": artifact, "html": folder / name, "samples": 2}
+        return gbnn_compress.compress(folder / "tiny<b>.pth", **target, **options)  # type: ignore[arg-type]
+
+    html("bare.html")
+    report = html("evaluated.html", eval_data="digits:test", arch=arch)
+    page.write(page.file_page(read_artifact(artifact), name=artifact.name), folder / "file.html")
+    texts = [(folder / f"{name}.html").read_text() for name in ("evaluated", "bare", "file")]
+    return Pages(folder, report, *texts)
