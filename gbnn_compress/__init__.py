@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gbnn_compress.errors import GbnnError
     from gbnn_compress.evaluation import Evaluation, diff, evaluate
+    from gbnn_compress.export import export_onnx
     from gbnn_compress.network import CompressedNetwork, decompress, load
     from gbnn_compress.pipeline import compress, plan
 
@@ -22,6 +23,7 @@ __all__ = [
     "decompress",
     "diff",
     "evaluate",
+    "export_onnx",
     "load",
     "plan",
 ]
@@ -31,6 +33,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "diff": "evaluation",
     "evaluate": "evaluation",
+    "export_onnx": "export",
     "CompressedNetwork": "network",
     "decompress": "network",
     "load": "network",

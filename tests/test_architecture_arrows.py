@@ -25,6 +25,7 @@ ORDER = (
     ("tasks",),
     ("evaluation",),
     ("network",),
+    ("export",),
     ("inputs",),
     ("prepared",),
     ("target",),

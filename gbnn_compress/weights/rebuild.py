@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +10,26 @@ import numpy as np
 from gbnn_compress.weights.blocks import from_bit_patterns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from gbnn_compress.types import Artifact, IndexMap, TensorInfo
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """What the ids of one shared tensor stand for.
+
+    Attributes:
+        name: The tensor.
+        entries: (K,) at the tensor's own dtype, the weight of each component.
+        outliers: (n_outliers,) at the tensor's own dtype, in C order of the ids that mark them.
+    """
+
+    name: str
+    entries: torch.Tensor
+    outliers: torch.Tensor
 
 
 def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.Tensor]:
@@ -25,13 +43,12 @@ def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.T
     Returns:
         Name -> tensor, in the checkpoint's order. Tied names hold the same tensor.
     """
-
-    generator = None if seed is None else np.random.default_rng(seed)
-    shared = {index_map.name: index for index, index_map in enumerate(artifact.maps)}
+    decoded = codebooks(artifact, seed=seed)
+    maps = {index_map.name: index_map for index_map in artifact.maps}
     result: dict[str, torch.Tensor] = {}
     for info in artifact.tensors:
         if info.kind == "shared":
-            result[info.name] = _shared(artifact, shared[info.name], info, generator)
+            result[info.name] = _shared(next(decoded), maps[info.name], info)
         elif info.kind == "unshared":
             result[info.name] = _unshared(artifact.values[info.name], info)
         elif info.kind == "raw":
@@ -39,6 +56,27 @@ def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.T
         else:
             result[info.name] = result[str(info.tied_to)]
     return result
+
+
+def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebook]:
+    """What the ids of each shared tensor stand for, at the posterior mean or in one posterior sample.
+
+    Args:
+        artifact: From `read_artifact`.
+        seed: As for `rebuild`; the draws are the same.
+
+    Yields:
+        One codebook a shared tensor, in the order of `artifact.maps`.
+    """
+    generator = None if seed is None else np.random.default_rng(seed)
+    dtypes = {info.name: info.dtype for info in artifact.tensors}
+    for index, index_map in enumerate(artifact.maps):
+        dtype = dtypes[index_map.name]
+        yield Codebook(
+            name=index_map.name,
+            entries=_entries(artifact, index, dtype, generator),
+            outliers=_outliers(artifact, index, dtype, generator),
+        )
 
 
 def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
@@ -61,34 +99,35 @@ def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
     return np.where((members > 0) & (bank.means != 0), deviations, 0.0)
 
 
-def _shared(artifact: Artifact, index: int, info: TensorInfo, generator: np.random.Generator | None) -> torch.Tensor:
+def _shared(codebook: Codebook, index_map: IndexMap, info: TensorInfo) -> torch.Tensor:
     import torch
 
-    index_map, escape = artifact.maps[index], len(artifact.bank.means)
-    centres = artifact.bank.means * artifact.scales[index]
-    if generator is not None:
-        centres = centres + component_deviations(artifact, index) * generator.standard_normal(escape)
-    table = torch.from_numpy(np.append(centres, 0.0)).to(getattr(torch, info.dtype))
+    escape = len(codebook.entries)
+    table = torch.cat([codebook.entries, codebook.entries.new_zeros(1)])
     flat = table[torch.from_numpy(index_map.ids.astype(np.int64 if escape > 32_000 else np.int32))]
-    if len(index_map.outliers):
-        flat[torch.from_numpy(index_map.ids == escape)] = _outliers(artifact, index, info, index_map, generator)
+    if len(codebook.outliers):
+        flat[torch.from_numpy(index_map.ids == escape)] = codebook.outliers
     return flat.reshape(info.shape)
 
 
-def _outliers(
-    artifact: Artifact,
-    index: int,
-    info: TensorInfo,
-    index_map: IndexMap,
-    generator: np.random.Generator | None,
-) -> torch.Tensor:
+def _entries(artifact: Artifact, index: int, dtype: str, generator: np.random.Generator | None) -> torch.Tensor:
     import torch
 
-    outliers = from_bit_patterns(index_map.outliers, info.dtype)
-    if generator is None:
+    centres = artifact.bank.means * artifact.scales[index]
+    if generator is not None:
+        centres = centres + component_deviations(artifact, index) * generator.standard_normal(len(centres))
+    return torch.from_numpy(centres).to(getattr(torch, dtype))
+
+
+def _outliers(artifact: Artifact, index: int, dtype: str, generator: np.random.Generator | None) -> torch.Tensor:
+    import torch
+
+    patterns = artifact.maps[index].outliers
+    outliers = from_bit_patterns(patterns, dtype)
+    if generator is None or not len(patterns):
         return outliers
     deviation = float(artifact.facts["noise"]) * artifact.scales[index]
-    noise = torch.from_numpy(deviation * generator.standard_normal(len(index_map.outliers)))
+    noise = torch.from_numpy(deviation * generator.standard_normal(len(patterns)))
     return (outliers.double() + noise).to(outliers.dtype)
 
 

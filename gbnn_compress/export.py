@@ -1,0 +1,205 @@
+"""An artifact as an ONNX file that ONNX Runtime has run."""
+
+from __future__ import annotations
+
+import copy
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.codec.container import require_writable, same_file, write_atomically
+from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.evaluation import known_architecture
+from gbnn_compress.network import load
+from gbnn_compress.output.sizes import SCHEMA
+from gbnn_compress.tasks import default_preprocessing, load_weights
+from gbnn_compress.tasks.data import one_line
+from gbnn_compress.variational.metrics import predictive_entropy
+from gbnn_compress.variational.predict import logits
+from gbnn_compress.weights.rebuild import rebuild
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    import torch
+
+    from gbnn_compress.types import Artifact
+
+FORMS = ("mean", "codebook", "samples")
+
+N_CHECKED, BATCH_SIZE = 64, 16
+"""Inputs of the check, and how many run at once."""
+
+
+def export_onnx(
+    artifact: str | Path,
+    output: str | Path,
+    *,
+    weights: str = "mean",
+    arch: torch.nn.Module | str | None = None,
+    input_shape: Sequence[int] | None = None,
+    samples: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write an artifact as one ONNX file, after ONNX Runtime has given the same outputs as the network.
+
+    The model's input is `input`, float32 (N, *input_shape), preprocessed, for any N.
+
+    Args:
+        artifact: The artifact.
+        output: The file to write, a name that ends in `.onnx`.
+        weights: `mean`: dense posterior means, output `logits`. `codebook`: the same as ids and codebooks, which
+            nodes decode. `samples`: posterior samples that share ids; outputs `probabilities`, `entropy` and
+            `mutual_information` (nats).
+        arch: Specification of the network, or a module; default: what the artifact records or the index finds.
+        input_shape: Of one input; default: that of the architecture's published weights.
+        samples: Posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
+        seed: Of the first sample.
+
+    Returns:
+        `{"schema", "onnx": {"path", "bytes", "opset", "weights"}, "samples", "seed", "input_shape", "outputs",
+        "check": {"inputs", "largest_relative_difference", "onnxruntime"}}`.
+
+    Raises:
+        GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
+    """
+    target = Path(output)
+    _check_request(target, Path(artifact), weights=weights, samples=samples)
+    network = load(artifact)
+    spec = known_architecture(network.artifact) if arch is None else arch if isinstance(arch, str) else "the module"
+    # A module of the caller's stays as it is.
+    module = network.to_module(spec if arch is None or isinstance(arch, str) else copy.deepcopy(arch)).float()
+    shape = _input_shape(input_shape, module, spec)
+    batches = _inputs(shape).split(BATCH_SIZE)
+    seeds = range(seed, seed + samples) if weights == "samples" else ()
+    expected = _expected(module, network.artifact, batches, seeds=seeds, spec=spec)
+    data, opset = _converted(module, network.artifact, shape=shape, weights=weights, seeds=seeds, spec=spec)
+    difference = _write_checked(target, data, batches, expected)
+    return {
+        "schema": SCHEMA,
+        "onnx": {"path": str(target), "bytes": len(data), "opset": opset, "weights": weights},
+        "samples": len(seeds) or None,
+        "seed": seed,
+        "input_shape": list(shape),
+        "outputs": list(expected),
+        "check": {
+            "inputs": N_CHECKED,
+            "largest_relative_difference": difference,
+            "onnxruntime": version("onnxruntime"),
+        },
+    }
+
+
+def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
+    if weights not in FORMS:
+        raise GbnnError(f"`--weights`: expected {', '.join(FORMS[:-1])} or {FORMS[-1]}, got `{weights}`")
+    if samples < 1:
+        raise GbnnError(f"`--samples`: expected at least 1, got {samples}")
+    if target.suffix != ".onnx":
+        raise GbnnError(f"`-o {target}`: give a name that ends in .onnx")
+    if same_file(target, artifact):
+        raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
+    require_writable(target)
+
+
+def _input_shape(given: Sequence[int] | None, module: torch.nn.Module, spec: str) -> tuple[int, ...]:
+    if given is not None:
+        if not given or not all(size >= 1 for size in given):
+            raise GbnnError(f"`--input-shape`: expected sizes of at least 1, such as 3,32,32, got {list(given)}")
+        return tuple(given)
+    kernels = [tensor for tensor in module.state_dict().values() if tensor.dim() == 4]
+    channels = kernels[0].shape[1] if kernels else 3
+    size = default_preprocessing(spec, n_channels=channels).image_size
+    if size is None:
+        raise GbnnError(f"`{spec}` has no published input size; give `--input-shape`, such as {channels},32,32")
+    return channels, size, size
+
+
+def _inputs(shape: Sequence[int]) -> torch.Tensor:
+    """float32 (N_CHECKED, *shape), standard normal as preprocessed inputs about are."""
+    import torch
+
+    return torch.randn(N_CHECKED, *shape, generator=torch.Generator().manual_seed(0))
+
+
+def _expected(
+    module: torch.nn.Module, artifact: Artifact, batches: Sequence[torch.Tensor], *, seeds: Sequence[int], spec: str
+) -> dict[str, np.ndarray]:
+    """What the model's outputs should be; the module holds the posterior mean, before and after."""
+    import numpy as np
+    import torch
+
+    option = f"--input-shape {','.join(map(str, batches[0].shape[1:]))}"
+    if not seeds:
+        return {"logits": logits(module, [(batch, None) for batch in batches], option=option).numpy()}
+    draws = []
+    for seed in seeds:
+        load_weights(module, rebuild(artifact, seed=seed), spec=spec)
+        draws.append(logits(module, [(batch, None) for batch in batches], option=option).double().softmax(dim=1))
+    load_weights(module, rebuild(artifact), spec=spec)
+    mean = torch.stack(draws).mean(dim=0)
+    entropy = predictive_entropy(mean)
+    within = np.mean([predictive_entropy(draw) for draw in draws], axis=0)
+    return {"probabilities": mean.numpy(), "entropy": entropy, "mutual_information": entropy - within}
+
+
+def _converted(
+    module: torch.nn.Module, artifact: Artifact, *, shape: Sequence[int], weights: str, seeds: Sequence[int], spec: str
+) -> tuple[bytes, int]:
+    """The file's bytes, and its opset."""
+    from gbnn_compress.output.onnx_export import OPSET, onnx_bytes
+
+    shared = _own_names(module, artifact, spec=spec)
+    try:
+        data = onnx_bytes(module, artifact, shared=shared, input_shape=shape, weights=weights, seeds=seeds)
+    except GbnnError:
+        raise
+    except Exception as error:  # whatever torch's exporter or the user's own network raises
+        raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({one_line(_root(error))})") from error
+    return data, OPSET
+
+
+def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dict[str, str]:
+    """Name in the module -> the shared tensor that it holds.
+
+    Told by loading numbers in place of weights: modules may rename what they load, and ties need not be theirs.
+    """
+    import torch
+
+    shared = [info for info in artifact.tensors if info.kind == "shared"]
+    numbers = {info.name: number for number, info in enumerate(shared, start=1)}
+    marked = {
+        info.name: torch.tensor(float(numbers.get(info.tied_to or info.name, 0))).expand(info.shape)
+        for info in artifact.tensors
+    }
+    load_weights(module, marked, spec=spec)
+    found = {name: tensor.flatten()[0].item() for name, tensor in module.state_dict().items() if tensor.numel()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    load_weights(module, rebuild(artifact), spec=spec)
+    by_number = {numbers[info.name]: info for info in shared}
+    held = {own: by_number[number] for own, number in found.items() if number in by_number}
+    return {own: info.name for own, info in held.items() if info.shape == shapes[own]}
+
+
+def _write_checked(
+    target: Path, data: bytes, batches: Sequence[torch.Tensor], expected: Mapping[str, np.ndarray]
+) -> float:
+    """Write the file unless ONNX Runtime gives other outputs with it; how much they differ."""
+    from gbnn_compress.output.onnx_check import largest_difference, require_equal, run_onnx
+
+    differences: list[float] = []
+
+    def verify(path: Path) -> None:
+        differences.append(largest_difference(run_onnx(path, [batch.numpy() for batch in batches]), expected))
+        require_equal(differences[0])
+
+    write_atomically(target, data, verify=verify)
+    return differences[0]
+
+
+def _root(error: Exception) -> Exception:
+    """The first of a chain of exceptions: the exporter's own says how to report it."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
