@@ -1,10 +1,11 @@
 """ONNX files of real architectures: size, agreement, and memory and latency of both ways to load them; Markdown.
 
-usage: python benchmarks/onnx_files.py [NAME ...] [--ratio 8] [--samples 4] [--resnet20 resnet20_cifar10.pth]
+usage: python benchmarks/onnx_files.py [NAME ...] [--forms mean codebook samples] [--ratio 8] [--samples 4]
+           [--resnet20 resnet20_cifar10.pth]
 
-Weights are random (seed 0), with the batch-norm statistics of noise; only ResNet-20's are trained. Compressed without data.
-Memory is what a fresh process takes beyond the runtime itself once the model has run, latency the best of five runs, one
-input and one thread.
+Weights are random (seed 0), with the batch-norm statistics of noise; only ResNet-20's may be given. Compressed without
+data. Memory is what a fresh process takes beyond the runtime itself once the model has run, latency the best of five
+runs, one input and one thread.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ TITLES = ("network", "form", "MB", "of ids + unshared", "difference", "folded MB
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--forms", nargs="+", default=["mean", "codebook", "samples"])
     parser.add_argument("--ratio", type=float, default=8)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--resnet20", type=Path)
@@ -62,7 +64,7 @@ def rows(name, folder, options):
         make(NETWORKS[name], checkpoint, size=size)
     gbnn_compress.compress(checkpoint, target_ratio=options.ratio, output=artifact)
     smallest = fixed_width_bytes(artifact)
-    for form in ("mean", "codebook", "samples"):
+    for form in options.forms:
         file, start = folder / f"{form}.onnx", time.perf_counter()
         result = gbnn_compress.export_onnx(
             artifact, file, weights=form, arch=NETWORKS[name], input_shape=(3, size, size), samples=options.samples

@@ -13,7 +13,6 @@ from gbnn_compress.evaluation import known_architecture
 from gbnn_compress.network import load
 from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.tasks import default_preprocessing, load_weights
-from gbnn_compress.tasks.data import one_line
 from gbnn_compress.variational.metrics import predictive_entropy
 from gbnn_compress.variational.predict import logits
 from gbnn_compress.weights.rebuild import rebuild
@@ -156,7 +155,7 @@ def _converted(
     except GbnnError:
         raise
     except Exception as error:  # whatever torch's exporter or the user's own network raises
-        raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({one_line(_root(error))})") from error
+        raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
     return data, OPSET
 
 
@@ -198,8 +197,8 @@ def _write_checked(
     return differences[0]
 
 
-def _root(error: Exception) -> Exception:
-    """The first of a chain of exceptions: the exporter's own says how to report it."""
-    while isinstance(error.__cause__, Exception):
+def _reason(error: BaseException) -> str:
+    """The first line of the first of a chain of exceptions: the rest says how to report it, or is a page of code."""
+    while error.__cause__ is not None:
         error = error.__cause__
-    return error
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

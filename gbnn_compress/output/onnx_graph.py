@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
+
+from gbnn_compress.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +41,7 @@ def network_graph(
         The model, and by the shared tensor's name the inputs that stand for those which the network uses.
 
     Raises:
+        ArchitectureError: The network is tied to one batch size.
         Exception: Whatever torch's exporter raises.
     """
     import torch
@@ -55,10 +59,20 @@ def network_graph(
             dynamic_shapes=({0: torch.export.Dim("batch")},),
         )
         assert program is not None
+        _require_any_batch(program.model.graph)
         weights = _weights_as_inputs(program.model.graph, shared)
         program.optimize()
     _strip(program.model.graph)
     return program.model, weights
+
+
+def _require_any_batch(graph: ir.Graph) -> None:
+    shape = graph.inputs[0].shape
+    if shape is not None and isinstance(shape[0], int):
+        raise ArchitectureError(
+            "the network can be exported for one batch size only, as it loops over the images of a batch or keeps"
+            " their number as a constant; export one that does not"
+        )
 
 
 def _weights_as_inputs(graph: ir.Graph, shared: Mapping[str, str]) -> dict[str, ir.Value]:
@@ -91,11 +105,11 @@ def _strip(graph: ir.Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own words, which are for those who write exporters."""
+    """Without the exporter's own words, pages where it fails, which are for those who write exporters."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

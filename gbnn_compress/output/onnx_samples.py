@@ -61,11 +61,13 @@ def _summary(tape: Tape, graph: ir.Graph, logits: ir.Value) -> list[ir.Value]:
     each = tape.op("Exp", [log_each])
     mean = tape.op("ReduceMean", [each, first], {"keepdims": 0}, output=_output(PROBABILITIES))
     log_mean = tape.op("Log", [tape.op("Max", [mean, smallest])])
-    total = tape.op("ReduceSum", [tape.op("Mul", [mean, log_mean]), last], {"keepdims": 0})
-    entropy = tape.op("Neg", [total], output=_output(ENTROPY))
+    negative = tape.op("ReduceSum", [tape.op("Mul", [mean, log_mean]), last], {"keepdims": 0})
+    entropy = tape.op("Neg", [negative], output=_output(ENTROPY))
     surprise = tape.op("Mul", [each, tape.op("Sub", [log_each, log_mean])])
     divergence = tape.op("ReduceSum", [surprise, last], {"keepdims": 0})
-    mutual = tape.op("ReduceMean", [divergence, first], {"keepdims": 0}, output=_output(MUTUAL_INFORMATION))
+    # It is never below 0, but for rounding.
+    information = tape.op("ReduceMean", [divergence, first], {"keepdims": 0})
+    mutual = tape.op("Relu", [information], output=_output(MUTUAL_INFORMATION))
     return [mean, entropy, mutual]
 
 
