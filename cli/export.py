@@ -70,9 +70,10 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 def _view(result: dict[str, Any]) -> str:
     made, check = result["onnx"], result["check"]
+    decoded = f"{words.size(made['dense_bytes'])} where the runtime decodes it at loading (docs/onnx.md)"
     kind = {
         "mean": "dense posterior means",
-        "codebook": "codebooks and ids",
+        "codebook": f"codebooks and ids; in memory {decoded}",
         "samples": f"{result['samples']} posterior samples",
     }[made["weights"]]
     shape = ", ".join(["batch", *map(str, result["input_shape"])])
@@ -80,5 +81,5 @@ def _view(result: dict[str, Any]) -> str:
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
         f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}\n"
-        f"wrote {console.printable(made['path'])}: {kind}, {words.size(made['bytes'])}\n"
+        f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
     )

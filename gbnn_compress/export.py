@@ -7,11 +7,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
 from gbnn_compress.errors import ArchitectureError, GbnnError
 from gbnn_compress.evaluation import known_architecture
-from gbnn_compress.network import load
-from gbnn_compress.output.sizes import SCHEMA
+from gbnn_compress.network import CompressedNetwork
+from gbnn_compress.output.sizes import SCHEMA, weight_counts
 from gbnn_compress.tasks import default_preprocessing, load_weights
 from gbnn_compress.variational.metrics import predictive_entropy
 from gbnn_compress.variational.predict import logits
@@ -57,29 +58,34 @@ def export_onnx(
         seed: Of the first sample.
 
     Returns:
-        `{"schema", "onnx": {"path", "bytes", "opset", "weights"}, "samples", "seed", "input_shape", "outputs",
-        "check": {"inputs", "largest_relative_difference", "onnxruntime"}}`.
+        `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
+        "outputs", "check": {"inputs", "largest_relative_difference", "onnxruntime"}}`; `dense_bytes` is what
+        the weights take in a runtime that decodes them once, when it loads the file.
 
     Raises:
         GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
     """
     target = Path(output)
     _check_request(target, Path(artifact), weights=weights, samples=samples)
-    network = load(artifact)
-    spec = known_architecture(network.artifact) if arch is None else arch if isinstance(arch, str) else "the module"
-    # A module of the caller's stays as it is.
-    module = network.to_module(spec if arch is None or isinstance(arch, str) else copy.deepcopy(arch)).float()
+    loaded = read_artifact(Path(artifact))
+    module, spec = _network(loaded, arch)
     shape = _input_shape(input_shape, module, spec)
     batches = _inputs(shape).split(BATCH_SIZE)
     seeds = range(seed, seed + samples) if weights == "samples" else ()
-    expected = _expected(module, network.artifact, batches, seeds=seeds, spec=spec)
-    data, opset = _converted(module, network.artifact, shape=shape, weights=weights, seeds=seeds, spec=spec)
+    expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
+    data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
     return {
         "schema": SCHEMA,
-        "onnx": {"path": str(target), "bytes": len(data), "opset": opset, "weights": weights},
+        "onnx": {
+            "path": str(target),
+            "bytes": len(data),
+            "dense_bytes": 4 * sum(weight_counts(loaded).values()),
+            "opset": opset,
+            "weights": weights,
+        },
         "samples": len(seeds) or None,
-        "seed": seed,
+        "seed": seed if seeds else None,
         "input_shape": list(shape),
         "outputs": list(expected),
         "check": {
@@ -88,6 +94,15 @@ def export_onnx(
             "onnxruntime": version("onnxruntime"),
         },
     }
+
+
+def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str]:
+    """In float32 with the posterior mean, and what to call it; a module of the caller's stays as it is."""
+    network = CompressedNetwork(artifact)
+    if arch is None or isinstance(arch, str):
+        spec = arch or known_architecture(artifact)
+        return network.to_module(spec).float(), spec
+    return network.to_module(copy.deepcopy(arch)).float(), type(arch).__name__
 
 
 def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
@@ -147,7 +162,8 @@ def _converted(
     module: torch.nn.Module, artifact: Artifact, *, shape: Sequence[int], weights: str, seeds: Sequence[int], spec: str
 ) -> tuple[bytes, int]:
     """The file's bytes, and its opset."""
-    from gbnn_compress.output.onnx_export import OPSET, onnx_bytes
+    from gbnn_compress.output.onnx_export import onnx_bytes
+    from gbnn_compress.output.onnx_graph import OPSET
 
     shared = _own_names(module, artifact, spec=spec)
     try:

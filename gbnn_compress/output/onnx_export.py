@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.output.onnx_decode import constant, decode, tables
-from gbnn_compress.output.onnx_graph import OPSET, network_graph
+from gbnn_compress.output.onnx_graph import network_graph
 from gbnn_compress.output.onnx_samples import sampled
 from gbnn_compress.weights.rebuild import rebuild
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.types import Artifact
-
-__all__ = ["OPSET", "onnx_bytes"]
 
 LARGEST_FILE = 2**31 - 1
 """Bytes: protobuf, which ONNX files are made of, takes no more."""
@@ -45,7 +43,7 @@ def onnx_bytes(
         seeds: One a posterior sample; of no meaning to the other forms.
 
     Raises:
-        GbnnError: More bytes than ONNX can hold in a file.
+        GbnnError: More bytes than ONNX can hold in a file, or samples of a network that uses nothing shared.
         Exception: Whatever torch's exporter raises.
     """
     model, inputs = network_graph(module, input_shape=input_shape, shared=shared)
@@ -53,6 +51,10 @@ def onnx_bytes(
         _fill_in(model.graph, inputs, artifact)
     elif weights == "codebook":
         _decode_in(model.graph, inputs, artifact)
+    elif not inputs:
+        raise GbnnError(
+            "the network uses no tensor with shared weights, so its samples are alike; give `--weights mean`"
+        )
     else:
         model = sampled(model, inputs, tables(artifact, inputs, seeds))
     return _serialised(model)

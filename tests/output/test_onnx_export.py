@@ -198,7 +198,7 @@ class Gambling(HardNetwork):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Branching(), r"`the module` cannot be exported to ONNX \(.*data-dependent expression"),
+        (Branching(), r"`Branching` cannot be exported to ONNX \(.*data-dependent expression"),
         (OneBatchSize(), "can be exported for one batch size only"),
         pytest.param(Gambling(), "one with random outputs cannot be checked", marks=pytest.mark.slow),
     ],
