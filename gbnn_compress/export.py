@@ -189,12 +189,11 @@ def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dic
         for info in artifact.tensors
     }
     load_weights(module, marked, spec=spec)
-    found = {name: tensor.flatten()[0].item() for name, tensor in module.state_dict().items() if tensor.numel()}
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    filled = {own: tensor for own, tensor in module.state_dict().items() if tensor.numel()}
+    marks = {own: (tensor.flatten()[0].item(), tuple(tensor.shape)) for own, tensor in filled.items()}
     load_weights(module, rebuild(artifact), spec=spec)
-    by_number = {numbers[info.name]: info for info in shared}
-    held = {own: by_number[number] for own, number in found.items() if number in by_number}
-    return {own: info.name for own, info in held.items() if info.shape == shapes[own]}
+    names = {(numbers[info.name], info.shape): info.name for info in shared}
+    return {own: names[mark] for own, mark in marks.items() if mark in names}
 
 
 def _write_checked(

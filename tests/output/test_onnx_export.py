@@ -16,6 +16,7 @@ from torch import nn
 import gbnn_compress
 from gbnn_compress import GbnnError
 from gbnn_compress.output import onnx_check
+from gbnn_compress.tasks import build_network
 from gbnn_compress.variational.metrics import predictive_entropy
 from gbnn_compress.variational.predict import logits
 from gbnn_compress.weights.rebuild import rebuild
@@ -221,3 +222,14 @@ def test_a_file_too_large_for_onnx(artifact: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(onnx_export, "LARGEST_FILE", 1000)
     with pytest.raises(GbnnError, match="give `--weights codebook`"):
         export(artifact, tmp_path / "out.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["mean", "codebook", "samples"])
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "test_resnet"])
+def test_families_of_architectures(tmp_path: Path, name: str, weights: str) -> None:
+    spec = f"timm/{name}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        path = compressed(build_network(spec), tmp_path, ratio=4)
+    export(path, tmp_path / "out.onnx", weights=weights, arch=spec, input_shape=None)
