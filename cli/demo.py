@@ -67,7 +67,7 @@ def _one_thread() -> Iterator[None]:
 def _lines(checkpoint: Path) -> list[list[str]]:
     """The commands, one after the other."""
     model, artifact = str(checkpoint), str(checkpoint.with_suffix(".gbnn.safetensors"))
-    dense = str(checkpoint.with_name("digits-dense.safetensors"))
+    dense, onnx = (str(checkpoint.with_name(name)) for name in ("digits-dense.safetensors", "digits.onnx"))
     page = str(checkpoint.with_suffix(".html"))
     network, data = ["--arch", ARCHITECTURE], ["--data", DATA]
     evaluated = ["--target-ratio", TARGET, "--eval-data", DATA, "-o", artifact, "--html", page]
@@ -79,6 +79,7 @@ def _lines(checkpoint: Path) -> list[list[str]]:
         ["evaluate", artifact, *data, *network],
         ["decompress", artifact, "-o", dense],
         ["diff", model, dense, *data, *network],
+        ["export", artifact, "-o", onnx, "--weights", "codebook", "--input-shape", "1,8,8", *network],
     ]
 
 

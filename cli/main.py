@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import typer.core
 import typer.main
-from gbnn_compress_cli import compress, decompress, demo, diff, evaluate, plan, recipe, report, usage
+from gbnn_compress_cli import compress, decompress, demo, diff, evaluate, export, plan, recipe, report, usage
 from gbnn_compress_cli.console import PROGRAM, mute_stdout, one_line, write_stderr
 
 from gbnn_compress.errors import GbnnError
@@ -36,6 +36,7 @@ app.command("report")(report.command)
 app.command("evaluate")(evaluate.command)
 app.command("diff")(diff.command)
 app.command("decompress")(decompress.command)
+app.command("export")(export.command)
 app.add_typer(recipe.app, name="recipe")
 app.command("demo")(demo.command)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gbnn_compress.comparison import diff
     from gbnn_compress.errors import GbnnError
     from gbnn_compress.evaluation import Evaluation, evaluate
+    from gbnn_compress.export import export_onnx
     from gbnn_compress.network import CompressedNetwork, decompress, load
     from gbnn_compress.pipeline import compress, plan
 
@@ -23,6 +24,7 @@ __all__ = [
     "decompress",
     "diff",
     "evaluate",
+    "export_onnx",
     "load",
     "plan",
 ]
@@ -32,6 +34,7 @@ _HOMES = {
     "Evaluation": "evaluation",
     "diff": "comparison",
     "evaluate": "evaluation",
+    "export_onnx": "export",
     "CompressedNetwork": "network",
     "decompress": "network",
     "load": "network",

@@ -25,6 +25,7 @@ ORDER = (
     ("tasks",),
     ("evaluation",),
     ("network", "comparison"),
+    ("export",),
     ("inputs",),
     ("prepared",),
     ("target",),

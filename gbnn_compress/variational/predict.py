@@ -79,7 +79,7 @@ def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnErro
         )
     return ArchitectureError(
         f"the network fails on a batch of shape {tuple(images.shape)} from `{option}`"
-        f" ({type(error).__name__}: {message}), check `--arch` and `--image-size`"
+        f" ({type(error).__name__}: {message}), check `--arch` and the inputs' size"
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from gbnn_compress.weights.blocks import from_bit_patterns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
 
     from gbnn_compress.types import Artifact, TensorInfo
@@ -40,6 +42,21 @@ class SharedTensor:
     places: torch.Tensor
     outliers: torch.Tensor
     outlier_deviation: float
+
+
+@dataclass(frozen=True)
+class Codebook:
+    """What the ids of one shared tensor stand for.
+
+    Attributes:
+        name: The tensor.
+        entries: (K,) at the tensor's own dtype, the weight of each component.
+        outliers: (n_outliers,) at the tensor's own dtype, in C order of the ids that mark them.
+    """
+
+    name: str
+    entries: torch.Tensor
+    outliers: torch.Tensor
 
 
 def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.Tensor]:
@@ -104,6 +121,24 @@ def draw_values(tensor: SharedTensor, generator: np.random.Generator | None) -> 
     values = tensor.means.copy()
     values[:-1] += tensor.deviations * generator.standard_normal(len(tensor.deviations))
     return values
+
+
+def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebook]:
+    """What the ids of each shared tensor stand for, at the posterior mean or in one posterior sample.
+
+    Args:
+        artifact: From `read_artifact`.
+        seed: As for `rebuild`; the draws are the same.
+
+    Yields:
+        One codebook a shared tensor, in the order of `artifact.maps`.
+    """
+    import torch
+
+    generator = None if seed is None else np.random.default_rng(seed)
+    for tensor in shared_tensors(artifact):
+        entries = torch.from_numpy(draw_values(tensor, generator)[:-1]).to(tensor.dtype)
+        yield Codebook(tensor.name, entries, _draw_outliers(tensor, generator))
 
 
 def component_deviations(artifact: Artifact, index: int) -> np.ndarray:

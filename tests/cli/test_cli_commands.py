@@ -141,6 +141,27 @@ def test_decompress_mean_and_sample(run, files):
         assert (mean.get_tensor("4.weight") != sample.get_tensor("4.weight")).any()
 
 
+@pytest.mark.parametrize("weights", ["codebook", "samples"])
+def test_export(run, files, weights):
+    words = ["-o", "tiny.onnx", "--weights", weights, "--samples", "2", "--input-shape", "1,8,8", "--arch", files.arch]
+    outcome = run("export", files.artifact, "-q", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert re.search(
+        r"^checked in ONNX Runtime .* on 64 inputs: largest relative difference \d\.\de-0[5-9]$", outcome.out, re.M
+    )
+    assert "opset 21, input `input` float32 (batch, 1, 8, 8)" in outcome.out
+    assert "wrote tiny.onnx: " in outcome.out
+    assert [path.name for path in Path().iterdir()] == ["tiny.onnx"]
+
+
+def test_export_takes_the_input_shape_from_the_architecture(run, monkeypatch):
+    from gbnn_compress import export
+    from gbnn_compress.tasks import build_network
+
+    spec = "timm/test_vit"
+    assert export._input_shape(None, build_network(spec), spec) == (3, 160, 160)
+
+
 def test_recipes(run):
     assert run("recipe", "ls").out.startswith("default ")
     shown = yaml.safe_load(run("recipe", "show", "default").out)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gbnn_compress_cli import demo, digits_network
 
-COMMANDS = ["plan", "compress", "report", "evaluate", "evaluate", "decompress", "diff"]
+COMMANDS = ["plan", "compress", "report", "evaluate", "evaluate", "decompress", "diff", "export"]
 LAST_WORDS = "writes the smallest file thought safe."
 
 
@@ -22,6 +22,7 @@ def test_demo(run):
         "digits.gbnn.safetensors",
         "digits.html",
         "digits-dense.safetensors",
+        "digits.onnx",
     }
     accuracies = [float(each) for each in re.findall(r"^(?:before|after).* (\d+\.\d+) %", outcome.out, re.MULTILINE)]
     assert len(accuracies) == 3

@@ -88,6 +88,22 @@ def test_report_has_neither_paths_nor_timings(run, files):
     assert sum(report["sections"].values()) == Path(files.artifact).stat().st_size
 
 
+def test_export_says_what_it_wrote(run, files):
+    words = ["-o", "tiny.onnx", "--input-shape", "1,8,8", "--arch", files.arch, "--json", "-"]
+    result = json.loads(run("export", files.artifact, "-q", *words).out)
+    assert set(result) == {"schema", "onnx", "samples", "seed", "input_shape", "outputs", "check"}
+    assert result["onnx"] == {
+        "path": "tiny.onnx",
+        "bytes": Path("tiny.onnx").stat().st_size,
+        "dense_bytes": 4 * (2952 + 50),
+        "opset": 21,
+        "weights": "mean",
+    }
+    assert (result["samples"], result["seed"]) == (None, None)
+    assert (result["input_shape"], result["outputs"]) == ([1, 8, 8], ["logits"])
+    assert set(result["check"]) == {"inputs", "largest_relative_difference", "onnxruntime"}
+
+
 def test_plan_writes_nothing_else(run, files):
     outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "5", "--json", "-")
     plan = json.loads(outcome.out)

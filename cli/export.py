@@ -1,0 +1,85 @@
+"""`gbnn-compress export`: an artifact as ONNX."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from gbnn_compress_cli import console, options, words
+
+from gbnn_compress.errors import GbnnError
+
+
+def command(
+    artifact: options.Artifact,
+    output: Annotated[
+        str, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.", show_default=False)
+    ],
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            metavar="mean|codebook|samples",
+            help="Dense posterior means; the same as a codebook and ids, a small file; or posterior samples.",
+        ),
+    ] = "mean",
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--input-shape",
+            metavar="C,H,W",
+            help="Of one input, such as 3,32,32. Default: that of the architecture's published weights.",
+        ),
+    ] = None,
+    arch: options.Architecture = None,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", metavar="N", parser=options.whole_number, help="Posterior samples in the file."),
+    ] = 16,
+    seed: options.Seed = 0,
+    json: options.Json = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> int:
+    """Write an artifact as ONNX, checked in ONNX Runtime.
+
+    The input is `input`, float32, preprocessed, any batch size. `mean` and `codebook` give `logits`; `samples` gives
+    `probabilities`, `entropy` and `mutual_information`.
+    """
+    console.check_json_target(json, the_artifact=artifact, the_model=output)
+    shape = None if input_shape is None else _parse_shape(input_shape)
+    with console.progress(quiet=quiet) as tell:
+        tell(f"exporting {Path(artifact).name} and running it in ONNX Runtime")
+        import gbnn_compress
+
+        result = gbnn_compress.export_onnx(
+            artifact, output, weights=weights, arch=arch, input_shape=shape, samples=samples, seed=seed
+        )
+    if console.write_json(result, json):
+        console.write_stdout(_view(result))
+    return 0
+
+
+def _parse_shape(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise GbnnError(
+            f"`--input-shape`: expected whole numbers separated by commas, such as 3,32,32, got `{text}`"
+        ) from None
+
+
+def _view(result: dict[str, Any]) -> str:
+    made, check = result["onnx"], result["check"]
+    decoded = f"{words.size(made['dense_bytes'])} where the runtime decodes it at loading (docs/onnx.md)"
+    kind = {
+        "mean": "dense posterior means",
+        "codebook": f"codebooks and ids; in memory {decoded}",
+        "samples": f"{result['samples']} posterior samples",
+    }[made["weights"]]
+    shape = ", ".join(["batch", *map(str, result["input_shape"])])
+    return (
+        f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
+        f" largest relative difference {check['largest_relative_difference']:.1e}\n"
+        f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}\n"
+        f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
+    )

@@ -1,0 +1,53 @@
+"""A network with what makes exporting hard, small enough to export in seconds, and its artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import gbnn_compress
+
+SHAPE = (3, 8, 8)
+
+
+class HardNetwork(nn.Module):
+    """Tied weights, a batch norm, outliers, an odd number of weights, a tensor of two components, an unused one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 15, 3, padding=1)
+        self.norm = nn.BatchNorm2d(15)
+        self.depthwise = nn.Conv2d(15, 15, 3, groups=15, bias=False)
+        self.signs = nn.Linear(15, 16, bias=False)
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16, bias=False)
+        self.second.weight = self.first.weight
+        self.classifier = nn.Linear(16, 5)
+        self.unused = nn.Linear(16, 16)
+        self.register_buffer("steps", torch.arange(4))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.conv(images)))
+        x = self.signs(self.depthwise(x).mean(dim=(2, 3)))
+        return self.classifier(self.second(torch.relu(self.first(x))))
+
+
+def hard_network() -> HardNetwork:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = HardNetwork()
+        network.norm.running_var.uniform_(0.5, 2)
+        with torch.no_grad():
+            network.signs.weight.copy_(torch.randn(16, 15).sign() / 4)
+            network.conv.weight[0, 0, 0, 0] = 40.0
+            network.conv.weight[14, 2, 2, 2] = -30.0
+        return network.eval()
+
+
+def compressed(network: nn.Module, folder: Path, *, ratio: float = 1, **options: object) -> Path:
+    torch.save(network.state_dict(), folder / "net.pth")
+    path = folder / "net.gbnn.safetensors"
+    gbnn_compress.compress(folder / "net.pth", target_ratio=ratio, output=path, **options)
+    return path
