@@ -19,7 +19,8 @@ ORDER = (
     ("gaussian",),
     ("codec",),
     ("weights",),
-    ("rate", "variational", "output"),
+    ("rate", "output"),
+    ("variational",),
     ("calibration",),
     ("recipe",),
     ("tasks",),
@@ -28,6 +29,8 @@ ORDER = (
     ("inputs",),
     ("prepared",),
     ("target",),
+    ("trainer",),
+    ("training",),
     ("pipeline",),
 )
 """Files and folders of the library, lowest first; those beside each other know nothing of each other."""
