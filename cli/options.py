@@ -73,12 +73,23 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="Inputs to calibrate on, a few hundred, no labels needed: digits:train, npz:FILE, imagefolder:DIR or"
-        " torchvision/CIFAR10/train:ROOT.",
+        help="Inputs to train on, or without `--epochs` a few hundred to calibrate on, no labels needed then:"
+        " digits:train, npz:FILE, imagefolder:DIR or torchvision/CIFAR10/train:ROOT.",
+    ),
+]
+ValData = Annotated[
+    str | None,
+    typer.Option(
+        "--val-data",
+        metavar="SPEC",
+        help="Labelled data that training chooses on, not trained on before; default: a part of `--data`.",
     ),
 ]
 Epochs = Annotated[
-    int, typer.Option("--epochs", metavar="N", parser=whole_number, help="0: calibrate on `--data`, without training.")
+    int,
+    typer.Option(
+        "--epochs", metavar="N", parser=whole_number, help="Passes over `--data` to train for; 0: calibrate only."
+    ),
 ]
 EvalData = Annotated[
     str | None,

@@ -286,15 +286,17 @@ class Bench:
         """float32 (N, ...), a fixed choice from all inputs (they may be sorted by class), preprocessed, on the CPU."""
         import torch
 
-        return torch.cat([images for images, _ in self.data.sample(at_most).batches(self._preprocessing())])
+        return torch.cat([images for images, _ in self.data.sample(at_most).batches(self.preprocessing)])
 
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         load_weights(self.network, tensors, spec=self.architecture)
 
     def _batches(self) -> Iterator[Any]:
-        return self.data.batches(self._preprocessing())
+        return self.data.batches(self.preprocessing)
 
-    def _preprocessing(self) -> Preprocessing:
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The architecture's, with what was given instead."""
         usual = default_preprocessing(self.architecture, n_channels=self.data.n_channels)
         given = {key: getattr(self.evaluation, key) for key in ("mean", "std", "image_size")}
         return replace(usual, **{key: value for key, value in given.items() if value is not None})

@@ -54,6 +54,7 @@ def compress(
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
+    val_data: str | Evaluation | None = None,
     epochs: int = 0,
     eval_data: str | Evaluation | None = None,
     samples: int = 16,
@@ -73,13 +74,15 @@ def compress(
             and shapes.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
-        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to calibrate on; labels
-            are not used. Without, and where the architecture is known and has batch norm, noise serves.
-        epochs: 0, calibrating only.
+        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
+            epochs, to calibrate on; labels are not used then. Without data, and where the architecture is known and has
+            batch norm, noise serves.
+        val_data: The same, of labelled data for choices in training; default: a part of `data`, held out.
+        epochs: Passes over the data to train for; 0: calibrate only.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         html: Where to write the report as a page.
-        seed: Recorded, and seeds the posterior draws of the evaluation; compressing draws nothing.
+        seed: Recorded; seeds training and the posterior draws of the evaluation.
         progress: Called with a line whenever a stage begins.
 
     Returns:
@@ -91,8 +94,7 @@ def compress(
     tell = progress or (lambda line: None)
     chosen = resolve(recipe, settings)
     _check_target(target_ratio, max_drop, ratio_of)
-    _check_epochs(epochs)
-    _check_data(data, chosen)
+    _check_data(data, chosen, epochs=epochs, val_data=val_data, max_drop=max_drop)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
@@ -106,7 +108,7 @@ def compress(
         bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
     with clock("fit"):
         calibration = None
-        if chosen.feedback:
+        if chosen.feedback and not epochs:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
@@ -118,9 +120,28 @@ def compress(
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
         finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
         prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts, calibration=calibration)
-    with clock("merge"):
-        tell("merging components until the file meets the target")
-        result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
+    if not epochs:
+        with clock("merge"):
+            tell("merging components until the file meets the target")
+            result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
+    else:
+        with clock("finetune"):
+            from gbnn_compress.training import train_to_target, training_benches
+
+            assert data is not None
+            assert target_ratio is not None
+            train, validation = training_benches(read, data, val_data, arch=arch, seed=seed)
+            result = train_to_target(
+                prepared,
+                train,
+                validation,
+                recipe=chosen,
+                epochs=epochs,
+                target_ratio=target_ratio,
+                ratio_of=ratio_of,
+                seed=seed,
+                tell=tell,
+            )
     with clock("encode"):
         tell(f"writing and verifying {path.name}")
         verified: list[Artifact] = []
@@ -142,7 +163,7 @@ def compress(
         report["evaluation"], measured, reliability = evaluate_compression(bench, read, artifact, seed=seed)
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
-    report["warnings"] = [*missed, *report["warnings"]]
+    report["warnings"] = [*missed, *result.notes, *report["warnings"]]
     if html is not None:
         tell(f"writing {Path(html).name}")
         shown = run_page(prepared, artifact, report, name=source.name, arch=arch, reliability=reliability)
@@ -179,13 +200,14 @@ def plan(
     Raises:
         GbnnError: Bad input.
     """
-    _check_epochs(epochs)
+    if epochs:
+        raise GbnnError(f"`--epochs`: what training will give cannot be planned; expected 0, got {epochs}")
     clock = Clock()
     with clock("read"):
         read, names = _open(Path(checkpoint), arch)
         selection = select(read)
     chosen = resolve(recipe, settings)
-    _check_data(data, chosen)
+    _check_data(data, chosen, epochs=0, val_data=None, max_drop=None)
     with clock("fit"):
         facts = _provenance(read, names, recipe=chosen, seed=0)
         calibration = None
@@ -324,13 +346,25 @@ def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: 
         raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
 
 
-def _check_epochs(epochs: int) -> None:
-    if epochs != 0:
-        raise GbnnError(f"`--epochs`: training is not built yet: expected 0 (calibrate only), got {epochs}")
-
-
-def _check_data(data: str | Evaluation | None, recipe: Recipe) -> None:
-    if data is not None and not recipe.feedback:
+def _check_data(
+    data: str | Evaluation | None,
+    recipe: Recipe,
+    *,
+    epochs: int,
+    val_data: str | Evaluation | None,
+    max_drop: float | None,
+) -> None:
+    if epochs < 0:
+        raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
+    if epochs and data is None:
+        raise GbnnError(f"`--epochs {epochs}`: training needs labelled data; name them with `--data`")
+    if epochs and max_drop is not None:
+        raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
+    if epochs and recipe.sigma == "magnitude":
+        raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
+    if val_data is not None and not epochs:
+        raise GbnnError("`--val-data`: data for choices in training; give `--epochs` of at least 1 with them")
+    if data is not None and not epochs and not recipe.feedback:
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 
 

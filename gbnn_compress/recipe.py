@@ -14,6 +14,56 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gbnn_compress.errors import RecipeError
 
 
+class TrainingSettings(BaseModel):
+    """Choices of training; they matter with `--epochs` above 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    trained: Literal["all", "bank"] = Field(
+        default="all",
+        description="Weights and the bank, or (the paper) the bank; norms and biases always.",
+    )
+    learning_rate: float = Field(
+        default=0.03,
+        gt=0,
+        le=1,
+        description="Adam's for latent weights, in root mean squares of their tensor, when there are 1,000 steps;"
+        " it goes with one over the root of the steps, so that weights wander as far.",
+    )
+    bank_learning_rate: float = Field(
+        default=0.01,
+        gt=0,
+        le=1,
+        description="Of component means, in their median gap, and log deviations.",
+    )
+    plain_learning_rate: float = Field(default=0.001, gt=0, le=1, description="For norms and biases.")
+    batch_size: int = Field(default=128, ge=2, le=65536, description="Images of a step.")
+    ramp: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the steps over which the ratio rises to the target.",
+    )
+    distillation: float = Field(
+        default=0.5, ge=0, le=1, description="Weight of the checkpoint's own probabilities; the labels have the rest."
+    )
+    beta: float = Field(
+        default=1.0,
+        ge=0,
+        le=1000,
+        description="Weight of KL / dataset size: 1 is Bayes' rule.",
+    )
+    warm_up: float = Field(default=0.3, ge=0, le=1, description="Share of the steps over which beta rises from 0.")
+    noise: bool = Field(default=True, description="Train under posterior draws, one a step; or at the posterior mean.")
+    augmentation: Literal["auto", "none"] = Field(
+        default="auto",
+        description="Shift and flip images, where the checkpoint does not mind; or never.",
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Of the layers in training: bfloat16 where the machine has it."
+    )
+
+
 class Recipe(BaseModel):
     """Every choice that changes the artifact, besides the target and the seed."""
 
@@ -22,54 +72,56 @@ class Recipe(BaseModel):
     n_components: int = Field(1024, ge=1, le=4096, description="Most mixture components before merging.")
     em_iterations: int = Field(20, ge=1, le=1000, description="Most EM steps.")
     log_sigma_weight: float = Field(
-        0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
+        default=0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
     )
     noise: float = Field(
-        0.35,
+        default=0.35,
         ge=0,
         le=10,
         description="Posterior noise over quantisation error, both root mean square over the layers; 0: none.",
     )
     bank: Literal["mixture", "grid"] = Field(
-        "mixture",
+        default="mixture",
         description="Components: merged from a mixture, or a uniform grid of the step that is best at lambda.",
     )
     refinements: int = Field(
-        3, ge=1, le=100, description="Rounds of assignment at one lambda; components move between them."
+        default=3, ge=1, le=100, description="Rounds of assignment at one lambda; components move between them."
     )
     merging: Literal["rate", "wasserstein"] = Field(
-        "rate",
+        default="rate",
         description="Merge what adds less distortion than lambda times the bits it saves, or (the paper) what is near.",
     )
     merge_distance: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=100,
         description="tau_d of `merging: wasserstein`, in steps of the uniform quantiser that is best at lambda.",
     )
     merge_variance: float = Field(
-        1.0,
+        default=1.0,
         ge=0,
         le=100,
         description="tau_v of `merging: wasserstein`: components whose log sigma differ by more never merge.",
     )
     outliers: Literal["rate", "magnitude"] = Field(
-        "rate", description="Keep a weight exactly where that is cheaper, or (the paper) where it is large."
+        default="rate", description="Keep a weight exactly where that is cheaper, or (the paper) where it is large."
     )
     outlier_threshold: float = Field(
-        0.2, gt=0, description="tau_w of `outliers: magnitude`: abs(weight) from which it is kept exactly."
+        default=0.2, gt=0, description="tau_w of `outliers: magnitude`: abs(weight) from which it is kept exactly."
     )
     blending: Literal["none", "rate", "all"] = Field(
-        "none",
+        default="none",
         description="Blends of two components for weights that fit neither: none, where that pays, or (the paper) all.",
     )
     sigma: Literal["curvature", "magnitude"] = Field(
-        "curvature", description="A weight's sigma without data: from its filter's curvature, or as abs(weight)."
+        default="curvature",
+        description="A weight's sigma without data: from its filter's curvature, or as abs(weight).",
     )
     feedback: bool = Field(
-        True, description="Feed errors back through a network that is known, or assign each weight by itself."
+        default=True, description="Feed errors back through a network that is known, or assign each weight by itself."
     )
     contexts: bool = Field(True, description="Code ids by context where that pays.")
+    finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
 
     def recorded(self) -> dict[str, Any]:
         """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default."""
@@ -93,7 +145,12 @@ def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None =
     """
     values = read_recipe(recipe)
     for key, value in (settings or {}).items():
-        values[key] = _load_yaml(value, where=f"`-s {key}={value}`") if isinstance(value, str) else value
+        loaded = _load_yaml(value, where=f"`-s {key}={value}`") if isinstance(value, str) else value
+        group, dot, inner = key.partition(".")
+        if dot:
+            values[group] = {**(values.get(group) or {}), inner: loaded}
+        else:
+            values[key] = loaded
     return _validate(values, where=f"recipe `{recipe}`")
 
 
@@ -140,22 +197,28 @@ def _load_yaml(text: str, *, where: str) -> Any:
 
 
 def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
-    for key in values:
-        if key not in Recipe.model_fields:
-            known = ", ".join(Recipe.model_fields)
-            raise RecipeError(
-                f"{where}: unknown key `{key}`{_nearest(str(key), Recipe.model_fields)}; known keys: {known}"
-            )
+    _check_keys(values, Recipe.model_fields, where=where)
+    if isinstance(values.get("finetune"), Mapping):
+        _check_keys(values["finetune"], TrainingSettings.model_fields, where=where, group="finetune.")
     try:
         recipe = Recipe(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{where}: `{first['loc'][0]}`: {first['msg'].lower()}, got {first['input']!r}") from None
+        key = ".".join(map(str, first["loc"]))
+        raise RecipeError(f"{where}: `{key}`: {first['msg'].lower()}, got {first['input']!r}") from None
     if recipe.sigma == "magnitude" and recipe.feedback:
         raise RecipeError(
             f"{where}: `sigma: magnitude` is for weights by themselves: expected `feedback: false` with it"
         )
     return recipe
+
+
+def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, where: str, group: str = "") -> None:
+    for key in values:
+        if key not in known:
+            raise RecipeError(
+                f"{where}: unknown key `{group}{key}`{_nearest(str(key), known)}; known keys: {', '.join(known)}"
+            )
 
 
 def _nearest(word: str, known: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,11 +49,15 @@ class Assigned:
         maps: One a shared tensor.
         statistics: Name -> corrected unshared tensor.
         damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
+        noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
+        training: What the manifest says of training; empty without.
     """
 
     maps: Sequence[IndexMap]
     statistics: Mapping[str, torch.Tensor]
     damage: Damage | None
+    noise: float | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,12 @@ class Result:
     Attributes:
         encoded: The bytes of the file.
         maps: What the file must decode to.
+        notes: What a user should know of how it came about.
     """
 
     encoded: bytes
     maps: Sequence[IndexMap]
+    notes: tuple[str, ...] = ()
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
@@ -74,14 +80,14 @@ def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | No
     safe_ratio = find_safe_ratio(prepared)
 
     def encoded_as(book: Codebook, exponent: int, assigned: Assigned) -> bytes:
-        return _encode(prepared, book, exponent, assigned, safe_ratio)
+        return encode(prepared, book, exponent, assigned, safe_ratio)
 
     if target_ratio is None:
         points = float(max_drop or 0.0)
         book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
         assigned = _assign(prepared, book)
         return Result(encoded_as(book, exponent, assigned), assigned.maps)
-    return _meet_budget(prepared, _budget(prepared, target_ratio, ratio_of), encoded_as)
+    return _meet_budget(prepared, budget_of(prepared, target_ratio, ratio_of), encoded_as)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,8 @@ class Budget:
     monotone: bool
 
 
-def _budget(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
+def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
+    """What a target ratio allows."""
     if ratio_of == "artifact":
         return Budget(
             prepared.floating_bytes / target_ratio,
@@ -183,7 +190,8 @@ def _assign(prepared: Prepared, book: Codebook) -> Assigned:
     return Assigned(maps, statistics, measured_damage(outcome.logits) if measured else None)
 
 
-def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
+def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
+    """The bytes of the file."""
     checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
     scales = np.array([posterior.scale for posterior in prepared.posteriors])
     errors = [
@@ -205,16 +213,18 @@ def _encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigne
         facts={
             **prepared.facts,
             **_damage_facts(prepared, book, assigned.damage, safe_ratio),
-            "noise": noise_deviation(book, relative=_relative_noise(prepared), typical=prepared.typical),
+            "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
+            **({"training": assigned.training} if assigned.training else {}),
         },
         contexts=prepared.facts["recipe"].get("contexts", True),
     )
 
 
-def _relative_noise(prepared: Prepared) -> float:
-    """Noise over quantisation error: feedback makes the error good, but not the noise."""
-    return float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(_gain(prepared)))
+def posterior_noise(prepared: Prepared, book: Codebook) -> float:
+    """Noise in proportion to the quantisation error: feedback makes the error good, but not the noise."""
+    relative = float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(_gain(prepared)))
+    return noise_deviation(book, relative=relative, typical=prepared.typical)
 
 
 def _gain(prepared: Prepared) -> float:

@@ -19,7 +19,8 @@ ORDER = (
     ("gaussian",),
     ("codec",),
     ("weights",),
-    ("rate", "variational", "output"),
+    ("rate", "output"),
+    ("variational",),
     ("calibration",),
     ("recipe",),
     ("tasks",),
@@ -29,7 +30,8 @@ ORDER = (
     ("inputs",),
     ("prepared",),
     ("target",),
-    ("run_page",),
+    ("run_page", "trainer"),
+    ("training",),
     ("pipeline",),
 )
 """Files and folders of the library, lowest first; those beside each other know nothing of each other."""

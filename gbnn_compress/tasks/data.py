@@ -62,11 +62,15 @@ class Dataset:
         return _with_channels(self.images[0]).shape[2]
 
     def sample(self, at_most: int) -> Dataset:
-        """The data set, or a fixed random choice of its images without labels, in their order."""
+        """The data set, or a fixed random choice of its images, in their order."""
         if len(self) <= at_most:
             return self
-        chosen = np.sort(np.random.RandomState(0).permutation(len(self))[:at_most])
-        return Dataset(self.spec, _Lazy(at_most, lambda index: self.images[int(chosen[index])]), labels=None)
+        return self.take(np.sort(np.random.RandomState(0).permutation(len(self))[:at_most]))
+
+    def take(self, chosen: np.ndarray) -> Dataset:
+        """The images at some positions, int64 (n,), with their labels."""
+        images = _Lazy(len(chosen), lambda index: self.images[int(chosen[index])])
+        return Dataset(self.spec, images, labels=None if self.labels is None else self.labels[chosen])
 
     def batches(self, preprocessing: Preprocessing, *, batch_size: int = 128) -> Iterator[Batch]:
         """Preprocessed inputs in the stored order.

@@ -1,0 +1,135 @@
+"""A network in training, and the file that it comes to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gbnn_compress.prepared import Prepared, prepare
+from gbnn_compress.rate.control import solve_size
+from gbnn_compress.rate.damage import Damage
+from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.recipe import Recipe
+from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Result, budget_of, encode, posterior_noise
+from gbnn_compress.variational.shared import SharedWeights
+
+FIRST_RATIO = 8.0
+"""The ratio that training starts at, unless the target is smaller: next to nothing is lost there."""
+
+FITTING_ATTEMPTS = 8
+"""Files that are tried to come close to the target after training."""
+
+LAMBDA_BY_SIZE = 2.5
+"""How lambda goes with the size of a file: lambda ~ size^-2.5, about, at 8x to 50x."""
+
+NUDGE = 0.02
+"""Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A network in training: what there is to encode at any time.
+
+    Attributes:
+        prepared: The checkpoint.
+        recipe: The configuration.
+        network: Trained in place; holds norms, biases and batch-norm statistics.
+        shared: Its shared weights.
+        target_ratio: Of the file in the end.
+        ratio_of: As for `compress`.
+        safe_ratio: For the report.
+        training: What the manifest says of training.
+    """
+
+    prepared: Prepared
+    recipe: Recipe
+    network: torch.nn.Module
+    shared: SharedWeights
+    target_ratio: float
+    ratio_of: str
+    safe_ratio: float
+    training: Mapping[str, Any]
+
+    def plain(self) -> dict[str, torch.Tensor]:
+        """Name -> unshared tensors as they have become, on the CPU, at the checkpoint's dtypes."""
+        own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
+        names = (name for name in self.prepared.selection.unshared if name in own)
+        return {name: own[name].to("cpu", tensors[name].dtype) for name in names}
+
+    @torch.no_grad()
+    def mean_weights(self) -> dict[str, torch.Tensor]:
+        """Name -> weights of the posterior mean."""
+        return self.shared.weights(self.shared.ids())
+
+    def recode(self, share: float) -> None:
+        """Find the codebook of a stage for the weights as they are; the ratio rises by equal factors."""
+        first = min(FIRST_RATIO, self.target_ratio)
+        ratio = first * (self.target_ratio / first) ** share
+        checkpoint = self.prepared.checkpoint
+        tensors = {**checkpoint.tensors, **self.plain(), **self.shared.tensors()}
+        now = prepare(
+            replace(checkpoint, tensors=tensors),
+            self.prepared.selection,
+            recipe=self.recipe,
+            finest_ratio=ratio,
+            facts=self.prepared.facts,
+        )
+        budget = budget_of(now, ratio, self.ratio_of)
+        book, exponent = solve_size(
+            now.problem, budget.predicted, limit=MARGIN * budget.limit, monotone=budget.monotone
+        )
+        outliers = {}
+        if book.counts[:, -1].any():
+            escape = len(book.bank.means)
+            for found in index_maps(tensors, now.posteriors, book, value_bits=now.value_bits):
+                if len(found.outliers):
+                    mask = torch.from_numpy(found.ids == escape)
+                    outliers[found.name] = mask.reshape(tensors[found.name].shape)
+        self.shared.adopt(book, now.posteriors, exponent=exponent, noise=posterior_noise(now, book), outliers=outliers)
+
+    def encoded(self, *, damage: Damage | None = None) -> Result:
+        """The file as things are."""
+        shared = self.shared
+        maps = shared.maps()
+        book = replace(shared.book, bank=shared.bank())
+        assigned = Assigned(maps, self.plain(), damage, noise=float(f"{shared.noise:.4g}"), training=self.training)
+        prepared = replace(self.prepared, posteriors=shared.posteriors)
+        return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
+
+    def relative_size(self) -> float:
+        """What the file uses over what the target allows."""
+        return self._used(self.encoded(), self._budget()) / (MARGIN * self._budget().limit)
+
+    def fit(self) -> bool:
+        """Move lambda until the file meets the target; whether it does.
+
+        Bisection on log2(lambda) between a file that fits and one that does not.
+        """
+        budget, inside, outside = self._budget(), None, None
+        place = math.log2(self.shared.book.penalty)
+        for _ in range(FITTING_ATTEMPTS):
+            self.shared.reprice(2.0**place)
+            used = self._used(self.encoded(), budget)
+            if used > MARGIN * budget.limit:
+                outside = place
+            else:
+                inside = place
+                if used * math.sqrt(TOLERANCE) >= budget.limit:
+                    return True
+            if inside is None or outside is None:
+                place += 2.5 * math.log2(used / (MARGIN * budget.limit)) + (0.02 if inside is None else -0.02)
+            else:
+                place = (inside + outside) / 2
+        if inside is not None:
+            self.shared.reprice(2.0**inside)
+        return inside is not None
+
+    def _budget(self) -> Budget:
+        return budget_of(self.prepared, self.target_ratio, self.ratio_of)
+
+    def _used(self, result: Result, budget: Budget) -> float:
+        return budget.used(result.encoded, len(self.shared.means), result.maps)

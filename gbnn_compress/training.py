@@ -1,0 +1,268 @@
+"""Training to a target: the network, its data and rate control around variational fine-tuning."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from gbnn_compress.errors import DataError
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
+from gbnn_compress.prepared import Prepared
+from gbnn_compress.rate.damage import Damage
+from gbnn_compress.recipe import Recipe, TrainingSettings
+from gbnn_compress.target import Result, find_safe_ratio
+from gbnn_compress.tasks import load_data
+from gbnn_compress.trainer import Trainer
+from gbnn_compress.types import Checkpoint
+from gbnn_compress.variational import metrics
+from gbnn_compress.variational.augment import Augmentation, harmless
+from gbnn_compress.variational.batch_norm import settle_batch_norm
+from gbnn_compress.variational.finetune import Batch, FineTuning, Progress
+from gbnn_compress.variational.objective import runs_bfloat16
+from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.schedule import Schedule
+from gbnn_compress.variational.shared import SharedWeights
+
+HELD_INPUTS, HELD_PIXELS = 2000, 25_000_000
+"""Most inputs that choices are made on, and most of their pixels: they stay in memory."""
+
+HELD_OUT = (
+    "no `--val-data`: choices were made on a held-out part of `--data`, of which a checkpoint trained on it is too sure"
+)
+
+NORM_BATCHES = 40
+"""Batches that batch-norm statistics are settled on."""
+
+DRAWS = 8
+"""Posterior draws by which the noise is chosen."""
+
+NOISE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""By how much noise is tried larger than it was in training: in training it is that of the tied curvature."""
+
+
+def training_benches(
+    checkpoint: Checkpoint, data: str | Evaluation, val_data: str | Evaluation | None, *, arch: str | None, seed: int
+) -> tuple[Bench, Bench]:
+    """The network on data for training, and on data for choices: those given, or a part held out.
+
+    Raises:
+        GbnnError: Bad data or architecture.
+    """
+    train = Bench(checkpoint, as_evaluation(data, samples=1), arch)
+    if val_data is not None:
+        given = as_evaluation(val_data, samples=1)
+        return train, train.on(load_data(given.data), option="--val-data")
+    order = np.random.default_rng(seed).permutation(len(train.data))
+    held = max(min(len(order) // 10, HELD_INPUTS), 1)
+    parts = (np.sort(part) for part in (order[held:], order[:held]))
+    if len(order) < 4:
+        raise DataError(f"`--data` has {len(order)} input(s): too few to train on")
+    return tuple(train.on(train.data.take(part), option="--data") for part in parts)  # type: ignore[return-value]
+
+
+def train_to_target(
+    prepared: Prepared,
+    train: Bench,
+    validation: Bench,
+    *,
+    recipe: Recipe,
+    epochs: int,
+    target_ratio: float,
+    ratio_of: str,
+    seed: int,
+    tell: Callable[[str], None],
+) -> Result:
+    """Fine-tune a checkpoint into a file of the target ratio.
+
+    Args:
+        prepared: The checkpoint, ready for any ratio.
+        train: Its network on the training data.
+        validation: The same network on data for choices.
+        recipe: The configuration.
+        epochs: Passes over the training data.
+        target_ratio: As for `compress`.
+        ratio_of: As for `compress`.
+        seed: Of shuffling, augmentation and posterior draws.
+        tell: Called with a line whenever there is something to say.
+
+    Raises:
+        GbnnError: Bad data, or a loss that is no longer finite.
+    """
+    data = _Data(train, recipe.finetune, seed)
+    held_inputs, held_labels = _held(validation)
+    before = _log_probabilities(train.network, held_inputs)
+    trainer = Trainer(
+        prepared=prepared,
+        recipe=recipe,
+        network=copy.deepcopy(train.network),
+        shared=SharedWeights(prepared.checkpoint.tensors, prepared.selection.shared, device=train.device),
+        target_ratio=target_ratio,
+        ratio_of=ratio_of,
+        safe_ratio=find_safe_ratio(prepared),
+        training={"epochs": epochs, "beta": recipe.finetune.beta},
+    )
+
+    def after_epoch(progress: Progress) -> None:
+        accuracy = metrics.accuracy(_mean(trainer, held_inputs).exp(), held_labels)
+        tell(progress_line(progress, accuracy=accuracy, target_ratio=target_ratio))
+
+    run = FineTuning(
+        network=trainer.network,
+        shared=trainer.shared,
+        schedule=_schedule(recipe.finetune, epochs=epochs, data=data, device=train.device),
+        recode=trainer.recode,
+        relative_size=trainer.relative_size,
+        tell=tell,
+    )
+    done, notes = run.run(data.batches, after_epoch=after_epoch, seed=seed), []
+    if validation.option == "--data":
+        notes.append(HELD_OUT)
+    if done < run.schedule.steps:
+        epochs_done = done / run.schedule.steps_an_epoch
+        notes.append(f"training stopped after {epochs_done:.1f} of {epochs} epochs; the same command starts over")
+    trainer.fit()
+    settle_batch_norm(
+        trainer.network,
+        trainer.mean_weights(),
+        (images for images, _ in itertools.islice(data.batches(0), NORM_BATCHES)),
+    )
+    choose_noise(trainer, held_inputs, held_labels, seed=seed)
+    damage = _damage(before, _mean(trainer, held_inputs), held_labels)
+    return replace(trainer.encoded(damage=damage), notes=tuple(notes))
+
+
+def choose_noise(trainer: Trainer, inputs: torch.Tensor, labels: np.ndarray, *, seed: int) -> None:
+    """Scale the posterior noise to the least NLL of Monte-Carlo predictions on data for choices.
+
+    Training weighs noise on images that it fits; on others, where the network is too sure, more of it does good.
+    """
+    shared, trained = trainer.shared, trainer.shared.noise
+    scores = {}
+    for factor in NOISE_FACTORS:
+        shared.noise = trained * factor
+        scores[factor] = metrics.nll(_monte_carlo(trainer, inputs, seed=seed), labels)
+        if scores[factor] > min(scores.values()):
+            break
+    shared.noise = trained * min(scores, key=lambda factor: scores[factor])
+
+
+def progress_line(progress: Progress, *, accuracy: float, target_ratio: float) -> str:
+    """One line on an epoch."""
+    losses = progress.losses
+    return (
+        f"epoch {progress.epoch}/{progress.epochs}: loss = CE {losses['cross_entropy']:.3f}, distillation "
+        f"{losses['distillation']:.3f}, KL {losses['divergence']:.2g} nats, {progress.bits_per_weight:.2f} bits a "
+        f"weight; {target_ratio / progress.relative_size:.3g}x now; {100 * accuracy:.1f} % right on data for choices; "
+        f"{_duration(progress.seconds_left)} left"
+    )
+
+
+class _Data:
+    """Shuffled, augmented batches of the training data, on the network's device."""
+
+    def __init__(self, bench: Bench, settings: TrainingSettings, seed: int) -> None:
+        self._bench, self._seed = bench, seed
+        self.batch_size = min(settings.batch_size, len(bench.data))
+        self.steps = len(bench.data) // self.batch_size
+        self.augmentation = Augmentation(shift=False, flip=False)
+        classes = np.unique(bench.labels)
+        if len(classes) < 2:
+            raise DataError(f"`--data` has one class only ({classes[0]}), training needs at least two")
+        first = list(self._read(np.arange(len(bench.data))[: 4 * self.batch_size]))
+        outputs = _log_probabilities(bench.network, torch.cat([images for images, _ in first]))
+        if int(classes[-1]) >= outputs.shape[1]:
+            raise DataError(
+                f"`--data` has label {classes[-1]} and the network {outputs.shape[1]} classes, labels must lie in "
+                f"0..{outputs.shape[1] - 1}"
+            )
+        if settings.augmentation == "auto":
+            images, labels = (torch.cat(parts) for parts in zip(*first, strict=True))
+            self.augmentation = harmless(
+                lambda changed: _log_probabilities(bench.network, changed), images, labels.cpu()
+            )
+
+    def __len__(self) -> int:
+        return len(self._bench.data)
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """All batches of an epoch; what does not fill one is left out."""
+        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * epoch)
+        order = torch.randperm(len(self), generator=generator)[: self.steps * self.batch_size].numpy()
+        for images, labels in self._read(order):
+            yield self.augmentation(images, generator), labels
+
+    def _read(self, chosen: np.ndarray) -> Iterator[Batch]:
+        bench = self._bench
+        for images, labels in bench.data.take(chosen).batches(bench.preprocessing, batch_size=self.batch_size):
+            assert labels is not None
+            yield images.to(bench.device), labels.to(bench.device)
+
+
+def _schedule(settings: TrainingSettings, *, epochs: int, data: _Data, device: torch.device) -> Schedule:
+    half = settings.precision == "bfloat16" or (settings.precision == "auto" and runs_bfloat16(device))
+    return Schedule(
+        epochs=epochs,
+        steps_an_epoch=data.steps,
+        ramp=settings.ramp,
+        learning_rate=settings.learning_rate * math.sqrt(1000 / (epochs * data.steps)),
+        bank_learning_rate=settings.bank_learning_rate,
+        plain_learning_rate=settings.plain_learning_rate,
+        distillation=settings.distillation,
+        beta=settings.beta,
+        warm_up=settings.warm_up,
+        dataset_size=len(data),
+        only_bank=settings.trained == "bank",
+        noisy=settings.noise,
+        half=half,
+    )
+
+
+def _held(validation: Bench) -> tuple[torch.Tensor, np.ndarray]:
+    """Inputs for choices, on the CPU, and their labels."""
+    first = next(validation.data.batches(validation.preprocessing, batch_size=1))[0]
+    chosen = validation.data.sample(min(HELD_INPUTS, max(HELD_PIXELS // first[0, 0].numel(), 1)))
+    return torch.cat([images for images, _ in chosen.batches(validation.preprocessing)]), np.asarray(chosen.labels)
+
+
+def _log_probabilities(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    return logits(network, [(part, None) for part in inputs.split(128)]).double().log_softmax(dim=1)
+
+
+def _mean(trainer: Trainer, inputs: torch.Tensor) -> torch.Tensor:
+    """Log probabilities of the posterior-mean network."""
+    return _run(trainer, trainer.mean_weights(), inputs).log_softmax(dim=1)
+
+
+def _monte_carlo(trainer: Trainer, inputs: torch.Tensor, *, seed: int) -> torch.Tensor:
+    """Probabilities averaged over draws."""
+    generator, ids = torch.Generator(device=trainer.shared.device).manual_seed(seed), trainer.shared.ids()
+    draws = (_run(trainer, trainer.shared.weights(ids, generator), inputs).softmax(dim=1) for _ in range(DRAWS))
+    return sum(draws) / DRAWS  # type: ignore[return-value]
+
+
+@torch.no_grad()
+def _run(trainer: Trainer, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """float64 logits (N, C) on the CPU, in evaluation mode; the network's mode stays."""
+    network, device = trainer.network, trainer.shared.device
+    training = network.training
+    network.eval()
+    outputs = [functional_call(network, dict(weights), (part.to(device),)) for part in inputs.split(128)]
+    network.train(training)
+    return torch.cat(outputs).double().cpu()
+
+
+def _damage(before: torch.Tensor, after: torch.Tensor, labels: np.ndarray) -> Damage:
+    p, q = before.exp(), after.exp()
+    drop = 100 * (metrics.accuracy(p, labels) - metrics.accuracy(q, labels))
+    return Damage(drop, metrics.agreement(p, q), metrics.logit_kl(p, q))
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

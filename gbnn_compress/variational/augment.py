@@ -1,0 +1,68 @@
+"""Augmentation of training images that the network itself does not mind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHIFT = 8
+"""Images are moved by up to a SHIFT-th of their size."""
+
+TOLERATED = 0.02
+"""Share of predictions that a harmless change may turn wrong."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a batch.
+
+    Attributes:
+        shift: By up to an eighth of the size, edges mirrored.
+        flip: Left to right, every other image.
+    """
+
+    shift: bool
+    flip: bool
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Change float32 (B, C, H, W) images; the generator is the CPU's."""
+        if self.flip:
+            chosen = torch.rand(len(images), generator=generator) < 0.5
+            images = torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
+        return _shifted(images, generator) if self.shift else images
+
+
+def harmless(
+    predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor
+) -> Augmentation:
+    """The changes after which a network still gets its training images right.
+
+    Digits do not survive being flipped, photographs do; the checkpoint knows.
+
+    Args:
+        predict: Images to (B, C) logits.
+        images: float32 (B, C, H, W), a few hundred.
+        labels: int64 (B,).
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def accuracy(changed: torch.Tensor) -> float:
+        return float((predict(changed).argmax(dim=1) == labels).double().mean())
+
+    least = accuracy(images) - TOLERATED
+    return Augmentation(shift=accuracy(_shifted(images, generator)) >= least, flip=accuracy(images.flip(3)) >= least)
+
+
+def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    count, _, height, width = images.shape
+    up, left = height // SHIFT, width // SHIFT
+    padded = torch.nn.functional.pad(images, (left, left, up, up), mode="reflect")
+    rows = torch.randint(0, 2 * up + 1, (count, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(0, 2 * left + 1, (count, 1), generator=generator) + torch.arange(width)
+    index = torch.arange(count)[:, None, None]
+    return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,33 @@
+"""Batch-norm statistics of a network whose weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@torch.no_grad()
+def settle_batch_norm(
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: Iterator[torch.Tensor]
+) -> None:
+    """Estimate batch-norm statistics anew: plain averages over batches, under given weights; modes stay."""
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    for norm in norms:
+        norm.training = True
+    for batch in images:
+        functional_call(network, dict(weights), (batch,))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, mode in modes:
+        module.training = mode

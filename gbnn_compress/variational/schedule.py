@@ -1,0 +1,115 @@
+"""How long and how fast to train, and the optimisers that follow."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from gbnn_compress.variational.shared import SharedWeights
+
+BETAS = (0.9, 0.99)
+"""Adam's, for latent weights that must change their minds within a stage."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: Passes over the data, >= 1.
+        steps_an_epoch: Batches of one pass.
+        ramp: Share of the steps over which the ratio rises.
+        learning_rate: Of latent weights, in root mean squares of their tensor.
+        bank_learning_rate: Of the components' means, in their median gap.
+        plain_learning_rate: Of norms and biases, and of log deviations.
+        distillation: a, in [0, 1].
+        beta: Weight of the divergence; 1 is Bayes' rule.
+        warm_up: Share of the steps over which beta rises from zero.
+        dataset_size: N.
+        only_bank: Whether latent weights stay as they are (the paper's setting).
+        noisy: Whether steps draw from the posterior.
+        half: Whether layers run in bfloat16.
+    """
+
+    epochs: int
+    steps_an_epoch: int
+    ramp: float
+    learning_rate: float
+    bank_learning_rate: float
+    plain_learning_rate: float
+    distillation: float
+    beta: float
+    warm_up: float
+    dataset_size: int
+    only_bank: bool
+    noisy: bool
+    half: bool
+
+    @property
+    def steps(self) -> int:
+        """Of all epochs."""
+        return self.epochs * self.steps_an_epoch
+
+    @property
+    def rising(self) -> int:
+        """Steps over which the ratio rises."""
+        return max(round(self.ramp * self.steps), 1)
+
+    def beta_at(self, step: int) -> float:
+        """Weight of the divergence at a step; nothing without draws, which alone could hold against it."""
+        if not self.noisy:
+            return 0.0
+        return self.beta * min(step / max(self.warm_up * self.steps, 1), 1.0)
+
+
+class Optimisers:
+    """One Adam for all that is trained; each group's rate in the unit of what it trains, falling by a cosine."""
+
+    def __init__(self, network: torch.nn.Module, shared: SharedWeights, schedule: Schedule) -> None:
+        self._shared, self._schedule = shared, schedule
+        named = network.named_parameters()
+        free = [p for name, p in named if name not in shared.latent and p.requires_grad]
+        groups = [{"params": free, "rate": schedule.plain_learning_rate}] if free else []
+        if not schedule.only_bank:
+            groups += [
+                {"params": [latent], "rate": schedule.learning_rate * float(latent.detach().square().mean().sqrt())}
+                for latent in shared.latent.values()
+            ]
+        self._lasting = torch.optim.Adam(groups, lr=0.0, betas=BETAS) if groups else None
+        self._bank: torch.optim.Optimizer | None = None
+
+    def watch_bank(self) -> None:
+        """Train the bank that there is now."""
+        means, schedule = self._shared.means, self._schedule
+        gap = float(means.detach().diff().median()) if len(means) > 1 else 1.0
+        self._bank = torch.optim.Adam(
+            [
+                {"params": [means], "rate": schedule.bank_learning_rate * gap},
+                {"params": [self._shared.log_sigmas], "rate": schedule.bank_learning_rate},
+            ],
+            lr=0.0,
+            betas=BETAS,
+        )
+
+    def set_rates(self, step: int) -> None:
+        """A half cosine from the full rate to zero."""
+        factor = 0.5 * (1 + math.cos(math.pi * step / self._schedule.steps))
+        for optimiser in self._all():
+            for group in optimiser.param_groups:
+                group["lr"] = factor * group["rate"]
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Follow the gradient of a loss."""
+        for optimiser in self._all():
+            optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        for optimiser in self._all():
+            optimiser.step()
+        self._shared.keep_order()
+
+    def _all(self) -> list[torch.optim.Optimizer]:
+        return [optimiser for optimiser in (self._lasting, self._bank) if optimiser is not None]
