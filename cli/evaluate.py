@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from gbnn_compress_cli import console, options, words
+from gbnn_compress_cli import console, options
+
+from gbnn_compress.output import words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

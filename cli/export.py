@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from gbnn_compress_cli import console, options, words
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.output import words
 
 
 def command(

@@ -1,13 +1,18 @@
 """`gbnn-compress recipe`: the shipped recipes."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError, RecipeError
 from gbnn_compress.output import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
 
 app = typer.Typer(help="List, show, copy and check recipes.", rich_markup_mode=None)
 
@@ -29,11 +34,9 @@ def ls() -> int:
 @app.command("show")
 def show(name: Name) -> int:
     """Print every value of a recipe with what it means, as YAML."""
-    from gbnn_compress.recipe import Recipe, resolve
+    from gbnn_compress.recipe import resolve
 
-    values = resolve(name).model_dump()
-    entries = [f"# {Recipe.model_fields[key].description}\n{key}: {_scalar(value)}\n" for key, value in values.items()]
-    console.write_stdout("\n".join(entries))
+    console.write_stdout("\n".join(_entries(resolve(name))))
     return 0
 
 
@@ -65,6 +68,19 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML fi
     given = ", ".join(f"{key}={_scalar(value)}" for key, value in read_recipe(file).items())
     console.write_stdout(f"{words.printable(file)} is valid; it sets {given or 'nothing'}\n")
     return 0
+
+
+def _entries(recipe: "BaseModel", indent: str = "") -> "Iterator[str]":
+    """Every key with what it means, groups of keys indented."""
+    from pydantic import BaseModel
+
+    for key, field in type(recipe).model_fields.items():
+        value = getattr(recipe, key)
+        head = f"{indent}# {field.description}\n{indent}{key}:"
+        if isinstance(value, BaseModel):
+            yield f"{head}\n" + "\n".join(_entries(value, indent + "  "))
+        else:
+            yield f"{head} {_scalar(value)}\n"
 
 
 def _summary(text: str) -> str:

@@ -75,6 +75,7 @@ def prepare(
     finest_ratio: float,
     facts: Mapping[str, Any],
     calibration: Calibration | None = None,
+    size_power: float = 1.0,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
 
@@ -85,10 +86,13 @@ def prepare(
         finest_ratio: Smallest ratio that will be asked for.
         facts: What the manifest will say of the checkpoint.
         calibration: The network with inputs, real or synthetic.
+        size_power: See `data_free_posterior`.
     """
     tensors = checkpoint.tensors
-    posterior = magnitude_posterior if recipe.sigma == "magnitude" else data_free_posterior
-    posteriors = posterior(tensors, selection.shared)
+    if recipe.sigma == "magnitude":
+        posteriors = magnitude_posterior(tensors, selection.shared)
+    else:
+        posteriors = data_free_posterior(tensors, selection.shared, size_power=size_power)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     counted = floating_bytes(tensors, checkpoint.ties)

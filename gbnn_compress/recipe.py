@@ -27,8 +27,8 @@ class TrainingSettings(BaseModel):
         default=0.03,
         gt=0,
         le=1,
-        description="Adam's for latent weights, in root mean squares of their tensor, when there are 1,000 steps;"
-        " it goes with one over the root of the steps, so that weights wander as far.",
+        description="Adam's for latent weights, in steps of the bank, when there are 1,000 steps of training;"
+        " it goes with one over the root of their number, so that weights wander as far.",
     )
     bank_learning_rate: float = Field(
         default=0.01,
@@ -44,6 +44,12 @@ class TrainingSettings(BaseModel):
         le=1,
         description="Share of the steps over which the ratio rises to the target.",
     )
+    size_power: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Steps over their tensor's root mean square, squared, go with this power of its size.",
+    )
     distillation: float = Field(
         default=0.5, ge=0, le=1, description="Weight of the checkpoint's own probabilities; the labels have the rest."
     )
@@ -58,6 +64,9 @@ class TrainingSettings(BaseModel):
     augmentation: Literal["auto", "none"] = Field(
         default="auto",
         description="Shift and flip images, where the checkpoint does not mind; or never.",
+    )
+    fold_temperature: bool = Field(
+        default=False, description="Fit a temperature on the data for choices, and put it into the file."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Of the layers in training: bfloat16 where the machine has it."

@@ -50,14 +50,14 @@ class Assigned:
         statistics: Name -> corrected unshared tensor.
         damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
         noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
-        training: What the manifest says of training; empty without.
+        facts: What the manifest says besides.
     """
 
     maps: Sequence[IndexMap]
     statistics: Mapping[str, torch.Tensor]
     damage: Damage | None
     noise: float | None = None
-    training: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
             **_damage_facts(prepared, book, assigned.damage, safe_ratio),
             "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
-            **({"training": assigned.training} if assigned.training else {}),
+            **assigned.facts,
         },
         contexts=prepared.facts["recipe"].get("contexts", True),
     )

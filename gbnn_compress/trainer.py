@@ -42,7 +42,7 @@ class Trainer:
         target_ratio: Of the file in the end.
         ratio_of: As for `compress`.
         safe_ratio: For the report.
-        training: What the manifest says of training.
+        facts: What the manifest says of training.
     """
 
     prepared: Prepared
@@ -52,7 +52,7 @@ class Trainer:
     target_ratio: float
     ratio_of: str
     safe_ratio: float
-    training: Mapping[str, Any]
+    facts: Mapping[str, Any]
 
     def plain(self) -> dict[str, torch.Tensor]:
         """Name -> unshared tensors as they have become, on the CPU, at the checkpoint's dtypes."""
@@ -77,6 +77,7 @@ class Trainer:
             recipe=self.recipe,
             finest_ratio=ratio,
             facts=self.prepared.facts,
+            size_power=self.recipe.finetune.size_power,
         )
         budget = budget_of(now, ratio, self.ratio_of)
         book, exponent = solve_size(
@@ -91,12 +92,14 @@ class Trainer:
                     outliers[found.name] = mask.reshape(tensors[found.name].shape)
         self.shared.adopt(book, now.posteriors, exponent=exponent, noise=posterior_noise(now, book), outliers=outliers)
 
-    def encoded(self, *, damage: Damage | None = None) -> Result:
-        """The file as things are."""
+    def encoded(self, *, damage: Damage | None = None, **facts: Any) -> Result:
+        """The file as things are, with further facts for its manifest."""
         shared = self.shared
         maps = shared.maps()
         book = replace(shared.book, bank=shared.bank())
-        assigned = Assigned(maps, self.plain(), damage, noise=float(f"{shared.noise:.4g}"), training=self.training)
+        assigned = Assigned(
+            maps, self.plain(), damage, noise=float(f"{shared.noise:.4g}"), facts={**self.facts, **facts}
+        )
         prepared = replace(self.prepared, posteriors=shared.posteriors)
         return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
 
@@ -112,7 +115,7 @@ class Trainer:
         budget, inside, outside = self._budget(), None, None
         place = math.log2(self.shared.book.penalty)
         for _ in range(FITTING_ATTEMPTS):
-            self.shared.reprice(2.0**place)
+            self.shared.reprice(2.0**place, recount=False)
             used = self._used(self.encoded(), budget)
             if used > MARGIN * budget.limit:
                 outside = place
@@ -121,11 +124,12 @@ class Trainer:
                 if used * math.sqrt(TOLERANCE) >= budget.limit:
                     return True
             if inside is None or outside is None:
-                place += 2.5 * math.log2(used / (MARGIN * budget.limit)) + (0.02 if inside is None else -0.02)
+                excess = math.log2(used / (MARGIN * budget.limit))
+                place += LAMBDA_BY_SIZE * excess + (NUDGE if inside is None else -NUDGE)
             else:
                 place = (inside + outside) / 2
         if inside is not None:
-            self.shared.reprice(2.0**inside)
+            self.shared.reprice(2.0**inside, recount=False)
         return inside is not None
 
     def _budget(self) -> Budget:

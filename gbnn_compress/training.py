@@ -29,6 +29,7 @@ from gbnn_compress.variational.objective import runs_bfloat16
 from gbnn_compress.variational.predict import logits
 from gbnn_compress.variational.schedule import Schedule
 from gbnn_compress.variational.shared import SharedWeights
+from gbnn_compress.variational.temperature import fit_temperature, temperature_fact
 
 HELD_INPUTS, HELD_PIXELS = 2000, 25_000_000
 """Most inputs that choices are made on, and most of their pixels: they stay in memory."""
@@ -106,7 +107,7 @@ def train_to_target(
         target_ratio=target_ratio,
         ratio_of=ratio_of,
         safe_ratio=find_safe_ratio(prepared),
-        training={"epochs": epochs, "beta": recipe.finetune.beta},
+        facts={"training": {"epochs": epochs, "beta": recipe.finetune.beta}},
     )
 
     def after_epoch(progress: Progress) -> None:
@@ -135,7 +136,11 @@ def train_to_target(
     )
     choose_noise(trainer, held_inputs, held_labels, seed=seed)
     damage = _damage(before, _mean(trainer, held_inputs), held_labels)
-    return replace(trainer.encoded(damage=damage), notes=tuple(notes))
+    folded = {}
+    if recipe.finetune.fold_temperature:
+        predicted = _monte_carlo(trainer, held_inputs, seed=seed)
+        folded = temperature_fact(fit_temperature(predicted, torch.from_numpy(held_labels)))
+    return replace(trainer.encoded(damage=damage, **folded), notes=tuple(notes))
 
 
 def choose_noise(trainer: Trainer, inputs: torch.Tensor, labels: np.ndarray, *, seed: int) -> None:

@@ -203,6 +203,9 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     temperature = facts.get("temperature", 1.0)
     if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
         raise ValueError(f"`temperature` is {temperature!r}")
+    training = facts.get("training", {"epochs": 1, "beta": 1.0})
+    if type(training["epochs"]) is not int or type(training["beta"]) not in (int, float):
+        raise ValueError(f"`training` is {training!r}")
 
 
 def _check_info(info: TensorInfo, seen: set[str | None]) -> None:

@@ -42,7 +42,7 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "recipe": dict(facts["recipe"]),
         "seed": facts["seed"],
         "versions": dict(facts["versions"]),
-        **({"temperature": facts["temperature"]} if "temperature" in facts else {}),
+        **{key: facts[key] for key in ("temperature", "training") if key in facts},
     }
 
 

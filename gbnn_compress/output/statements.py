@@ -55,6 +55,9 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
     yield "components", f"{bank['components_before_merging']:,} -> {bank['components']:,} after merging"
     kept = f"{counts['unshared']:,} unshared values (biases, norms), {counts['outliers']:,} outliers"
     yield "besides", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
+    if "training" in report:
+        training = report["training"]
+        yield "trained", f"for {training['epochs']} epoch(s), beta {training['beta']:g}"
     if "temperature" in report:
         yield "temperature", f"{report['temperature']:.4g}, fitted and applied to every prediction"
     yield "architecture", architecture(checkpoint, arch)

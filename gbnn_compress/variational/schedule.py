@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,8 +23,8 @@ class Schedule:
         epochs: Passes over the data, >= 1.
         steps_an_epoch: Batches of one pass.
         ramp: Share of the steps over which the ratio rises.
-        learning_rate: Of latent weights, in root mean squares of their tensor.
-        bank_learning_rate: Of the components' means, in their median gap.
+        learning_rate: Of latent weights, in steps of the bank (the median gap of its means).
+        bank_learning_rate: Of the components' means, in the same steps.
         plain_learning_rate: Of norms and biases, and of log deviations.
         distillation: a, in [0, 1].
         beta: Weight of the divergence; 1 is Bayes' rule.
@@ -67,33 +67,28 @@ class Schedule:
 
 
 class Optimisers:
-    """One Adam for all that is trained; each group's rate in the unit of what it trains, falling by a cosine."""
+    """Adam for all that is trained; each group's rate in the unit of what it trains, falling by a cosine."""
 
     def __init__(self, network: torch.nn.Module, shared: SharedWeights, schedule: Schedule) -> None:
         self._shared, self._schedule = shared, schedule
         named = network.named_parameters()
-        free = [p for name, p in named if name not in shared.latent and p.requires_grad]
-        groups = [{"params": free, "rate": schedule.plain_learning_rate}] if free else []
-        if not schedule.only_bank:
-            groups += [
-                {"params": [latent], "rate": schedule.learning_rate * float(latent.detach().square().mean().sqrt())}
-                for latent in shared.latent.values()
-            ]
-        self._lasting = torch.optim.Adam(groups, lr=0.0, betas=BETAS) if groups else None
+        plain = [p for name, p in named if name not in shared.latent and p.requires_grad]
+        self._plain = _adam([{"params": plain, "rate": schedule.plain_learning_rate}]) if plain else None
+        self._latent = _adam([{"params": [latent], "rate": 0.0} for latent in shared.latent.values()])
         self._bank: torch.optim.Optimizer | None = None
 
     def watch_bank(self) -> None:
-        """Train the bank that there is now."""
-        means, schedule = self._shared.means, self._schedule
-        gap = float(means.detach().diff().median()) if len(means) > 1 else 1.0
-        self._bank = torch.optim.Adam(
+        """Train the bank that there is now, and latent weights in its steps."""
+        shared, schedule = self._shared, self._schedule
+        step = float(shared.means.detach().diff().median()) if len(shared.means) > 1 else 1.0
+        self._bank = _adam(
             [
-                {"params": [means], "rate": schedule.bank_learning_rate * gap},
-                {"params": [self._shared.log_sigmas], "rate": schedule.bank_learning_rate},
-            ],
-            lr=0.0,
-            betas=BETAS,
+                {"params": [shared.means], "rate": schedule.bank_learning_rate * step},
+                {"params": [shared.log_sigmas], "rate": schedule.bank_learning_rate},
+            ]
         )
+        for group, posterior in zip(self._latent.param_groups, shared.posteriors, strict=True):
+            group["rate"] = 0.0 if schedule.only_bank else schedule.learning_rate * step * posterior.scale
 
     def set_rates(self, step: int) -> None:
         """A half cosine from the full rate to zero."""
@@ -112,4 +107,8 @@ class Optimisers:
         self._shared.keep_order()
 
     def _all(self) -> list[torch.optim.Optimizer]:
-        return [optimiser for optimiser in (self._lasting, self._bank) if optimiser is not None]
+        return [optimiser for optimiser in (self._plain, self._latent, self._bank) if optimiser is not None]
+
+
+def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=0.0, betas=BETAS)

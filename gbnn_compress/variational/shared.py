@@ -137,14 +137,19 @@ class SharedWeights:
         self._set_rules()
         self._prior_means, self._prior_widths = self.means.detach().clone(), self._widths()
 
-    def reprice(self, penalty: float) -> None:
-        """Go on with another lambda and the code lengths of the members as they are.
+    def reprice(self, penalty: float, *, recount: bool = True) -> None:
+        """Go on with another lambda.
 
-        A component that a tensor has no member of just now can still be chosen: most often these are the few large
-        weights, whose loss cannot be made good once the learning rate is low.
+        Args:
+            penalty: lambda.
+            recount: Whether code lengths follow the members, half of the way: all the way, few members would make a
+                component dear and so have fewer. A component that a tensor has no member of just now can still be
+                chosen: most often these are the few large weights, which nothing makes good.
         """
-        counts = np.stack([np.bincount(m.ids, minlength=len(self.means) + 1) for m in self.maps()])
-        counts = np.where(self.book.counts > 0, np.maximum(counts, RARE), 0.0)
+        counts = self.book.counts
+        if recount:
+            members = np.stack([np.bincount(m.ids, minlength=len(self.means) + 1) for m in self.maps()])
+            counts = np.where(counts > 0, np.sqrt(np.maximum(counts, RARE) * np.maximum(members, RARE)), 0.0)
         self.book = replace(self.book, bank=self.bank(), counts=counts, penalty=penalty)
         self._set_rules()
 

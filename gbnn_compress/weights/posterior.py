@@ -36,24 +36,27 @@ SHARE_RANGE = 2.0**8
 """Filters' shares are believed within this factor of their mean."""
 
 
-def data_free_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:
+def data_free_posterior(
+    tensors: Mapping[str, torch.Tensor], shared: Sequence[str], *, size_power: float = 1.0
+) -> tuple[Posterior, ...]:
     """(mu, sigma) for every weight of the shared tensors.
 
     Args:
         tensors: The whole state dict.
         shared: Names of the tensors to share.
+        size_power: p. 1: equal errors of mu / scale cost equally much relative output error in every tensor. 0: the
+            scale is the root mean square of the weights, and errors relative to that are alike in all tensors.
 
     Returns:
-        One posterior a tensor. `scale` is |W_t| / sqrt(n), n the typical size of a tensor, rounded as the
-        artifact stores it; so mu / scale is of the order of 1, and equal errors in it cost equally much
-        relative output error in every tensor.
+        One posterior a tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2), n_t the tensor's size and n the
+        typical one, rounded as the artifact stores it; so mu / scale is of the order of 1.
     """
     norms = {name: _trimmed_norm(tensors[name]) for name in shared}
-    typical = typical_size([tensors[name].numel() for name in shared])
+    typical, smaller = typical_size([tensors[name].numel() for name in shared]), (1 - size_power) / 2
     return tuple(
         Posterior(
             name=name,
-            scale=storable_scale(norms[name] / np.sqrt(typical)),
+            scale=storable_scale(norms[name] / np.sqrt(typical) * (typical / tensors[name].numel()) ** smaller),
             log_sigma=-0.25 * np.log(_row_shares(name, tensors)),
         )
         for name in shared

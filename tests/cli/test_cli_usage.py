@@ -78,4 +78,4 @@ def test_settings_keep_what_follows_the_first_sign():
 
 def test_unbuilt_features_are_absent(commands):
     names = {name for parameter in commands["compress"].params for name in parameter.opts}
-    assert names.isdisjoint({"--val-data", "--restart"})
+    assert names.isdisjoint({"--restart"})

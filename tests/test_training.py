@@ -1,0 +1,162 @@
+"""Training from the checkpoint to the file, on scikit-learn's digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gbnn_compress_cli import digits_network
+
+from gbnn_compress import compress, evaluate, load
+from gbnn_compress.errors import DataError, GbnnError
+from gbnn_compress.tasks import load_data
+from gbnn_compress.variational.finetune import FineTuning
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
+QUICK = {"n_components": 64, "em_iterations": 5, "finetune.precision": "float32"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.pth"
+    torch.save(digits_network.train(), path)
+    return path
+
+
+def trained(checkpoint: Path, folder: Path, name: str = "out", **options: Any) -> dict[str, Any]:
+    given = {"target_ratio": 30, "data": "digits:train", "epochs": 1, "arch": DIGITS, "settings": QUICK} | options
+    return compress(checkpoint, output=folder / f"{name}.gbnn.safetensors", **given)
+
+
+def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    report = trained(checkpoint, tmp_path, epochs=3, eval_data="digits:test", progress=lines.append)
+    assert report["target_met"]
+    assert 30 <= report["ratio"] <= 30 * 1.03
+    plain = compress(checkpoint, target_ratio=30, output=tmp_path / "plain.gbnn.safetensors", settings=QUICK)
+    before = evaluate(plain["artifact"]["path"], "digits:test", arch=DIGITS)
+    assert report["evaluation"]["after"]["nll"] < before["nll"]
+    assert report["evaluation"]["mean"]["accuracy"] > 0.95
+    assert report["damage"]["measured"]
+    assert sum(line.startswith("epoch ") for line in lines) == 3
+    assert any("no `--val-data`" in warning for warning in report["warnings"])
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(checkpoint: Path, tmp_path: Path) -> None:
+    first, again, other = (
+        trained(checkpoint, tmp_path, str(i), seed=seed)["artifact"]["sha256"] for i, seed in enumerate((0, 0, 1))
+    )
+    assert first == again != other
+
+
+def test_labels_matter(checkpoint: Path, tmp_path: Path) -> None:
+    data = load_data("digits:train")
+    x = np.stack([data.images[i] for i in range(len(data))])
+    files = {}
+    for name, y in (("right", data.labels), ("shuffled", np.random.RandomState(0).permutation(data.labels))):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+        files[name] = trained(checkpoint, tmp_path, name, data=f"npz:{tmp_path / name}.npz")["artifact"]
+    states = [load(file["path"]).state_dict() for file in files.values()]
+    assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_only_the_bank_is_trained_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    report = trained(checkpoint, tmp_path, settings={**QUICK, "finetune.trained": "bank"})
+    assert report["target_met"]
+    assert report["parameter_ratio"] >= 50
+
+
+def test_the_manifest_says_that_it_was_trained(checkpoint: Path, tmp_path: Path) -> None:
+    report = trained(checkpoint, tmp_path)
+    assert load(report["artifact"]["path"]).artifact.facts["training"] == {"epochs": 1, "beta": 1.0}
+
+
+def test_ctrl_c_writes_what_there_is(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = FineTuning._step
+
+    def interrupted(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, number: int) -> None:
+        if number == 3:
+            raise KeyboardInterrupt
+        step(self, images, labels, number)
+
+    monkeypatch.setattr(FineTuning, "_step", interrupted)
+    report = trained(checkpoint, tmp_path)
+    assert report["target_met"]
+    assert any("training stopped after 0.3 of 1 epochs" in warning for warning in report["warnings"])
+
+
+def test_a_loss_that_is_no_number_ends_it(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = FineTuning._step
+
+    def broken(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, number: int) -> None:
+        step(self, images * float("nan") if number == last else images, labels, number)
+
+    monkeypatch.setattr(FineTuning, "_step", broken)
+    last = 2
+    with pytest.raises(GbnnError, match="the loss became nan at step 3"):
+        trained(checkpoint, tmp_path, "first")
+    assert not (tmp_path / "first.gbnn.safetensors").exists()
+    last = 12  # in the second epoch: the first is kept
+    report = trained(checkpoint, tmp_path, "second", epochs=2)
+    assert report["target_met"]
+    assert all(bool(tensor.isfinite().all()) for tensor in load(report["artifact"]["path"]).state_dict().values())
+
+
+def test_memory_that_does_not_do_halves_the_batch(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss, sizes = FineTuning._loss, []
+
+    def tight(self: FineTuning, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        if len(images) > 64:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+        sizes.append(len(images))
+        return loss(self, images, labels)
+
+    monkeypatch.setattr(FineTuning, "_loss", tight)
+    lines: list[str] = []
+    trained(checkpoint, tmp_path, progress=lines.append)
+    assert set(sizes) == {64}
+    assert "out of memory: going on with 64 images a step" in lines
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (np.zeros(64, dtype=np.int64), "one class only"),
+        (np.arange(64) % 11, "label 10 and the network 10 classes"),
+        (None, "no array `y`"),
+    ],
+)
+def test_labels_that_training_cannot_use(checkpoint: Path, tmp_path: Path, y: Any, message: str) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((64, 8, 8), dtype=np.uint8), **({} if y is None else {"y": y}))
+    with pytest.raises(DataError, match=message):
+        trained(checkpoint, tmp_path, data=f"npz:{tmp_path / 'd.npz'}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1}, "`--epochs`: expected 0"),
+        ({"data": None}, "training needs labelled data"),
+        ({"target_ratio": None, "max_drop": 1.0}, "`--max-drop`"),
+        ({"epochs": 0, "val_data": "digits:test"}, "`--val-data`"),
+        ({"settings": {"sigma": "magnitude", "feedback": "false"}}, "`sigma: curvature`"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    checkpoint: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GbnnError, match=message):
+        trained(checkpoint, tmp_path, **options)
+
+
+def test_too_little_data_to_hold_some_out(checkpoint: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", x=np.zeros((3, 8, 8), dtype=np.uint8), y=np.arange(3))
+    with pytest.raises(DataError, match="too few to train on"):
+        trained(checkpoint, tmp_path, data=f"npz:{tmp_path / 'd.npz'}")
