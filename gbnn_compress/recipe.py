@@ -37,7 +37,9 @@ class TrainingSettings(BaseModel):
         description="Of component means, in their median gap, and log deviations.",
     )
     plain_learning_rate: float = Field(default=0.001, gt=0, le=1, description="For norms and biases.")
-    batch_size: int = Field(default=128, ge=2, le=65536, description="Images of a step.")
+    batch_size: int = Field(
+        default=128, ge=2, le=65536, description="Images of a step, fewer where an epoch would have under 64 steps."
+    )
     ramp: float = Field(
         default=0.5,
         ge=0,

@@ -41,6 +41,12 @@ HELD_OUT = (
 NORM_BATCHES = 40
 """Batches that batch-norm statistics are settled on."""
 
+FEWEST_STEPS, SMALLEST_BATCH = 64, 16
+"""An epoch has so many steps, by batches smaller than asked for, but not smaller than this."""
+
+MOST_HASTE = 2.0
+"""Factor by which the learning rate is raised at most where there are few steps."""
+
 DRAWS = 8
 """Posterior draws by which the noise is chosen."""
 
@@ -174,7 +180,8 @@ class _Data:
 
     def __init__(self, bench: Bench, settings: TrainingSettings, seed: int) -> None:
         self._bench, self._seed = bench, seed
-        self.batch_size = min(settings.batch_size, len(bench.data))
+        few = max(len(bench.data) // FEWEST_STEPS, SMALLEST_BATCH)
+        self.batch_size = min(settings.batch_size, few, len(bench.data))
         self.steps = len(bench.data) // self.batch_size
         self.augmentation = Augmentation(shift=False, flip=False)
         classes = np.unique(bench.labels)
@@ -216,7 +223,7 @@ def _schedule(settings: TrainingSettings, *, epochs: int, data: _Data, device: t
         epochs=epochs,
         steps_an_epoch=data.steps,
         ramp=settings.ramp,
-        learning_rate=settings.learning_rate * math.sqrt(1000 / (epochs * data.steps)),
+        learning_rate=settings.learning_rate * min(math.sqrt(1000 / (epochs * data.steps)), MOST_HASTE),
         bank_learning_rate=settings.bank_learning_rate,
         plain_learning_rate=settings.plain_learning_rate,
         distillation=settings.distillation,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from gbnn_compress_cli import demo, digits_network
 
-COMMANDS = ["plan", "compress", "report", "evaluate", "evaluate", "decompress", "diff", "export"]
+COMMANDS = ["plan", "compress", "report", "evaluate", "evaluate", "decompress", "diff", "compress", "export"]
 LAST_WORDS = "writes the smallest file thought safe."
 
 
@@ -21,11 +21,12 @@ def test_demo(run):
         "digits.pth",
         "digits.gbnn.safetensors",
         "digits.html",
+        "digits-trained.gbnn.safetensors",
         "digits-dense.safetensors",
         "digits.onnx",
     }
     accuracies = [float(each) for each in re.findall(r"^(?:before|after).* (\d+\.\d+) %", outcome.out, re.MULTILINE)]
-    assert len(accuracies) == 3
+    assert len(accuracies) == 6
     assert min(accuracies) > 97
     assert outcome.out.rstrip().splitlines()[-1].endswith(LAST_WORDS)
 
