@@ -362,6 +362,8 @@ def _check_data(
         raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
     if epochs and recipe.sigma == "magnitude":
         raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
+    if epochs and recipe.blending != "none":
+        raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if val_data is not None and not epochs:
         raise GbnnError("`--val-data`: data for choices in training; give `--epochs` of at least 1 with them")
     if data is not None and not epochs and not recipe.feedback:

@@ -58,7 +58,7 @@ class Trainer:
         """Name -> unshared tensors as they have become, on the CPU, at the checkpoint's dtypes."""
         own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
         names = (name for name in self.prepared.selection.unshared if name in own)
-        return {name: own[name].to("cpu", tensors[name].dtype) for name in names}
+        return {name: _narrowed(own[name].cpu(), tensors[name].dtype) for name in names}
 
     @torch.no_grad()
     def mean_weights(self) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ class Trainer:
             replace(checkpoint, tensors=tensors),
             self.prepared.selection,
             recipe=self.recipe,
-            finest_ratio=ratio,
+            finest_ratio=ratio if self.ratio_of == "artifact" else FIRST_RATIO,
             facts=self.prepared.facts,
             size_power=self.recipe.finetune.size_power,
         )
@@ -104,7 +104,9 @@ class Trainer:
         return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
 
     def relative_size(self) -> float:
-        """What the file uses over what the target allows."""
+        """What the file uses over what the target allows; 1 for a target in numbers, which lambda does not move."""
+        if self.ratio_of != "artifact":
+            return 1.0
         return self._used(self.encoded(), self._budget()) / (MARGIN * self._budget().limit)
 
     def fit(self) -> bool:
@@ -112,6 +114,8 @@ class Trainer:
 
         Bisection on log2(lambda) between a file that fits and one that does not.
         """
+        if self.ratio_of != "artifact":
+            return True
         budget, inside, outside = self._budget(), None, None
         place = math.log2(self.shared.book.penalty)
         for _ in range(FITTING_ATTEMPTS):
@@ -137,3 +141,11 @@ class Trainer:
 
     def _used(self, result: Result, budget: Budget) -> float:
         return budget.used(result.encoded, len(self.shared.means), result.maps)
+
+
+def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The tensor at a dtype; what that cannot hold at its ends."""
+    if not dtype.is_floating_point:
+        return tensor.to(dtype)
+    ends = torch.finfo(dtype)
+    return tensor.clamp(ends.min, ends.max).to(dtype)

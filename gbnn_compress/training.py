@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from gbnn_compress.errors import DataError
+from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
 from gbnn_compress.prepared import Prepared
 from gbnn_compress.rate.damage import Damage
@@ -102,9 +102,15 @@ def train_to_target(
     Raises:
         GbnnError: Bad data, or a loss that is no longer finite.
     """
+    _check_names(prepared, train)
     data = _Data(train, recipe.finetune, seed)
     held_inputs, held_labels = _held(validation)
     before = _log_probabilities(train.network, held_inputs)
+    if int(held_labels.max()) >= before.shape[1]:
+        raise DataError(
+            f"`{validation.option}` has label {held_labels.max()} and the network {before.shape[1]} classes, "
+            f"labels must lie in 0..{before.shape[1] - 1}"
+        )
     trainer = Trainer(
         prepared=prepared,
         recipe=recipe,
@@ -133,6 +139,7 @@ def train_to_target(
         notes.append(HELD_OUT)
     if done < run.schedule.steps:
         epochs_done = done / run.schedule.steps_an_epoch
+        trainer = replace(trainer, facts={"training": {"epochs": int(epochs_done), "beta": recipe.finetune.beta}})
         notes.append(f"training stopped after {epochs_done:.1f} of {epochs} epochs; the same command starts over")
     trainer.fit()
     settle_batch_norm(
@@ -147,6 +154,18 @@ def train_to_target(
         predicted = _monte_carlo(trainer, held_inputs, seed=seed)
         folded = temperature_fact(fit_temperature(predicted, torch.from_numpy(held_labels)))
     return replace(trainer.encoded(damage=damage, **folded), notes=tuple(notes))
+
+
+def _check_names(prepared: Prepared, bench: Bench) -> None:
+    """Refuse a network whose tensors are not those of the checkpoint: its weights could not be handed in."""
+    own = bench.network.state_dict(keep_vars=True)
+    names = [name for name in prepared.selection.shared if name not in own]
+    names += [name for name, other in prepared.checkpoint.ties.items() if own.get(name) is not own.get(other)]
+    if names:
+        raise ArchitectureError(
+            f"`--epochs`: `{bench.architecture}` holds `{names[0]}` under another name, or apart from what it is tied to"
+            " in the checkpoint; compress with `--epochs 0`"
+        )
 
 
 def choose_noise(trainer: Trainer, inputs: torch.Tensor, labels: np.ndarray, *, seed: int) -> None:
@@ -187,7 +206,8 @@ class _Data:
         classes = np.unique(bench.labels)
         if len(classes) < 2:
             raise DataError(f"`--data` has one class only ({classes[0]}), training needs at least two")
-        first = list(self._read(np.arange(len(bench.data))[: 4 * self.batch_size]))
+        some = np.sort(np.random.default_rng(seed).permutation(len(bench.data))[: 4 * self.batch_size])
+        first = list(self._read(some))
         outputs = _log_probabilities(bench.network, torch.cat([images for images, _ in first]))
         if int(classes[-1]) >= outputs.shape[1]:
             raise DataError(

@@ -322,7 +322,6 @@ def test_an_architecture_that_cannot_be_built_gives_no_noise(models: Path, tmp_p
         ("grey", "colour", {}, DataError, "3 channel(s) and the network expects 1"),
         ("grey", "missing", {}, DataError, "no file"),
         ("grey", "grey", {"arch": None}, ArchitectureError, "name it with `--arch`"),
-        ("grey", "grey", {"epochs": 3}, GbnnError, "`--epochs`: training is not built yet"),
         ("scores", "colour", {}, ArchitectureError, "must return finite logits"),
         ("fails", "grey", {}, ArchitectureError, "these are no photographs"),
     ],

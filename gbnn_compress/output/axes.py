@@ -41,8 +41,12 @@ class Axis:
 
 def _round_steps(low: float, high: float, at_most: int) -> list[float]:
     """Multiples of 1, 2 or 5 times a power of ten."""
-    step = 10.0 ** math.floor(math.log10((high - low) / at_most)) if high > low else 1.0
-    step *= next(factor for factor in (1, 2, 5, 10, 20) if factor * step * at_most >= high - low)
+    unit = 10.0 ** math.floor(math.log10((high - low) / at_most)) if high > low else 1.0
+    choices = (_multiples(low, high, unit * factor) for factor in (1, 2, 5, 10, 20))
+    return next(values for values in choices if len(values) <= at_most)
+
+
+def _multiples(low: float, high: float, step: float) -> list[float]:
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{count * step:.6g}") for count in range(first, last + 1)]
 

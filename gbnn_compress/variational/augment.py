@@ -23,7 +23,7 @@ class Augmentation:
 
     Attributes:
         shift: By up to an eighth of the size, edges mirrored.
-        flip: Left to right, every other image.
+        flip: Left to right, each image with probability 1/2.
     """
 
     shift: bool

@@ -79,7 +79,7 @@ class FineTuning:
     tell: Callable[[str], None]
     _losses: dict[str, float] = field(default_factory=dict)
     _parts: int = 1
-    _good: tuple[Mapping[str, torch.Tensor], SharedWeights] | None = None
+    _good: tuple[Mapping[str, torch.Tensor], SharedWeights, int] | None = None
 
     def run(
         self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None], seed: int
@@ -109,7 +109,7 @@ class FineTuning:
                     self._step(images, labels, step)
                     step += 1
                 after_epoch(self._progress(epoch, time.perf_counter() - start))
-                self._good = copy.deepcopy((self.network.state_dict(), self.shared))
+                self._good = copy.deepcopy((self.network.state_dict(), self.shared, step))
         except KeyboardInterrupt:
             pass
         except _DivergedError as error:
@@ -118,6 +118,7 @@ class FineTuning:
             self.tell(f"{error}; going back to the end of the last epoch")
             self.network.load_state_dict(self._good[0])
             vars(self.shared).update(vars(self._good[1]))
+            step = self._good[2]
         if step < self.schedule.steps and step <= self.schedule.rising:
             self.recode(1.0)
         self.network.eval()
@@ -143,9 +144,11 @@ class FineTuning:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or self._parts >= len(images):
                 raise
-            self._parts *= 2
-            self.tell(f"out of memory: going on with {max(len(images) // self._parts, 1)} images a step")
-            self._step(images, labels, step)
+        else:
+            return
+        self._parts *= 2
+        self.tell(f"out of memory: going on with {max(len(images) // self._parts, 1)} images a step")
+        self._step(images, labels, step)
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
         return loss_of(
@@ -156,7 +159,7 @@ class FineTuning:
             labels,
             dataset_size=self.schedule.dataset_size,
             half=self.schedule.half,
-            generator=self._generator if self.schedule.noisy else None,
+            generator=self._generator if self.schedule.noisy and self.shared.noise else None,
         )
 
     def _learn(self, loss: Loss, step: int) -> None:

@@ -70,11 +70,13 @@ def loss_of(
     with half_precision(shared.device, enabled=half):
         with torch.no_grad():
             wanted = teacher(images).float().log_softmax(dim=1)
-        got = functional_call(network, shared.weights(ids, generator), (images,)).float().log_softmax(dim=1)
+        output = functional_call(network, shared.weights(ids, generator), (images,))
+        output = getattr(output, "logits", output)  # beside those of auxiliary heads
+        got = output.float().log_softmax(dim=1)
     return Loss(
         cross_entropy=functional.nll_loss(got, labels),
         distillation=functional.kl_div(got, wanted, log_target=True, reduction="batchmean"),
-        divergence=shared.divergence_nats(ids) / dataset_size,
+        divergence=shared.divergence_nats(ids) / dataset_size if generator is not None else torch.zeros(()),
     )
 
 

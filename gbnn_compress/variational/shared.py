@@ -1,8 +1,8 @@
 """Weights of a network as draws of shared components, around latent weights that training moves.
 
-Every shared tensor keeps latent weights u (in units of its scale s_t). At each step they are assigned anew to
-components by the rate rule, argmin_k h (u - m_k)^2 + lambda L_tk, and the network runs with one draw a component and
-tensor that serves all its members,
+Every shared tensor keeps latent weights u (in units of its scale s_t). At each step they are assigned to components by
+the rate rule, argmin_k h (u - m_k)^2 + lambda L_tk, with means and lengths as they were when last priced, and the
+network runs with one draw a component and tensor that serves all its members,
 
     w_i = s_t (m_k + d_tk e_tk),    e_tk ~ N(0, 1),    k = k(u_i)
 
