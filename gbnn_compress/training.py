@@ -163,8 +163,8 @@ def _check_names(prepared: Prepared, bench: Bench) -> None:
     names += [name for name, other in prepared.checkpoint.ties.items() if own.get(name) is not own.get(other)]
     if names:
         raise ArchitectureError(
-            f"`--epochs`: `{bench.architecture}` holds `{names[0]}` under another name, or apart from what it is tied to"
-            " in the checkpoint; compress with `--epochs 0`"
+            f"`--epochs`: `{bench.architecture}` holds `{names[0]}` under another name, or apart from what it is tied"
+            " to in the checkpoint; compress with `--epochs 0`"
         )
 
 
