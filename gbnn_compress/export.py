@@ -14,12 +14,13 @@ from gbnn_compress.evaluation import known_architecture
 from gbnn_compress.network import CompressedNetwork
 from gbnn_compress.output.sizes import SCHEMA, weight_counts
 from gbnn_compress.tasks import default_preprocessing, load_weights
-from gbnn_compress.variational.metrics import predictive_entropy
+from gbnn_compress.variational.draws import place, sampler
 from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.prediction import average
 from gbnn_compress.weights.rebuild import rebuild
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import torch
@@ -141,21 +142,19 @@ def _expected(
     module: torch.nn.Module, artifact: Artifact, batches: Sequence[torch.Tensor], *, seeds: Sequence[int], spec: str
 ) -> dict[str, np.ndarray]:
     """What the model's outputs should be; the module holds the posterior mean, before and after."""
-    import numpy as np
-    import torch
-
     option = f"--input-shape {','.join(map(str, batches[0].shape[1:]))}"
     if not seeds:
         return {"logits": logits(module, [(batch, None) for batch in batches], option=option).numpy()}
-    draws = []
-    for seed in seeds:
-        load_weights(module, rebuild(artifact, seed=seed), spec=spec)
-        draws.append(logits(module, [(batch, None) for batch in batches], option=option).double().softmax(dim=1))
-    load_weights(module, rebuild(artifact), spec=spec)
-    mean = torch.stack(draws).mean(dim=0)
-    entropy = predictive_entropy(mean)
-    within = np.mean([predictive_entropy(draw) for draw in draws], axis=0)
-    return {"probabilities": mean.numpy(), "entropy": entropy, "mutual_information": entropy - within}
+    source = sampler(artifact, module, load=lambda tensors: load_weights(module, tensors, spec=spec))
+
+    def draws() -> Iterator[torch.Tensor]:
+        for seed in seeds:
+            place(source, seed)
+            yield logits(module, [(batch, None) for batch in batches], option=option).double().softmax(dim=1)
+
+    found = average(draws())
+    place(source, None)
+    return {name: getattr(found, name).numpy() for name in ("probabilities", "entropy", "mutual_information")}
 
 
 def _converted(

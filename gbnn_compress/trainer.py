@@ -15,6 +15,7 @@ from gbnn_compress.rate.damage import Damage
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Result, budget_of, encode, posterior_noise
+from gbnn_compress.variational.finetune import LAMBDA_BY_SIZE
 from gbnn_compress.variational.shared import SharedWeights
 
 FIRST_RATIO = 8.0
@@ -22,9 +23,6 @@ FIRST_RATIO = 8.0
 
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
-
-LAMBDA_BY_SIZE = 2.5
-"""How lambda goes with the size of a file: lambda ~ size^-2.5, about, at 8x to 50x."""
 
 NUDGE = 0.02
 """Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit."""
@@ -107,7 +105,8 @@ class Trainer:
         """What the file uses over what the target allows; 1 for a target in numbers, which lambda does not move."""
         if self.ratio_of != "artifact":
             return 1.0
-        return self._used(self.encoded(), self._budget()) / (MARGIN * self._budget().limit)
+        budget = self._budget()
+        return self._used(self.encoded(), budget) / (MARGIN * budget.limit)
 
     def fit(self) -> bool:
         """Move lambda until the file meets the target; whether it does.

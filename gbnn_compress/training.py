@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
+from gbnn_compress.output import words
 from gbnn_compress.prepared import Prepared
 from gbnn_compress.rate.damage import Damage
 from gbnn_compress.recipe import Recipe, TrainingSettings
@@ -26,7 +27,8 @@ from gbnn_compress.variational.augment import Augmentation, harmless
 from gbnn_compress.variational.batch_norm import settle_batch_norm
 from gbnn_compress.variational.finetune import Batch, FineTuning, Progress
 from gbnn_compress.variational.objective import runs_bfloat16
-from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.predict import check_labels, evaluating, logits
+from gbnn_compress.variational.prediction import average
 from gbnn_compress.variational.schedule import Schedule
 from gbnn_compress.variational.shared import SharedWeights
 from gbnn_compress.variational.temperature import fit_temperature, temperature_fact
@@ -106,11 +108,7 @@ def train_to_target(
     data = _Data(train, recipe.finetune, seed)
     held_inputs, held_labels = _held(validation)
     before = _log_probabilities(train.network, held_inputs)
-    if int(held_labels.max()) >= before.shape[1]:
-        raise DataError(
-            f"`{validation.option}` has label {held_labels.max()} and the network {before.shape[1]} classes, "
-            f"labels must lie in 0..{before.shape[1] - 1}"
-        )
+    check_labels(torch.from_numpy(held_labels), before.shape[1], option=validation.option)
     trainer = Trainer(
         prepared=prepared,
         recipe=recipe,
@@ -190,7 +188,7 @@ def progress_line(progress: Progress, *, accuracy: float, target_ratio: float) -
         f"epoch {progress.epoch}/{progress.epochs}: loss = CE {losses['cross_entropy']:.3f}, distillation "
         f"{losses['distillation']:.3f}, KL {losses['divergence']:.2g} nats, {progress.bits_per_weight:.2f} bits a "
         f"weight; {target_ratio / progress.relative_size:.3g}x now; {100 * accuracy:.1f} % right on data for choices; "
-        f"{_duration(progress.seconds_left)} left"
+        f"{words.seconds(progress.seconds_left)} left"
     )
 
 
@@ -209,11 +207,7 @@ class _Data:
         some = np.sort(np.random.default_rng(seed).permutation(len(bench.data))[: 4 * self.batch_size])
         first = list(self._read(some))
         outputs = _log_probabilities(bench.network, torch.cat([images for images, _ in first]))
-        if int(classes[-1]) >= outputs.shape[1]:
-            raise DataError(
-                f"`--data` has label {classes[-1]} and the network {outputs.shape[1]} classes, labels must lie in "
-                f"0..{outputs.shape[1] - 1}"
-            )
+        check_labels(torch.from_numpy(classes), outputs.shape[1], option="--data")
         if settings.augmentation == "auto":
             images, labels = (torch.cat(parts) for parts in zip(*first, strict=True))
             self.augmentation = harmless(
@@ -258,9 +252,9 @@ def _schedule(settings: TrainingSettings, *, epochs: int, data: _Data, device: t
 
 def _held(validation: Bench) -> tuple[torch.Tensor, np.ndarray]:
     """Inputs for choices, on the CPU, and their labels."""
-    first = next(validation.data.batches(validation.preprocessing, batch_size=1))[0]
-    chosen = validation.data.sample(min(HELD_INPUTS, max(HELD_PIXELS // first[0, 0].numel(), 1)))
-    return torch.cat([images for images, _ in chosen.batches(validation.preprocessing)]), np.asarray(chosen.labels)
+    pixels = validation.inputs(at_most=1)[0, 0].numel()
+    at_most = min(HELD_INPUTS, max(HELD_PIXELS // pixels, 1))
+    return validation.inputs(at_most=at_most), np.asarray(validation.data.sample(at_most).labels)
 
 
 def _log_probabilities(network: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
@@ -276,17 +270,15 @@ def _monte_carlo(trainer: Trainer, inputs: torch.Tensor, *, seed: int) -> torch.
     """Probabilities averaged over draws."""
     generator, ids = torch.Generator(device=trainer.shared.device).manual_seed(seed), trainer.shared.ids()
     draws = (_run(trainer, trainer.shared.weights(ids, generator), inputs).softmax(dim=1) for _ in range(DRAWS))
-    return sum(draws) / DRAWS  # type: ignore[return-value]
+    return average(draws).probabilities
 
 
 @torch.no_grad()
 def _run(trainer: Trainer, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
     """float64 logits (N, C) on the CPU, in evaluation mode; the network's mode stays."""
     network, device = trainer.network, trainer.shared.device
-    training = network.training
-    network.eval()
-    outputs = [functional_call(network, dict(weights), (part.to(device),)) for part in inputs.split(128)]
-    network.train(training)
+    with evaluating(network):
+        outputs = [functional_call(network, dict(weights), (part.to(device),)) for part in inputs.split(128)]
     return torch.cat(outputs).double().cpu()
 
 
@@ -294,7 +286,3 @@ def _damage(before: torch.Tensor, after: torch.Tensor, labels: np.ndarray) -> Da
     p, q = before.exp(), after.exp()
     drop = 100 * (metrics.accuracy(p, labels) - metrics.accuracy(q, labels))
     return Damage(drop, metrics.agreement(p, q), metrics.logit_kl(p, q))
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

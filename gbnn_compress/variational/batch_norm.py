@@ -8,6 +8,8 @@ import torch
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from gbnn_compress.variational.predict import evaluating
+
 
 @torch.no_grad()
 def settle_batch_norm(
@@ -21,13 +23,11 @@ def settle_batch_norm(
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative average
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    for norm in norms:
-        norm.training = True
-    for batch in images:
-        functional_call(network, dict(weights), (batch,))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(network):
+        for norm in norms:
+            norm.train()
+        for batch in images:
+            functional_call(network, dict(weights), (batch,))
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum

@@ -29,8 +29,8 @@ STAGES = 16
 CHECKS = 16
 """Times that the size of the file is looked at afterwards."""
 
-SIZE_BY_LAMBDA = 0.4
-"""How the size of a file falls with lambda: size ~ lambda^-0.4, about, at 8x to 50x."""
+LAMBDA_BY_SIZE = 2.5
+"""How lambda goes with the size of a file: lambda ~ size^-2.5, about, at 8x to 50x."""
 
 KEPT = 0.98
 """Weight of the steps before in the averages that are shown."""
@@ -132,7 +132,7 @@ class FineTuning:
             self.recode(min((step + stage) / rising, 1.0))
             self._optimisers.watch_bank()
         elif step > rising and (step - rising) % check == 0:
-            self.shared.reprice(self.shared.book.penalty * self.relative_size() ** (1 / SIZE_BY_LAMBDA))
+            self.shared.reprice(self.shared.book.penalty * self.relative_size() ** LAMBDA_BY_SIZE)
         self._optimisers.set_rates(step)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> None:

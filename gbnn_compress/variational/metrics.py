@@ -71,11 +71,15 @@ def ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
     p, y = _labelled(probabilities, labels)
     confidence = p.max(axis=1)
     correct = p.argmax(axis=1) == y
-    inner_edges = np.linspace(0.0, 1.0, n_bins + 1)[1:-1]
-    bins = np.searchsorted(inner_edges, confidence, side="left")
+    bins = confidence_bins(confidence, n_bins=n_bins)
     # |B| / N * |mean(correct) - mean(confidence)| is the bin's summed gap over N: no empty bin to divide by.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(p))
+
+
+def confidence_bins(confidence: np.ndarray, *, n_bins: int) -> np.ndarray:
+    """int64 (N,), the bin ((b - 1) / n_bins, b / n_bins] of each confidence in 0..1; the first holds 0 too."""
+    return np.searchsorted(np.linspace(0.0, 1.0, n_bins + 1)[1:-1], confidence, side="left")
 
 
 def adaptive_ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:

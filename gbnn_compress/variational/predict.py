@@ -41,7 +41,7 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
     with evaluating(network), torch.inference_mode():
         for images, labels in batches:
             output = _forward(network, images.to(device), option=option)
-            _check_labels(labels, output.shape[1], option=option)
+            check_labels(labels, output.shape[1], option=option)
             outputs.append(output.float().cpu())
     if not outputs:
         raise DataError(f"`{option}` gave no batch, expected at least one input")
@@ -103,7 +103,12 @@ def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
     )
 
 
-def _check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) -> None:
+def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) -> None:
+    """Refuse labels, int64 (N,) or none, that the network has no class for.
+
+    Raises:
+        DataError: There is one.
+    """
     if labels is not None and int(labels.max()) >= n_classes:
         raise DataError(
             f"`{option}` has label {int(labels.max())} and the network {n_classes} classes,"

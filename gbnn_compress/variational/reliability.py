@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.types import Reliability
-from gbnn_compress.variational.metrics import N_BINS
+from gbnn_compress.variational.metrics import N_BINS, confidence_bins
 
 if TYPE_CHECKING:
     import torch
@@ -25,7 +25,7 @@ def reliability(
     """
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == y
-    bins = np.searchsorted(np.linspace(0.0, 1.0, n_bins + 1)[1:-1], confidence, side="left")
+    bins = confidence_bins(confidence, n_bins=n_bins)
     count = np.bincount(bins, minlength=n_bins)
     sums = (np.bincount(bins, weights=each, minlength=n_bins) for each in (confidence, correct))
     means = [each / np.maximum(count, 1) for each in sums]

@@ -57,12 +57,13 @@ class Rule:
     winners: torch.Tensor
 
 
-def rules(book: Codebook, posteriors: Sequence[Posterior]) -> dict[str, Rule]:
+def rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.device) -> dict[str, Rule]:
     """Name -> rule of every shared tensor.
 
     Args:
         book: Components, counts and lambda.
         posteriors: One a shared tensor; sigma follows the rows.
+        device: Where the weights are.
     """
     lengths, curvature = ideal_lengths(book.counts)[:, :-1], curvature_of(LEVELS)
     found = {}
@@ -78,8 +79,8 @@ def rules(book: Codebook, posteriors: Sequence[Posterior]) -> dict[str, Rule]:
             thresholds[level, : len(between)], winners[level, : len(won)] = between, live[won]
         found[posterior.name] = Rule(
             scale=posterior.scale,
-            thresholds=torch.from_numpy(thresholds[levels]).float(),
-            winners=torch.from_numpy(winners[levels]),
+            thresholds=torch.from_numpy(thresholds[levels]).float().to(device),
+            winners=torch.from_numpy(winners[levels]).to(device),
         )
     return found
 
@@ -225,10 +226,7 @@ class SharedWeights:
             self.means.copy_(torch.cummax(self.means, dim=0).values)
 
     def _set_rules(self) -> None:
-        self._rules = {
-            name: replace(rule, thresholds=rule.thresholds.to(self.device), winners=rule.winners.to(self.device))
-            for name, rule in rules(self.book, self.posteriors).items()
-        }
+        self._rules = rules(self.book, self.posteriors, device=self.device)
 
     def _stored_means(self) -> torch.Tensor:
         grid = 2.0**self.exponent
