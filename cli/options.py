@@ -48,7 +48,8 @@ MaxDrop = Annotated[
         "--max-drop",
         metavar="POINTS",
         parser=number,
-        help="Instead of a ratio: the smallest file predicted to lose at most so many accuracy points.",
+        help="Instead of a ratio: the smallest file that loses at most so many accuracy points, as measured on"
+        " `--val-data`, or as predicted.",
     ),
 ]
 RatioOf = Annotated[
@@ -82,7 +83,8 @@ ValData = Annotated[
     typer.Option(
         "--val-data",
         metavar="SPEC",
-        help="Labelled data that training chooses on, not trained on before; default: a part of `--data`.",
+        help="Labelled data that training chooses on (default: a part of `--data`) and `--max-drop` is measured on;"
+        " take data that did not train the checkpoint.",
     ),
 ]
 Epochs = Annotated[

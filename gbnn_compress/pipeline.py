@@ -14,6 +14,7 @@ import numpy as np
 
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
+from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, synthetic_calibration
@@ -67,7 +68,7 @@ def compress(
     Args:
         checkpoint: `.safetensors`, `.pth`, `.pt`, `.th` or `.bin`.
         target_ratio: Wanted ratio, >= 1; give this or `max_drop`.
-        max_drop: Accuracy points that may be lost, as predicted; the smallest file within them.
+        max_drop: Accuracy points that may be lost, measured on `val_data` or predicted; the smallest file within them.
         ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
         output: The artifact; default `<stem>.gbnn.safetensors` in the working directory.
         arch: Specification of the network (see the README), which the weights must fit; default: looked up by names
@@ -77,7 +78,8 @@ def compress(
         data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
             epochs, to calibrate on; labels are not used then. Without data, and where the architecture is known and has
             batch norm, noise serves.
-        val_data: The same, of labelled data for choices in training; default: a part of `data`, held out.
+        val_data: The same, of labelled data for choices: those of training (default: a part of `data`, held out), and
+            what `max_drop` is measured on.
         epochs: Passes over the data to train for; 0: calibrate only.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
@@ -105,7 +107,8 @@ def compress(
         tell(f"reading {source.name}")
         read, names = _open(source, arch)
         selection = select(read)
-        bench = Bench(read, as_evaluation(eval_data, samples=samples), arch) if eval_data is not None else None
+        bench = _bench(read, eval_data, arch, samples=samples)
+        judge = None if epochs else _bench(read, val_data, arch, samples=1)
     with clock("fit"):
         calibration = None
         if chosen.feedback and not epochs:
@@ -123,7 +126,10 @@ def compress(
     if not epochs:
         with clock("merge"):
             tell("merging components until the file meets the target")
-            result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
+            if judge is not None and max_drop is not None:
+                result = meet_measured_drop(prepared, judge, max_drop=max_drop)
+            else:
+                result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
     else:
         with clock("finetune"):
             from gbnn_compress.training import train_to_target, training_benches
@@ -277,6 +283,10 @@ def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
     return checkpoint, _architectures(checkpoint, arch)
 
 
+def _bench(checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, samples: int) -> Bench | None:
+    return None if data is None else Bench(checkpoint, as_evaluation(data, samples=samples), arch)
+
+
 def _calibration(
     checkpoint: Checkpoint,
     selection: Selection,
@@ -305,7 +315,8 @@ def _missed(report: Mapping[str, Any]) -> str:
     written = "the file is written all the same"
     if report["target_ratio"] is None:
         drop, wanted = report["damage"]["drop"], report["max_drop"]
-        return f"target missed: predicted drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
+        how = "measured" if report["damage"]["measured"] else "predicted"
+        return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
     got = report["ratio" if report["ratio_of"] == "artifact" else "parameter_ratio"]
     excess = report["target_ratio"] / got
     wanted = f"{report['target_ratio']:.4g}x"
@@ -364,8 +375,8 @@ def _check_data(
         raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
     if epochs and recipe.blending != "none":
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
-    if val_data is not None and not epochs:
-        raise GbnnError("`--val-data`: data for choices in training; give `--epochs` of at least 1 with them")
+    if val_data is not None and not epochs and max_drop is None:
+        raise GbnnError("`--val-data`: labelled data for choices; give `--epochs` of at least 1 or `--max-drop` with them")
     if data is not None and not epochs and not recipe.feedback:
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 

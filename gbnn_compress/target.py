@@ -83,9 +83,8 @@ def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | No
         return encode(prepared, book, exponent, assigned, safe_ratio)
 
     if target_ratio is None:
-        points = float(max_drop or 0.0)
-        book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=points)
-        assigned = _assign(prepared, book)
+        book, exponent = predicted_cut(prepared, max_drop=float(max_drop or 0.0))
+        assigned = assign(prepared, book)
         return Result(encoded_as(book, exponent, assigned), assigned.maps)
     return _meet_budget(prepared, budget_of(prepared, target_ratio, ratio_of), encoded_as)
 
@@ -133,7 +132,7 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
     close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
-        assigned = _assign(prepared, book)
+        assigned = assign(prepared, book)
         encoded = encoded_as(book, exponent, assigned)
         foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), assigned.maps)
         if best_used < used <= budget.limit:
@@ -167,7 +166,7 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
     return Result(encoded, assigned.maps)
 
 
-def _assign(prepared: Prepared, book: Codebook) -> Assigned:
+def assign(prepared: Prepared, book: Codebook) -> Assigned:
     """Plainly, or with error feedback where the network is known; batch norm is re-centred either way."""
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
@@ -238,9 +237,14 @@ def _damage(prepared: Prepared, book: Codebook) -> Damage:
     return predict_damage(error, n_classes=prepared.n_classes)
 
 
+def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
+    """The coarsest codebook, and its grid's exponent, whose predicted drop stays within so many points."""
+    return solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=max_drop)
+
+
 def find_safe_ratio(prepared: Prepared) -> float:
     """The largest ratio at which the predicted drop stays within SAFE_DROP."""
-    book, exponent = solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=SAFE_DROP)
+    book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
     return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
 
 

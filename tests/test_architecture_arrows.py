@@ -30,7 +30,7 @@ ORDER = (
     ("inputs",),
     ("prepared",),
     ("target",),
-    ("run_page", "trainer"),
+    ("run_page", "trainer", "drop"),
     ("training",),
     ("pipeline",),
 )
