@@ -38,10 +38,10 @@ class TrainingSettings(BaseModel):
     )
     plain_learning_rate: float = Field(default=0.001, gt=0, le=1, description="For norms and biases.")
     batch_size: int = Field(
-        default=128, ge=2, le=65536, description="Images of a step, fewer where an epoch would have under 64 steps."
+        default=64, ge=2, le=65536, description="Images of a step, fewer where an epoch would have under 64 steps."
     )
     ramp: float = Field(
-        default=0.5,
+        default=0.3,
         ge=0,
         le=1,
         description="Share of the steps over which the ratio rises to the target.",

@@ -15,17 +15,23 @@ from gbnn_compress.rate.damage import Damage
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Result, budget_of, encode, posterior_noise
-from gbnn_compress.variational.finetune import LAMBDA_BY_SIZE
 from gbnn_compress.variational.shared import SharedWeights
 
 FIRST_RATIO = 8.0
 """The ratio that training starts at, unless the target is smaller: next to nothing is lost there."""
 
+LAMBDA_BY_SIZE = 2.5
+"""How lambda goes with the size of a file where weights stay as they are: lambda ~ size^-2.5, about, at 8x to 50x."""
+
+ROOM = 1.02
+"""Training aims so far below what the target allows: once thresholds stay, files grow by a percent or two."""
+
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
 
 NUDGE = 0.02
-"""Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit."""
+"""Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit; each goes twice as
+far as the one before, as the size may hardly move where few weights are near a threshold."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +108,11 @@ class Trainer:
         return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
 
     def relative_size(self) -> float:
-        """What the file uses over what the target allows; 1 for a target in numbers, which lambda does not move."""
+        """Bytes of the file over those aimed at; 1 for a target in numbers, which lambda does not move."""
         if self.ratio_of != "artifact":
             return 1.0
         budget = self._budget()
-        return self._used(self.encoded(), budget) / (MARGIN * budget.limit)
+        return self._used(self.encoded(), budget) * ROOM / budget.limit
 
     def fit(self) -> bool:
         """Move lambda until the file meets the target; whether it does.
@@ -116,19 +122,22 @@ class Trainer:
         if self.ratio_of != "artifact":
             return True
         budget, inside, outside = self._budget(), None, None
+        most, least = MARGIN * budget.limit, budget.limit / TOLERANCE
+        if least <= self._used(self.encoded(), budget) <= most:
+            return True  # thresholds that move now would carry weights along that training cannot bring back
         place = math.log2(self.shared.book.penalty)
-        for _ in range(FITTING_ATTEMPTS):
+        for attempt in range(FITTING_ATTEMPTS):
             self.shared.reprice(2.0**place, recount=False)
             used = self._used(self.encoded(), budget)
-            if used > MARGIN * budget.limit:
+            if used > most:
                 outside = place
             else:
                 inside = place
-                if used * math.sqrt(TOLERANCE) >= budget.limit:
+                if used >= least:
                     return True
             if inside is None or outside is None:
-                excess = math.log2(used / (MARGIN * budget.limit))
-                place += LAMBDA_BY_SIZE * excess + (NUDGE if inside is None else -NUDGE)
+                excess = LAMBDA_BY_SIZE * math.log2(used / most) + (NUDGE if inside is None else -NUDGE)
+                place += 2**attempt * excess
             else:
                 place = (inside + outside) / 2
         if inside is not None:
