@@ -307,7 +307,7 @@ def _calibration(
     tell(f"calibrating {known} on noise")
     calibration = synthetic_calibration(checkpoint, selection, arch=known)
     if calibration is None:
-        tell("no calibration: the network has no 2-D batch norm, is too large, or does not run on noise")
+        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 32 x 32 up")
     return calibration
 
 
