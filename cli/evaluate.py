@@ -78,7 +78,7 @@ def command(
 def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
-    draws = f", {result['samples']} posterior draws" if result["samples"] > 1 else ""
+    draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
     rows = [(f"{Path(result['model']).name}{draws}{folded}", result)]
     if "scaled" in result:

@@ -24,7 +24,7 @@ app = typer.Typer(
     name=PROGRAM,
     help="Compress a pretrained network into a small Bayesian one.\n\n"
     "`gbnn-compress CHECKPOINT` is short for `gbnn-compress compress CHECKPOINT`."
-    " New here? `gbnn-compress demo` takes half a minute and downloads nothing.",
+    " New here? `gbnn-compress demo` takes about a minute and downloads nothing.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -38,7 +38,7 @@ def report_view(
     damage = report["damage"]
     style = tables.style_of(damage["drop"])
     yield tables.line(words.damage(damage, measured_on=measured_on), style or "green")
-    yield tables.line(words.safe(damage["safe_ratio"]))
+    yield tables.line(words.safe(damage["safe_ratio"], trained="training" in report))
     yield from (tables.line(f"warning: {warning}", style or "yellow") for warning in report["warnings"])
     yield ""
     yield tables.facts(statements.facts(report, arch=arch))

@@ -307,7 +307,7 @@ def _calibration(
     tell(f"calibrating {known} on noise")
     calibration = synthetic_calibration(checkpoint, selection, arch=known)
     if calibration is None:
-        tell("no calibration: the network has no 2-D batch norm, is too large, or does not run on noise")
+        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 32 x 32 up")
     return calibration
 
 
@@ -376,9 +376,7 @@ def _check_data(
     if epochs and recipe.blending != "none":
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if val_data is not None and not epochs and max_drop is None:
-        raise GbnnError(
-            "`--val-data`: labelled data for choices; give `--epochs` of at least 1 or `--max-drop` with them"
-        )
+        raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
     if data is not None and not epochs and not recipe.feedback:
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 

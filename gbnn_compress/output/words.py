@@ -86,9 +86,10 @@ def damage(values: dict[str, float], *, measured_on: str | None = None) -> str:
     return f"{source}: {lost}, {unchanged}"
 
 
-def safe(ratio: float) -> str:
-    """Up to where the damage is thought small."""
-    return f"thought safe (within 1 point of accuracy) up to about {times(ratio)}"
+def safe(ratio: float, *, trained: bool = False) -> str:
+    """Up to where the damage is thought small; what training makes safe nobody knows before."""
+    where = "without training thought" if trained else "thought"
+    return f"{where} safe (within 1 point of accuracy) up to about {times(ratio)}"
 
 
 def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:

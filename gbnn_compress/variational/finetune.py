@@ -32,8 +32,8 @@ Weights gather at the thresholds as they learn, and sizes come to go with lambda
 codebook asks for (`trainer.LAMBDA_BY_SIZE`) swung up until ResNet-20 at 50x had lost five points."""
 
 SETTLED = 0.75
-"""Share of the steps after which thresholds stay where they are, if they can. Later steps are too small to bring weights back that a
-moving threshold has carried along: cross-entropy at 50x went up from .38 to .50 while the learning rate fell."""
+"""Share of the steps after which thresholds stay where they are, if they can. Later steps are too small to bring
+weights back that a moving threshold has carried along: cross-entropy at 50x rose from .38 to .50 as rates fell."""
 
 FITTING = (0.992, 1.015)
 """Sizes over those aimed at that then are left as they are."""

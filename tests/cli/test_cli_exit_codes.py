@@ -34,7 +34,7 @@ USAGE = [
     ("CHECKPOINT --max-drop 1 --data digits:train --epochs 3", "`--max-drop`: how much training will lose"),
     (
         "CHECKPOINT --target-ratio 8 --data digits:train --val-data digits:test",
-        "`--val-data`: data for choices in training",
+        "`--val-data`: labelled data for choices; give `--max-drop`",
     ),
     ("CHECKPOINT --target-ratio 8 --epochs x", "`--epochs`: expected a whole number, got `x`"),
     ("CHECKPOINT --target-ratio 8 -s noise", "`-s`: expected key=value (such as noise=0.02), got `noise`"),

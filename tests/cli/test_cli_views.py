@@ -65,6 +65,12 @@ def test_damage_in_words(drop, measured, text):
     assert words.damage({"drop": drop, "agreement": 0.975, "measured": measured}, measured_on="digits") == text
 
 
+def test_what_is_safe_is_said_of_files_without_training(report):
+    assert "\nthought safe (within 1 point of accuracy) up to" in text_of(report)
+    trained = {**report, "training": {"epochs": 3, "beta": 1.0}}
+    assert "\nwithout training thought safe (within 1 point of accuracy) up to" in text_of(trained)
+
+
 def test_the_report_names_both_ratios_and_every_byte(report):
     text = text_of(report)
     assert text.startswith("tiny   12 kB -> ")
