@@ -307,7 +307,7 @@ def _calibration(
     tell(f"calibrating {known} on noise")
     calibration = synthetic_calibration(checkpoint, selection, arch=known)
     if calibration is None:
-        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 32 x 32 up")
+        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384")
     return calibration
 
 

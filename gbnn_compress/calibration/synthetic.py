@@ -11,6 +11,9 @@ from gbnn_compress.calibration.survey import normaliser
 
 SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)
 
+SMALL_SIZES = (28, 16, 8)
+"""For networks that run on none of SIZES, as those of handwritten digits."""
+
 WANTED_MAP, SMALLEST_MAP = 7, 4
 """Inputs are as large as it takes for every convolution to see this height and width; the smaller where it is dear."""
 
@@ -55,6 +58,11 @@ def synthetic_inputs(
         if smallest >= SMALLEST_MAP and (not usable or FEWEST_INPUTS * products <= MOST_PRODUCTS):
             usable.append((size, products))
         if smallest >= WANTED_MAP:
+            break
+    for size in () if usable else SMALL_SIZES:
+        smallest, products = _probe(network, tensors, noise_inputs(2, channels=channels, size=size))
+        if smallest:
+            usable.append((size, products))
             break
     if not usable:
         return None

@@ -38,6 +38,14 @@ def test_the_smallest_size_whose_maps_are_large_enough(channels: int) -> None:
     assert len(found) >= FEWEST_INPUTS
 
 
+@pytest.mark.parametrize("size", [28, 8])
+def test_a_network_of_one_small_size_gets_it(size: int) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * (size - 2) ** 2, 3))
+    found = inputs_for(network, channels=1)
+    assert found is not None
+    assert found.shape[1:] == (1, size, size)
+
+
 def test_a_network_of_one_size_gets_it() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 62 * 62, 4))
     found = inputs_for(network, channels=3)
@@ -48,7 +56,7 @@ def test_a_network_of_one_size_gets_it() -> None:
 @pytest.mark.parametrize(
     ("network", "channels"),
     [
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 6 * 6, 4)), 1),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 5 * 5, 4)), 1),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2)), 1),
         (nn.Sequential(nn.Conv2d(3, 2, 3).double(), nn.BatchNorm2d(2)), 3),
     ],
