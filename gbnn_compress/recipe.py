@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import reprlib
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +14,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gbnn_compress.errors import RecipeError
+
+
+MOST_BYTES = 1 << 16
+"""Of a recipe's file."""
+
+MOST_QUOTED = 200
+"""Characters of a file that a message quotes."""
 
 
 class TrainingSettings(BaseModel):
@@ -159,7 +168,8 @@ def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None =
         loaded = _load_yaml(value, where=f"`-s {key}={value}`") if isinstance(value, str) else value
         group, dot, inner = key.partition(".")
         if dot:
-            values[group] = {**(values.get(group) or {}), inner: loaded}
+            before = values.get(group)
+            values[group] = {**(before if isinstance(before, Mapping) else {}), inner: loaded}
         else:
             values[key] = loaded
     return _validate(values, where=f"recipe `{recipe}`")
@@ -169,7 +179,7 @@ def shipped_recipes() -> dict[str, str]:
     """Name -> YAML text of every shipped recipe."""
     folder = importlib.resources.files("gbnn_compress.recipes")
     files = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)
-    return {file.name.removesuffix(".yaml"): file.read_text() for file in files}
+    return {file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8") for file in files}
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
@@ -195,6 +205,8 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise RecipeError(f"recipe `{path}` is longer than {MOST_BYTES:,} bytes; expected a few `key: value` lines")
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe `{path}` cannot be read as text ({error}); expected a YAML file") from None
@@ -202,9 +214,39 @@ def _read_text(path: Path) -> str:
 
 def _load_yaml(text: str, *, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+        return yaml.load(text, Loader=_PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of dates and numbers, and of nesting
+        raise RecipeError(f"{where} is not valid YAML: {_short(' '.join(str(error).split()))}") from None
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Safe YAML without aliases, a few of which can stand for more values than memory holds, and without repeated keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Read the next value."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases have no place in a recipe", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.MarkedYAMLError(problem="a key is there twice", problem_mark=node.start_mark)
+        return mapping
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, MOST_QUOTED, placeholder=" ...") if len(text) > MOST_QUOTED else text
+
+
+def _shown(value: Any) -> str:
+    """A value as a message may hold it: of foreign length."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes out no integer of thousands of digits
+        return f"a huge {type(value).__name__}"
 
 
 def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
@@ -216,7 +258,7 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
-        raise RecipeError(f"{where}: `{key}`: {first['msg'].lower()}, got {first['input']!r}") from None
+        raise RecipeError(f"{where}: `{key}`: {first['msg'].lower()}, got {_shown(first['input'])}") from None
     if recipe.sigma == "magnitude" and recipe.feedback:
         raise RecipeError(
             f"{where}: `sigma: magnitude` is for weights by themselves: expected `feedback: false` with it"
@@ -227,8 +269,9 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
 def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, where: str, group: str = "") -> None:
     for key in values:
         if key not in known:
+            word = key if isinstance(key, str) else _shown(key)
             raise RecipeError(
-                f"{where}: unknown key `{group}{key}`{_nearest(str(key), known)}; known keys: {', '.join(known)}"
+                f"{where}: unknown key `{group}{_short(word)}`{_nearest(word, known)}; known keys: {', '.join(known)}"
             )
 
 

@@ -14,35 +14,17 @@ import numpy as np
 from gbnn_compress.codec import container
 from gbnn_compress.codec.bank import decode_bank, encode_bank
 from gbnn_compress.codec.bits import read_length, write_length
+from gbnn_compress.codec.checks import BITS, RAW_BYTES, check_facts, check_infos, check_size
 from gbnn_compress.codec.contexts import whole_values
 from gbnn_compress.codec.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.codec.symbols import decode_maps, encode_maps
 from gbnn_compress.codec.tables import decode_tables, encode_tables
-from gbnn_compress.codec.values import Vector, decode_vectors, dequantise_all, encode_vectors, role
+from gbnn_compress.codec.values import EXACT, Vector, decode_vectors, dequantise_all, encode_vectors, role
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
-FACTS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "recipe", "versions", "damage"), dict),
-    **dict.fromkeys(("seed", "components_before_merging"), int),
-    **dict.fromkeys(("target_ratio", "max_drop"), (int, float, type(None))),
-    "ratio_of": str,
-    "warnings": list,
-    "noise": (int, float),
-}
-"""What the manifest says besides, and of which type; `blends` (components) and `temperature` may be there too."""
-
-RAW_BYTES = {
-    **dict.fromkeys(("bool", "int8", "uint8", "float8_e4m3fn", "float8_e4m3fnuz"), 1),
-    **dict.fromkeys(("float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
-    **dict.fromkeys(("int16", "uint16", "float16", "bfloat16"), 2),
-    **dict.fromkeys(("int32", "uint32", "float32", "complex32"), 4),
-    **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
-    "complex128": 16,
-}
-"""Dtypes that a raw tensor may have (a shareable one is raw when it is empty), and the bytes of a value."""
-
-BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
+REASON_LENGTH = 200
+"""Characters of a refusal that quotes the file."""
 
 
 def encode_artifact(
@@ -106,6 +88,8 @@ def read_artifact(path: Path) -> Artifact:
     sections, size_bytes = container.unpack(path)
     try:
         return _decode(sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
+    except ArtifactError as error:
+        raise ArtifactError(f"`{path}`: {error}") from None
     except (
         LookupError,
         TypeError,
@@ -117,29 +101,29 @@ def read_artifact(path: Path) -> Artifact:
         zlib.error,
     ) as error:
         # Checksums are right, so somebody wrote it so.
-        reason = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
         raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
 
 def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Artifact:
     tensors, facts = decode_manifest(sections["manifest"])
-    _check_infos(tensors)
-    _check_facts(facts)
+    check_infos(tensors)
+    check_facts(facts)
     by_kind = {kind: [info for info in tensors if info.kind == kind] for kind in KINDS.values()}
     shared = by_kind["shared"]
     bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
+    check_size(tensors, n_components=len(bank.means), size_bytes=size_bytes)
     table_part, id_part = _parted(sections["maps"])
     vector_part, raw_part = _parted(sections["values"])
     shapes = [info.shape for info in shared]
     tables = decode_tables(table_part, shapes=shapes, alphabet=len(bank.means) + 1)
     ids: dict[int, np.ndarray] = {}
-    small = np.min_scalar_type(len(bank.means))
     map_bits = decode_maps(
         id_part,
         tables,
         shapes,
         whole_values(bank.means),
-        consume=lambda i, part: ids.update({i: part.astype(small)}),
+        consume=lambda i, part: ids.update({i: part}),
     )
     maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
     vectors = decode_vectors(
@@ -147,6 +131,7 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
         sizes=[math.prod(info.shape) for info in by_kind["unshared"]],
         roles=[role(info.name) for info in by_kind["unshared"]],
     )
+    _check_widths(by_kind["unshared"], vectors)
     return Artifact(
         tensors=tensors,
         bank=bank,
@@ -184,44 +169,6 @@ def _parted(section: bytes) -> tuple[bytes, bytes]:
     return section[start : start + length], section[start + length :]
 
 
-def _check_infos(infos: Sequence[TensorInfo]) -> None:
-    seen: set[str | None] = set()
-    for info in infos:
-        _check_info(info, seen)
-        seen.add(info.name)
-
-
-def _check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse a manifest that the report or a posterior sample could not be made from."""
-    for name, kind in FACTS.items():
-        if not isinstance(facts[name], kind):
-            raise ValueError(f"`{name}` is {facts[name]!r}")
-    if not all(type(k) is int for k in facts.get("blends", [])):
-        raise ValueError(f"`blends` is {facts['blends']!r}")
-    if not 0 <= facts["noise"] < math.inf:
-        raise ValueError(f"`noise` is {facts['noise']}")
-    temperature = facts.get("temperature", 1.0)
-    if type(temperature) not in (int, float) or not 0 < temperature < math.inf:
-        raise ValueError(f"`temperature` is {temperature!r}")
-    training = facts.get("training", {"epochs": 1, "beta": 1.0})
-    if type(training["epochs"]) is not int or type(training["beta"]) not in (int, float):
-        raise ValueError(f"`training` is {training!r}")
-
-
-def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
-    """Refuse what `rebuild` could not build."""
-    if not isinstance(info.name, str) or info.name in seen:
-        raise ValueError(f"`{info.name}` is no name, or there twice")
-    if not all(type(size) is int and size >= 0 for size in info.shape):
-        raise ValueError(f"`{info.name}` has the shape {list(info.shape)}")
-    if info.kind == "shared" and len(info.shape) < 2:
-        raise ValueError(f"`{info.name}` is shared and has the shape {list(info.shape)}")
-    if info.kind in ("shared", "unshared") and (info.dtype not in BITS or 0 in info.shape):
-        raise ValueError(f"`{info.name}` is coded and has the dtype {info.dtype} and the shape {list(info.shape)}")
-    if (info.kind == "tied") != (info.tied_to in seen):
-        raise ValueError(f"`{info.name}` is tied to {info.tied_to}")
-
-
 def _with_outliers(
     shared: Sequence[TensorInfo], ids: Sequence[np.ndarray], data: bytes, escape: int
 ) -> tuple[IndexMap, ...]:
@@ -237,9 +184,15 @@ def _with_outliers(
     return tuple(maps)
 
 
+def _check_widths(infos: Sequence[TensorInfo], vectors: Sequence[Vector]) -> None:
+    for info, vector in zip(infos, vectors, strict=True):
+        if vector.mode == EXACT and vector.width != BITS[info.dtype]:
+            raise ValueError(f"`{info.name}` of {info.dtype} is stored in {vector.width} bits a value")
+
+
 def _raw(infos: Sequence[TensorInfo], blob: bytes) -> dict[str, bytes]:
-    data = inflate(blob) if blob else b""
     sizes = [math.prod(info.shape) * RAW_BYTES[info.dtype] for info in infos]
+    data = inflate(blob, most=sum(sizes)) if blob else b""
     if sum(sizes) != len(data):
         raise ValueError("raw tensors of the wrong size")
     stops = np.cumsum(sizes, dtype=np.int64)

@@ -11,11 +11,17 @@ from gbnn_compress.types import Bank
 LOG_SIGMA_STEPS = 8
 """Steps a nat in which log deviations are stored."""
 
+_LARGEST_LOG_SIGMA = 700.0
+"""Beyond it a deviation is no float64."""
+
 _EXPONENT_OFFSET = 2048
 
 _FRACTION_BITS = 4
 
 _ONE = _EXPONENT_OFFSET << _FRACTION_BITS
+
+_LARGEST = ((1024 + _EXPONENT_OFFSET) << _FRACTION_BITS) - 1
+"""The last code of a float64 that is finite."""
 
 
 def short_float_codes(numbers: np.ndarray) -> np.ndarray:
@@ -94,10 +100,13 @@ def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.nd
     order = reader.read_int(width=6)
     for _ in range(size - 1):
         codes.append(codes[-1] + 1 + reader.read_exp_golomb(order=order))
-    steps = [unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)]
+    steps = np.array([unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)], dtype=np.float64)
     scales, errors = (_read_short_floats(reader, n_tensors) for _ in range(2))
     means = np.ldexp(np.array(codes, dtype=np.float64), exponent)
-    return Bank(means, np.cumsum(steps) / LOG_SIGMA_STEPS), scales, errors
+    log_sigmas = np.cumsum(steps) / LOG_SIGMA_STEPS
+    if not (np.isfinite(means).all() and (np.diff(means) > 0).all() and np.abs(log_sigmas).max() < _LARGEST_LOG_SIGMA):
+        raise ArtifactError("damaged artifact: the bank holds impossible components")
+    return Bank(means, log_sigmas), scales, errors
 
 
 def _write_short_floats(writer: BitWriter, numbers: np.ndarray) -> None:
@@ -110,6 +119,6 @@ def _write_short_floats(writer: BitWriter, numbers: np.ndarray) -> None:
 def _read_short_floats(reader: BitReader, count: int) -> np.ndarray:
     order = reader.read_int(width=4)
     codes = np.cumsum([_ONE, *(unzigzag(reader.read_exp_golomb(order=order)) for _ in range(count))])[1:]
-    if count and not (codes.min() >= 0 and codes.max() < 2 * _ONE):
+    if count and not (codes.min() >= 0 and codes.max() <= _LARGEST):
         raise ArtifactError("damaged artifact: a scale is out of range")
     return short_floats(codes)

@@ -68,12 +68,12 @@ class BitReader:
 
     def __init__(self, data: bytes) -> None:
         self._bits = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
-        self._ones = self._bits.tobytes()
+        self._digits = (self._bits + np.uint8(ord("0"))).tobytes()
         self._position = 0
 
     def read(self, count: int, *, width: int) -> np.ndarray:
         """uint64 (count,), integers of `width` bits each."""
-        bits = self._take(count * width).reshape(count, width)
+        bits = self._bits[self._taken(count * width)].reshape(count, width)
         values = np.zeros(count, dtype=np.uint64)
         for place in range(width):
             values = (values << np.uint64(1)) | bits[:, place]
@@ -81,15 +81,13 @@ class BitReader:
 
     def read_int(self, *, width: int) -> int:
         """One integer of `width` bits."""
-        return int(self.read(1, width=width)[0])
+        return int(self._digits[self._taken(width)], 2) if width else 0
 
     def read_exp_golomb(self, *, order: int) -> int:
         """One Exp-Golomb code."""
-        zeros = 0
-        while not self._take(1)[0]:
-            zeros += 1
-            if zeros > 64:
-                raise ArtifactError("damaged artifact: an Exp-Golomb code has no end")
+        zeros = self._zeros()
+        if zeros > 64:
+            raise ArtifactError("damaged artifact: an Exp-Golomb code is too large")
         return (1 << (zeros + order)) - (1 << order) + self.read_int(width=zeros + order)
 
     def read_rice(self, count: int, *, order: int) -> np.ndarray:
@@ -98,10 +96,7 @@ class BitReader:
         return (quotients << order) + self.read(count, width=order).astype(np.int64)
 
     def _quotient(self) -> int:
-        zeros = self._ones.find(1, self._position) - self._position
-        if zeros < 0:
-            raise ArtifactError("damaged artifact: a bit string ends too early")
-        self._position += zeros + 1
+        zeros = self._zeros()
         extra = zeros - RICE_LIMIT
         if extra <= 0:
             return zeros
@@ -109,12 +104,18 @@ class BitReader:
             raise ArtifactError("damaged artifact: a Rice code is too large")
         return RICE_LIMIT - 1 + (1 << extra) + self.read_int(width=extra)
 
-    def _take(self, count: int) -> np.ndarray:
-        part = self._bits[self._position : self._position + count]
-        if len(part) < count:
+    def _zeros(self) -> int:
+        """Zeros before the next one, which is passed too."""
+        zeros = self._digits.find(b"1", self._position) - self._position
+        self._taken(zeros + 1 if zeros >= 0 else len(self._bits) + 1)
+        return zeros
+
+    def _taken(self, count: int) -> slice:
+        """Where the next bits are, which are passed."""
+        start, self._position = self._position, self._position + count
+        if self._position > len(self._bits):
             raise ArtifactError("damaged artifact: a bit string ends too early")
-        self._position += count
-        return part.astype(np.uint64)
+        return slice(start, self._position)
 
 
 def write_length(number: int) -> bytes:

@@ -13,6 +13,9 @@ from gbnn_compress.types import TensorInfo
 
 KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
 
+MOST_BYTES = 1 << 22
+"""Of the JSON: the names of a hundred thousand tensors."""
+
 _DIGEST_BYTES = 32
 
 _HEAD = re.compile(r"([0-9]+)(?:([surt])([0-9]+(?:,[0-9]+)*)?:([a-z0-9_]+))?")
@@ -44,7 +47,7 @@ def decode_manifest(data: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]
     Raises:
         LookupError, TypeError, AttributeError, ValueError, zlib.error: Not a manifest.
     """
-    facts = json.loads(inflate(data[_DIGEST_BYTES:], dictionary=DICTIONARY))
+    facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY))
     rows, ties = facts.pop("tensors"), facts.pop("ties")
     facts["checkpoint"] = {"sha256": data[:_DIGEST_BYTES].hex(), **facts["checkpoint"]}
     return _infos(rows, ties), facts
@@ -56,14 +59,22 @@ def deflate(data: bytes, *, dictionary: bytes = b"") -> bytes:
     return coder.compress(data) + coder.flush()
 
 
-def inflate(data: bytes, *, dictionary: bytes = b"") -> bytes:
+def inflate(data: bytes, *, most: int, dictionary: bytes = b"") -> bytes:
     """The inverse of `deflate`.
 
+    Args:
+        data: The stream.
+        most: Bytes that it may hold; no more are ever made of it.
+        dictionary: The preset dictionary.
+
     Raises:
-        ValueError, zlib.error: The bytes are not exactly one stream.
+        ValueError, zlib.error: The bytes are not exactly one stream of at most that size.
     """
     decoder = zlib.decompressobj(-15, dictionary)
-    result = decoder.decompress(data)
+    # One byte more, because 0 would mean no limit, and so that the end is reached.
+    result = decoder.decompress(data, most + 1)
+    if len(result) > most:
+        raise ValueError(f"a compressed stream holds more than {most:,} bytes")
     if not decoder.eof or decoder.unused_data:
         raise ValueError("a compressed stream does not end where it should")
     return result

@@ -7,6 +7,7 @@ frequencies of a table, since every cumulative sum is a whole number that a floa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import constriction
@@ -19,6 +20,9 @@ from gbnn_compress.errors import ArtifactError
 
 MODEL_ENTRIES = 1 << 20
 """Frequencies that are worked out at once."""
+
+DECODED_AT_ONCE = 1 << 20
+"""Ids of a tensor without contexts that are decoded at once."""
 
 KEPT_ENTRIES = 1 << 24
 """Frequencies that are kept for contexts that come again."""
@@ -58,7 +62,7 @@ def decode_maps(
     """Decode index maps, handing each to `consume(tensor index, ids)` in order.
 
     Returns:
-        float64 (T,), bits that each tensor's ids take.
+        float64 (T,), bits that each tensor's ids take. The ids come in the smallest unsigned integers that hold K.
 
     Raises:
         ArtifactError: The stream is not exactly used up.
@@ -90,12 +94,11 @@ def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarra
 
 
 def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
-    live = np.flatnonzero(table.levels).astype(np.int32)
-    size = int(np.prod(shape, dtype=object))
+    live = np.flatnonzero(table.levels).astype(np.min_scalar_type(len(values) - 1))
     if len(live) == 1:
-        return np.full(size, live[0], dtype=np.int32)
+        return np.full(math.prod(shape), live[0])
     if table.rule is None:
-        return live[coder.decode(_model(frequencies(table.levels[live])), size)]  # type: ignore[attr-defined]
+        return _decode_plainly(coder, table, live, math.prod(shape))
     models = _Models(table, live, values)
 
     def visit(tap: int, band: slice, chosen: np.ndarray, contexts: np.ndarray) -> np.ndarray:
@@ -107,6 +110,15 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
 
     ids = walk(shape, values, table.rule, visit)
     return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
+
+
+def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) -> np.ndarray:
+    """In parts: the coder's own numbers take several times the memory of ids."""
+    model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
+    for start in range(0, size, DECODED_AT_ONCE):
+        part = ids[start : start + DECODED_AT_ONCE]
+        part[:] = live[coder.decode(model, len(part))]  # type: ignore[attr-defined]
+    return ids
 
 
 class _Models:

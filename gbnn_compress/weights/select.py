@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gbnn_compress.codec.artifact import BITS, RAW_BYTES
+from gbnn_compress.codec.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
 from gbnn_compress.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -43,6 +43,13 @@ def select(checkpoint: Checkpoint) -> Selection:
         if name.encode(errors="replace").decode() != name:
             raise CheckpointError(
                 f"`{checkpoint.path}`: tensor {name!r} has a name that is no valid Unicode; rename it"
+            )
+        if name == "__metadata__":
+            raise CheckpointError(f"`{checkpoint.path}`: safetensors files cannot hold a tensor `{name}`; rename it")
+        if tensor.dim() > MOST_DIMENSIONS:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor `{name}` has {tensor.dim()} dimensions: expected at most "
+                f"{MOST_DIMENSIONS}; drop the tensor"
             )
         if dtype_name(tensor) not in RAW_BYTES:
             raise CheckpointError(

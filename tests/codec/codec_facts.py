@@ -1,8 +1,15 @@
 """What a manifest must say besides its tensors."""
 
 FACTS = {
-    "checkpoint": {"sha256": "0123456789abcdef" * 4},
-    **{name: {} for name in ("recipe", "versions", "damage")},
+    "checkpoint": {
+        "sha256": "0123456789abcdef" * 4,
+        "bytes": 4000,
+        "parameters": 600,
+        "architecture": None,
+        "notes": [],
+    },
+    "damage": {"drop": 1.5, "agreement": 0.97, "logit_kl": 0.01, "measured": False, "safe_ratio": 2.0},
+    **{name: {} for name in ("recipe", "versions")},
     "seed": 0,
     "components_before_merging": 1,
     "target_ratio": None,

@@ -17,7 +17,7 @@ from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import encode_artifact, header_bytes, read_artifact
 from gbnn_compress.codec.bank import round_bank
 from gbnn_compress.codec.dictionary import DICTIONARY
-from gbnn_compress.codec.manifest import decode_manifest, deflate, encode_manifest, inflate
+from gbnn_compress.codec.manifest import MOST_BYTES, decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.codec.values import Vector, dequantise, quantise
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.output.sizes import report
@@ -142,7 +142,7 @@ def golden_sections() -> dict[str, bytes]:
 
 def golden_manifest() -> dict[str, Any]:
     """The manifest's JSON."""
-    return json.loads(inflate(golden_sections()["manifest"][32:], dictionary=DICTIONARY))
+    return json.loads(inflate(golden_sections()["manifest"][32:], most=MOST_BYTES, dictionary=DICTIONARY))
 
 
 def as_section(manifest: dict[str, Any]) -> bytes:

@@ -12,7 +12,7 @@ from golden_network import ARTIFACT, EXPECTED, FACTS, MEAN_CODES, TENSORS, as_ar
 from gbnn_compress.codec.artifact import encode_artifact, read_artifact
 from gbnn_compress.codec.container import unpack
 from gbnn_compress.codec.dictionary import DICTIONARY
-from gbnn_compress.codec.manifest import inflate
+from gbnn_compress.codec.manifest import MOST_BYTES, inflate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ def parts(path: Path) -> dict[str, bytes]:
     """The sections of a file, the manifest decompressed."""
     sections, _ = unpack(path)
     manifest = sections["manifest"]
-    return {**sections, "manifest": manifest[:32] + inflate(manifest[32:], dictionary=DICTIONARY)}
+    return {**sections, "manifest": manifest[:32] + inflate(manifest[32:], most=MOST_BYTES, dictionary=DICTIONARY)}
 
 
 def test_recorded_file_decodes_to_the_recorded_weights() -> None:

@@ -1,0 +1,96 @@
+"""Everything that is done with an artifact, on bytes that may be anything."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from gbnn_compress_cli.report_view import report_view
+from mutations import GOLDEN
+from rich.console import Console
+
+import gbnn_compress
+from gbnn_compress.codec.artifact import encode_artifact
+from gbnn_compress.codec.bank import round_bank
+from gbnn_compress.codec.values import quantise
+from gbnn_compress.output import page as pages
+from gbnn_compress.types import Bank, IndexMap, TensorInfo
+
+
+def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
+    """Read, report on, rebuild and decompress an artifact.
+
+    Args:
+        data: Its bytes.
+        folder: For files.
+        page: Also make its page, which takes long.
+
+    Raises:
+        GbnnError: It is refused.
+    """
+    path = folder / "fuzzed.gbnn.safetensors"
+    path.write_bytes(data)
+    network = gbnn_compress.load(path)
+    report = network.report()
+    json.dumps(report)
+    console = Console(file=io.StringIO(), width=100, markup=False, highlight=False, emoji=False)
+    for renderable in report_view(report, name="fuzzed", every_layer=True):
+        console.print(renderable)
+    network.state_dict(seed=1)
+    gbnn_compress.decompress(path, folder / "dense.safetensors")
+    if page:
+        pages.render(pages.file_page(network.artifact, name="fuzzed"))
+
+
+def corpus() -> list[bytes]:
+    """Artifacts to start from: the golden one, and one of kernels whose ids are coded by context."""
+    return [GOLDEN.read_bytes(), with_contexts()]
+
+
+def with_contexts() -> bytes:
+    """Two convolutions, a norm and a classifier of 12 components."""
+    random = np.random.RandomState(7)
+    bank = round_bank(Bank(np.linspace(-1, 1, 12), np.zeros(12)), exponent=-6)
+    shapes = {"conv1.weight": (16, 3, 3, 3), "conv2.weight": (16, 16, 3, 3), "fc.weight": (10, 16)}
+    tensors, maps, vectors = [], [], []
+    for name, shape in shapes.items():
+        rows = np.exp(random.normal(size=shape[0])) / 4
+        values = rows[:, None] * random.laplace(size=(shape[0], int(np.prod(shape[1:]))))
+        ids = np.abs(values.reshape(-1, 1) - bank.means).argmin(axis=1).astype(np.uint8)
+        tensors.append(TensorInfo(name, shape, "float32", "shared"))
+        maps.append(IndexMap(name, ids, np.empty(0, np.uint32)))
+    for name, logarithmic in {"bn.weight": False, "bn.bias": False, "bn.running_mean": False, "bn.running_var": True}.items():
+        values = np.exp(random.normal(size=16))
+        tensors.append(TensorInfo(name, (16,), "float32", "unshared"))
+        exact = values.astype(np.float32).view(np.uint32)
+        vectors.append(quantise(values, step=0.05, logarithmic=logarithmic, exact=exact))
+    tensors.append(TensorInfo("bn.num_batches_tracked", (), "int64", "raw"))
+    facts = {
+        "checkpoint": {"sha256": "ab" * 32, "bytes": 1, "parameters": 1, "architecture": None, "notes": []},
+        "recipe": {},
+        "seed": 0,
+        "versions": {},
+        "target_ratio": None,
+        "max_drop": 1.0,
+        "ratio_of": "artifact",
+        "components_before_merging": 12,
+        "damage": {"drop": 0.5, "agreement": 0.9, "logit_kl": 0.1, "measured": False, "safe_ratio": 1.0},
+        "warnings": ["careful"],
+        "noise": 0.1,
+        "blends": [3],
+        "temperature": 1.5,
+        "training": {"epochs": 3, "beta": 1.0},
+    }
+    return encode_artifact(
+        tensors=tensors,
+        bank=bank,
+        exponent=-6,
+        scales=np.array([1.0, 0.5, 0.25]),
+        relative_rmse=np.array([0.1, 0.0, 0.2]),
+        maps=maps,
+        vectors=vectors,
+        raw=[np.int64(3).tobytes()],
+        facts=facts,
+    )
