@@ -1,5 +1,6 @@
 """`gbnn-compress demo`: everything once, on a network that is trained here."""
 
+import io
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,7 +106,9 @@ def _train(checkpoint: Path) -> None:
     import torch
     from gbnn_compress_cli.digits_network import train
 
-    from gbnn_compress.codec.container import require_writable
+    from gbnn_compress.codec.container import require_writable, write_atomically
 
     require_writable(checkpoint)
-    torch.save(train(), checkpoint)
+    saved = io.BytesIO()
+    torch.save(train(), saved)
+    write_atomically(checkpoint, saved.getvalue())

@@ -87,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):
             return _fail(usage.describe(error))
+        if isinstance(error, OSError) and error.filename is not None:  # the machine's fault, not ours
+            return _fail(f"`{error.filename}`: {error.strerror or error}")
         if verbose:
             traceback.print_exc()
         hint = "" if verbose else "; the same command with -v shows where"

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gbnn_compress.codec.artifact import compress_raw, header_bytes
-from gbnn_compress.codec.checks import BITS
 from gbnn_compress.codec.bank import short_floats_bits
+from gbnn_compress.codec.checks import BITS
 from gbnn_compress.codec.values import role, vector_bits
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step

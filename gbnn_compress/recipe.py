@@ -15,7 +15,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gbnn_compress.errors import RecipeError
 
-
 MOST_BYTES = 1 << 16
 """Of a recipe's file."""
 
@@ -220,7 +219,7 @@ def _load_yaml(text: str, *, where: str) -> Any:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, a few of which can stand for more values than memory holds, and without repeated keys."""
+    """Safe YAML without aliases, a few of which can stand for more than memory holds, and without repeated keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read the next value."""

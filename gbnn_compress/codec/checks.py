@@ -1,4 +1,4 @@
-"""What a manifest may say: tensors that can be rebuilt, facts that can be reported, and sizes that the file can answer for.
+"""What a manifest may say: tensors that can be rebuilt, facts that can be reported, sizes that the file can answer for.
 
 Checksums protect from accidents only. Nothing is allocated by a number from a file before it has been looked at here.
 """
@@ -32,9 +32,6 @@ FREE_VALUES, VALUES_PER_BYTE = 1 << 26, 1 << 10
 UNSHARED_COST = 16
 """Values that an unshared one counts as: it is worked on as several float64 numbers."""
 
-MOST_NAME_CHARACTERS = 1 << 24
-"""Of all names together: each may repeat most of the one before, which costs a file next to nothing."""
-
 MOST_DIMENSIONS = 32
 
 _FINITE = 1e300
@@ -50,8 +47,6 @@ def check_infos(infos: Sequence[TensorInfo]) -> None:
     Raises:
         ValueError: One of them.
     """
-    if sum(len(info.name) for info in infos) > MOST_NAME_CHARACTERS:
-        raise ValueError(f"the names have more than {MOST_NAME_CHARACTERS:,} characters")
     seen: set[str | None] = set()
     for info in infos:
         _check_info(info, seen)

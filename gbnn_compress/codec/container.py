@@ -61,9 +61,8 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
                     "compress it first: gbnn-compress FILE --target-ratio 8"
                 )
             if version != VERSION:
-                raise ArtifactError(
-                    f"`{path}`: expected format version {VERSION}, got {version[:20]!r} in its header: {_advice(version)}"
-                )
+                got = f"expected format version {VERSION}, got {version[:20]!r} in its header"
+                raise ArtifactError(f"`{path}`: {got}: {_advice(version)}")
             if list(handle.keys()) != [TENSOR]:
                 raise _damaged(path, ONE_TENSOR)
             data = handle.get_tensor(TENSOR)
@@ -78,7 +77,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, or begins with a header so long that it would take long to tell that it is none of ours."""
+    """Refuse what is no file, or has a header so long that it would take long to tell that it is none of ours."""
     try:
         if not path.is_file():
             kind = "a directory" if path.is_dir() else "no such file"

@@ -16,6 +16,9 @@ KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
 MOST_BYTES = 1 << 22
 """Of the JSON: the names of a hundred thousand tensors."""
 
+MOST_NAME_CHARACTERS = 1 << 23
+"""Of all names together: each may repeat most of the one before, which costs a file next to nothing."""
+
 _DIGEST_BYTES = 32
 
 _HEAD = re.compile(r"([0-9]+)(?:([surt])([0-9]+(?:,[0-9]+)*)?:([a-z0-9_]+))?")
@@ -99,6 +102,7 @@ def _rows(tensors: Sequence[TensorInfo]) -> list[str]:
 def _infos(rows: Sequence[str], ties: Mapping[str, str]) -> tuple[TensorInfo, ...]:
     """The inverse of `_rows`."""
     infos: list[TensorInfo] = []
+    characters = 0
     for row in rows:
         head, space, rest = row.partition(" ")
         match = _HEAD.fullmatch(head)
@@ -109,6 +113,9 @@ def _infos(rows: Sequence[str], ties: Mapping[str, str]) -> tuple[TensorInfo, ..
         if int(common) > len(before):
             raise ValueError(f"`{row}` shares more than there is")
         name = ".".join([*before[: int(common)], rest])
+        characters += len(name)
+        if characters > MOST_NAME_CHARACTERS:
+            raise ValueError(f"the names have more than {MOST_NAME_CHARACTERS:,} characters")
         if letter is None:
             infos.append(TensorInfo(name, infos[-1].shape, infos[-1].dtype, infos[-1].kind, ties.get(name)))
         else:

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
+import mmap
 import re
 import textwrap
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.types import Checkpoint
+from gbnn_compress.weights.pickles import check_pickles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,6 +48,11 @@ EXPECTED = "a .safetensors file, or .pth, .pt, .th or .bin as torch.save writes 
 RESAVE = "save the weights alone with torch.save(model.state_dict(), 'weights.pth')"
 DAMAGED = "is a damaged or cut short {} file ({}): download or save it again"
 MAX_NAMED = 5
+MAX_DEPTH = 32
+# Archives are stored, not compressed, and views seldom overlap: what goes far beyond is made to fill the memory.
+FREE_BYTES, MOST_UNPACKED, MOST_VIEWED = 1 << 26, 200, 8
+# A magic number, a version, facts of the system, the weights, and the keys of what follows.
+LEGACY_PICKLES = 5
 MAX_REASON = 120
 
 
@@ -162,6 +171,9 @@ def _load_torch(path: Path, *, kind: Kind) -> Any:
 
     # torch believes a `.safetensors` in a name; such a file is passed open, which excludes mapping it.
     mapped = kind == "torch zip" and _check_archive(path) and path.suffix.lower() not in SAFETENSORS_SUFFIXES
+    if kind == "torch legacy":
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            check_pickles(content, count=LEGACY_PICKLES)
     with (
         warnings.catch_warnings(),
         torch.serialization.safe_globals(_harmless_globals()),
@@ -182,14 +194,22 @@ def _check_archive(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            inner = {member.filename.partition("/")[2]: member for member in members}
+            if "constants.pkl" in inner:
+                raise CheckpointError(f"is a TorchScript archive: load it with torch.jit.load and {RESAVE}")
+            if "data.pkl" not in inner:
+                raise CheckpointError(f"is a zip file that torch.save did not write: {RESAVE}")
+            _check_unpacked(sum(member.file_size for member in members), path.stat().st_size)
+            check_pickles(io.BytesIO(archive.read(inner["data.pkl"])), count=1)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, zlib.error) as error:
         raise CheckpointError(DAMAGED.format("PyTorch", _reason(error))) from error
-    inner = {member.filename.partition("/")[2] for member in members}
-    if "constants.pkl" in inner:
-        raise CheckpointError(f"is a TorchScript archive: load it with torch.jit.load and {RESAVE}")
-    if "data.pkl" not in inner:
-        raise CheckpointError(f"is a zip file that torch.save did not write: {RESAVE}")
     return all(member.compress_type == zipfile.ZIP_STORED for member in members)
+
+
+def _check_unpacked(unpacked: int, size_bytes: int) -> None:
+    """Refuses archives that hold out of all proportion more than they are long."""
+    if unpacked > FREE_BYTES + MOST_UNPACKED * size_bytes:
+        raise CheckpointError(f"unpacks from {size_bytes:,} into {unpacked:,} bytes, as no weights do: {RESAVE}")
 
 
 def _harmless_globals() -> list[Any]:
@@ -218,17 +238,19 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(sentence, MAX_REASON, placeholder=" ...") or type(error).__name__
 
 
-def _unwrap(loaded: Any) -> tuple[Mapping[Any, Any], Notes]:
+def _unwrap(loaded: Any, *, depth: int = 0) -> tuple[Mapping[Any, Any], Notes]:
     """Descends to the innermost state dict and notes each step."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"nests state dicts more than {MAX_DEPTH} deep, or in themselves: {RESAVE}")
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f"holds a `{type(loaded).__name__}`, expected a state dict: {RESAVE}")
-    nested = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value)]
+    nested = [key for key, value in loaded.items() if isinstance(value, Mapping) and _holds_tensors(value, set())]
     key = _choose(loaded, nested=nested)
     if key is None:
         return loaded, ()
     left = [other for other in nested if other != key and not TRAINING_STATE.search(str(other))]
     aside = f", left {_listed(left)}" if left else ""
-    entries, notes = _unwrap(loaded[key])
+    entries, notes = _unwrap(loaded[key], depth=depth + 1)
     return entries, (f"Took the state dict under `{key}`{aside}.", *notes)
 
 
@@ -252,11 +274,14 @@ def _is_tensor(value: object) -> bool:
     return isinstance(value, torch.Tensor)
 
 
-def _holds_tensors(value: Mapping[Any, Any]) -> bool:
-    """Tells whether a mapping holds named tensors at any depth."""
-    return any(
-        isinstance(key, str) and (_is_tensor(item) or (isinstance(item, Mapping) and _holds_tensors(item)))
-        for key, item in value.items()
+def _holds_tensors(value: Mapping[Any, Any], seen: set[int], *, depth: int = 0) -> bool:
+    """Tells whether a mapping holds named tensors at any bearable depth; looks into none twice."""
+    if id(value) in seen or depth > MAX_DEPTH:
+        return False
+    seen.add(id(value))
+    named = [item for key, item in value.items() if isinstance(key, str)]
+    return any(_is_tensor(item) for item in named) or any(
+        _holds_tensors(item, seen, depth=depth + 1) for item in named if isinstance(item, Mapping)
     )
 
 
@@ -270,6 +295,7 @@ def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], 
         raise CheckpointError(f"holds no tensors, expected a state dict: {RESAVE}")
     for name, tensor in tensors.items():
         _check_dense(name, tensor)
+    _check_held(tensors)
     ignored = [name for name in entries if name not in tensors]
     return tensors, (f"Ignored entries that are not tensors: {_listed(ignored)}.",) if ignored else ()
 
@@ -289,6 +315,18 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
     if tensor.layout != torch.strided:
         only = "only dense tensors can be stored; call .to_dense() first"
         raise CheckpointError(f"tensor `{name}` is sparse ({tensor.layout}): {only}")
+
+
+def _check_held(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors that are views of far fewer values than they have, which would be made when they are copied."""
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    most, needed = FREE_BYTES + MOST_VIEWED * sum(held.values()), 0
+    for name, tensor in tensors.items():
+        needed += tensor.numel() * tensor.element_size()
+        if needed > most:
+            what = f"tensor `{name}` of shape {tuple(tensor.shape)} does not fit in memory"
+            raise CheckpointError(f"{what}: it repeats the few values that the file holds")
 
 
 def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:

@@ -61,7 +61,12 @@ def with_contexts() -> bytes:
         ids = np.abs(values.reshape(-1, 1) - bank.means).argmin(axis=1).astype(np.uint8)
         tensors.append(TensorInfo(name, shape, "float32", "shared"))
         maps.append(IndexMap(name, ids, np.empty(0, np.uint32)))
-    for name, logarithmic in {"bn.weight": False, "bn.bias": False, "bn.running_mean": False, "bn.running_var": True}.items():
+    for name, logarithmic in {
+        "bn.weight": False,
+        "bn.bias": False,
+        "bn.running_mean": False,
+        "bn.running_var": True,
+    }.items():
         values = np.exp(random.normal(size=16))
         tensors.append(TensorInfo(name, (16,), "float32", "unshared"))
         exact = values.astype(np.float32).view(np.uint32)

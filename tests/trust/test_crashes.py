@@ -1,0 +1,139 @@
+"""Runs killed at every step of writing: the output is the old file, none, or the whole new one."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gbnn_compress.codec import container
+from gbnn_compress.codec.container import write_atomically
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+
+OLD, NEW = b"old" * 100, b"new" * 70_000
+
+WRITER = """
+import os, signal, sys
+from pathlib import Path
+from gbnn_compress.codec import container
+
+path, step, data = Path(sys.argv[1]), sys.argv[2], b"new" * 70_000
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def killed_before(owner, name):
+    setattr(owner, name, die)
+
+def killed_after(owner, name):
+    real = getattr(owner, name)
+    def call(*words, **named):
+        real(*words, **named)
+        die()
+    setattr(owner, name, call)
+
+class Half:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        self.file.__enter__()
+        return self
+    def __exit__(self, *words):
+        return self.file.__exit__(*words)
+    def write(self, data):
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        die()
+
+verify = None
+if step == "write":
+    real = os.fdopen
+    os.fdopen = lambda *words: Half(real(*words))
+elif step == "verify":
+    verify = die
+elif step != "none":
+    when, name = step.split()
+    owner = container.tempfile if name == "mkstemp" else Path if name in ("chmod", "unlink") else os
+    {"before": killed_before, "after": killed_after}[when](owner, name)
+container.write_atomically(path, data, verify=verify)
+"""
+
+BEFORE = ("before mkstemp", "after mkstemp", "write", "before fsync", "after fsync", "verify", "before chmod")
+STEPS = (*BEFORE, "after chmod", "before replace")
+AFTER = ("after replace", "before unlink", "after unlink")
+
+
+def killed(path: Path, step: str) -> None:
+    done = subprocess.run([sys.executable, "-c", WRITER, str(path), step], check=False, timeout=100)
+    assert done.returncode == -signal.SIGKILL, step
+
+
+@pytest.mark.parametrize("old", [None, OLD], ids=["none", "old"])
+def test_killed_before_the_new_file_is_in_place_leaves_what_was_there(tmp_path: Path, old: bytes | None) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+    for step in STEPS:
+        killed(path, step)
+        assert (path.read_bytes() if path.exists() else None) == old, step
+
+
+@pytest.mark.parametrize("step", AFTER)
+def test_killed_afterwards_leaves_the_whole_new_file(tmp_path: Path, step: str) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(OLD)
+    killed(path, step)
+    assert path.read_bytes() == NEW
+
+
+def test_what_killed_runs_leave_is_removed_when_it_is_an_hour_old(tmp_path: Path) -> None:
+    path = tmp_path / "a[b]*.file"
+    for step in ("after mkstemp", "write"):
+        killed(path, step)
+    left = list(tmp_path.iterdir())
+    assert len(left) == 2
+    write_atomically(path, b"new")  # other runs may be at work on them
+    assert len(list(tmp_path.iterdir())) == 3
+    hour_ago = time.time() - container.STALE_SECONDS - 1
+    for file in (*left, path):
+        os.utime(file, (hour_ago, hour_ago))
+    foreign = tmp_path / ".other.abcdefgh.tmp"
+    foreign.touch()
+    os.utime(foreign, (hour_ago, hour_ago))
+    write_atomically(path, b"newer")
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, foreign.name}
+    assert path.read_bytes() == b"newer"
+
+
+COMMANDS = """
+import sys
+from gbnn_compress_cli.main import main
+print("ready", flush=True)
+for _ in range(1000):
+    main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_fifty_random_kills_leave_whole_files(tmp_path: Path) -> None:
+    """Of a loop that decompresses, with a report beside it, over and over."""
+    from mutations import GOLDEN
+
+    chance, path = random.Random(0), tmp_path / "dense.safetensors"
+    words = ["decompress", str(GOLDEN), "-o", str(path), "-q"]
+    whole: set[bytes] = set()
+    for _ in range(50):
+        with subprocess.Popen([sys.executable, "-c", COMMANDS, *words], stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(chance.uniform(0, 3))
+            child.kill()
+        whole |= {path.read_bytes()} if path.exists() else set()
+    assert len(whole) == 1
