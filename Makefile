@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check fuzz lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/gbnn-compress demo demo
@@ -15,6 +15,9 @@ check: $(STAMP)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+
+fuzz: $(STAMP)
+	$(PYTHON) benchmarks/fuzz.py --seconds 60 --seed "$$(date +%j)"
 
 $(STAMP): pyproject.toml requirements.lock
 	@if command -v uv >/dev/null 2>&1; then \

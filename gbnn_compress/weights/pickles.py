@@ -43,7 +43,7 @@ def _check(file: IO[bytes] | mmap.mmap) -> None:
     """Follow how deep the tuples are on the unpickler's stack, without making anything."""
     stack: list[int] = []
     memo: dict[int, int] = {}
-    for opcode, argument, _ in pickletools.genops(file):
+    for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
         if opcode.name in _PUT:
             memo[int(str(argument))] = stack[-1]
         elif opcode.name == "MEMOIZE":
