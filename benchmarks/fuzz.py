@@ -73,6 +73,8 @@ def run(arguments: argparse.Namespace, corpus: list[bytes], folder: Path) -> tup
             outcomes["slow or large"] += 1
             keep(arguments.keep, number, data, f"{outcome}: {seconds:.1f} s, {grown / 1e6:.0f} MB more")
         outcomes[outcome] += 1
+        if number % 5000 == 4999:
+            print(f"{number + 1:,} inputs, {failures} failed", file=sys.stderr, flush=True)
     took = time.perf_counter() - start
     print(f"{sum(outcomes.values()):,} inputs in {took:.0f} s, peak {peak_bytes() / 1e6:.0f} MB")
     return outcomes, failures + outcomes["slow or large"]
