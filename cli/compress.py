@@ -1,22 +1,25 @@
 """`gbnn-compress compress`: checkpoint in, artifact out."""
 
+import os
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, options
+from gbnn_compress_cli import console, folder, options
+
+OUTPUT_HELP = "The artifact, or for a folder of checkpoints the folder; default <stem>.gbnn.safetensors."
 
 
 def command(
+    context: typer.Context,
     checkpoint: options.Checkpoint,
     target_ratio: options.TargetRatio = None,
     max_drop: options.MaxDrop = None,
     ratio_of: options.RatioOf = "artifact",
-    output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The artifact; default <stem>.gbnn.safetensors."),
-    ] = None,
+    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help=OUTPUT_HELP)] = None,
     arch: options.Architecture = None,
     data: options.Data = None,
     val_data: options.ValData = None,
@@ -27,6 +30,7 @@ def command(
     json: options.Json = None,
     html: options.Html = None,
     seed: options.Seed = 0,
+    restart: options.Restart = False,
     samples: options.Samples = 16,
     device: options.Device = "auto",
     mean: options.Mean = None,
@@ -35,19 +39,28 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Compress a checkpoint into one small file.
+    """Compress a checkpoint, or each one of a folder, into one small file.
 
     Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it cost; exit code 1 says that
     the file is written but misses the target.
     """
+    follows = _rank() > 0
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
     ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
-    with console.progress(quiet=quiet) as tell:
+    if Path(checkpoint).is_dir():
+        return folder.compress_all(context, Path(checkpoint), quiet=quiet)
+    with ExitStack() as stack:
+        tell = stack.enter_context(console.progress(quiet=quiet or follows))
         import gbnn_compress
         from gbnn_compress.pipeline import default_output
+        from gbnn_compress.variational import processes
 
+        stack.enter_context(processes.joined())
+        if follows:  # The first process is the one that is heard of; what the others write goes nowhere.
+            output = str(Path(stack.enter_context(TemporaryDirectory()), "artifact"))
+            json = html = eval_data = None
         source = Path(checkpoint)
         artifact = Path(output) if output else default_output(source)
         console.check_json_target(json, the_checkpoint=source, the_artifact=artifact, the_page=html)
@@ -66,8 +79,11 @@ def command(
             eval_data=reading(eval_data),
             html=html,
             seed=seed,
+            restart=restart,
             progress=tell,
         )
+    if follows:
+        return 0
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)
     if in_table:
@@ -76,3 +92,8 @@ def command(
         view = report_view(report, name=source.name, arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1
+
+
+def _rank() -> int:
+    """Which of the processes that `torchrun` started this one is; 0 without."""
+    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0

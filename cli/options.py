@@ -115,7 +115,20 @@ Html = Annotated[
     str | None, typer.Option("--html", metavar="FILE", help="Write the report as a page, for any browser.")
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="Where the network runs: auto, cpu, cuda, ...")]
+Restart = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Train from the beginning, where the same command would go on after the last finished epoch."
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where networks are trained and evaluated: auto, cpu, cuda, ... All the rest runs on the CPU.",
+    ),
+]
 Samples = Annotated[
     int,
     typer.Option(
@@ -182,15 +195,17 @@ def parse_evaluation(
     """What to evaluate on, or None without data; the preprocessing is checked in both cases.
 
     Raises:
-        GbnnError: `--mean` or `--std` are no numbers.
+        GbnnError: `--mean` or `--std` are no numbers, or there is no such device.
     """
-    from gbnn_compress.evaluation import Evaluation
+    from gbnn_compress.evaluation import Evaluation, device_named
     from gbnn_compress.tasks import parse_numbers
 
     means = None if mean is None else parse_numbers(mean, option="--mean")
     stds = None if std is None else parse_numbers(std, option="--std")
     if samples < 1:
         raise GbnnError(f"`--samples`: expected at least 1, got {samples}")
+    if device not in ("auto", "cpu"):
+        device_named(device)
     if data is None:
         return None
     return Evaluation(data, samples=samples, mean=means, std=stds, image_size=image_size, device=device)

@@ -99,7 +99,7 @@ def _nearest_option(option: str, known: Iterable[str]) -> str:
 
 def _require_file_like(word: str, commands: Iterable[str]) -> None:
     path = Path(word)
-    if path.suffix or len(path.parts) > 1 or path.exists():
+    if path.suffix or len(path.parts) > 1 or word.endswith("/") or path.exists():
         return
     names = list(commands)
     raise GbnnError(f"`{word}` is neither a command nor a file{nearest(word, names)}; commands: {', '.join(names)}")

@@ -240,7 +240,7 @@ class Bench:
             raise GbnnError(f"`--samples`: expected at least 1, got {evaluation.samples}")
         self.evaluation = evaluation
         self.architecture = architecture or known_architecture(model)
-        self.device = _device(evaluation.device)
+        self.device = device_named(evaluation.device)
         self.network = build_network(self.architecture, n_classes=find_architectures(shapes_of(model)).n_classes).to(
             self.device
         )
@@ -302,7 +302,12 @@ class Bench:
         return replace(usual, **{key: value for key, value in given.items() if value is not None})
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of `--device`; `auto` is a GPU where torch sees one.
+
+    Raises:
+        GbnnError: There is none of that name here.
+    """
     import torch
 
     if name == "auto":

@@ -61,6 +61,7 @@ def compress(
     samples: int = 16,
     html: str | Path | None = None,
     seed: int = 0,
+    restart: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Compress a checkpoint into one artifact file.
@@ -85,6 +86,8 @@ def compress(
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         html: Where to write the report as a page.
         seed: Recorded; seeds training and the posterior draws of the evaluation.
+        restart: Whether to train from the beginning where an earlier run was stopped; by default the same call goes on
+            after its last finished epoch, from a file beside the artifact, `<stem>.gbnn.state.safetensors`.
         progress: Called with a line whenever a stage begins.
 
     Returns:
@@ -133,10 +136,13 @@ def compress(
     else:
         with clock("finetune"):
             from gbnn_compress.training import train_to_target, training_benches
+            from gbnn_compress.training_state import StateFile, run_of, state_path
 
             assert data is not None
             assert target_ratio is not None
             train, validation = training_benches(read, data, val_data, arch=arch, seed=seed)
+            run = run_of(train, validation, facts=facts, recipe=chosen, epochs=epochs)
+            state = StateFile(state_path(path), run, train.device, tell)
             result = train_to_target(
                 prepared,
                 train,
@@ -147,6 +153,8 @@ def compress(
                 ratio_of=ratio_of,
                 seed=seed,
                 tell=tell,
+                state=state,
+                restart=restart,
             )
     with clock("encode"):
         tell(f"writing and verifying {path.name}")
@@ -155,6 +163,8 @@ def compress(
             path, result.encoded, verify=lambda file: verified.append(_verified(file, result.maps))
         )
         artifact = verified[0]
+        if epochs and not result.unfinished:
+            state.remove()
     report = sizes.report(artifact)
     report["checkpoint"] = {
         "path": str(source),

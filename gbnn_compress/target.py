@@ -68,11 +68,13 @@ class Result:
         encoded: The bytes of the file.
         maps: What the file must decode to.
         notes: What a user should know of how it came about.
+        unfinished: Whether training was interrupted, and can go on.
     """
 
     encoded: bytes
     maps: Sequence[IndexMap]
     notes: tuple[str, ...] = ()
+    unfinished: bool = False
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:

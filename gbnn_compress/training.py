@@ -21,11 +21,12 @@ from gbnn_compress.recipe import Recipe, TrainingSettings
 from gbnn_compress.target import Result, find_safe_ratio
 from gbnn_compress.tasks import load_data
 from gbnn_compress.trainer import Trainer
+from gbnn_compress.training_state import StateFile
 from gbnn_compress.types import Checkpoint
-from gbnn_compress.variational import metrics
+from gbnn_compress.variational import metrics, processes
 from gbnn_compress.variational.augment import Augmentation, harmless
 from gbnn_compress.variational.batch_norm import settle_batch_norm
-from gbnn_compress.variational.finetune import Batch, FineTuning, Progress
+from gbnn_compress.variational.finetune import APART, Batch, FineTuning, Progress
 from gbnn_compress.variational.objective import runs_bfloat16
 from gbnn_compress.variational.predict import check_labels, evaluating, logits
 from gbnn_compress.variational.prediction import average
@@ -87,6 +88,8 @@ def train_to_target(
     ratio_of: str,
     seed: int,
     tell: Callable[[str], None],
+    state: StateFile,
+    restart: bool,
 ) -> Result:
     """Fine-tune a checkpoint into a file of the target ratio.
 
@@ -100,9 +103,11 @@ def train_to_target(
         ratio_of: As for `compress`.
         seed: Of shuffling, augmentation and posterior draws.
         tell: Called with a line whenever there is something to say.
+        state: Where the state after each epoch is kept, and gone on from.
+        restart: Whether to begin anew even so.
 
     Raises:
-        GbnnError: Bad data, or a loss that is no longer finite.
+        GbnnError: Bad data, a state that cannot be kept where it should be, or a loss that is no longer finite.
     """
     _check_names(prepared, train)
     data = _Data(train, recipe.finetune, seed)
@@ -131,19 +136,24 @@ def train_to_target(
         recode=trainer.recode,
         relative_size=trainer.relative_size,
         tell=tell,
+        keep=state.write,
     )
-    done, notes = run.run(data.batches, after_epoch=after_epoch, seed=seed), []
+    outcome = run.run(data.batches, after_epoch=after_epoch, seed=seed, start=state.read(restart=restart))
+    stopped, notes = outcome.steps < run.schedule.steps, []
     if validation.option == "--data":
         notes.append(HELD_OUT)
-    if done < run.schedule.steps:
-        epochs_done = done / run.schedule.steps_an_epoch
+    if stopped:
+        epochs_done = outcome.steps / run.schedule.steps_an_epoch
         trainer = replace(trainer, facts={"training": {"epochs": int(epochs_done), "beta": recipe.finetune.beta}})
-        notes.append(f"training stopped after {epochs_done:.1f} of {epochs} epochs; the same command starts over")
+        way_out = "lower `finetune.learning_rate`"
+        if outcome.interrupted:
+            way_out = f"the same command {f'goes on after epoch {state.epoch}' if state.epoch else 'starts over'}"
+        notes.append(f"training stopped after {epochs_done:.1f} of {epochs} epochs; {way_out}")
     trainer.fit()
     settle_batch_norm(
         trainer.network,
         trainer.mean_weights(),
-        (images for images, _ in itertools.islice(data.batches(0), NORM_BATCHES)),
+        (images for images, _ in itertools.islice(data.batches(0, whole=True), NORM_BATCHES)),
     )
     choose_noise(trainer, held_inputs, held_labels, seed=seed)
     damage = _damage(before, _mean(trainer, held_inputs), held_labels)
@@ -151,7 +161,8 @@ def train_to_target(
     if recipe.finetune.fold_temperature:
         predicted = _monte_carlo(trainer, held_inputs, seed=seed)
         folded = temperature_fact(fit_temperature(predicted, torch.from_numpy(held_labels)))
-    return replace(trainer.encoded(damage=damage, **folded), notes=tuple(notes))
+    result = trainer.encoded(damage=damage, **folded)
+    return replace(result, notes=tuple(notes), unfinished=stopped and outcome.interrupted)
 
 
 def _check_names(prepared: Prepared, bench: Bench) -> None:
@@ -198,14 +209,15 @@ class _Data:
     def __init__(self, bench: Bench, settings: TrainingSettings, seed: int) -> None:
         self._bench, self._seed = bench, seed
         few = max(len(bench.data) // FEWEST_STEPS, SMALLEST_BATCH)
-        self.batch_size = min(settings.batch_size, few, len(bench.data))
+        size = min(settings.batch_size, few, len(bench.data))
+        self.batch_size = max(size // processes.count(), 1) * processes.count()
         self.steps = len(bench.data) // self.batch_size
         self.augmentation = Augmentation(shift=False, flip=False)
         classes = np.unique(bench.labels)
         if len(classes) < 2:
             raise DataError(f"`--data` has one class only ({classes[0]}), training needs at least two")
         some = np.sort(np.random.default_rng(seed).permutation(len(bench.data))[: 4 * self.batch_size])
-        first = list(self._read(some))
+        first = list(self._read(some, self.batch_size))
         outputs = _log_probabilities(bench.network, torch.cat([images for images, _ in first]))
         check_labels(torch.from_numpy(classes), outputs.shape[1], option="--data")
         if settings.augmentation == "auto":
@@ -217,16 +229,19 @@ class _Data:
     def __len__(self) -> int:
         return len(self._bench.data)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """All batches of an epoch; what does not fill one is left out."""
-        generator = torch.Generator().manual_seed(self._seed + 1_000_003 * epoch)
+    def batches(self, epoch: int, *, whole: bool = False) -> Iterator[Batch]:
+        """All batches of an epoch, or of each the part of this process; what does not fill one is left out."""
+        count, rank = (1, 0) if whole else (processes.count(), processes.rank())
+        generator = torch.Generator().manual_seed(self._seed + APART * epoch)
         order = torch.randperm(len(self), generator=generator)[: self.steps * self.batch_size].numpy()
-        for images, labels in self._read(order):
+        if rank:
+            generator.manual_seed(self._seed + APART * epoch + rank)
+        for images, labels in self._read(order[rank::count], self.batch_size // count):
             yield self.augmentation(images, generator), labels
 
-    def _read(self, chosen: np.ndarray) -> Iterator[Batch]:
+    def _read(self, chosen: np.ndarray, batch_size: int) -> Iterator[Batch]:
         bench = self._bench
-        for images, labels in bench.data.take(chosen).batches(bench.preprocessing, batch_size=self.batch_size):
+        for images, labels in bench.data.take(chosen).batches(bench.preprocessing, batch_size=batch_size):
             assert labels is not None
             yield images.to(bench.device), labels.to(bench.device)
 

@@ -30,7 +30,7 @@ ORDER = (
     ("inputs",),
     ("prepared",),
     ("target",),
-    ("run_page", "trainer", "drop"),
+    ("run_page", "trainer", "drop", "training_state"),
     ("training",),
     ("pipeline",),
 )

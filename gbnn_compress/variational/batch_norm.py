@@ -16,7 +16,7 @@ def settle_batch_norm(
     network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: Iterator[torch.Tensor]
 ) -> None:
     """Estimate batch-norm statistics anew: plain averages over batches, under given weights; modes stay."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    norms = _tracking(network)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -31,3 +31,14 @@ def settle_batch_norm(
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum
+
+
+def running_statistics(network: torch.nn.Module) -> list[torch.Tensor]:
+    """The means and variances themselves, of all layers that keep them."""
+    return [
+        tensor for norm in _tracking(network) for tensor in (norm.running_mean, norm.running_var) if tensor is not None
+    ]
+
+
+def _tracking(network: torch.nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

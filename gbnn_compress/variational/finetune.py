@@ -9,13 +9,18 @@ trained as well, and lambda only follows the size of the file; in the end nothin
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.variational import processes
+from gbnn_compress.variational.batch_norm import running_statistics
 from gbnn_compress.variational.objective import Loss, loss_of
 from gbnn_compress.variational.schedule import Optimisers, Schedule
 from gbnn_compress.variational.shared import SharedWeights
@@ -41,6 +46,12 @@ FITTING = (0.992, 1.015)
 KEPT = 0.98
 """Weight of the steps before in the averages that are shown."""
 
+APART = 1_000_003
+"""Between the seeds of two epochs, which so differ from those of other processes and of other runs."""
+
+State = Mapping[str, Any]
+"""All that changes in training, at the end of an epoch: nested dicts, lists and values with tensors in them."""
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -63,6 +74,19 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How far training came.
+
+    Attributes:
+        steps: Done, and in the weights.
+        interrupted: Whether Ctrl-C ended it.
+    """
+
+    steps: int
+    interrupted: bool
+
+
 @dataclass
 class FineTuning:
     """A network in training.
@@ -75,6 +99,7 @@ class FineTuning:
         recode: Makes `shared` adopt the codebook for a stage, in (0, 1]; 1 is the target.
         relative_size: Bytes of the file as things are, over what is aimed at.
         tell: Called with a line when something has to be said.
+        keep: Called with the state at the end of each epoch; not to be changed.
     """
 
     network: torch.nn.Module
@@ -83,52 +108,110 @@ class FineTuning:
     recode: Callable[[float], None]
     relative_size: Callable[[], float]
     tell: Callable[[str], None]
+    keep: Callable[[State], None]
     _losses: dict[str, float] = field(default_factory=dict)
     _parts: int = 1
-    _good: tuple[Mapping[str, torch.Tensor], SharedWeights, int] | None = None
+    _good: State | None = None
 
     def run(
-        self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None], seed: int
-    ) -> int:
+        self,
+        batches: Callable[[int], Iterator[Batch]],
+        *,
+        after_epoch: Callable[[Progress], None],
+        seed: int,
+        start: State | None = None,
+    ) -> Outcome:
         """Train until the schedule ends, or Ctrl-C, or a loss that is no number: then the last epoch's state is kept.
 
         Args:
             batches: Maps an epoch to its shuffled batches, the same for the same epoch.
             after_epoch: Told how it goes.
-            seed: Of the posterior draws.
+            seed: Of the posterior draws, and of whatever chance the network has of its own.
+            start: Where to go on; the network and its shared weights as they were made then take it over.
 
         Returns:
-            Steps done. The codebook is that of the target.
+            How far it came. The codebook is that of the target.
 
         Raises:
             GbnnError: The loss is no longer finite in the first epoch.
+            KeyboardInterrupt: Ctrl-C where several processes train, as each would stop at another step.
         """
         self._teacher = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
-        self._optimisers = Optimisers(self.network, self.shared, self.schedule)
-        self._generator = torch.Generator(device=self.shared.device).manual_seed(seed)
-        start, step = time.perf_counter(), 0
+        self._generator = torch.Generator(device=self.shared.device).manual_seed(seed + processes.rank())
+        first, step = self._begin(start)
+        began, interrupted = time.perf_counter(), False
         self.network.train()
         try:
-            for epoch in range(1, self.schedule.epochs + 1):
-                for images, labels in batches(epoch):
-                    self._before(step)
-                    self._step(images, labels, step)
-                    step += 1
-                after_epoch(self._progress(epoch, time.perf_counter() - start))
-                self._good = copy.deepcopy((self.network.state_dict(), self.shared, step))
+            with _own_chance(self.shared.device):
+                for epoch in range(first, self.schedule.epochs + 1):
+                    torch.manual_seed(seed + APART * epoch + processes.rank())
+                    for images, labels in batches(epoch):
+                        self._before(step)
+                        self._step(images, labels, step)
+                        step += 1
+                    pace = (time.perf_counter() - began) / (epoch - first + 1)
+                    after_epoch(self._progress(epoch, pace))
+                    self._require_same(epoch)
+                    self._good = self._state(epoch, step)
+                    self.keep(self._good)
         except KeyboardInterrupt:
-            pass
+            if processes.count() > 1:
+                self.tell("interrupted: the same command goes on after the last finished epoch")
+                raise
+            self.tell("interrupted: finishing with what there is; Ctrl-C again writes nothing")
+            interrupted = True
         except _DivergedError as error:
             if self._good is None:
                 raise
             self.tell(f"{error}; going back to the end of the last epoch")
-            self.network.load_state_dict(self._good[0])
-            vars(self.shared).update(vars(self._good[1]))
-            step = self._good[2]
+            self._go_back(self._good)
+            step = self._good["step"]
         if step < self.schedule.steps and step <= self.schedule.rising:
             self.recode(1.0)
         self.network.eval()
-        return step
+        return Outcome(step, interrupted)
+
+    def _begin(self, start: State | None) -> tuple[int, int]:
+        """The epoch and the step to begin with."""
+        if start is not None:
+            self._go_back(start)
+        self._optimisers = Optimisers(self.network, self.shared, self.schedule)
+        if start is None:
+            return 1, 0
+        self._optimisers.restore(start["optimisers"])
+        self._generator.set_state(start["generators"][processes.rank()])
+        self._losses, self._parts, self._good = dict(start["losses"]), start["parts"], start
+        return start["epoch"] + 1, start["step"]
+
+    def _state(self, epoch: int, step: int) -> State:
+        """Everything that `_begin` needs to go on as if nothing had happened, a copy."""
+        plain = {name: t for name, t in self.network.state_dict().items() if name not in self.shared.latent}
+        state = {
+            "epoch": epoch,
+            "step": step,
+            "network": plain,
+            "shared": self.shared.state(),
+            "optimisers": self._optimisers.state(),
+            "losses": self._losses,
+            "parts": self._parts,
+        }
+        return {**copy.deepcopy(state), "generators": processes.gathered(self._generator.get_state())}
+
+    def _require_same(self, epoch: int) -> None:
+        """Processes whose weights differ assign other ids, and average gradients of different networks."""
+        if processes.count() == 1:
+            return
+        weights = [*self.shared.latent.values(), self.shared.means]
+        digest = hashlib.sha256(b"".join(w.detach().cpu().numpy().tobytes() for w in weights)).hexdigest()
+        if len(set(processes.gathered(digest))) > 1:
+            raise GbnnError(
+                f"after epoch {epoch} the weights of the processes differ, expected the same: run all of them on"
+                " machines of one kind, with the same versions"
+            )
+
+    def _go_back(self, state: State) -> None:
+        self.network.load_state_dict(state["network"], strict=False)
+        self.shared.restore(state["shared"])
 
     def _before(self, step: int) -> None:
         """The stage, or the check of the size, that is due; and the learning rates."""
@@ -153,6 +236,10 @@ class FineTuning:
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error) or self._parts >= len(images):
                 raise
+            if processes.count() > 1:  # the others would wait for as many steps as they do themselves
+                raise GbnnError(
+                    f"out of memory with {len(images)} images a process: lower `finetune.batch_size`"
+                ) from error
         else:
             return
         self._parts *= 2
@@ -173,28 +260,34 @@ class FineTuning:
 
     def _learn(self, loss: Loss, step: int) -> None:
         total = loss.total(distillation=self.schedule.distillation, beta=self.schedule.beta_at(step))
-        if not bool(total.detach().isfinite()):
-            raise _DivergedError(
-                f"the loss became {float(total.detach())} at step {step + 1}: lower `finetune.learning_rate`"
-            )
+        now = total.detach().clone()
+        processes.average_([now])  # no number anywhere is no number everywhere: all stop at the same step
+        if not bool(now.isfinite()):
+            raise _DivergedError(f"the loss became {float(now)} at step {step + 1}: lower `finetune.learning_rate`")
         self._optimisers.step(total)
+        processes.average_(running_statistics(self.network))
         for name in ("cross_entropy", "distillation", "divergence"):
             value = float(getattr(loss, name).detach())
             self._losses[name] = KEPT * self._losses.get(name, value) + (1 - KEPT) * value
 
-    def _progress(self, epoch: int, seconds: float) -> Progress:
+    def _progress(self, epoch: int, pace: float) -> Progress:
         return Progress(
             epoch=epoch,
             epochs=self.schedule.epochs,
             losses=dict(self._losses),
             bits_per_weight=self.shared.bits(self.shared.ids()) / self.shared.n_weights,
             relative_size=self.relative_size(),
-            seconds_left=seconds / epoch * (self.schedule.epochs - epoch),
+            seconds_left=pace * (self.schedule.epochs - epoch),
         )
 
 
 class _DivergedError(GbnnError):
     """The loss is no longer a number."""
+
+
+def _own_chance(device: torch.device) -> AbstractContextManager[None]:
+    """Dropout and its like draw from torch's own generators, which are the user's again after the block."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _out_of_memory(error: Exception) -> bool:

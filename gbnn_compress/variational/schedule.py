@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from gbnn_compress.variational import processes
 
 if TYPE_CHECKING:
     from gbnn_compress.variational.shared import SharedWeights
@@ -98,13 +102,33 @@ class Optimisers:
                 group["lr"] = factor * group["rate"]
 
     def step(self, loss: torch.Tensor) -> None:
-        """Follow the gradient of a loss."""
+        """Follow the gradient of a loss; of several processes, that of the mean of their losses."""
         for optimiser in self._all():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average_(self._gradients())
         for optimiser in self._all():
             optimiser.step()
         self._shared.keep_order()
+
+    def state(self) -> list[dict[str, Any]]:
+        """What `restore` needs: the rates and moments of each optimiser."""
+        return [
+            {"rates": [group["rate"] for group in optimiser.param_groups], "moments": optimiser.state_dict()["state"]}
+            for optimiser in self._all()
+        ]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from a state, with the parameters that belong to it."""
+        self.watch_bank()
+        for optimiser, kept in zip(self._all(), state, strict=True):
+            groups = optimiser.state_dict()["param_groups"]
+            rated = [{**group, "rate": rate} for group, rate in zip(groups, kept["rates"], strict=True)]
+            optimiser.load_state_dict({"state": copy.deepcopy(kept["moments"]), "param_groups": rated})
+
+    def _gradients(self) -> list[torch.Tensor]:
+        parameters = (p for optimiser in self._all() for group in optimiser.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
 
     def _all(self) -> list[torch.optim.Optimizer]:
         return [optimiser for optimiser in (self._plain, self._latent, self._bank) if optimiser is not None]

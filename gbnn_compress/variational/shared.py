@@ -13,6 +13,7 @@ The network itself stays the user's: weights are handed in by `torch.func.functi
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,6 +85,9 @@ def rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.devi
         )
     return found
 
+
+GIVEN = ("device", "_dtypes", "_rules")
+"""Attributes that follow from what a network and its codebook are."""
 
 Ids = Mapping[str, torch.Tensor]
 """Name -> int64 (rows, weights a row), the component of each weight of every shared tensor."""
@@ -219,6 +223,19 @@ class SharedWeights:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name -> latent weights on the CPU, at the checkpoint's dtypes."""
         return {name: latent.detach().to("cpu", self._dtypes[name]) for name, latent in self.latent.items()}
+
+    def state(self) -> dict[str, Any]:
+        """All that training changes, by attribute; without gradients, and no copy."""
+        changed = {name: value for name, value in vars(self).items() if name not in GIVEN}
+        latent = {name: latent.detach() for name, latent in self.latent.items()}
+        return changed | {"latent": latent, "means": self.means.detach(), "log_sigmas": self.log_sigmas.detach()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Become what they were when `state` was called; the state is left to itself."""
+        vars(self).update(copy.deepcopy(dict(state)))
+        for leaf in (*self.latent.values(), self.means, self.log_sigmas):
+            leaf.requires_grad_()
+        self._set_rules()
 
     def keep_order(self) -> None:
         """After a training step: components stay in the order of their means."""

@@ -19,6 +19,7 @@ USAGE = [
     ("CHECKPOINT --target-ratio 8 --samples 0", "`--samples`: expected at least 1, got 0"),
     ("CHECKPOINT --target-ratio 8 --ratio-of file", "`--ratio-of`: expected `artifact` or `parameters`"),
     ("CHECKPOINT --target-ratio 8 --mean a,b", "`--mean` must be numbers"),
+    ("CHECKPOINT --target-ratio 8 --device cuda:99", "`--device`: expected auto, cpu or a device that torch sees here"),
     (
         "CHECKPOINT --target-ratio 8 --data digits:train",
         "the network is not known: no torchvision or timm network fits",

@@ -1,0 +1,81 @@
+"""Training in several processes, as `torchrun` and `accelerate launch` start them.
+
+Every process holds the whole network and takes its own part of each batch, with noise of its own; gradients and
+batch-norm statistics are averaged at each step, so that weights, ids and rate control stay the same everywhere. Only
+what `torch.distributed` offers is needed for that: weights are handed to the network, which wrappers such as
+`DistributedDataParallel` do not see. In one process all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+T = TypeVar("T")
+
+STARTED = "TORCHELASTIC_RUN_ID"
+"""Set by `torchrun`, and so by `accelerate launch`; other variables of theirs are also set where no group is meant."""
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Inside the block the processes that were started together are one group, each with a GPU of its own."""
+    if STARTED not in os.environ or distributed.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    distributed.init_process_group()
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def count() -> int:
+    """Processes that train together."""
+    return distributed.get_world_size() if _together() else 1
+
+
+def rank() -> int:
+    """Which of them this one is, from 0."""
+    return distributed.get_rank() if _together() else 0
+
+
+def average_(tensors: Sequence[torch.Tensor]) -> None:
+    """Put the mean over the processes into tensors of one device; the same bits everywhere."""
+    if count() == 1 or not tensors:
+        return
+    together = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+    distributed.all_reduce(together)
+    parts = (together / count()).split([tensor.numel() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, by rank."""
+    if count() == 1:
+        return [value]
+    values: list[T] = [value] * count()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def from_first(value: T) -> T:
+    """The value of the first process."""
+    if count() == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def _together() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
