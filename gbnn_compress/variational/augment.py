@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 SHIFT = 8
 """Images are moved by up to a SHIFT-th of their size."""
 
-TOLERATED = 0.02
-"""Share of predictions that a harmless change may turn wrong."""
+TOLERATED = 0.05
+"""Share of predictions that a harmless change may turn wrong. A network that has learnt its images by heart loses a few
+percent of them to a shift, and is the one that needs it: at 0.02 ResNet-20 was trained without shifts, and at 25x its
+NLL rose from .39 to .44 between 4 and 8 epochs. Digits that are flipped lose ten times as much."""
 
 
 @dataclass(frozen=True)
