@@ -49,6 +49,10 @@ def command(
     std: options.Std = None,
     image_size: options.ImageSize = None,
     json: options.Json = None,
+    html: Annotated[
+        str | None,
+        typer.Option("--html", metavar="FILE", help="Write a page with reliability diagrams and OOD histograms."),
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -58,7 +62,7 @@ def command(
     inputs, the most confident first, with at most 5 % errors. With `--ood` how well other data are told apart, with
     `--reference` how far predictions are from a checkpoint's, with `--val-data` all of it at a fitted temperature too.
     """
-    console.check_json_target(json, the_model=model)
+    console.check_json_target(json, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
         tell(f"evaluating {Path(model).name} on {data}")
         import gbnn_compress
@@ -68,7 +72,7 @@ def command(
         )
         assert evaluation is not None
         result = gbnn_compress.evaluate(
-            model, evaluation, arch=arch, ood=ood, val_data=val_data, reference=reference, seed=seed
+            model, evaluation, arch=arch, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
         )
     if console.write_json(result, json):
         console.write_stdout(console.render(*_view(result, data=data, ood=ood, reference=reference)))
@@ -77,6 +81,8 @@ def command(
 
 def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
+
+    from gbnn_compress.output.evaluation_page import detection
 
     draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
@@ -94,20 +100,8 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str 
         )
     if ood is not None:
         yield ""
-        yield tables.detection(f"telling {ood} apart", _detection(result))
+        yield tables.detection(f"telling {ood} apart", detection(result))
         yield ""
         yield tables.line(
             "AUROC 0.5: cannot tell; FPR95: share taken for usual inputs where 95 % of those are accepted"
         )
-
-
-def _detection(result: dict[str, Any]) -> "Iterator[tuple[str, dict[str, float]]]":
-    """One row a score; mutual information is the same at any temperature."""
-    ood = result["ood"]
-    yield "by entropy", ood
-    yield "by max probability", ood["max_probability"]
-    if "mutual_information" in ood:
-        yield "by mutual information", ood["mutual_information"]
-    if "scaled" in result:
-        yield "by entropy, scaled", result["scaled"]["ood"]
-        yield "by max probability, scaled", result["scaled"]["ood"]["max_probability"]

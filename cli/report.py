@@ -18,10 +18,10 @@ def command(
     with console.progress(quiet=quiet) as tell:
         tell(f"reading {name}")
         import gbnn_compress
-        from gbnn_compress.output import page
+        from gbnn_compress.output import page, templated
 
         if html is not None:
-            page.require_writable(Path(html), artifact=Path(artifact))
+            templated.require_writable(Path(html), artifact=Path(artifact))
         network = gbnn_compress.load(artifact)
         report = network.report()
         if html is not None:

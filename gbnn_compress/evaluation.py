@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import FORMAT
 from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.output import evaluation_page
+from gbnn_compress.output.evaluation_page import EvaluationPage
 from gbnn_compress.output.sizes import SCHEMA
+from gbnn_compress.output.templated import require_writable
 from gbnn_compress.tasks import (
     Dataset,
     Preprocessing,
@@ -22,6 +25,7 @@ from gbnn_compress.tasks import (
 )
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 from gbnn_compress.variational import metrics, temperature
+from gbnn_compress.variational.detection import detection, spreads
 from gbnn_compress.variational.draws import sampler
 from gbnn_compress.variational.monte_carlo import monte_carlo
 from gbnn_compress.variational.predict import logits
@@ -67,6 +71,7 @@ def evaluate(
     reference: str | Path | None = None,
     samples: int = 16,
     seed: int = 0,
+    html: str | Path | None = None,
 ) -> dict[str, Any]:
     """What the probabilities of a checkpoint or an artifact are worth.
 
@@ -79,6 +84,7 @@ def evaluate(
         reference: The checkpoint (or artifact, at its mean) that predictions are compared with.
         samples: Posterior draws of an artifact (an `Evaluation` has its own).
         seed: Of the first posterior draw.
+        html: Where to write a page with reliability diagrams and histograms of the OOD scores.
 
     Returns:
         `{"schema", "model", "samples"}` and `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`,
@@ -90,6 +96,8 @@ def evaluate(
     Raises:
         GbnnError: Bad model, architecture or data.
     """
+    if html is not None:
+        require_writable(Path(html), model=Path(model))
     loaded = read_model(Path(model))
     bench = Bench(loaded, as_evaluation(data, samples=samples), arch)
     strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")
@@ -102,6 +110,7 @@ def evaluate(
     if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
         result["folded_temperature"] = temperature.folded_temperature(loaded)
     result |= _measures(inside, bench.labels, outside)
+    predictions = {"as it is": inside}
     if compared is not None:
         before = bench.predict(compared, samples=0).probabilities
         result["agreement"] = metrics.agreement(before, inside.probabilities)
@@ -110,35 +119,28 @@ def evaluate(
         t = temperature.fit_temperature(held_out.predict(loaded, seed=seed).probabilities, held_out.labels)
         scaled_outside = None if outside is None else at_temperature(outside, t)
         result["temperature"] = t
-        result["scaled"] = _measures(at_temperature(inside, t), bench.labels, scaled_outside)
+        predictions["scaled"] = at_temperature(inside, t)
+        result["scaled"] = _measures(predictions["scaled"], bench.labels, scaled_outside)
+    if html is not None:
+        shown = EvaluationPage(
+            name=Path(model).name,
+            data=bench.evaluation.data,
+            inputs=len(bench.labels),
+            result=result,
+            reliability={name: reliability(each.probabilities, bench.labels) for name, each in predictions.items()},
+            ood=ood,
+            spreads={} if outside is None else spreads(inside, outside),
+            reference=None if reference is None else Path(reference).name,
+        )
+        evaluation_page.write(shown, Path(html))
     return result
 
 
 def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> dict[str, Any]:
     result: dict[str, Any] = dict(metrics.measures(inside.probabilities, labels))
     if outside is not None:
-        result["ood"] = _detection(inside, outside)
+        result["ood"] = detection(inside, outside)
     return result
-
-
-def _detection(inside: Prediction, outside: Prediction) -> dict[str, Any]:
-    """How well two sets of inputs are told apart: by predictive entropy, and by other scores by their names."""
-    by_name = {
-        name: {"auroc": metrics.auroc(*scores), "fpr95": metrics.fpr95(*scores)}
-        for name, scores in _scores(inside, outside).items()
-    }
-    return {**by_name.pop("entropy"), **by_name}
-
-
-def _scores(*predictions: Prediction) -> dict[str, list[torch.Tensor]]:
-    """Scores that are higher for stranger inputs, by name, for each prediction."""
-    scores = {
-        "entropy": [each.entropy for each in predictions],
-        "max_probability": [-each.probabilities.amax(dim=1) for each in predictions],
-    }
-    if all(each.samples > 1 for each in predictions):
-        scores["mutual_information"] = [each.mutual_information for each in predictions]
-    return scores
 
 
 def evaluate_compression(

@@ -18,7 +18,7 @@ from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, synthetic_calibration
-from gbnn_compress.output import page, sizes
+from gbnn_compress.output import page, sizes, templated
 from gbnn_compress.prepared import prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
 from gbnn_compress.run_page import run_page
@@ -104,7 +104,7 @@ def compress(
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
     if html is not None:
-        page.require_writable(Path(html), checkpoint=source, artifact=path)
+        templated.require_writable(Path(html), checkpoint=source, artifact=path)
     clock = Clock()
     with clock("read"):
         tell(f"reading {source.name}")

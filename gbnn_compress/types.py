@@ -126,6 +126,21 @@ class Reliability:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How the scores of two sets of inputs are spread over common bins.
+
+    Attributes:
+        edges: float64 (B + 1,), ascending; the last bin also holds what lies beyond.
+        inside: float64 (B,), share of the usual inputs in each bin.
+        outside: float64 (B,), share of the others.
+    """
+
+    edges: np.ndarray
+    inside: np.ndarray
+    outside: np.ndarray
+
+
+@dataclass(frozen=True)
 class Bank:
     """The shared components that an artifact holds.
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gbnn_compress.output import words
 from gbnn_compress.output.axes import Axis
-from gbnn_compress.types import Mixture, Plane, Reliability
+from gbnn_compress.types import Histogram, Mixture, Plane, Reliability
 
 WIDTH = 400
 LEFT, RIGHT = 56, 392
@@ -113,6 +113,20 @@ def reliability_figure(diagram: Reliability) -> dict[str, Any]:
     }
 
 
+def histogram_figure(spread: Histogram, *, title: str) -> dict[str, Any]:
+    """Two histograms over one another: shares of the inputs in per cent against their score.
+
+    Args:
+        spread: The histograms.
+        title: Of the score.
+    """
+    top, bottom = 8, 216
+    highest = 100 * max(float(spread.inside.max()), float(spread.outside.max()))
+    x, y = Axis(0, float(spread.edges[-1]), LEFT, RIGHT - 8), Axis(0, 1.05 * highest, bottom, top)
+    shapes = {name: _steps(spread.edges, 100 * getattr(spread, name), x=x, y=y) for name in ("inside", "outside")}
+    return {**_frame(x, y, top=top, bottom=bottom, x_title=title, y_title="% of the inputs"), "shapes": shapes}
+
+
 def depth_figure(layers: Sequence[Mapping[str, Any]], key: str, *, title: str) -> dict[str, Any]:
     """One number a layer, from input to output.
 
@@ -154,6 +168,12 @@ def _frame(
         "x_title": x_title,
         "y_title": y_title,
     }
+
+
+def _steps(edges: np.ndarray, heights: np.ndarray, *, x: Axis, y: Axis) -> str:
+    """The outline of a histogram as a path."""
+    steps = "".join(f"V{y.at(height)}H{x.at(edge)}" for edge, height in zip(edges[1:], heights, strict=True))
+    return f"M{x.at(edges[0])} {y.at(0)}{steps}V{y.at(0)}z"
 
 
 def _rows_in_use(density: np.ndarray) -> slice:

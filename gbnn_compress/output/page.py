@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from gbnn_compress.codec import container
-from gbnn_compress.errors import OutputError
+from gbnn_compress.codec.container import write_atomically
 from gbnn_compress.gaussian.plane import plane_of, reach
-from gbnn_compress.output import figures, sizes, statements, words
+from gbnn_compress.output import figures, sizes, statements
+from gbnn_compress.output.templated import filled
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
-
-if TYPE_CHECKING:
-    import jinja2
 
 LAYERS_SHOWN = 30
 """A longer network shows its worst layers first, and all of them on demand."""
@@ -66,43 +63,27 @@ def file_page(artifact: Artifact, *, name: str) -> Page:
 def render(page: Page) -> str:
     """The page as HTML; the same page gives the same text."""
     report, layers = page.report, page.report["layers"]
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            page=page,
-            report=report,
-            dense_bytes=statements.dense_bytes(report),
-            verdict=statements.verdict(report),
-            facts=list(statements.facts(report, arch=page.arch)),
-            meanings=statements.SECTION_MEANINGS,
-            measures=MEASURES,
-            planes=_planes(page),
-            has_spread=_has_spread(page.plane),
-            shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
-            curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
-            reliabilities={name: figures.reliability_figure(each) for name, each in page.reliability.items()},
-            depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
-            largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},
-            worst=_worst(layers) if len(layers) > LAYERS_SHOWN else [],
-        )
+    return filled(
+        "page.html",
+        page=page,
+        report=report,
+        dense_bytes=statements.dense_bytes(report),
+        verdict=statements.verdict(report),
+        facts=list(statements.facts(report, arch=page.arch)),
+        meanings=statements.SECTION_MEANINGS,
+        measures=MEASURES,
+        planes=_planes(page),
+        has_spread=_has_spread(page.plane),
+        shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
+        curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
+        reliabilities={
+            name: (figures.reliability_figure(each), report["evaluation"][name]["ece"])
+            for name, each in page.reliability.items()
+        },
+        depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
+        largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},
+        worst=_worst(layers) if len(layers) > LAYERS_SHOWN else [],
     )
-
-
-def require_writable(path: Path, **taken: Path) -> None:
-    """Fail before the work when a page cannot be written.
-
-    Args:
-        path: Of the page.
-        taken: Files that it must not be, by what they are (`checkpoint`).
-
-    Raises:
-        OutputError: It is one of them, or cannot be written.
-    """
-    for what, other in taken.items():
-        if container.same_file(path, other):
-            raise OutputError(f"cannot write `--html {path}`: it is the {what}; choose another file")
-    container.require_writable(path)
 
 
 def write(page: Page, path: Path) -> None:
@@ -111,7 +92,7 @@ def write(page: Page, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    container.write_atomically(path, render(page).encode())
+    write_atomically(path, render(page).encode())
 
 
 def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
@@ -138,20 +119,3 @@ def _worst(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[
         (title, sorted(layers, key=lambda layer: -layer[key])[:WORST_LAYERS])
         for title, key in (("layers that cost most", "bytes"), ("layers that lost most", "relative_rmse"))
     ]
-
-
-def _environment() -> jinja2.Environment:
-    """Everything is escaped, control characters shown as what they are, and a name that is not given is a bug."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gbnn_compress.output", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: words.printable(value) if type(value) is str else value,
-    )
-    for shown in (words.size, words.times, words.percent, words.points, words.decimals, words.shape):
-        environment.filters[shown.__name__] = shown
-    return environment

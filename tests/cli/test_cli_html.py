@@ -51,3 +51,18 @@ def test_the_page_of_a_report_is_refused_too(run, files, target, reason):
     assert outcome.code == 2
     assert reason in outcome.err
     assert Path(files.artifact).read_bytes() == before
+
+
+def test_evaluate_writes_a_page_of_its_own(run, files):
+    words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "--ood", "digits:train"]
+    outcome = run("evaluate", files.artifact, *words, "-q", "--html", "page.html", "--json", "-")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert "inputs, and of digits:train." in Path("page.html").read_text()
+
+
+def test_the_page_of_an_evaluation_is_refused_before_the_work(run, files):
+    words = ["--data", "digits:test", "--arch", files.arch, "-q"]
+    for target, reason in ((files.artifact, "it is the model"), ("a/b.html", "does not exist")):
+        outcome = run("evaluate", files.artifact, *words, "--html", target)
+        assert outcome.code == 2
+        assert reason in outcome.err

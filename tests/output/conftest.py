@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pytest
 
 import gbnn_compress
@@ -26,13 +27,14 @@ def tiny():
 
 
 class Pages(NamedTuple):
-    """HTML by what was known: a run with data, the same without, and the file alone."""
+    """HTML by what was known: a run with data, the same without, the file alone, and an evaluation of it."""
 
     folder: Path
     report: dict[str, object]
     evaluated: str
     bare: str
     of_file: str
+    of_data: str
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +58,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     html("bare.html")
     report = html("evaluated.html", eval_data="digits:test", arch=arch)
     page.write(page.file_page(read_artifact(artifact), name=artifact.name), folder / "file.html")
-    texts = [(folder / f"{name}.html").read_text() for name in ("evaluated", "bare", "file")]
+    noise = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
+    np.savez(folder / "<i>noise.npz", x=noise)
+    gbnn_compress.evaluate(
+        artifact,
+        gbnn_compress.Evaluation("digits:test", samples=2),
+        arch=arch,
+        ood=f"npz:{folder / '<i>noise.npz'}",
+        val_data="digits:train",
+        reference=folder / "tiny<b>.pth",
+        html=folder / "data.html",
+    )
+    texts = [(folder / f"{name}.html").read_text() for name in ("evaluated", "bare", "file", "data")]
     return Pages(folder, report, *texts)

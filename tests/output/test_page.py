@@ -16,6 +16,7 @@ SECTIONS = {
     "evaluated": ["bytes", "facts", "components", "path", "evaluation", "layers", "recipe"],
     "bare": ["bytes", "facts", "components", "path", "layers", "recipe"],
     "of_file": ["bytes", "facts", "components", "layers", "recipe"],
+    "of_data": ["evaluation", "ood"],
 }
 EVERY = pytest.mark.parametrize("which", SECTIONS)
 VOID = {"meta", "br"}
@@ -71,7 +72,7 @@ def test_nothing_is_fetched_and_nothing_runs(pages, which):
     assert set(re.findall(r"url\((.)", text)) <= {"#"}
 
 
-@EVERY
+@pytest.mark.parametrize("which", set(SECTIONS) - {"of_data"})
 def test_names_are_escaped(pages, which):
     text = getattr(pages, which)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.weight" in text
@@ -88,7 +89,7 @@ def test_the_name_of_the_file_is_escaped(pages):
 def test_pictures_say_what_they_show(pages, which):
     text = getattr(pages, which)
     pictures = [each for each in elements(text) if each.get("role") == "img"]
-    assert len(pictures) == len(elements(text, "svg")) + 2
+    assert len(pictures) == len(elements(text, "svg")) + (0 if which == "of_data" else 2)
     for picture in pictures:
         named = [re.search(f'id="{name}">([^<]+)<', text) for name in picture.get("aria-labelledby", "").split()]
         assert picture.get("aria-label") or (len(named) == 2 and all(named))
@@ -160,3 +161,35 @@ def test_a_network_of_constants_has_a_page(tmp_path):
         tmp_path / "constant.pth", target_ratio=1, output=tmp_path / "c.safetensors", html=tmp_path / "c.html"
     )
     Elements((tmp_path / "c.html").read_text())
+
+
+def test_the_page_of_an_evaluation_shows_what_was_measured(pages):
+    text = pages.of_data
+    assert "<title>tiny.gbnn.safetensors on digits:test</title>" in text
+    assert "tiny&lt;b&gt;.pth" in text
+    assert "&lt;i&gt;noise.npz" in text
+    assert not re.search("<[ib]>", text.replace("<i><b style", "").replace("</b></i>", ""))
+    captions = re.findall(r"<figcaption><strong>(.*?)</strong>", text)
+    assert captions == ["As it is", "Scaled", "Entropy", "Mutual information"]
+    rows = re.findall(r"<tr><td>(.*?)</td><td", text)
+    assert rows[:6] == ["accuracy", "NLL (nats)", "ECE", "adaptive ECE", "Brier", "coverage"]
+    assert rows[6:] == [
+        f"by {score}"
+        for score in (
+            "entropy",
+            "max probability",
+            "mutual information",
+            "entropy, scaled",
+            "max probability, scaled",
+        )
+    ]
+
+
+def test_an_evaluation_without_other_data_has_no_histogram(pages, tmp_path):
+    checkpoint, arch = pages.folder / "tiny<b>.pth", f"{pages.folder / 'models.py'}:tiny"
+    result = gbnn_compress.evaluate(checkpoint, "digits:test", arch=arch, html=tmp_path / "page.html")
+    assert result == gbnn_compress.evaluate(checkpoint, "digits:test", arch=arch)
+    text = (tmp_path / "page.html").read_text()
+    assert [section["id"] for section in elements(text, "section")] == ["evaluation"]
+    assert text.count("<svg") == 1
+    assert f"<dd>{words.percent(result['accuracy'])}</dd>" in text

@@ -51,7 +51,7 @@ WIDTHS = (390, 1280)
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 22, 26)")])
 def test_nothing_overflows(pages, tmp_path, scheme, paper):
-    shown = [(text, width) for text in (pages.evaluated, pages.of_file) for width in WIDTHS]
+    shown = [(text, width) for text in (pages.evaluated, pages.of_file, pages.of_data) for width in WIDTHS]
     shell = tmp_path / "shell.html"
     shell.write_text("".join(FRAME.format(page=html.escape(text), width=width) for text, width in shown) + MEASURE)
     colours = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
