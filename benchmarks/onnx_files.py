@@ -1,11 +1,10 @@
-"""ONNX files of real architectures: size, agreement, and memory and latency of both ways to load them; Markdown.
+"""ONNX files of real architectures by the command line: size, agreement, and memory and time of both ways to load them.
 
 usage: python benchmarks/onnx_files.py [NAME ...] [--forms mean codebook samples] [--ratio 8] [--samples 4]
-           [--resnet20 resnet20_cifar10.pth]
+           [--resnet20 resnet20_cifar10.pth] [--folder FOLDER]
 
 Weights are random (seed 0), with the batch-norm statistics of noise; only ResNet-20's may be given. Compressed without
-data. Memory is what a fresh process takes beyond the runtime itself once the model has run, latency the best of five
-runs, one input and one thread.
+data. With a folder, the artifacts there are used again. Markdown on stdout, one line a file.
 """
 
 from __future__ import annotations
@@ -28,12 +27,11 @@ NETWORKS = {
     "mobilenet_v2": "torchvision/mobilenet_v2",
     "efficientnet_lite0": f"{HERE / 'networks.py'}:efficientnet_lite0",
     "convnext_atto": "timm/convnext_atto",
-    "vit_tiny_patch16_224": "timm/vit_tiny_patch16_224",
+    "convnext_tiny": "timm/convnext_tiny",
+    "vit_tiny": "timm/vit_tiny_patch16_224",
+    "vit_small": "timm/vit_small_patch16_224",
     "vit_b_16": "torchvision/vit_b_16",
 }
-
-FOLDED_BYTES = "optimization.constant_folding_max_output_size_in_bytes"
-"""Session option: larger results of constants are computed anew in each run."""
 
 TITLES = ("network", "form", "MB", "of ids + unshared", "difference", "folded MB", "ms", "unfolded MB", "ms")
 
@@ -45,43 +43,66 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=8)
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--resnet20", type=Path)
+    parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}", flush=True)
-    for name in options.names:
-        with tempfile.TemporaryDirectory() as folder:
-            for row in rows(name, Path(folder), options):
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in options.names:
+            for row in rows(name, folder, options):
                 print(f"| {' | '.join(row)} |", flush=True)
 
 
 def rows(name, folder, options):
-    import gbnn_compress
-
-    checkpoint, artifact = folder / f"{name}.pth", folder / f"{name}.gbnn.safetensors"
     size = 32 if name == "resnet20" else 224
-    if name == "resnet20" and options.resnet20:
-        checkpoint = options.resnet20
-    else:
-        make(NETWORKS[name], checkpoint, size=size)
-    gbnn_compress.compress(checkpoint, target_ratio=options.ratio, output=artifact)
+    artifact = folder / f"{name}.gbnn.safetensors"
+    if not artifact.exists():
+        compress(name, artifact, size=size, options=options)
     smallest = fixed_width_bytes(artifact)
     for form in options.forms:
-        file, start = folder / f"{form}.onnx", time.perf_counter()
-        result = gbnn_compress.export_onnx(
-            artifact, file, weights=form, arch=NETWORKS[name], input_shape=(3, size, size), samples=options.samples
-        )
-        print(f"{name} {form}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-        folded = measured(file, size, fold=True)
-        unfolded = None if form == "mean" else measured(file, size, fold=False)
+        result = exported(artifact, form, NETWORKS[name], size=size, samples=options.samples)
         file_bytes = result["onnx"]["bytes"]
         yield (
             name,
             form if form != "samples" else f"{options.samples} samples",
-            f"{file_bytes / 1e6:.2f}",
+            f"{file_bytes / 1e6:.3g}",
             f"{file_bytes / smallest:.2f}",
             f"{result['check']['largest_relative_difference']:.1e}",
-            *cells(folded),
-            *cells(unfolded),
+            *cells(result["loading"]["folded"]),
+            *cells(result["loading"]["not_folded"]),
         )
+
+
+def compress(name, artifact, *, size, options):
+    checkpoint = artifact.with_name(f"{name}.pth")
+    if name == "resnet20" and options.resnet20:
+        checkpoint = options.resnet20
+    else:
+        make(NETWORKS[name], checkpoint, size=size)
+    command("compress", checkpoint, "--target-ratio", options.ratio, "-o", artifact)
+    if checkpoint != options.resnet20:
+        checkpoint.unlink()
+
+
+def exported(artifact, form, spec, *, size, samples):
+    file, report = artifact.with_name("model.onnx"), artifact.with_name("model.json")
+    words = ["--weights", form, "--arch", spec, "--input-shape", f"3,{size},{size}", "--samples", samples]
+    command("export", artifact, "-o", file, *words, "--json", report)
+    result = json.loads(report.read_text())
+    file.unlink()
+    report.unlink()
+    return result
+
+
+def command(*words):
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "gbnn_compress_cli.main", *map(str, words)], capture_output=True, text=True
+    )
+    print(f"{' '.join(map(str, words))}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    if done.returncode:
+        sys.exit(done.stderr)
 
 
 def make(spec: str, path: Path, *, size: int) -> None:
@@ -95,6 +116,9 @@ def make(spec: str, path: Path, *, size: int) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
     with torch.no_grad():
+        for tensor in network.parameters():
+            if tensor.dim() > 1 and not tensor.any():  # torchvision's ViT starts with logits of 0
+                tensor.normal_(std=0.02)
         network(torch.randn(8, 3, size, size))
     torch.save(network.eval().state_dict(), path)
 
@@ -113,45 +137,11 @@ def fixed_width_bytes(path: Path) -> int:
     return total
 
 
-def measured(file: Path, size: int, *, fold: bool) -> dict[str, float]:
-    words = [sys.executable, __file__, "--load", str(file), str(size), str(int(fold))]
-    return json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
-
-
-def load(file: str, size: str, fold: str) -> None:
-    import numpy as np
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    if fold == "0":
-        options.add_session_config_entry(FOLDED_BYTES, "65536")
-    before = resident_bytes()
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    image = np.zeros((1, 3, int(size), int(size)), np.float32)
-    session.run(None, {"input": image})
-    seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
-        session.run(None, {"input": image})
-        seconds.append(time.perf_counter() - start)
-    print(json.dumps({"bytes": resident_bytes() - before, "seconds": min(seconds)}))
-
-
-def resident_bytes() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
-
-
 def cells(measurement: dict[str, float] | None) -> tuple[str, str]:
     if measurement is None:
         return "–", "–"
-    return f"{measurement['bytes'] / 1e6:.0f}", f"{1000 * measurement['seconds']:.0f}"
+    return f"{measurement['memory_bytes'] / 1e6:.0f}", f"{1000 * measurement['cpu_seconds']:.0f}"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--load"]:
-        load(*sys.argv[2:])
-    else:
-        main()
+    main()

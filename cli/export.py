@@ -1,13 +1,16 @@
 """`gbnn-compress export`: an artifact as ONNX."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from gbnn_compress_cli import console, options
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.output import words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def command(
@@ -71,16 +74,26 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 def _view(result: dict[str, Any]) -> str:
     made, check = result["onnx"], result["check"]
-    decoded = f"{words.size(made['dense_bytes'])} where the runtime decodes it at loading (docs/onnx.md)"
     kind = {
         "mean": "dense posterior means",
-        "codebook": f"codebooks and ids; in memory {decoded}",
+        "codebook": f"codebooks and ids, {words.size(made['dense_bytes'])} once decoded",
         "samples": f"{result['samples']} posterior samples",
     }[made["weights"]]
     shape = ", ".join(["batch", *map(str, result["input_shape"])])
+    scaled = f", at the temperature {result['temperature']:.4g}" if "temperature" in result else ""
     return (
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
-        f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}\n"
+        f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
         f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
+        + "".join(_loading(result["loading"]))
     )
+
+
+def _loading(ways: dict[str, dict[str, float] | None]) -> "Iterator[str]":
+    """One line for each way of loading that was measured."""
+    names = {"folded": "loaded as usual", "not_folded": "loaded with folding capped (docs/onnx.md)"}
+    for way, name in names.items():
+        if (measured := ways[way]) is not None:
+            memory, milliseconds = words.size(measured["memory_bytes"]), 1000 * measured["cpu_seconds"]
+            yield f"{name}: {memory} of memory, {milliseconds:.0f} ms of one core for one input\n"

@@ -16,7 +16,9 @@ from gbnn_compress.output.sizes import SCHEMA, weight_counts
 from gbnn_compress.tasks import default_preprocessing, load_weights
 from gbnn_compress.variational.draws import place, sampler
 from gbnn_compress.variational.predict import logits
-from gbnn_compress.variational.prediction import average
+from gbnn_compress.variational.prediction import at_temperature, average
+from gbnn_compress.variational.temperature import FACT as TEMPERATURE
+from gbnn_compress.variational.temperature import folded_temperature
 from gbnn_compress.weights.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ if TYPE_CHECKING:
 
 FORMS = ("mean", "codebook", "samples")
 
-N_CHECKED, BATCH_SIZE = 64, 16
-"""Inputs of the check, and how many run at once."""
+BATCH_SIZES = (16, 16, 16, 15, 1)
+"""Inputs of the check that run at once; a single one is where networks and exporters part."""
+
+N_CHECKED = sum(BATCH_SIZES)
 
 
 def export_onnx(
@@ -60,8 +64,10 @@ def export_onnx(
 
     Returns:
         `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
-        "outputs", "check": {"inputs", "largest_relative_difference", "onnxruntime"}}`; `dense_bytes` is what
-        the weights take in a runtime that decodes them once, when it loads the file.
+        "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}, "loading":
+        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once, when it
+        loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading` what
+        either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured.
 
     Raises:
         GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
@@ -71,11 +77,12 @@ def export_onnx(
     loaded = read_artifact(Path(artifact))
     module, spec = _network(loaded, arch)
     shape = _input_shape(input_shape, module, spec)
-    batches = _inputs(shape).split(BATCH_SIZE)
+    batches = _inputs(shape).split(BATCH_SIZES)
     seeds = range(seed, seed + samples) if weights == "samples" else ()
     expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
     data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
+    held = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
     return {
         "schema": SCHEMA,
         "onnx": {
@@ -89,11 +96,13 @@ def export_onnx(
         "seed": seed if seeds else None,
         "input_shape": list(shape),
         "outputs": list(expected),
+        **held,
         "check": {
             "inputs": N_CHECKED,
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
+        "loading": _loading(target, shape, decodes=weights != "mean"),
     }
 
 
@@ -143,8 +152,9 @@ def _expected(
 ) -> dict[str, np.ndarray]:
     """What the model's outputs should be; the module holds the posterior mean, before and after."""
     option = f"--input-shape {','.join(map(str, batches[0].shape[1:]))}"
+    temperature = folded_temperature(artifact)
     if not seeds:
-        return {"logits": logits(module, [(batch, None) for batch in batches], option=option).numpy()}
+        return {"logits": logits(module, [(batch, None) for batch in batches], option=option).numpy() / temperature}
     source = sampler(artifact, module, load=lambda tensors: load_weights(module, tensors, spec=spec))
 
     def draws() -> Iterator[torch.Tensor]:
@@ -152,7 +162,7 @@ def _expected(
             place(source, seed)
             yield logits(module, [(batch, None) for batch in batches], option=option).double().softmax(dim=1)
 
-    found = average(draws())
+    found = at_temperature(average(draws()), temperature)
     place(source, None)
     return {name: getattr(found, name).numpy() for name in ("probabilities", "entropy", "mutual_information")}
 
@@ -166,7 +176,15 @@ def _converted(
 
     shared = _own_names(module, artifact, spec=spec)
     try:
-        data = onnx_bytes(module, artifact, shared=shared, input_shape=shape, weights=weights, seeds=seeds)
+        data = onnx_bytes(
+            module,
+            artifact,
+            shared=shared,
+            input_shape=shape,
+            weights=weights,
+            seeds=seeds,
+            temperature=folded_temperature(artifact),
+        )
     except GbnnError:
         raise
     except Exception as error:  # whatever torch's exporter or the user's own network raises
@@ -209,6 +227,16 @@ def _write_checked(
 
     write_atomically(target, data, verify=verify)
     return differences[0]
+
+
+def _loading(path: Path, shape: Sequence[int], *, decodes: bool) -> dict[str, dict[str, float] | None]:
+    """Both ways; dense weights have nothing to fold."""
+    from gbnn_compress.output.onnx_loading import loading
+
+    return {
+        "folded": loading(path, shape, fold=True),
+        "not_folded": loading(path, shape, fold=False) if decodes else None,
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.output.onnx_loading import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,8 +30,7 @@ def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]
     Raises:
         OutputError: ONNX Runtime does not take the file.
     """
-    import onnxruntime
-
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

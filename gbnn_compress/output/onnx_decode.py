@@ -80,6 +80,9 @@ def decode(graph: ir.Graph, weight: ir.Value, table: Table, held: Mapping[str, i
     dense = tape.op("Reshape", [dense, _shape(graph, table.shape)])
     graph.inputs.remove(weight)
     ir.convenience.replace_all_uses_with(weight, dense)
+    # ONNX Runtime orders a run backwards from the outputs; of a layer's two inputs the one that stands later in the
+    # file is computed first. With decoding at the start of the file that is the layer before, and weights are decoded
+    # one after the other, each when its layer needs it; elsewhere, all of them would be before the first layer.
     graph.insert_before(graph[0], tape.nodes)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
+from onnx_ir.tape import Tape
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.output.onnx_decode import constant, decode, tables
-from gbnn_compress.output.onnx_graph import network_graph
+from gbnn_compress.output.onnx_graph import LOGITS, TEMPERATURE, network_graph
 from gbnn_compress.output.onnx_samples import sampled
 from gbnn_compress.weights.rebuild import rebuild
 
@@ -31,6 +33,7 @@ def onnx_bytes(
     input_shape: Sequence[int],
     weights: str,
     seeds: Sequence[int],
+    temperature: float,
 ) -> bytes:
     """Serialise a network.
 
@@ -41,6 +44,8 @@ def onnx_bytes(
         input_shape: Of one input.
         weights: `mean`, `codebook` or `samples`.
         seeds: One a posterior sample; of no meaning to the other forms.
+        temperature: What the artifact says to divide logits by, or for samples the logarithms of their mean; 1 for
+            nothing of the kind.
 
     Raises:
         GbnnError: More bytes than ONNX can hold in a file, or samples of a network that uses nothing shared.
@@ -49,14 +54,17 @@ def onnx_bytes(
     model, inputs = network_graph(module, input_shape=input_shape, shared=shared)
     if weights == "mean":
         _fill_in(model.graph, inputs, artifact)
+        _divide(model.graph, temperature)
     elif weights == "codebook":
         _decode_in(model.graph, inputs, artifact)
+        _divide(model.graph, temperature)
     elif not inputs:
         raise GbnnError(
             "the network uses no tensor with shared weights, so its samples are alike; give `--weights mean`"
         )
     else:
-        model = sampled(model, inputs, tables(artifact, inputs, seeds))
+        shared_tables = tables(artifact, inputs, seeds)
+        model = sampled(model, inputs, shared_tables, n_samples=len(seeds), temperature=temperature)
     return _serialised(model)
 
 
@@ -74,6 +82,17 @@ def _decode_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifa
     for table in tables(artifact, inputs, [None]):
         held = {kind: constant(graph, f"{table.name}/{kind}", draws[0]) for kind, draws in table.drawn.items()}
         decode(graph, inputs[table.name], table, held)
+
+
+def _divide(graph: ir.Graph, temperature: float) -> None:
+    """Let the graph give its logits divided by a temperature."""
+    if temperature == 1.0:
+        return
+    logits = graph.outputs[0]
+    divisor = constant(graph, TEMPERATURE, np.array(temperature, dtype=np.float32))
+    scaled = ir.Value(name=LOGITS, type=logits.type, shape=logits.shape)
+    logits.name = f"{LOGITS}_at_temperature_1"
+    graph.outputs[0] = Tape(graph).op("Div", [logits, divisor], output=scaled)
 
 
 def _serialised(model: ir.Model) -> bytes:

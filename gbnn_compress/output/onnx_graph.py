@@ -22,6 +22,7 @@ OPSET = 21
 
 INPUT = "input"
 LOGITS = "logits"
+TEMPERATURE = "temperature"
 
 
 def network_graph(

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gbnn_compress.output.onnx_decode import Table, constant, decode
-from gbnn_compress.output.onnx_graph import INPUT, OPSET
+from gbnn_compress.output.onnx_graph import INPUT, OPSET, TEMPERATURE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = OUTPUTS = ("probabilities", "entropy", "mutual_information")
 
 
-def sampled(model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[Table]) -> ir.Model:
+def sampled(
+    model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[Table], *, n_samples: int, temperature: float
+) -> ir.Model:
     """A model of the mean over samples and of how they differ.
 
     Args:
         model: Its graph has the inputs `input` and `inputs`, and logits (N, C) as its only output; used up.
         inputs: The weights, by name.
         tables: One a weight, with a codebook a sample.
+        n_samples: S, how many that is.
+        temperature: T, applied to the mean as `temperature.scale` does.
 
     Returns:
         With the outputs `probabilities` (N, C), and `entropy` and `mutual_information` (N,) in nats.
@@ -39,7 +43,8 @@ def sampled(model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[Ta
         decode(body, inputs[table.name], table, held)
     tape = Tape(outer)
     logits = tape.op("Scan", scanned, {"body": body, "num_scan_inputs": len(scanned)})
-    outer.outputs.extend(_summary(tape, outer, logits))
+    log_each = tape.op("LogSoftmax", [logits], {"axis": -1})
+    outer.outputs.extend(_summary(tape, outer, log_each, n_samples=n_samples, temperature=temperature))
     return ir.Model(outer, ir_version=model.ir_version, producer_name=model.producer_name)
 
 
@@ -49,26 +54,28 @@ def _scan_input(body: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _summary(tape: Tape, graph: ir.Graph, logits: ir.Value) -> list[ir.Value]:
-    """From logits (S, N, C), p_s their softmax and p the mean over s, to p, H(p) and the mean of KL(p_s | p).
+def _summary(tape: Tape, graph: ir.Graph, log_each: ir.Value, *, n_samples: int, temperature: float) -> list[ir.Value]:
+    """From log p_s (S, N, C), p the mean of p_s over s, to q = softmax(log p / T), H(q) and the mean of KL(p_s | p).
 
-    The latter is the mutual information H(p) - mean H(p_s), without the loss of digits in the difference.
+    The latter is the mutual information H(p) - mean H(p_s), without the loss of digits in the difference. Everything
+    is computed from logarithms: a probability that float32 has no room for would lose the ranks of unlikely classes.
     """
     first, last = constant(graph, "first_axis", np.array([0])), constant(graph, "last_axis", np.array([-1]))
-    # 0 log 0 = 0: a probability of 0 still needs a finite logarithm.
-    smallest = constant(graph, "smallest", np.array(np.finfo(np.float32).tiny))
-    log_each = tape.op("LogSoftmax", [logits], {"axis": -1})
-    each = tape.op("Exp", [log_each])
-    mean = tape.op("ReduceMean", [each, first], {"keepdims": 0}, output=_output(PROBABILITIES))
-    log_mean = tape.op("Log", [tape.op("Max", [mean, smallest])])
-    negative = tape.op("ReduceSum", [tape.op("Mul", [mean, log_mean]), last], {"keepdims": 0})
+    log_count = constant(graph, "log_samples", np.array(np.log(n_samples), dtype=np.float32))
+    log_mean = tape.op("Sub", [tape.op("ReduceLogSumExp", [log_each, first], {"keepdims": 0}), log_count])
+    scaled = log_mean
+    if temperature != 1.0:
+        divided = tape.op("Div", [log_mean, constant(graph, TEMPERATURE, np.array(temperature, dtype=np.float32))])
+        scaled = tape.op("LogSoftmax", [divided], {"axis": -1})
+    probabilities = tape.op("Exp", [scaled], output=_output(PROBABILITIES))
+    negative = tape.op("ReduceSum", [tape.op("Mul", [probabilities, scaled]), last], {"keepdims": 0})
     entropy = tape.op("Neg", [negative], output=_output(ENTROPY))
-    surprise = tape.op("Mul", [each, tape.op("Sub", [log_each, log_mean])])
+    surprise = tape.op("Mul", [tape.op("Exp", [log_each]), tape.op("Sub", [log_each, log_mean])])
     divergence = tape.op("ReduceSum", [surprise, last], {"keepdims": 0})
     # It is never below 0, but for rounding.
     information = tape.op("ReduceMean", [divergence, first], {"keepdims": 0})
     mutual = tape.op("Relu", [information], output=_output(MUTUAL_INFORMATION))
-    return [mean, entropy, mutual]
+    return [probabilities, entropy, mutual]
 
 
 def _output(name: str) -> ir.Value:

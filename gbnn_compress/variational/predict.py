@@ -86,9 +86,10 @@ def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnErro
 def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
     import torch
 
-    n_images = len(images)
+    n_images, way_out = len(images), "give an `--arch` that is a classifier"
     if not isinstance(output, torch.Tensor):
         got = f"`{type(output).__name__}`"
+        way_out = "give an `--arch` (models.py:callable) that returns its logits alone"
     elif output.ndim != 2 or len(output) != n_images:
         got = f"shape {tuple(output.shape)}"
     elif not torch.isfinite(output).all():
@@ -99,7 +100,7 @@ def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
         return
     raise ArchitectureError(
         f"the network must return finite logits of shape ({n_images}, classes) for {n_images} image(s),"
-        f" got {got}; give an `--arch` that is a classifier"
+        f" got {got}; {way_out}"
     )
 
 

@@ -51,3 +51,14 @@ def compressed(network: nn.Module, folder: Path, *, ratio: float = 1, **options:
     path = folder / "net.gbnn.safetensors"
     gbnn_compress.compress(folder / "net.pth", target_ratio=ratio, output=path, **options)
     return path
+
+
+def vision_transformer() -> nn.Module:
+    """torchvision's, small."""
+    from torchvision.models import VisionTransformer
+
+    network = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5
+    )
+    nn.init.normal_(network.heads.head.weight)  # it starts at 0, and so would the logits
+    return network

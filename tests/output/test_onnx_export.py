@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,16 +17,29 @@ from torch import nn
 
 import gbnn_compress
 from gbnn_compress import GbnnError
-from gbnn_compress.output import onnx_check
+from gbnn_compress import export as exporting
+from gbnn_compress.codec.artifact import read_artifact
+from gbnn_compress.output import onnx_check, onnx_loading
 from gbnn_compress.tasks import build_network
 from gbnn_compress.variational.metrics import predictive_entropy
 from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.temperature import temperature_fact
 from gbnn_compress.weights.rebuild import rebuild
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 SAMPLES, SEED = 3, 5
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unmeasured() -> Iterator[None]:
+    """Nothing but the time of other processes would be tested; `test_onnx_loading.py` tests what they measure."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnx_loading, "loading", lambda path, shape, *, fold: {"fold": fold})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +59,8 @@ def export(artifact: Path, output: Path, **options: object) -> Path:
     assert report["onnx"]["bytes"] == output.stat().st_size
     assert report["check"]["inputs"] == 64
     assert report["check"]["largest_relative_difference"] < 1e-5
+    dense = report["onnx"]["weights"] == "mean"
+    assert report["loading"] == {"folded": {"fold": True}, "not_folded": None if dense else {"fold": False}}
     return output
 
 
@@ -91,6 +108,35 @@ def test_samples_are_those_of_predict(files: dict[str, Path], artifact: Path) ->
     assert found["mutual_information"].min() > 1e-5
 
 
+@pytest.mark.parametrize("temperature", [0.5, 20.0])
+@pytest.mark.parametrize("form", ["codebook", "samples"])
+def test_a_folded_temperature_is_applied_as_predict_does(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, temperature: float
+) -> None:
+    held = read_artifact(artifact)
+    held = replace(held, facts={**held.facts, **temperature_fact(temperature)})
+    monkeypatch.setattr(exporting, "read_artifact", lambda path: held)
+    network, x = gbnn_compress.CompressedNetwork(held), 30 * images(5)
+    network.to_module(HardNetwork())
+    found = run(export(artifact, tmp_path / "out.onnx", weights=form), x)
+    expected = network.predict_with_uncertainty(x, samples=SAMPLES if form == "samples" else 0, seed=SEED)
+    if form == "codebook":
+        found["probabilities"] = torch.tensor(found["logits"]).softmax(dim=1).numpy()
+    else:
+        np.testing.assert_allclose(found["entropy"], expected.entropy, rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(found["mutual_information"], expected.mutual_information, rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found["probabilities"], expected.probabilities, rtol=1e-3, atol=1e-9)
+
+
+def test_only_a_folded_temperature_is_reported(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"weights": "mean", "arch": HardNetwork(), "input_shape": SHAPE}
+    assert "temperature" not in gbnn_compress.export_onnx(artifact, tmp_path / "out.onnx", **options)
+    held = read_artifact(artifact)
+    held = replace(held, facts={**held.facts, **temperature_fact(1.5)})
+    monkeypatch.setattr(exporting, "read_artifact", lambda path: held)
+    assert gbnn_compress.export_onnx(artifact, tmp_path / "out.onnx", **options)["temperature"] == 1.5
+
+
 @pytest.mark.parametrize("form", ["mean", "codebook", "samples"])
 def test_file_is_valid_and_says_its_opset(files: dict[str, Path], form: str) -> None:
     onnx.checker.check_model(files[form], full_check=True)
@@ -116,6 +162,13 @@ def test_no_shared_tensor_is_dense_and_ties_are_there_once(files: dict[str, Path
     assert {tensor.dims[0] for tensor in codebooks} == {SAMPLES} or form == "codebook"
     dense = {name for name, tensor in held.items() if len(tensor.dims) >= 2 and "/" not in name}
     assert dense == set()
+
+
+def test_nodes_that_decode_come_first_so_that_a_run_holds_one_decoded_layer(files: dict[str, Path]) -> None:
+    operators = [node.op_type for node in onnx.load(files["codebook"]).graph.node]
+    decoding = operators[: operators.index("Conv")]
+    assert set(decoding) == {"Cast", "Gather", "Reshape", "ScatterElements"}
+    assert decoding.count("Gather") == operators.count("Gather") == 5
 
 
 def test_samples_draw_nothing_in_the_graph(files: dict[str, Path]) -> None:
@@ -191,6 +244,17 @@ class OneBatchSize(HardNetwork):
         return torch.cat([x[i : i + 1] for i in range(len(x))])
 
 
+class NoSingleImage(HardNetwork):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images).squeeze()
+
+
+class SeveralHeads(HardNetwork):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = super().forward(images)
+        return x, x.sum(dim=1)
+
+
 class Gambling(HardNetwork):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(images) + torch.randn(5)
@@ -201,9 +265,11 @@ class Gambling(HardNetwork):
     [
         (Branching(), r"`Branching` cannot be exported to ONNX \(.*data-dependent expression"),
         (OneBatchSize(), "can be exported for one batch size only"),
+        (NoSingleImage(), r"of shape \(1, classes\) for 1 image\(s\), got shape \(5,\)"),
+        (SeveralHeads(), r"got `tuple`; give an `--arch` \(models\.py:callable\) that returns its logits alone"),
         pytest.param(Gambling(), "one with random outputs cannot be checked", marks=pytest.mark.slow),
     ],
-    ids=["branching", "one batch size", "gambling"],
+    ids=["branching", "one batch size", "no single image", "several heads", "gambling"],
 )
 def test_networks_that_cannot_be_exported(
     artifact: Path, tmp_path: Path, network: nn.Module, message: str, capfd: pytest.CaptureFixture[str]
@@ -225,11 +291,22 @@ def test_a_file_too_large_for_onnx(artifact: Path, tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("weights", ["mean", "codebook", "samples"])
-@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "test_efficientnet", "test_resnet"])
-def test_families_of_architectures(tmp_path: Path, name: str, weights: str) -> None:
-    spec = f"timm/{name}"
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("timm/test_vit", None),
+        ("timm/test_convnext", None),
+        ("timm/test_efficientnet", None),
+        ("timm/test_resnet", None),
+        ("torchvision/mobilenet_v2", (3, 64, 96)),
+        (f"{ROOT / 'benchmarks' / 'networks.py'}:resnet20", (3, 32, 32)),
+        (f"{ROOT / 'tests' / 'output' / 'onnx_networks.py'}:vision_transformer", (3, 32, 32)),
+    ],
+    ids=["ViT of timm", "ConvNeXt", "EfficientNet", "ResNet of timm", "MobileNetV2", "ResNet-20", "ViT of torchvision"],
+)
+def test_families_of_architectures(tmp_path: Path, spec: str, shape: tuple[int, ...] | None, one_thread: None) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         path = compressed(build_network(spec), tmp_path, ratio=4)
-    export(path, tmp_path / "out.onnx", weights=weights, arch=spec, input_shape=None)
+    for weights in ("mean", "codebook", "samples"):
+        export(path, tmp_path / "out.onnx", weights=weights, arch=spec, input_shape=shape)
