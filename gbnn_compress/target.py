@@ -130,19 +130,23 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
 
 def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Assigned], bytes]) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
-    aim, best, best_used = MARGIN * budget.limit, None, -1.0
+    aim, best, best_used, seen = MARGIN * budget.limit, None, -1.0, set[float]()
     close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
+        foreseen = budget.predicted(book, exponent)
+        if foreseen in seen:
+            break  # another aim, but the same codebook as before: assigning and coding it gives the same file
+        seen.add(foreseen)
         assigned = assign(prepared, book)
         encoded = encoded_as(book, exponent, assigned)
-        foreseen, used = budget.predicted(book, exponent), budget.used(encoded, len(book.bank.means), assigned.maps)
+        used = budget.used(encoded, len(book.bank.means), assigned.maps)
         if best_used < used <= budget.limit:
             best, best_used = (book, exponent, assigned, encoded), used
         surprise = abs(used - foreseen) / budget.limit
         if close * budget.limit <= best_used or foreseen > aim:
             break
-        if budget.limit / TOLERANCE <= used <= budget.limit and surprise < 1 - CLOSE:
+        if used <= budget.limit and surprise < 1 - CLOSE:
             break  # sizes jump here: aiming again would give the same file
         # Under: add what is left. Over: less by more than the excess, as the next file may be over by as much again.
         aim = (
@@ -153,18 +157,17 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
     book, exponent, assigned, encoded = best
     if best_used * TOLERANCE < budget.limit:
         size = len(book.bank.means)
-        maps = spend_on_outliers(
+        maps, encoded = spend_on_outliers(
             prepared.checkpoint.tensors,
             prepared.posteriors,
             assigned.maps,
             book.bank.means,
-            spare=lambda maps: (
-                budget.limit - budget.used(encoded_as(book, exponent, replace(assigned, maps=maps)), size, maps)
-            ),
+            encode=lambda maps: encoded_as(book, exponent, replace(assigned, maps=maps)),
+            left=lambda encoded, maps: budget.limit - budget.used(encoded, size, maps),
+            encoded=encoded,
             close=(1 - CLOSE) * budget.limit,
         )
-        assigned = replace(assigned, maps=maps)
-        encoded = encoded_as(book, exponent, assigned)
+        return Result(encoded, maps)
     return Result(encoded, assigned.maps)
 
 

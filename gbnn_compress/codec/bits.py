@@ -154,9 +154,7 @@ def rice_bits(values: np.ndarray, *, order: int) -> int:
 
 def exp_golomb_bits(values: np.ndarray, *, order: int) -> int:
     """Bits that `BitWriter.write_exp_golomb` takes for all values together."""
-    writer = BitWriter()
-    writer.write_exp_golomb(values, order=order)
-    return len(writer)
+    return int((2 * _bit_length(values.astype(np.uint64) + np.uint64(1 << order)) - 1 - order).sum())
 
 
 def zigzag(values: np.ndarray) -> np.ndarray:
@@ -172,9 +170,8 @@ def unzigzag(value: int) -> int:
 
 def _bit_length(values: np.ndarray) -> np.ndarray:
     """int64, bits needed for each positive integer below 2^63."""
-    length = np.zeros(len(values), dtype=np.int64)
-    rest = values.copy()
-    while rest.any():
-        length += rest > 0
-        rest = rest >> np.uint64(1)
-    return length
+    # A float64 holds either half exactly, so that its exponent is right.
+    upper, lower = (
+        np.frexp(half.astype(np.float64))[1] for half in (values >> np.uint64(32), values & np.uint64(2**32 - 1))
+    )
+    return np.where(upper > 0, upper + 32, lower).astype(np.int64)

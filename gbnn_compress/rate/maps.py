@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,9 +82,11 @@ def spend_on_outliers(
     maps: Sequence[IndexMap],
     means: np.ndarray,
     *,
-    spare: Callable[[Sequence[IndexMap]], float],
+    encode: Callable[[Sequence[IndexMap]], bytes],
+    left: Callable[[bytes, Sequence[IndexMap]], float],
+    encoded: bytes,
     close: float,
-) -> list[IndexMap]:
+) -> tuple[list[IndexMap], bytes]:
     """Keep exactly as many of the worst-fitting weights as a budget has room for.
 
     Args:
@@ -90,31 +94,64 @@ def spend_on_outliers(
         posteriors: One a shared tensor.
         maps: One a shared tensor.
         means: float64 (K,), the bank's means.
-        spare: What a file with these maps leaves of the budget, negative when it is over.
+        encode: Makes the file of maps; it takes most of the time, so few are tried.
+        left: What a file with these maps leaves of the budget, negative when it is over.
+        encoded: The file of `maps`.
         close: So little may be left.
 
     Returns:
-        The maps with the most outliers found to fit.
+        The maps with the most outliers found to fit, and their file.
     """
     bins = [_error_bins(tensors[p.name], p, m, means) for p, m in zip(posteriors, maps, strict=True)]
     histogram = np.sum([np.bincount(part, minlength=1 << 16) for part in bins], axis=0)
-    low, high, best = 0, int(histogram[1:].sum()), list(maps)
-    room = left = spare(maps)
-    count = int(room / 8)
+    low, high, best = 0, int(histogram[1:].sum()), (list(maps), encoded)
+    room = rest = left(encoded, maps)
+    price = _OutlierPrice(sum(len(m.ids) for m in maps), 8.0 * max(m.outliers.itemsize for m in maps))
+    count = price.affordable(8 * (room - close / 2))
     for _ in range(SPENDING_ATTEMPTS):
         count = min(max(count, low + 1), high)
-        if low >= high or left <= close:
+        if low >= high or rest <= close:
             break
         candidate = _with_worst(tensors, maps, bins, histogram, count=count, escape=len(means))
-        rest = spare(candidate)
-        if rest >= 0:
-            low, best, left = count, candidate, rest
+        file = encode(candidate)
+        over = left(file, candidate)
+        # The next guess has the foreseen price put right by what these did cost.
+        count_before, count = count, price.affordable(price(count) * (room - close / 2) / max(room - over, 1.0))
+        if over >= 0:
+            low, best, rest = count_before, (candidate, file), over
         else:
-            high = count - 1
-        # An outlier costs its value and its id; the next guess takes what these did on average.
-        count = int(count * (room - close / 2) / max(room - rest, 1.0))
+            high = count_before - 1
     return best
 
+
+@dataclass(frozen=True)
+class _OutlierPrice:
+    """About the bits of n outliers: their values, and which of the weights they are.
+
+    Attributes:
+        weights: Weights there are.
+        value_bits: Bits of a value.
+    """
+
+    weights: int
+    value_bits: float
+
+    def __call__(self, count: int) -> float:
+        return count * self._each(count)
+
+    def affordable(self, bits: float) -> int:
+        """The number whose price is `bits`."""
+        count = 1.0
+        for _ in range(PRICE_ROUNDS):
+            count = max(bits / self._each(count), 1.0)
+        return int(count)
+
+    def _each(self, count: float) -> float:
+        return self.value_bits + math.log2(math.e * max(self.weights / count, 1.0))
+
+
+PRICE_ROUNDS = 8
+"""Of a fixed point whose error falls by more than ten times a round."""
 
 SPENDING_ATTEMPTS = 12
 
