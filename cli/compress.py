@@ -23,7 +23,7 @@ def command(
     arch: options.Architecture = None,
     data: options.Data = None,
     val_data: options.ValData = None,
-    epochs: options.Epochs = 0,
+    epochs: options.Epochs = None,
     eval_data: options.EvalData = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,

@@ -88,9 +88,12 @@ ValData = Annotated[
     ),
 ]
 Epochs = Annotated[
-    int,
+    int | None,
     typer.Option(
-        "--epochs", metavar="N", parser=whole_number, help="Passes over `--data` to train for; 0: calibrate only."
+        "--epochs",
+        metavar="N",
+        parser=whole_number,
+        help="Passes over `--data` to train for; 0: calibrate only. Default: the recipe's, 0 in most.",
     ),
 ]
 EvalData = Annotated[

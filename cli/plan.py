@@ -31,7 +31,7 @@ def command(
     ratio_of: options.RatioOf = "artifact",
     arch: options.Architecture = None,
     data: options.Data = None,
-    epochs: options.Epochs = 0,
+    epochs: options.Epochs = None,
     eval_data: options.EvalData = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,

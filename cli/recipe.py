@@ -1,5 +1,6 @@
 """`gbnn-compress recipe`: the shipped recipes."""
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,17 +27,18 @@ def ls() -> int:
 
     from gbnn_compress.recipe import shipped_recipes
 
-    rows = [(name, _summary(text)) for name, text in shipped_recipes().items()]
+    rows = [(name, summary(text)) for name, text in shipped_recipes().items()]
     console.write_stdout(console.render(tables.facts(rows)))
     return 0
 
 
 @app.command("show")
 def show(name: Name) -> int:
-    """Print every value of a recipe with what it means, as YAML."""
-    from gbnn_compress.recipe import resolve
+    """Print what a recipe is for, and every value of it with what it means, as YAML."""
+    from gbnn_compress.recipe import heading, recipe_text, resolve
 
-    console.write_stdout("\n".join(_entries(resolve(name))))
+    about = heading(recipe_text(name))
+    console.write_stdout("\n".join([*([about] if about else []), *_entries(resolve(name))]))
     return 0
 
 
@@ -83,10 +85,12 @@ def _entries(recipe: "BaseModel", indent: str = "") -> "Iterator[str]":
             yield f"{head} {_scalar(value)}\n"
 
 
-def _summary(text: str) -> str:
-    """The first sentence of a recipe's first comment."""
-    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
-    return comments[0].partition(". ")[0].rstrip(".") if comments else ""
+def summary(text: str) -> str:
+    """The first sentence of a recipe's heading."""
+    from gbnn_compress.recipe import heading
+
+    lines = [line.lstrip("# ").rstrip() for line in heading(text).splitlines()]
+    return " ".join(itertools.takewhile(bool, lines)).partition(". ")[0].rstrip(".")
 
 
 def _scalar(value: Any) -> str:

@@ -56,7 +56,7 @@ def compress(
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
     val_data: str | Evaluation | None = None,
-    epochs: int = 0,
+    epochs: int | None = None,
     eval_data: str | Evaluation | None = None,
     samples: int = 16,
     html: str | Path | None = None,
@@ -68,7 +68,7 @@ def compress(
 
     Args:
         checkpoint: `.safetensors`, `.pth`, `.pt`, `.th` or `.bin`.
-        target_ratio: Wanted ratio, >= 1; give this or `max_drop`.
+        target_ratio: Wanted ratio, >= 1; give this or `max_drop`. Default: the recipe's.
         max_drop: Accuracy points that may be lost, measured on `val_data` or predicted; the smallest file within them.
         ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
         output: The artifact; default `<stem>.gbnn.safetensors` in the working directory.
@@ -81,7 +81,7 @@ def compress(
             batch norm, noise serves.
         val_data: The same, of labelled data for choices: those of training (default: a part of `data`, held out), and
             what `max_drop` is measured on.
-        epochs: Passes over the data to train for; 0: calibrate only.
+        epochs: Passes over the data to train for; 0: calibrate only. Default: the recipe's, 0 in most.
         eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
         samples: Posterior draws for the evaluation (an `Evaluation` has its own).
         html: Where to write the report as a page.
@@ -98,6 +98,10 @@ def compress(
     """
     tell = progress or (lambda line: None)
     chosen = resolve(recipe, settings)
+    if target_ratio is None and max_drop is None:
+        target_ratio = chosen.target_ratio
+    if epochs is None:
+        epochs = chosen.epochs
     _check_target(target_ratio, max_drop, ratio_of)
     _check_data(data, chosen, epochs=epochs, val_data=val_data, max_drop=max_drop)
     source = Path(checkpoint)
@@ -196,7 +200,7 @@ def plan(
     settings: Mapping[str, Any] | None = None,
     arch: str | None = None,
     data: str | Evaluation | None = None,
-    epochs: int = 0,
+    epochs: int | None = None,
 ) -> dict[str, Any]:
     """What compressing would give, without writing anything.
 

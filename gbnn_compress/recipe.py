@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.resources
+import itertools
 import reprlib
 import textwrap
 from collections.abc import Mapping
@@ -84,10 +85,17 @@ class TrainingSettings(BaseModel):
 
 
 class Recipe(BaseModel):
-    """Every choice that changes the artifact, besides the target and the seed."""
+    """Every choice that changes the artifact, besides the seed; target and epochs where options leave them open."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    target_ratio: float | None = Field(
+        default=None,
+        ge=1,
+        allow_inf_nan=False,
+        description="The target where neither `--target-ratio` nor `--max-drop` says one.",
+    )
+    epochs: int = Field(default=0, ge=0, description="Passes over `--data` where `--epochs` does not say.")
     n_components: int = Field(1024, ge=1, le=4096, description="Most mixture components before merging.")
     em_iterations: int = Field(20, ge=1, le=1000, description="Most EM steps.")
     log_sigma_weight: float = Field(
@@ -143,8 +151,11 @@ class Recipe(BaseModel):
     finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
 
     def recorded(self) -> dict[str, Any]:
-        """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default."""
-        changed = self.model_dump(exclude_defaults=True)
+        """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default.
+
+        Without target and epochs, which it says apart, whether they come from the recipe or from options.
+        """
+        changed = self.model_dump(exclude_defaults=True, exclude={"target_ratio", "epochs"})
         return {key: value for key, value in self.model_dump().items() if key in FAMILIAR or key in changed}
 
 
@@ -187,19 +198,31 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
     Raises:
         RecipeError: No such recipe, or not a YAML mapping.
     """
-    shipped = shipped_recipes()
-    path = Path(recipe)
-    if str(recipe) in shipped:
-        text = shipped[str(recipe)]
-    elif path.is_file():
-        text = _read_text(path)
-    else:
-        near = _nearest(str(recipe), shipped)
-        raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
-    values = _load_yaml(text, where=f"recipe `{recipe}`") or {}
+    values = _load_yaml(recipe_text(recipe), where=f"recipe `{recipe}`") or {}
     if not isinstance(values, dict):
         raise RecipeError(f"recipe `{recipe}`: expected `key: value` lines, got {type(values).__name__}")
     return values
+
+
+def recipe_text(recipe: str | Path) -> str:
+    """The YAML of a recipe.
+
+    Raises:
+        RecipeError: No such recipe.
+    """
+    shipped = shipped_recipes()
+    path = Path(recipe)
+    if str(recipe) in shipped:
+        return shipped[str(recipe)]
+    if path.is_file():
+        return _read_text(path)
+    near = _nearest(str(recipe), shipped)
+    raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
+
+
+def heading(text: str) -> str:
+    """The comment that a recipe begins with, as it stands there: what it is for, the command, what to expect."""
+    return "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
 def _read_text(path: Path) -> str:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save_file
 
-from gbnn_compress.errors import RecipeError
-from gbnn_compress.recipe import Recipe, read_recipe, resolve, shipped_recipes
+from gbnn_compress import compress
+from gbnn_compress.errors import GbnnError, RecipeError
+from gbnn_compress.recipe import Recipe, TrainingSettings, heading, read_recipe, resolve, shipped_recipes
 
 
 def refusal(*arguments: Any) -> str:
@@ -29,10 +32,14 @@ def own(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
-def test_every_shipped_recipe_is_valid_and_names_every_key(name: str) -> None:
-    recipe = resolve(name)
-    assert isinstance(recipe, Recipe)
-    assert list(yaml.safe_load(shipped_recipes()[name])) == list(Recipe.model_fields)
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    assert isinstance(resolve(name), Recipe)
+
+
+def test_the_default_recipe_names_every_key() -> None:
+    values = yaml.safe_load(shipped_recipes()["default"])
+    assert list(values) == list(Recipe.model_fields)
+    assert list(values["finetune"]) == list(TrainingSettings.model_fields)
 
 
 def test_every_yaml_file_of_the_package_is_shipped() -> None:
@@ -87,7 +94,7 @@ def test_keys_that_are_no_words_are_unknown_too(tmp_path: Path) -> None:
 
 def test_an_unknown_recipe_offers_the_nearest() -> None:
     line = refusal("defualt")
-    assert "unknown recipe `defualt`: expected a YAML file or one of default, paper" in line
+    assert "unknown recipe `defualt`: expected a YAML file or one of default, demo, " in line
     assert "(did you mean `default`?)" in line
 
 
@@ -104,6 +111,11 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
+        ("target_ratio", 0.5),
+        ("target_ratio", float("inf")),
+        ("target_ratio", "50x"),
+        ("epochs", -1),
+        ("epochs", 1.5),
         ("n_components", 0),
         ("n_components", 4097),
         ("n_components", 2.5),
@@ -152,6 +164,38 @@ def test_an_artifact_records_the_familiar_and_the_unusual() -> None:
     assert list(resolve().recorded()) == ["n_components", "em_iterations", "log_sigma_weight", "noise"]
     assert resolve("default", {"bank": "grid"}).recorded()["bank"] == "grid"
     assert Recipe(**resolve("paper").recorded()) == resolve("paper")
+    assert resolve("default", {"target_ratio": 8, "epochs": 3}).recorded() == resolve().recorded()
+
+
+@pytest.mark.parametrize(
+    ("text", "comment"),
+    [
+        ("# One.\n# Two.\nnoise: 1\n# Three.\n", "# One.\n# Two.\n"),
+        ("noise: 1\n# One.\n", ""),
+        ("# One.\n\n# Two.\n", "# One.\n"),
+        ("# One.", "# One."),
+        ("", ""),
+    ],
+)
+def test_a_heading_is_the_comment_at_the_top(text: str, comment: str) -> None:
+    assert heading(text) == comment
+
+
+def test_options_go_over_the_target_and_epochs_of_a_recipe(tmp_path: Path) -> None:
+    weights = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+    save_file({"weight": weights}, checkpoint := tmp_path / "net.safetensors")
+    recipe = own(tmp_path, "target_ratio: 6\nepochs: 2\nn_components: 64\n")
+
+    def compressed(**options: Any) -> dict[str, Any]:
+        return compress(checkpoint, output=tmp_path / "out.gbnn.safetensors", recipe=recipe, **options)
+
+    with pytest.raises(GbnnError, match="`--epochs 2`: training needs labelled data"):
+        compressed()
+    by_recipe, by_option = compressed(epochs=0), compressed(epochs=0, target_ratio=4)
+    assert (by_recipe["target_ratio"], by_option["target_ratio"]) == (6, 4)
+    assert compressed(epochs=0, max_drop=5.0)["target_ratio"] is None
+    same = compressed(epochs=0, target_ratio=6.0)
+    assert same["artifact"]["sha256"] == by_recipe["artifact"]["sha256"] != by_option["artifact"]["sha256"]
 
 
 def test_a_recipe_cannot_be_changed() -> None:

@@ -166,6 +166,10 @@ def test_export_takes_the_input_shape_from_the_architecture(run, monkeypatch):
 
 def test_recipes(run):
     assert run("recipe", "ls").out.startswith("default ")
+    assert re.search(r"^resnet20-cifar10 +ResNet-20 on CIFAR-10, trained to 16x$", run("recipe", "ls").out, re.M)
+    assert run("recipe", "show", "demo").out.startswith(
+        "# A small network on scikit-learn's digits, trained to 40x.\n#"
+    )
     shown = yaml.safe_load(run("recipe", "show", "default").out)
     assert run("recipe", "cp", "default", "mine.yaml").code == 0
     assert yaml.safe_load(Path("mine.yaml").read_text()) == shown
