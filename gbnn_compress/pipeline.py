@@ -17,7 +17,7 @@ from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
-from gbnn_compress.inputs import calibration_on, synthetic_calibration
+from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.output import page, sizes
 from gbnn_compress.prepared import prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
@@ -113,6 +113,8 @@ def compress(
         calibration = None
         if chosen.feedback and not epochs:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
+        given = None if data is None else as_evaluation(data, samples=1)
+        precisions = precisions_on(chosen.posterior, given, read, selection, arch=arch, seed=seed)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -122,7 +124,15 @@ def compress(
     with clock("fit"):
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
         finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts, calibration=calibration)
+        prepared = prepare(
+            read,
+            selection,
+            recipe=chosen,
+            finest_ratio=finest,
+            facts=facts,
+            calibration=calibration,
+            precisions=precisions,
+        )
     if not epochs:
         with clock("merge"):
             tell("merging components until the file meets the target")
@@ -170,6 +180,8 @@ def compress(
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
     report["warnings"] = [*missed, *result.notes, *report["warnings"]]
+    if result.training:
+        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
     if html is not None:
         tell(f"writing {Path(html).name}")
         shown = run_page(prepared, artifact, report, name=source.name, arch=arch, reliability=reliability)
@@ -219,8 +231,15 @@ def plan(
         calibration = None
         if chosen.feedback:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
+        given = None if data is None else as_evaluation(data, samples=1)
         prepared = prepare(
-            read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts, calibration=calibration
+            read,
+            selection,
+            recipe=chosen,
+            finest_ratio=min(ratios),
+            facts=facts,
+            calibration=calibration,
+            precisions=precisions_on(chosen.posterior, given, read, selection, arch=arch, seed=0),
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in ratios]
@@ -377,7 +396,7 @@ def _check_data(
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if val_data is not None and not epochs and max_drop is None:
         raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
-    if data is not None and not epochs and not recipe.feedback:
+    if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 
 
