@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gbnn_compress.errors import ArchitectureError, GbnnError
-from gbnn_compress.evaluation import Bench, Evaluation
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.variational.predict import check_labels, logits
 from gbnn_compress.weights.architecture import find_architectures
@@ -76,7 +76,13 @@ def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch:
 
 
 def precisions_on(
-    source: str, data: Evaluation | None, checkpoint: Checkpoint, selection: Selection, *, arch: str | None, seed: int
+    source: str,
+    data: str | Evaluation | None,
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    arch: str | None,
+    seed: int,
 ) -> Mapping[str, np.ndarray] | None:
     """1 / sigma^2 of the filters of shared tensors, by the recipe's `posterior`.
 
@@ -103,7 +109,7 @@ def precisions_on(
     from gbnn_compress.calibration.sources import fisher_precisions, variational_precisions
 
     with_labels = source == "variational"
-    bench = Bench(checkpoint, data, arch, labels=with_labels)
+    bench = Bench(checkpoint, as_evaluation(data, samples=1), arch, labels=with_labels)
     network, first = bench.network.cpu(), bench.inputs(at_most=1)
     n_classes = logits(network, [(first, None)]).shape[1]
     at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)

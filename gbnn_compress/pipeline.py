@@ -113,8 +113,7 @@ def compress(
         calibration = None
         if chosen.feedback and not epochs:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
-        given = None if data is None else as_evaluation(data, samples=1)
-        precisions = precisions_on(chosen.posterior, given, read, selection, arch=arch, seed=seed)
+        precisions = precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=seed)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -231,7 +230,6 @@ def plan(
         calibration = None
         if chosen.feedback:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
-        given = None if data is None else as_evaluation(data, samples=1)
         prepared = prepare(
             read,
             selection,
@@ -239,7 +237,7 @@ def plan(
             finest_ratio=min(ratios),
             facts=facts,
             calibration=calibration,
-            precisions=precisions_on(chosen.posterior, given, read, selection, arch=arch, seed=0),
+            precisions=precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=0),
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in ratios]
