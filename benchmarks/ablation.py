@@ -1,7 +1,7 @@
 """What each part of the method brings: every part switched, at equal bytes and at equal agreement.
 
 usage: python benchmarks/ablation.py --checkpoint FILE --data SPEC --cache FILE [--calibration SPEC] [--jobs N]
-           [RATIO ...]
+           [--variants NAME ...] [RATIO ...]
 
 Compresses ResNet-20 with each variant at each ratio, data-free and (with `--calibration`) with inputs, and prints one
 Markdown table. Every result is a line of the cache at once, so that a run that was stopped goes on where it was.
@@ -40,11 +40,18 @@ VARIANTS = {
     "no feedback": {"feedback": False},
     "no feedback, sigma as magnitude": {"feedback": False, "sigma": "magnitude"},
     "recipe `paper`": {"recipe": "paper"},
+    "sigma by Fisher": {"posterior": "fisher"},
+    "sigma by variational inference": {"posterior": "variational"},
+    "no feedback, sigma by Fisher": {"feedback": False, "posterior": "fisher"},
+    "no feedback, sigma by variational inference": {"feedback": False, "posterior": "variational"},
 }
 """Name -> what differs from the default recipe."""
 
 ALONE = ("no feedback", "no feedback, sigma as magnitude", "recipe `paper`")
 """These look at no inputs."""
+
+ON_INPUTS = tuple(variant for variant, settings in VARIANTS.items() if "posterior" in settings)
+"""These need some."""
 
 
 def main() -> None:
@@ -55,14 +62,15 @@ def main() -> None:
     parser.add_argument("--calibration")
     parser.add_argument("--cache", required=True, type=Path)
     parser.add_argument("--limit", type=int, default=2000)
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     cases = [
         {"inputs": inputs, "variant": variant, "ratio": ratio}
         for ratio in options.ratios
         for inputs in ([None, options.calibration] if options.calibration else [None])
-        for variant in VARIANTS
-        if inputs is None or variant not in ALONE
+        for variant in options.variants
+        if variant not in (ON_INPUTS if inputs is None else ALONE)
     ]
     results = read(options.cache)
     missing = [case for case in cases if key(case) not in results]

@@ -1,17 +1,20 @@
-"""Calibration: the network of a checkpoint with the user's inputs, or with synthetic ones."""
+"""A checkpoint's network with the user's inputs, or with synthetic ones: calibration, and where sigma comes from."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gbnn_compress.errors import ArchitectureError
-from gbnn_compress.evaluation import Bench, Evaluation
+from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
 from gbnn_compress.tasks import build_network, load_weights
-from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.predict import check_labels, logits
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.select import Selection, floating_shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
     import torch
 
     from gbnn_compress.calibration.calibrated import Calibration
@@ -22,6 +25,9 @@ MOST_WEIGHTS = 16_000_000
 
 MOST_PIXELS = 6_500_000
 """Height times width times number of the inputs that are used: all layers' activations of a block are in memory."""
+
+MOST_INPUTS = 2048
+"""Inputs by which sigma is found."""
 
 
 def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selection, *, arch: str | None) -> Calibration:
@@ -67,6 +73,54 @@ def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch:
     tensors = {name: own[name] for name in names if name in own}
     inputs = synthetic_inputs(network, tensors, channels=kernels[0].shape[1])
     return None if inputs is None else calibrate(network, inputs, names=names, synthetic=True)
+
+
+def precisions_on(
+    source: str,
+    data: str | Evaluation | None,
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    arch: str | None,
+    seed: int,
+) -> Mapping[str, np.ndarray] | None:
+    """1 / sigma^2 of the filters of shared tensors, by the recipe's `posterior`.
+
+    Args:
+        source: `data_free`, `fisher` or `variational`.
+        data: The user's inputs; `variational` needs their labels.
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        arch: As for `compress`.
+        seed: Of labels, batches and draws.
+
+    Returns:
+        Name -> float64 (rows,); None for `data_free`.
+
+    Raises:
+        GbnnError: No data, bad data or architecture.
+    """
+    import torch
+
+    if source == "data_free":
+        return None
+    if data is None:
+        raise GbnnError(f"`posterior: {source}`: sigma comes from inputs; name them with `--data`")
+    from gbnn_compress.calibration.sources import fisher_precisions, variational_precisions
+
+    with_labels = source == "variational"
+    bench = Bench(checkpoint, as_evaluation(data, samples=1), arch, labels=with_labels)
+    network, first = bench.network.cpu(), bench.inputs(at_most=1)
+    n_classes = logits(network, [(first, None)]).shape[1]
+    at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)
+    own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)
+    names = _names(network, checkpoint, selection)
+    tensors = {name: own[name] for name in names if name in selection.shared and name in own}
+    if not with_labels:
+        return fisher_precisions(network, tensors, inputs, seed=seed)
+    labels = torch.as_tensor(bench.data.sample(at_most).labels)
+    check_labels(labels, n_classes, option="--data")
+    return variational_precisions(network, tensors, inputs, labels, seed=seed)
 
 
 def _names(network: torch.nn.Module, checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:

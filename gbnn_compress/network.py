@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact
 from gbnn_compress.variational.draws import Sampler, sampler
 from gbnn_compress.variational.monte_carlo import monte_carlo
+from gbnn_compress.variational.predict import copied
 from gbnn_compress.variational.prediction import Prediction
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.rebuild import rebuild
@@ -105,7 +105,7 @@ class CompressedNetwork:
     def _sampler(self, device: torch.device) -> Sampler:
         """The posterior in a network of its own: the one that `to_module` gave away is the user's."""
         if self._source is None or self._device != device:
-            network = copy.deepcopy(self._module or self.to_module()).to(device)
+            network = copied(self._module or self.to_module()).to(device)
             self._source = sampler(
                 self.artifact, network, load=lambda tensors: load_weights(network, tensors, spec="the network")
             )

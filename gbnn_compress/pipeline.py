@@ -17,7 +17,7 @@ from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
-from gbnn_compress.inputs import calibration_on, synthetic_calibration
+from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.output import page, sizes, templated
 from gbnn_compress.prepared import prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
@@ -120,6 +120,7 @@ def compress(
         calibration = None
         if chosen.feedback and not epochs:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
+        precisions = precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=seed)
     facts = {
         **_provenance(read, names, recipe=chosen, seed=seed),
         "target_ratio": target_ratio,
@@ -129,7 +130,15 @@ def compress(
     with clock("fit"):
         tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
         finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
-        prepared = prepare(read, selection, recipe=chosen, finest_ratio=finest, facts=facts, calibration=calibration)
+        prepared = prepare(
+            read,
+            selection,
+            recipe=chosen,
+            finest_ratio=finest,
+            facts=facts,
+            calibration=calibration,
+            precisions=precisions,
+        )
     if not epochs:
         with clock("merge"):
             tell("merging components until the file meets the target")
@@ -184,6 +193,8 @@ def compress(
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
     report["warnings"] = [*missed, *result.notes, *report["warnings"]]
+    if result.training:
+        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
     if html is not None:
         tell(f"writing {Path(html).name}")
         shown = run_page(prepared, artifact, report, name=source.name, arch=arch, reliability=reliability)
@@ -234,7 +245,13 @@ def plan(
         if chosen.feedback:
             calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
         prepared = prepare(
-            read, selection, recipe=chosen, finest_ratio=min(ratios), facts=facts, calibration=calibration
+            read,
+            selection,
+            recipe=chosen,
+            finest_ratio=min(ratios),
+            facts=facts,
+            calibration=calibration,
+            precisions=precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=0),
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in ratios]
@@ -391,7 +408,7 @@ def _check_data(
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if val_data is not None and not epochs and max_drop is None:
         raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
-    if data is not None and not epochs and not recipe.feedback:
+    if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
 
 

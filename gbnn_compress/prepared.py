@@ -52,6 +52,7 @@ class Prepared:
         n_unshared: Floating values that are not shared, raw ones included.
         facts: What the manifest says of the checkpoint.
         calibration: The network with inputs, if it is known.
+        precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
     """
 
     checkpoint: Checkpoint
@@ -66,6 +67,7 @@ class Prepared:
     n_unshared: int
     facts: Mapping[str, Any]
     calibration: Calibration | None
+    precisions: Mapping[str, np.ndarray] | None
 
 
 def prepare(
@@ -76,6 +78,7 @@ def prepare(
     finest_ratio: float,
     facts: Mapping[str, Any],
     calibration: Calibration | None = None,
+    precisions: Mapping[str, np.ndarray] | None = None,
     size_power: float = 1.0,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
@@ -87,13 +90,14 @@ def prepare(
         finest_ratio: Smallest ratio that will be asked for.
         facts: What the manifest will say of the checkpoint.
         calibration: The network with inputs, real or synthetic.
+        precisions: See `data_free_posterior`.
         size_power: See `data_free_posterior`.
     """
     tensors = checkpoint.tensors
     if recipe.sigma == "magnitude":
         posteriors = magnitude_posterior(tensors, selection.shared)
     else:
-        posteriors = data_free_posterior(tensors, selection.shared, size_power=size_power)
+        posteriors = data_free_posterior(tensors, selection.shared, size_power=size_power, precisions=precisions)
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     counted = floating_bytes(tensors, checkpoint.ties)
@@ -138,6 +142,7 @@ def prepare(
         n_unshared=floating_values(tensors, checkpoint.ties) - int(sizes_.sum()),
         facts=facts,
         calibration=calibration,
+        precisions=precisions,
     )
 
 

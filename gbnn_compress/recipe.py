@@ -144,6 +144,11 @@ class Recipe(BaseModel):
         default="curvature",
         description="A weight's sigma without data: from its filter's curvature, or as abs(weight).",
     )
+    posterior: Literal["data_free", "fisher", "variational"] = Field(
+        default="data_free",
+        description="Where `sigma: curvature` comes from: the checkpoint; or, with `--data`, squared gradients with"
+        " labels drawn from the network; or (the paper) variational inference with the data's labels.",
+    )
     feedback: bool = Field(
         default=True, description="Feed errors back through a network that is known, or assign each weight by itself."
     )
@@ -284,6 +289,10 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
     if recipe.sigma == "magnitude" and recipe.feedback:
         raise RecipeError(
             f"{where}: `sigma: magnitude` is for weights by themselves: expected `feedback: false` with it"
+        )
+    if recipe.sigma == "magnitude" and recipe.posterior != "data_free":
+        raise RecipeError(
+            f"{where}: `posterior: {recipe.posterior}` gives sigma by itself: expected `sigma: curvature` with it"
         )
     return recipe
 

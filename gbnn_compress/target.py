@@ -69,12 +69,14 @@ class Result:
         maps: What the file must decode to.
         notes: What a user should know of how it came about.
         unfinished: Whether training was interrupted, and can go on.
+        training: Parts of the loss after the last epoch (see `variational.finetune.Progress`), bits a weight.
     """
 
     encoded: bytes
     maps: Sequence[IndexMap]
     notes: tuple[str, ...] = ()
     unfinished: bool = False
+    training: Mapping[str, float] = field(default_factory=dict)
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:

@@ -15,6 +15,7 @@ from gbnn_compress.rate.damage import Damage
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Result, budget_of, encode, posterior_noise
+from gbnn_compress.variational.schedule import fixed
 from gbnn_compress.variational.shared import SharedWeights
 
 FIRST_RATIO = 8.0
@@ -28,6 +29,9 @@ ROOM = 1.02
 
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
+
+NAMES_SHOWN = 4
+"""Tensors that a warning names."""
 
 NUDGE = 0.02
 """Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit; each goes twice as
@@ -69,6 +73,20 @@ class Trainer:
         """Name -> weights of the posterior mean."""
         return self.shared.weights(self.shared.ids())
 
+    def untrained(self) -> list[str]:
+        """A line on shared tensors whose own weights training left as they were."""
+        stay = fixed(self.network, self.shared)
+        latents = self.shared.latent
+        stepped = any(latent.grad is not None for latent in latents.values())  # not where training was done before
+        names = [name for name, latent in latents.items() if name in stay or (stepped and latent.grad is None)]
+        if not names:
+            return []
+        shown = ", ".join(f"`{name}`" for name in names[:NAMES_SHOWN])
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        return [
+            f"shared but not trained: {shown}{more} (held fixed by the network, or the loss does not depend on them)"
+        ]
+
     def recode(self, share: float) -> None:
         """Find the codebook of a stage for the weights as they are; the ratio rises by equal factors."""
         first = min(FIRST_RATIO, self.target_ratio)
@@ -81,6 +99,7 @@ class Trainer:
             recipe=self.recipe,
             finest_ratio=ratio if self.ratio_of == "artifact" else FIRST_RATIO,
             facts=self.prepared.facts,
+            precisions=self.prepared.precisions,
             size_power=self.recipe.finetune.size_power,
         )
         budget = budget_of(now, ratio, self.ratio_of)

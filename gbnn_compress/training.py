@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch.func import functional_call
 
 from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
@@ -28,7 +27,7 @@ from gbnn_compress.variational.augment import Augmentation, harmless
 from gbnn_compress.variational.batch_norm import settle_batch_norm
 from gbnn_compress.variational.finetune import APART, Batch, FineTuning, Progress
 from gbnn_compress.variational.objective import runs_bfloat16
-from gbnn_compress.variational.predict import check_labels, evaluating, logits
+from gbnn_compress.variational.predict import check_labels, copied, evaluating, logits, run_with
 from gbnn_compress.variational.prediction import average
 from gbnn_compress.variational.schedule import Schedule
 from gbnn_compress.variational.shared import SharedWeights
@@ -117,15 +116,17 @@ def train_to_target(
     trainer = Trainer(
         prepared=prepared,
         recipe=recipe,
-        network=copy.deepcopy(train.network),
+        network=copied(train.network),
         shared=SharedWeights(prepared.checkpoint.tensors, prepared.selection.shared, device=train.device),
         target_ratio=target_ratio,
         ratio_of=ratio_of,
         safe_ratio=find_safe_ratio(prepared),
-        facts={"training": {"epochs": epochs, "beta": recipe.finetune.beta}},
+        facts={"training": _facts(recipe.finetune, epochs)},
     )
+    last: dict[str, Any] = {}
 
     def after_epoch(progress: Progress) -> None:
+        last.update(progress.losses, bits_per_weight=progress.bits_per_weight)
         accuracy = metrics.accuracy(_mean(trainer, held_inputs).exp(), held_labels)
         tell(progress_line(progress, accuracy=accuracy, target_ratio=target_ratio))
 
@@ -142,9 +143,10 @@ def train_to_target(
     stopped, notes = outcome.steps < run.schedule.steps, []
     if validation.option == "--data":
         notes.append(HELD_OUT)
+    notes += trainer.untrained()
     if stopped:
         epochs_done = outcome.steps / run.schedule.steps_an_epoch
-        trainer = replace(trainer, facts={"training": {"epochs": int(epochs_done), "beta": recipe.finetune.beta}})
+        trainer = replace(trainer, facts={"training": _facts(recipe.finetune, int(epochs_done))})
         way_out = "lower `finetune.learning_rate`"
         if outcome.interrupted:
             way_out = f"the same command {f'goes on after epoch {state.epoch}' if state.epoch else 'starts over'}"
@@ -162,7 +164,12 @@ def train_to_target(
         predicted = _monte_carlo(trainer, held_inputs, seed=seed)
         folded = temperature_fact(fit_temperature(predicted, torch.from_numpy(held_labels)))
     result = trainer.encoded(damage=damage, **folded)
-    return replace(result, notes=tuple(notes), unfinished=stopped and outcome.interrupted)
+    return replace(result, notes=tuple(notes), training=last, unfinished=stopped and outcome.interrupted)
+
+
+def _facts(settings: TrainingSettings, epochs: int) -> dict[str, Any]:
+    """What a file says of its training."""
+    return {"epochs": epochs, "beta": settings.beta, "warm_up": settings.warm_up}
 
 
 def _check_names(prepared: Prepared, bench: Bench) -> None:
@@ -293,7 +300,7 @@ def _run(trainer: Trainer, weights: Mapping[str, torch.Tensor], inputs: torch.Te
     """float64 logits (N, C) on the CPU, in evaluation mode; the network's mode stays."""
     network, device = trainer.network, trainer.shared.device
     with evaluating(network):
-        outputs = [functional_call(network, dict(weights), (part.to(device),)) for part in inputs.split(128)]
+        outputs = [run_with(network, weights, part.to(device)) for part in inputs.split(128)]
     return torch.cat(outputs).double().cpu()
 
 

@@ -158,6 +158,8 @@ def test_reading_a_recipe_does_not_judge_it(tmp_path: Path) -> None:
 def test_a_sigma_for_each_weight_is_not_for_feedback() -> None:
     assert "expected `feedback: false`" in refusal("default", {"sigma": "magnitude"})
     assert resolve("default", {"sigma": "magnitude", "feedback": "false"}).sigma == "magnitude"
+    both = {"sigma": "magnitude", "feedback": "false", "posterior": "fisher"}
+    assert "expected `sigma: curvature`" in refusal("default", both)
 
 
 def test_an_artifact_records_the_familiar_and_the_unusual() -> None:

@@ -12,6 +12,7 @@ from gbnn_compress_cli import digits_network
 
 from gbnn_compress import compress, evaluate, load
 from gbnn_compress.errors import DataError, GbnnError
+from gbnn_compress.output import statements
 from gbnn_compress.tasks import load_data
 from gbnn_compress.variational.finetune import FineTuning
 
@@ -73,7 +74,41 @@ def test_only_the_bank_is_trained_when_asked(checkpoint: Path, tmp_path: Path) -
 
 def test_the_manifest_says_that_it_was_trained(checkpoint: Path, tmp_path: Path) -> None:
     report = trained(checkpoint, tmp_path)
-    assert load(report["artifact"]["path"]).artifact.facts["training"] == {"epochs": 1, "beta": 1.0}
+    facts = load(report["artifact"]["path"]).artifact.facts["training"]
+    assert facts == {"epochs": 1, "beta": 1.0, "warm_up": 0.3}
+    last = report["training"].pop("last_epoch")
+    assert report["training"] == facts
+    assert set(last) == {"cross_entropy", "distillation", "divergence", "bits_per_weight"}
+    assert all(value > 0 for value in last.values())
+    (shown,) = [text for name, text in statements.facts(report, arch=None) if name == "trained"]
+    assert shown == "for 1 epoch(s), beta 1 after a warm-up over 30 % of the steps"
+    (shown,) = [
+        text
+        for name, text in statements.facts(report | {"training": facts | {"last_epoch": last}}, arch=None)
+        if name == "trained"
+    ]
+    assert f"CE {last['cross_entropy']:.3f}" in shown
+
+
+@pytest.mark.parametrize("source", ["fisher", "variational"])
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_sigma_from_inputs(checkpoint: Path, tmp_path: Path, source: str, epochs: int) -> None:
+    options = {"data": "digits:train", "epochs": epochs, "settings": {**QUICK, "posterior": source}}
+    report, plain = (
+        trained(checkpoint, tmp_path, name, **options | {"settings": settings})
+        for name, settings in (("measured", options["settings"]), ("plain", QUICK))
+    )
+    assert report["target_met"]
+    assert report["recipe"]["posterior"] == source
+    assert report["artifact"]["sha256"] != plain["artifact"]["sha256"]
+
+
+def test_variational_sigma_needs_labels(checkpoint: Path, tmp_path: Path) -> None:
+    for name, y, message in (("bare", {}, "no array `y`"), ("wrong", {"y": np.arange(64)}, "label 63")):
+        np.savez(tmp_path / f"{name}.npz", x=np.zeros((64, 8, 8), dtype=np.uint8), **y)
+        data = f"npz:{tmp_path / name}.npz"
+        with pytest.raises(DataError, match=message):
+            trained(checkpoint, tmp_path, data=data, epochs=0, settings={**QUICK, "posterior": "variational"})
 
 
 def test_ctrl_c_writes_what_there_is(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +181,7 @@ def test_labels_that_training_cannot_use(checkpoint: Path, tmp_path: Path, y: An
         ({"data": None}, "training needs labelled data"),
         ({"target_ratio": None, "max_drop": 1.0}, "`--max-drop`"),
         ({"epochs": 0, "val_data": "digits:test"}, "`--val-data`"),
+        ({"epochs": 0, "data": None, "settings": {"posterior": "fisher"}}, "name them with `--data`"),
         ({"settings": {"sigma": "magnitude", "feedback": "false"}}, "`sigma: curvature`"),
     ],
 )

@@ -118,7 +118,8 @@ def _check_optional(facts: Mapping[str, Any]) -> None:
     temperature = facts.get("temperature", 1.0)
     _require("temperature", temperature, _is_number(temperature) and temperature > 0)
     training = facts.get("training", {"epochs": 1, "beta": 1.0})
-    _require("training", training, _is_count(training["epochs"]) and _is_number(training["beta"]))
+    numbers = _is_number(training["beta"]) and _is_number(training.get("warm_up", 0))
+    _require("training", training, _is_count(training["epochs"]) and numbers)
 
 
 def _check_info(info: TensorInfo, seen: set[str | None]) -> None:

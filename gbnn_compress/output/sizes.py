@@ -36,6 +36,7 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "weights": weights,
         "sections": dict(artifact.sections),
         "layers": layers(artifact),
+        "not_shared": [info.name for info in artifact.tensors if info.kind in ("unshared", "raw")],
         "damage": dict(facts["damage"]),
         "evaluation": None,
         "warnings": list(facts["warnings"]),

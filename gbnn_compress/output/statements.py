@@ -57,12 +57,26 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
     yield "besides", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
     if "training" in report:
         training = report["training"]
-        yield "trained", f"for {training['epochs']} epoch(s), beta {training['beta']:g}"
+        yield "trained", _trained(training)
     if "temperature" in report:
         yield "temperature", f"{report['temperature']:.4g}, fitted and applied to every prediction"
     yield "architecture", architecture(checkpoint, arch)
     for note in checkpoint.get("notes", []):
         yield "unwrapped", note
+
+
+def _trained(training: dict[str, Any]) -> str:
+    """How long and with what, and what the loss came to where that is known."""
+    said = f"for {training['epochs']} epoch(s), beta {training['beta']:g}"
+    if "warm_up" in training:
+        said += f" after a warm-up over {100 * training['warm_up']:g} % of the steps"
+    last = training.get("last_epoch")
+    if not last:
+        return said
+    return (
+        f"{said}; in the last: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
+        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits a weight"
+    )
 
 
 def architecture(checkpoint: dict[str, Any], arch: str | None = None) -> str:

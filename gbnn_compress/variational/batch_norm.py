@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gbnn_compress.variational.predict import evaluating
+from gbnn_compress.variational.predict import evaluating, run_with
 
 
 @torch.no_grad()
@@ -27,7 +26,7 @@ def settle_batch_norm(
         for norm in norms:
             norm.train()
         for batch in images:
-            functional_call(network, dict(weights), (batch,))
+            run_with(network, weights, batch)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum

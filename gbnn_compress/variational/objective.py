@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.func import functional_call
 from torch.nn import functional
+
+from gbnn_compress.variational.predict import run_with
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -67,16 +68,18 @@ def loss_of(
         generator: Of the draw; None for the posterior mean.
     """
     ids = shared.ids()
+    deviations = shared.deviations(ids) if generator is not None else None
     with half_precision(shared.device, enabled=half):
         with torch.no_grad():
             wanted = teacher(images).float().log_softmax(dim=1)
-        output = functional_call(network, shared.weights(ids, generator), (images,))
+        output = run_with(network, shared.weights(ids, generator, deviations=deviations), images)
         output = getattr(output, "logits", output)  # beside those of auxiliary heads
         got = output.float().log_softmax(dim=1)
+    divergence = torch.zeros(()) if deviations is None else shared.divergence_nats(ids, deviations=deviations)
     return Loss(
         cross_entropy=functional.nll_loss(got, labels),
         distillation=functional.kl_div(got, wanted, log_target=True, reduction="batchmean"),
-        divergence=shared.divergence_nats(ids) / dataset_size if generator is not None else torch.zeros(()),
+        divergence=divergence / dataset_size,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import contextmanager
 from itertools import chain
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any
 
     import torch
 
@@ -59,6 +61,49 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def run_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: torch.Tensor) -> Any:
+    """The network's output with other weights in place of its own, which stay.
+
+    Args:
+        network: In whatever mode it is.
+        weights: Some of its parameters and buffers by name; those tied to them follow.
+        images: (B, channels, height, width), on the network's device.
+    """
+    from torch.func import functional_call
+
+    with _lists_renewed(network):
+        return functional_call(network, dict(weights), (images,))
+
+
+def copied(network: torch.nn.Module) -> torch.nn.Module:
+    """A deep copy, also where hooks make a weight from others (the old `weight_norm`): they will make it anew."""
+    import torch
+
+    made = (value for module in network.modules() for value in vars(module).values())
+    memo = {id(value): value.detach() for value in made if isinstance(value, torch.Tensor) and not value.is_leaf}
+    return copy.deepcopy(network, memo)
+
+
+@contextmanager
+def _lists_renewed(network: torch.nn.Module) -> Iterator[None]:
+    """Recurrent layers read their weights from a list of their own, which `functional_call` does not change."""
+    import torch
+
+    layers = [module for module in network.modules() if isinstance(module, torch.nn.RNNBase)]
+    lists = [layer._flat_weights for layer in layers]
+    hooks = [layer.register_forward_pre_hook(_renew_list) for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, own, hook in zip(layers, lists, hooks, strict=True):
+            layer._flat_weights = own
+            hook.remove()
+
+
+def _renew_list(layer: Any, inputs: object) -> None:
+    layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
 
 
 def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> torch.Tensor:

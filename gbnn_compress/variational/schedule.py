@@ -75,6 +75,7 @@ class Optimisers:
 
     def __init__(self, network: torch.nn.Module, shared: SharedWeights, schedule: Schedule) -> None:
         self._shared, self._schedule = shared, schedule
+        self._fixed = fixed(network, shared)
         named = network.named_parameters()
         plain = [p for name, p in named if name not in shared.latent and p.requires_grad]
         self._plain = _adam([{"params": plain, "rate": schedule.plain_learning_rate}]) if plain else None
@@ -92,7 +93,8 @@ class Optimisers:
             ]
         )
         for group, posterior in zip(self._latent.param_groups, shared.posteriors, strict=True):
-            group["rate"] = 0.0 if schedule.only_bank else schedule.learning_rate * step * posterior.scale
+            stays = schedule.only_bank or posterior.name in self._fixed
+            group["rate"] = 0.0 if stays else schedule.learning_rate * step * posterior.scale
 
     def set_rates(self, step: int) -> None:
         """A half cosine from the full rate to zero."""
@@ -132,6 +134,12 @@ class Optimisers:
 
     def _all(self) -> list[torch.optim.Optimizer]:
         return [optimiser for optimiser in (self._plain, self._latent, self._bank) if optimiser is not None]
+
+
+def fixed(network: torch.nn.Module, shared: SharedWeights) -> set[str]:
+    """Shared tensors that a network does not train: its buffers, and parameters that need no gradient."""
+    trained = {name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad}
+    return set(shared.latent) - trained
 
 
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -42,13 +42,16 @@ RARE = 0.5
 NARROWEST = 1e-3
 """Least deviation of a prior, in units of s_t: a component of equal weights has none of its own."""
 
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+"""What weights are divided by at least: that of a tensor of zeros is 0 in float32."""
+
 
 @dataclass(frozen=True)
 class Rule:
     """How the latent weights of one tensor become ids.
 
     Attributes:
-        scale: s_t.
+        scale: s_t, or SMALLEST_SCALE.
         thresholds: float32 (rows, J), ascending; infinite where a row has fewer.
         winners: int64 (rows, J + 1), the component between two thresholds.
     """
@@ -79,7 +82,7 @@ def rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.devi
             )
             thresholds[level, : len(between)], winners[level, : len(won)] = between, live[won]
         found[posterior.name] = Rule(
-            scale=posterior.scale,
+            scale=max(posterior.scale, SMALLEST_SCALE),
             thresholds=torch.from_numpy(thresholds[levels]).float().to(device),
             winners=torch.from_numpy(winners[levels]).to(device),
         )
@@ -91,6 +94,9 @@ GIVEN = ("device", "_dtypes", "_rules")
 
 Ids = Mapping[str, torch.Tensor]
 """Name -> int64 (rows, weights a row), the component of each weight of every shared tensor."""
+
+Deviations = Mapping[str, torch.Tensor]
+"""Name -> float32 (K,), posterior deviation of the value that a component's members share; 0 without any."""
 
 
 class SharedWeights:
@@ -168,32 +174,48 @@ class SharedWeights:
             found[name] = rule.winners.gather(1, torch.searchsorted(rule.thresholds, rows))
         return found
 
-    def weights(self, ids: Ids, generator: torch.Generator | None = None) -> dict[str, torch.Tensor]:
-        """Name -> weights: a posterior draw, or the posterior mean without a generator."""
+    def deviations(self, ids: Ids) -> Deviations:
+        """d_tk, in units of the scales: the precision of a shared value is that of its members' sum."""
+        return {name: self._deviations(own) for name, own in ids.items()}
+
+    def weights(
+        self, ids: Ids, generator: torch.Generator | None = None, *, deviations: Deviations | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Name -> weights: a posterior draw, or the posterior mean without a generator.
+
+        Args:
+            ids: Of the latent weights.
+            generator: Of the draw.
+            deviations: Those of `ids`, where they are at hand.
+        """
         means, drawn = self._stored_means(), {}
+        if generator is not None and deviations is None:
+            deviations = self.deviations(ids)
         for name, own in ids.items():
             values = means
-            if generator is not None:
-                values = means + self._deviations(own) * torch.randn(
-                    len(means), generator=generator, device=self.device
-                )
+            if generator is not None and deviations is not None:
+                values = means + deviations[name] * torch.randn(len(means), generator=generator, device=self.device)
             latent = self.latent[name]
             shared = _Gather.apply(latent, values * self._rules[name].scale, own)
             mask = self.outliers.get(name)
             drawn[name] = shared if mask is None else torch.where(mask, latent, shared)
         return drawn
 
-    def divergence_nats(self, ids: Ids) -> torch.Tensor:
+    def divergence_nats(self, ids: Ids, *, deviations: Deviations | None = None) -> torch.Tensor:
         """KL of the posterior from the prior, summed over the values w_tk of all components and tensors.
 
         A value's posterior is N(s_t m_k, (s_t d_tk)^2). Its prior is the component that the weights were taken to be
         drawn from: centred where the component was when it was adopted, as wide as its members lay around it.
+
+        Args:
+            ids: Of the latent weights.
+            deviations: Those of `ids`, where they are at hand.
         """
         total = torch.zeros((), device=self.device)
-        for name, own in ids.items():
-            live = (self._members(own) > 0) & self._noisy
+        for name, own in (self.deviations(ids) if deviations is None else deviations).items():
+            live = own.detach() > 0
             total = total + gaussian_divergence_nats(
-                self.means[live], self._deviations(own)[live], self._prior_means[live], self._prior_widths[name][live]
+                self.means[live], own[live], self._prior_means[live], self._prior_widths[name][live]
             )
         return total
 
@@ -253,9 +275,10 @@ class SharedWeights:
         return torch.bincount(own.view(-1), minlength=len(self.means))
 
     def _deviations(self, own: torch.Tensor) -> torch.Tensor:
-        """float32 (K,), d_tk: the precision of a shared value is that of its members' sum."""
-        deviations = self.noise * self.log_sigmas.exp() / self._members(own).clamp_min(1).sqrt()
-        return torch.where(self._noisy, deviations, 0.0)
+        """float32 (K,), d_tk; 0 without noise, or without members."""
+        members = self._members(own)
+        deviations = self.noise * self.log_sigmas.exp() / members.clamp_min(1).sqrt()
+        return torch.where(self._noisy & (members > 0), deviations, 0.0)
 
     def _widths(self) -> dict[str, torch.Tensor]:
         """Name -> float32 (K,), root mean square of u - m_k over the members, and one that is as far off as most."""

@@ -1,4 +1,4 @@
-"""Data-free posterior: N(mu, sigma^2) for each weight from what the checkpoint holds.
+"""Posterior: N(mu, sigma^2) for each weight from what the checkpoint holds, or with sigma from inputs.
 
 The curvature of a weight is how much the *relative* output error of its layer grows with the weight's squared
 error. For a layer y = W x with roughly white inputs that is 1 / |W|^2 for every weight of the layer (filter norms,
@@ -37,7 +37,11 @@ SHARE_RANGE = 2.0**8
 
 
 def data_free_posterior(
-    tensors: Mapping[str, torch.Tensor], shared: Sequence[str], *, size_power: float = 1.0
+    tensors: Mapping[str, torch.Tensor],
+    shared: Sequence[str],
+    *,
+    size_power: float = 1.0,
+    precisions: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Posterior, ...]:
     """(mu, sigma) for every weight of the shared tensors.
 
@@ -46,6 +50,9 @@ def data_free_posterior(
         shared: Names of the tensors to share.
         size_power: p. 1: equal errors of mu / scale cost equally much relative output error in every tensor. 0: the
             scale is the root mean square of the weights, and errors relative to that are alike in all tensors.
+        precisions: Name -> float64 (rows,), 1 / sigma^2 as inputs told it (`calibration/sources.py`): it then takes the
+            place of the filters' shares. Layers are weighed against each other without them all the same: by
+            gradients, those that a small change upsets get far too many bits (docs/method.md).
 
     Returns:
         One posterior a tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2), n_t the tensor's size and n the
@@ -57,7 +64,9 @@ def data_free_posterior(
         Posterior(
             name=name,
             scale=storable_scale(norms[name] / np.sqrt(typical) * (typical / tensors[name].numel()) ** smaller),
-            log_sigma=-0.25 * np.log(_row_shares(name, tensors)),
+            log_sigma=-0.25 * np.log(_row_shares(name, tensors))
+            if precisions is None or name not in precisions
+            else -0.5 * np.log(_relative(precisions[name])),
         )
         for name in shared
     )
@@ -130,6 +139,13 @@ def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[float, b
         if sibling["weight"] in tensors:
             return _norm(values(tensors[sibling["weight"]])), False
     return _norm(vector), False
+
+
+def _relative(precisions: np.ndarray) -> np.ndarray:
+    """float64 (rows,) within SHARE_RANGE of its mean, which is 1."""
+    mean = float(precisions.mean())
+    kept = np.clip(precisions / mean, 1 / SHARE_RANGE, SHARE_RANGE) if mean > 0 else np.ones(len(precisions))
+    return kept / kept.mean()
 
 
 def _norm(vector: np.ndarray) -> float:

@@ -96,6 +96,16 @@ def test_gradients_go_to_components_and_straight_through_to_latent_weights() -> 
     torch.testing.assert_close(found.means.grad, 0.5 * sums)
 
 
+def test_a_tensor_of_zeros_stays_one_and_costs_nothing() -> None:
+    found = SharedWeights({"w": torch.zeros(2, 3)}, ["w"], device=torch.device("cpu"))
+    counts = np.array([[0.0, 6.0, 0.0, 0.0, 0.0]])
+    book = Codebook(Bank(MEANS, np.zeros(4)), counts, 1e-3, np.ones(1))
+    found.adopt(book, [Posterior("w", 2.0**-1000, np.zeros(2))], exponent=-3, noise=0.1, outliers={})
+    ids = found.ids()
+    assert bool((found.weights(ids, torch.Generator())["w"] == 0).all())
+    assert bool(found.divergence_nats(ids).isfinite())
+
+
 def test_repricing_follows_members_and_lets_a_component_come_back() -> None:
     found = shared(torch.full((4, 4), 0.25))
     found.reprice(1e-3)

@@ -14,6 +14,7 @@ from gbnn_compress.codec.bank import short_float_codes, short_floats
 from gbnn_compress.rate.cells import FARTHEST
 from gbnn_compress.weights.posterior import (
     LARGEST_SCALE,
+    SHARE_RANGE,
     SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
@@ -223,3 +224,22 @@ def test_sigma_may_follow_the_magnitude_of_each_weight() -> None:
         rms = posterior.scale * np.sqrt(typical / tensors[posterior.name].numel())
         assert rms == pytest.approx(float(tensors[posterior.name].double().square().mean().sqrt()), rel=0.05)
         np.testing.assert_allclose(np.exp(posterior.log_sigma) * rms / posterior.scale, 1.0)
+
+
+def test_precisions_take_the_place_of_the_filters_shares() -> None:
+    tensors = conv_and_norm()
+    precisions = np.array([1.0, 2, 4, 8, 16, 32])
+    plain = data_free_posterior(tensors, ["conv.weight", "fc.weight"])
+    conv, fc = data_free_posterior(tensors, ["conv.weight", "fc.weight"], precisions={"conv.weight": precisions})
+    np.testing.assert_allclose(np.diff(conv.log_sigma), -0.5 * np.log(2))
+    assert np.exp(-2 * conv.log_sigma).mean() == pytest.approx(1)
+    assert conv.scale == plain[0].scale
+    assert (fc.log_sigma == plain[1].log_sigma).all()
+
+
+def test_precisions_are_believed_within_a_range() -> None:
+    tensors = conv_and_norm()
+    for precisions in (np.array([0.0, 0, 0, 0, 0, 1e30]), np.zeros(6)):
+        (conv,) = data_free_posterior(tensors, ["conv.weight"], precisions={"conv.weight": precisions})
+        assert np.ptp(conv.log_sigma) <= np.log(SHARE_RANGE) + 1e-9
+        assert np.isfinite(conv.log_sigma).all()
