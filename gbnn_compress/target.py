@@ -137,8 +137,11 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
         foreseen = budget.predicted(book, exponent)
-        if foreseen in seen:
-            break  # another aim, but the same codebook as before: assigning and coding it gives the same file
+        if foreseen in seen:  # another aim, but the same codebook as before, and it would give the same file
+            if best is not None:
+                break
+            aim *= CLOSE
+            continue
         seen.add(foreseen)
         assigned = assign(prepared, book)
         encoded = encoded_as(book, exponent, assigned)
