@@ -132,7 +132,7 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
 
 def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Assigned], bytes]) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
-    aim, best, best_used, seen = MARGIN * budget.limit, None, -1.0, set[float]()
+    aim, best, best_used, seen, overs = MARGIN * budget.limit, None, -1.0, set[float](), 0
     close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
@@ -153,10 +153,13 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
             break
         if used <= budget.limit and surprise < 1 - CLOSE:
             break  # sizes jump here: aiming again would give the same file
-        # Under: add what is left. Over: less by more than the excess, as the next file may be over by as much again.
-        aim = (
-            aim + MARGIN * budget.limit - used if used <= budget.limit else aim * (MARGIN * budget.limit / used) ** 1.5
-        )
+        # Under: add what is left. Over: less by more than the excess, as the next file may be over by as much again;
+        # each time by more, as files may shrink by less than their predictions.
+        if used <= budget.limit:
+            aim += MARGIN * budget.limit - used
+        else:
+            aim *= (MARGIN * budget.limit / used) ** (1.5 * 2**overs)
+            overs += 1
     if best is None:
         return Result(encoded, assigned.maps)
     book, exponent, assigned, encoded = best

@@ -74,8 +74,3 @@ def test_parse_ratio_refuses(text):
 
 def test_settings_keep_what_follows_the_first_sign():
     assert options.parse_settings(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
-
-
-def test_unbuilt_features_are_absent(commands):
-    names = {name for parameter in commands["compress"].params for name in parameter.opts}
-    assert names.isdisjoint({"--restart"})
