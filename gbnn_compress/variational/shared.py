@@ -153,15 +153,17 @@ class SharedWeights:
 
         Args:
             penalty: lambda.
-            recount: Whether code lengths follow the members, half of the way: all the way, few members would make a
-                component dear and so have fewer. A component that a tensor has no member of just now can still be
-                chosen: most often these are the few large weights, which nothing makes good.
+            recount: Whether thresholds also follow the means and the members as they have become; else they move with
+                lambda alone, and no more than it does. Code lengths follow the members half of the way: all the way,
+                few members would make a component dear and so have fewer. A component that a tensor has no member of
+                just now can still be chosen: most often these are the few large weights, which nothing makes good.
         """
-        counts = self.book.counts
+        counts, bank = self.book.counts, self.book.bank
         if recount:
             members = np.stack([np.bincount(m.ids, minlength=len(self.means) + 1) for m in self.maps()])
             counts = np.where(counts > 0, np.sqrt(np.maximum(counts, RARE) * np.maximum(members, RARE)), 0.0)
-        self.book = replace(self.book, bank=self.bank(), counts=counts, penalty=penalty)
+            bank = self.bank()
+        self.book = replace(self.book, bank=bank, counts=counts, penalty=penalty)
         self._set_rules()
 
     @torch.no_grad()

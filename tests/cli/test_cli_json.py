@@ -33,6 +33,7 @@ SCHEMA = {
     "weights": {"shared", "blended", "outliers", "unshared"},
     "sections": {"bank", "index_maps", "outliers", "unshared", "header"},
     "layers": None,
+    "not_shared": None,
     "damage": {"drop", "agreement", "logit_kl", "measured", "safe_ratio"},
     "evaluation": {"data", "samples", "before", "after", "mean"},
     "warnings": None,
