@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gbnn_compress.errors import RecipeError
 
-MOST_BYTES = 1 << 16
+MOST_BYTES = 1 << 14
 """Of a recipe's file."""
 
 MOST_QUOTED = 200
