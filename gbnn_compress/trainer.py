@@ -27,6 +27,9 @@ LAMBDA_BY_SIZE = 2.5
 ROOM = 1.02
 """Training aims so far below what the target allows: once thresholds stay, files grow by a percent or two."""
 
+LATER_BYTES = 32
+"""Left for what the manifest is yet to say: the measured damage, a temperature."""
+
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
 
@@ -141,7 +144,7 @@ class Trainer:
         if self.ratio_of != "artifact":
             return True
         budget, inside, outside = self._budget(), None, None
-        most, least = MARGIN * budget.limit, budget.limit / TOLERANCE
+        most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
         if least <= self._used(self.encoded(), budget) <= most:
             return True  # thresholds that move now would carry weights along that training cannot bring back
         place = math.log2(self.shared.book.penalty)
