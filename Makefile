@@ -17,7 +17,7 @@ check: $(STAMP)
 	$(PYTHON) -m mypy
 
 fuzz: $(STAMP)
-	$(PYTHON) benchmarks/fuzz.py --seconds 60 --seed "$$(date +%j)"
+	$(PYTHON) benchmarks/fuzz.py --seconds 60
 
 $(STAMP): pyproject.toml requirements.lock
 	@if command -v uv >/dev/null 2>&1; then \

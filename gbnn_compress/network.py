@@ -134,8 +134,9 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
         Bytes written.
 
     Raises:
-        GbnnError: A bad artifact, or an output that cannot be written.
+        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, or an output that cannot be written.
     """
+    import torch
     from safetensors.torch import save
 
     target = Path(output)
@@ -147,6 +148,12 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
     tensors = rebuild(read_artifact(Path(path)), seed=seed)
+    for name, tensor in tensors.items():
+        if tensor.dtype in (torch.complex32, torch.complex128):
+            raise GbnnError(
+                f"cannot write `{target}`: safetensors has no {str(tensor.dtype).removeprefix('torch.')}, the dtype of "
+                f"`{name}`; take it from `gbnn_compress.load({str(path)!r}).state_dict()`"
+            )
     data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     write_atomically(target, data)
     return len(data)

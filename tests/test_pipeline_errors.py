@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gbnn_compress import compress, decompress, plan
+from gbnn_compress import compress, decompress, load, plan
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import CheckpointError, GbnnError, OutputError
 from gbnn_compress.weights.rebuild import rebuild
@@ -209,6 +209,17 @@ def test_tensors_of_other_dtypes_come_back_bit_for_bit(tmp_path: Path) -> None:
     _, dense = round_trip(tmp_path, tensors, target_ratio=2)
     for name in ("complex", "long", "bytes", "mask", "eighth", "other_eighth", "nothing"):
         assert torch.equal(*(each[name].reshape(-1).view(torch.uint8) for each in (dense, tensors))), name
+
+
+def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
+    wide = torch.randn(3, 4, dtype=torch.complex128)
+    torch.save(network() | {"wide": wide}, tmp_path / "n.pth")
+    artifact = tmp_path / "n.gbnn.safetensors"
+    compress(tmp_path / "n.pth", target_ratio=2, output=artifact)
+    with pytest.raises(GbnnError, match=r"safetensors has no complex128, the dtype of `wide`; take it from `gbnn_comp"):
+        decompress(artifact, tmp_path / "dense.safetensors")
+    assert not (tmp_path / "dense.safetensors").exists()
+    assert torch.equal(load(artifact).state_dict()["wide"], wide)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -2e-40, 5e37])
