@@ -96,4 +96,4 @@ def command(
 
 def _rank() -> int:
     """Which of the processes that `torchrun` started this one is; 0 without."""
-    return int(os.environ["RANK"]) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+    return int(os.environ["RANK"]) if console.STARTED_TOGETHER in os.environ else 0

@@ -40,7 +40,7 @@ def compress_all(context: typer.Context, folder: Path, *, quiet: bool) -> int:
     given = context.params
     if given["html"] is not None:
         raise GbnnError("`--html`: a page is of one checkpoint; `report ARTIFACT --html FILE` makes one of an artifact")
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if console.STARTED_TOGETHER in os.environ:
         raise GbnnError(f"`{folder}`: a folder's checkpoints come one after the other; start it without `torchrun`")
     artifacts = _artifacts(_checkpoints(folder), Path(given["output"] or "."))
     console.check_json_target(given["json"])

@@ -13,14 +13,6 @@ from gbnn_compress.output.words import printable
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
 
-METRICS = {
-    "nll": "NLL (nats)",
-    "ece": "ECE",
-    "adaptive_ece": "adaptive ECE",
-    "brier": "Brier",
-}
-"""Titles of the metrics that are numbers; a table shows those that its rows have."""
-
 COVERAGE = "coverage_at_5_percent_risk"
 NAME_WIDTH = 36
 
@@ -65,19 +57,10 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     """Accuracy, NLL, ECE and Brier score, and adaptive ECE and coverage where there are any; one row a network."""
     networks = list(rows)
-    numbers = [key for key in METRICS if all(key in values for _, values in networks)]
-    covers = all(COVERAGE in values for _, values in networks)
+    shown = [key for key in words.MEASURES if all(key in values for _, values in networks)]
     return table(
-        (title, "accuracy", *(METRICS[key] for key in numbers), *(["coverage"] if covers else [])),
-        [
-            (
-                name,
-                _accuracy(values["accuracy"]),
-                *(words.decimals(values[key]) for key in numbers),
-                *([words.percent(values[COVERAGE])] if covers else []),
-            )
-            for name, values in networks
-        ],
+        (title, *(words.MEASURES[key] for key in shown)),
+        [(name, *(_measure(key, values[key]) for key in shown)) for name, values in networks],
     )
 
 
@@ -104,5 +87,9 @@ def short(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else f"...{name[3 - NAME_WIDTH :]}"
 
 
-def _accuracy(share: float | None) -> str:
-    return "-" if share is None else f"{100 * share:.2f} %"
+def _measure(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key == "accuracy":
+        return f"{100 * value:.2f} %"
+    return words.percent(value) if key == COVERAGE else words.decimals(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,12 +164,7 @@ def evaluate_compression(
     after = bench.probabilities(artifact, seed=seed)
     named = {"before": before, "after": after, "mean": mean}
     summaries = {name: metrics.summary(p, bench.labels) for name, p in named.items()}
-    damage = {
-        "drop": 100 * (summaries["before"]["accuracy"] - summaries["mean"]["accuracy"]),
-        "agreement": metrics.agreement(before, mean),
-        "logit_kl": metrics.logit_kl(before, mean),
-        "measured": True,
-    }
+    damage = {**asdict(metrics.damage(before, mean, bench.labels)), "measured": True}
     evaluation = {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}
     return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
 

@@ -136,17 +136,17 @@ class Trainer:
         budget = self._budget()
         return self._used(self.encoded(), budget) * ROOM / budget.limit
 
-    def fit(self) -> bool:
-        """Move lambda until the file meets the target; whether it does.
+    def fit(self) -> None:
+        """Move lambda until the file meets the target, as far as it can.
 
         Bisection on log2(lambda) between a file that fits and one that does not.
         """
         if self.ratio_of != "artifact":
-            return True
+            return
         budget, inside, outside = self._budget(), None, None
         most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
         if least <= self._used(self.encoded(), budget) <= most:
-            return True  # thresholds that move now would carry weights along that training cannot bring back
+            return  # thresholds that move now would carry weights along that training cannot bring back
         place = math.log2(self.shared.book.penalty)
         for attempt in range(FITTING_ATTEMPTS):
             self.shared.reprice(2.0**place, recount=False)
@@ -156,7 +156,7 @@ class Trainer:
             else:
                 inside = place
                 if used >= least:
-                    return True
+                    return
             if inside is None or outside is None:
                 excess = LAMBDA_BY_SIZE * math.log2(used / most) + (NUDGE if inside is None else -NUDGE)
                 place += 2**attempt * excess
@@ -164,7 +164,6 @@ class Trainer:
                 place = (inside + outside) / 2
         if inside is not None:
             self.shared.reprice(2.0**inside, recount=False)
-        return inside is not None
 
     def _budget(self) -> Budget:
         return budget_of(self.prepared, self.target_ratio, self.ratio_of)

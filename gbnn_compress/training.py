@@ -15,7 +15,6 @@ from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation
 from gbnn_compress.output import words
 from gbnn_compress.prepared import Prepared
-from gbnn_compress.rate.damage import Damage
 from gbnn_compress.recipe import Recipe, TrainingSettings
 from gbnn_compress.target import Result, find_safe_ratio
 from gbnn_compress.tasks import load_data
@@ -158,7 +157,7 @@ def train_to_target(
         (images for images, _ in itertools.islice(data.batches(0, whole=True), NORM_BATCHES)),
     )
     choose_noise(trainer, held_inputs, held_labels, seed=seed)
-    damage = _damage(before, _mean(trainer, held_inputs), held_labels)
+    damage = metrics.damage(before.exp(), _mean(trainer, held_inputs).exp(), held_labels)
     folded = {}
     if recipe.finetune.fold_temperature:
         predicted = _monte_carlo(trainer, held_inputs, seed=seed)
@@ -302,9 +301,3 @@ def _run(trainer: Trainer, weights: Mapping[str, torch.Tensor], inputs: torch.Te
     with evaluating(network):
         outputs = [run_with(network, weights, part.to(device)) for part in inputs.split(128)]
     return torch.cat(outputs).double().cpu()
-
-
-def _damage(before: torch.Tensor, after: torch.Tensor, labels: np.ndarray) -> Damage:
-    p, q = before.exp(), after.exp()
-    drop = 100 * (metrics.accuracy(p, labels) - metrics.accuracy(q, labels))
-    return Damage(drop, metrics.agreement(p, q), metrics.logit_kl(p, q))

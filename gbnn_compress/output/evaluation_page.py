@@ -12,15 +12,6 @@ from gbnn_compress.output import figures, words
 from gbnn_compress.output.templated import filled
 from gbnn_compress.types import Histogram, Reliability
 
-MEASURES = {
-    "accuracy": "accuracy",
-    "nll": "NLL (nats)",
-    "ece": "ECE",
-    "adaptive_ece": "adaptive ECE",
-    "brier": "Brier",
-    "coverage_at_5_percent_risk": "coverage",
-}
-
 SHARES = ("accuracy", "coverage_at_5_percent_risk")
 """Measures that are shown in per cent."""
 
@@ -59,7 +50,7 @@ def render(page: EvaluationPage) -> str:
         page=page,
         result=result,
         columns=columns,
-        measures=MEASURES,
+        measures=words.MEASURES,
         shares=SHARES,
         facts=dict(_facts(page)),
         reliabilities={

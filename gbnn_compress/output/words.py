@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+MEASURES = {
+    "accuracy": "accuracy",
+    "nll": "NLL (nats)",
+    "ece": "ECE",
+    "adaptive_ece": "adaptive ECE",
+    "brier": "Brier",
+    "coverage_at_5_percent_risk": "coverage",
+}
+"""Titles of what predictions are measured by, in the order of tables."""
+
 ROUNDING = 1e-9
 """Relative error of a target that went through text, such as 3 %."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.rate.damage import Damage
 
 if TYPE_CHECKING:
     import torch
@@ -121,6 +122,21 @@ def coverage_at_risk(probabilities: Array, labels: Array, *, risk: float) -> flo
     accepted, right = (np.cumsum(values[::-1]) for values in (counts, correct))
     within = accepted[accepted - right <= risk * accepted]
     return float(within.max(initial=0) / len(p))
+
+
+def damage(before: Array, after: Array, labels: Array) -> Damage:
+    """What became of the checkpoint's predictions: points of accuracy lost, agreement, KL.
+
+    Args:
+        before: (N, C), the checkpoint's probabilities.
+        after: (N, C), the compressed network's.
+        labels: (N,) integers.
+
+    Raises:
+        GbnnError: The shapes do not fit, or there is no input.
+    """
+    drop = 100 * (accuracy(before, labels) - accuracy(after, labels))
+    return Damage(drop, agreement(before, after), logit_kl(before, after))
 
 
 def brier(probabilities: Array, labels: Array) -> float:

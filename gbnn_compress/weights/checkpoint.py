@@ -201,7 +201,7 @@ def _check_archive(path: Path) -> bool:
                 raise CheckpointError(f"is a zip file that torch.save did not write: {RESAVE}")
             _check_unpacked(sum(member.file_size for member in members), path.stat().st_size)
             check_pickles(io.BytesIO(archive.read(inner["data.pkl"])), count=1)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError, EOFError, zlib.error) as error:
+    except (zipfile.BadZipFile, ValueError, RuntimeError, EOFError, zlib.error) as error:
         raise CheckpointError(DAMAGED.format("PyTorch", _reason(error))) from error
     return all(member.compress_type == zipfile.ZIP_STORED for member in members)
 
