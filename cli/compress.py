@@ -54,7 +54,7 @@ def command(
     with ExitStack() as stack:
         tell = stack.enter_context(console.progress(quiet=quiet or follows))
         import gbnn_compress
-        from gbnn_compress.pipeline import default_output
+        from gbnn_compress.request import default_output
         from gbnn_compress.variational import processes
 
         stack.enter_context(processes.joined())

@@ -71,7 +71,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _artifacts(checkpoints: list[Path], folder: Path) -> dict[Path, Path]:
     """Checkpoint -> where its artifact goes."""
-    from gbnn_compress.pipeline import default_output
+    from gbnn_compress.request import default_output
 
     if not folder.is_dir():
         raise OutputError(f"`-o {folder}`: a folder of checkpoints needs a folder for the artifacts; make it first")

@@ -15,14 +15,15 @@ import numpy as np
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
-from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError, OutputError
+from gbnn_compress.errors import ArtifactError, CheckpointError, GbnnError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
-from gbnn_compress.output import page, sizes, templated
-from gbnn_compress.prepared import prepare, tensor_infos
+from gbnn_compress.output import page, sizes
+from gbnn_compress.prepared import Prepared, prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
+from gbnn_compress.request import Request, check_data, requested
 from gbnn_compress.run_page import run_page
-from gbnn_compress.target import damage_warnings, find_safe_ratio, meet, planned_rate
+from gbnn_compress.target import Result, damage_warnings, find_safe_ratio, meet, planned_rate
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact, Checkpoint, IndexMap, Reliability
 from gbnn_compress.weights.architecture import find_architectures
@@ -31,8 +32,7 @@ from gbnn_compress.weights.select import Selection, floating_shapes, floating_va
 
 if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
-
-SUFFIX = ".gbnn.safetensors"
+    from gbnn_compress.training_state import StateFile
 
 PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
 
@@ -97,107 +97,58 @@ def compress(
         GbnnError: Bad input; nothing is written then.
     """
     tell = progress or (lambda line: None)
-    chosen = resolve(recipe, settings)
-    if target_ratio is None and max_drop is None:
-        target_ratio = chosen.target_ratio
-    if epochs is None:
-        epochs = chosen.epochs
-    _check_target(target_ratio, max_drop, ratio_of)
-    _check_data(data, chosen, epochs=epochs, val_data=val_data, max_drop=max_drop)
-    source = Path(checkpoint)
-    path = default_output(source) if output is None else Path(output)
-    _check_output(source, path)
-    if html is not None:
-        templated.require_writable(Path(html), checkpoint=source, artifact=path)
+    request = requested(
+        checkpoint,
+        target_ratio=target_ratio,
+        max_drop=max_drop,
+        ratio_of=ratio_of,
+        output=output,
+        arch=arch,
+        recipe=resolve(recipe, settings),
+        data=data,
+        val_data=val_data,
+        epochs=epochs,
+        html=html,
+        seed=seed,
+    )
     clock = Clock()
     with clock("read"):
-        tell(f"reading {source.name}")
-        read, names = _open(source, arch)
+        tell(f"reading {request.source.name}")
+        read, names = _open(request.source, arch)
         selection = select(read)
         bench = _bench(read, eval_data, arch, samples=samples)
-        judge = None if epochs else _bench(read, val_data, arch, samples=1)
+        judge = None if request.epochs else _bench(read, val_data, arch, samples=1)
     with clock("fit"):
-        calibration = None
-        if chosen.feedback and not epochs:
-            calibration = _calibration(read, selection, names, data=data, arch=arch, tell=tell)
-        precisions = precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=seed)
-    facts = {
-        **_provenance(read, names, recipe=chosen, seed=seed),
-        "target_ratio": target_ratio,
-        "max_drop": max_drop,
-        "ratio_of": ratio_of,
-    }
-    with clock("fit"):
-        tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
-        finest = target_ratio if target_ratio and ratio_of == "artifact" else FINEST_RATIO
-        prepared = prepare(
-            read,
-            selection,
-            recipe=chosen,
-            finest_ratio=finest,
-            facts=facts,
-            calibration=calibration,
-            precisions=precisions,
-        )
-    if not epochs:
+        prepared = _prepared(request, read, selection, names, tell=tell)
+    state = None
+    if request.epochs:
+        with clock("finetune"):
+            result, state = _trained(request, prepared, restart=restart, tell=tell)
+    else:
         with clock("merge"):
             tell("merging components until the file meets the target")
-            if judge is not None and max_drop is not None:
-                result = meet_measured_drop(prepared, judge, max_drop=max_drop)
-            else:
-                result = meet(prepared, target_ratio=target_ratio, max_drop=max_drop, ratio_of=ratio_of)
-    else:
-        with clock("finetune"):
-            from gbnn_compress.training import train_to_target, training_benches
-            from gbnn_compress.training_state import StateFile, run_of, state_path
-
-            assert data is not None
-            assert target_ratio is not None
-            train, validation = training_benches(read, data, val_data, arch=arch, seed=seed)
-            run = run_of(train, validation, facts=facts, recipe=chosen, epochs=epochs)
-            state = StateFile(state_path(path), run, train.device, tell)
-            result = train_to_target(
-                prepared,
-                train,
-                validation,
-                recipe=chosen,
-                epochs=epochs,
-                target_ratio=target_ratio,
-                ratio_of=ratio_of,
-                seed=seed,
-                tell=tell,
-                state=state,
-                restart=restart,
-            )
+            result = _cut(request, prepared, judge)
     with clock("encode"):
-        tell(f"writing and verifying {path.name}")
+        tell(f"writing and verifying {request.path.name}")
         verified: list[Artifact] = []
         container.write_atomically(
-            path, result.encoded, verify=lambda file: verified.append(_verified(file, result.maps))
+            request.path, result.encoded, verify=lambda file: verified.append(_verified(file, result.maps))
         )
         artifact = verified[0]
-        if epochs and not result.unfinished:
+        if state is not None and not result.unfinished:
             state.remove()
-    report = sizes.report(artifact)
-    report["checkpoint"] = {
-        "path": str(source),
-        **report["checkpoint"],
-        "architecture_candidates": list(names),
-    }
-    report["artifact"] = {"path": str(path), **report["artifact"]}
-    missed = [] if report["target_met"] else [_missed(report)]
+    report = _reported(request, artifact, result, names)
     reliability: dict[str, Reliability] = {}
     if bench is not None:
         tell(f"evaluating on {bench.evaluation.data}")
         report["evaluation"], measured, reliability = evaluate_compression(bench, read, artifact, seed=seed)
         report["damage"] = {**report["damage"], **measured}
         report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
+    missed = [] if report["target_met"] else [_missed(report)]
     report["warnings"] = [*missed, *result.notes, *report["warnings"]]
-    if result.training:
-        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
     if html is not None:
         tell(f"writing {Path(html).name}")
-        shown = run_page(prepared, artifact, report, name=source.name, arch=arch, reliability=reliability)
+        shown = run_page(prepared, artifact, report, name=request.source.name, arch=arch, reliability=reliability)
         page.write(shown, Path(html))
     report["timings"] = clock.timings()
     return report
@@ -238,7 +189,7 @@ def plan(
         read, names = _open(Path(checkpoint), arch)
         selection = select(read)
     chosen = resolve(recipe, settings)
-    _check_data(data, chosen, epochs=0, val_data=None, max_drop=None)
+    check_data(data, chosen, epochs=0, val_data=None, max_drop=None)
     with clock("fit"):
         facts = _provenance(read, names, recipe=chosen, seed=0)
         calibration = None
@@ -298,6 +249,80 @@ def _verified(file: Path, maps: Sequence[IndexMap]) -> Artifact:
         if not same:
             raise ArtifactError(f"`{file}`: ids of `{expected.name}` did not survive the writing; try again")
     return written
+
+
+def _prepared(
+    request: Request, read: Checkpoint, selection: Selection, names: Sequence[str], *, tell: Progress
+) -> Prepared:
+    """Posteriors and the mixture, calibrated unless training is to come."""
+    recipe, calibration = request.recipe, None
+    if recipe.feedback and not request.epochs:
+        calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
+    precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
+    tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
+    ratio = request.target_ratio
+    return prepare(
+        read,
+        selection,
+        recipe=recipe,
+        finest_ratio=ratio if ratio and request.ratio_of == "artifact" else FINEST_RATIO,
+        facts={
+            **_provenance(read, names, recipe=recipe, seed=request.seed),
+            "target_ratio": ratio,
+            "max_drop": request.max_drop,
+            "ratio_of": request.ratio_of,
+        },
+        calibration=calibration,
+        precisions=precisions,
+    )
+
+
+def _cut(request: Request, prepared: Prepared, judge: Bench | None) -> Result:
+    """The file that meets the target, without training."""
+    ratio, drop = request.target_ratio, request.max_drop
+    if judge is not None and drop is not None:
+        return meet_measured_drop(prepared, judge, max_drop=drop)
+    return meet(prepared, target_ratio=ratio, max_drop=drop, ratio_of=request.ratio_of)
+
+
+def _trained(request: Request, prepared: Prepared, *, restart: bool, tell: Progress) -> tuple[Result, StateFile]:
+    """The file that training comes to, and where its state is kept."""
+    from gbnn_compress.training import train_to_target, training_benches
+    from gbnn_compress.training_state import StateFile, run_of, state_path
+
+    assert request.data is not None
+    assert request.target_ratio is not None
+    recipe, epochs, seed = request.recipe, request.epochs, request.seed
+    train, validation = training_benches(
+        prepared.checkpoint, request.data, request.val_data, arch=request.arch, seed=seed
+    )
+    run = run_of(train, validation, facts=prepared.facts, recipe=recipe, epochs=epochs)
+    state = StateFile(state_path(request.path), run, train.device, tell)
+    result = train_to_target(
+        prepared,
+        train,
+        validation,
+        recipe=recipe,
+        epochs=epochs,
+        target_ratio=request.target_ratio,
+        ratio_of=request.ratio_of,
+        seed=seed,
+        tell=tell,
+        state=state,
+        restart=restart,
+    )
+    return result, state
+
+
+def _reported(request: Request, artifact: Artifact, result: Result, names: Sequence[str]) -> dict[str, Any]:
+    """The report of an artifact, and what only its making knows."""
+    report = sizes.report(artifact)
+    candidates = {"architecture_candidates": list(names)}
+    report["checkpoint"] = {"path": str(request.source), **report["checkpoint"], **candidates}
+    report["artifact"] = {"path": str(request.path), **report["artifact"]}
+    if result.training:
+        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
+    return report
 
 
 def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
@@ -373,51 +398,3 @@ def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe:
         "seed": seed,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
     }
-
-
-def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str) -> None:
-    if (target_ratio is None) == (max_drop is None):
-        raise GbnnError("give either `--target-ratio` (such as 50) or `--max-drop` (such as 1.0)")
-    if target_ratio is not None and not 1 <= target_ratio < float("inf"):
-        raise GbnnError(
-            f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {target_ratio:g}"
-        )
-    if max_drop is not None and not 0 < max_drop <= 100:
-        raise GbnnError(f"`--max-drop`: expected accuracy points above 0 and at most 100, got {max_drop:g}")
-    if ratio_of not in ("artifact", "parameters"):
-        raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
-
-
-def _check_data(
-    data: str | Evaluation | None,
-    recipe: Recipe,
-    *,
-    epochs: int,
-    val_data: str | Evaluation | None,
-    max_drop: float | None,
-) -> None:
-    if epochs < 0:
-        raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
-    if epochs and data is None:
-        raise GbnnError(f"`--epochs {epochs}`: training needs labelled data; name them with `--data`")
-    if epochs and max_drop is not None:
-        raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
-    if epochs and recipe.sigma == "magnitude":
-        raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
-    if epochs and recipe.blending != "none":
-        raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
-    if val_data is not None and not epochs and max_drop is None:
-        raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
-    if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
-        raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
-
-
-def default_output(checkpoint: str | Path) -> Path:
-    """`<stem>.gbnn.safetensors` in the working directory."""
-    return Path(Path(checkpoint).stem + SUFFIX)
-
-
-def _check_output(source: Path, path: Path) -> None:
-    if container.same_file(path, source):
-        raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
-    container.require_writable(path)

@@ -27,7 +27,7 @@ ORDER = (
     ("evaluation",),
     ("network", "comparison"),
     ("export",),
-    ("inputs",),
+    ("inputs", "request"),
     ("prepared",),
     ("target",),
     ("run_page", "trainer", "drop", "training_state"),
