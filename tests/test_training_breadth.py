@@ -108,19 +108,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"npz:{path}"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_kind_of_network_trains_to_a_file(name: str, data: str, tmp_path: Path) -> None:
-    network = getattr(training_networks, name)()
-    torch.save(network.state_dict(), tmp_path / "net.pth")
-    report = compress(
-        tmp_path / "net.pth",
-        target_ratio=3,
-        output=tmp_path / "net.gbnn.safetensors",
-        arch=f"{training_networks.__file__}:{name}",
+def trained(
+    state: dict[str, torch.Tensor], arch: str, data: str, folder: Path, *, target_ratio: float
+) -> dict[str, Any]:
+    """The report of one epoch."""
+    torch.save(state, folder / "net.pth")
+    return compress(
+        folder / "net.pth",
+        target_ratio=target_ratio,
+        output=folder / "net.gbnn.safetensors",
+        arch=arch,
         data=data,
         epochs=1,
         settings={"n_components": 64, "em_iterations": 2, "finetune.precision": "float32"},
     )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_of_network_trains_to_a_file(name: str, data: str, tmp_path: Path) -> None:
+    network = getattr(training_networks, name)()
+    report = trained(network.state_dict(), f"{training_networks.__file__}:{name}", data, tmp_path, target_ratio=3)
     assert report["target_met"]
     assert {layer["name"] for layer in report["layers"]} == set(shared_names(network))
     others = set(network.state_dict()) - set(shared_names(network)) - {"second.weight"}
@@ -146,15 +153,7 @@ def test_what_the_loss_does_not_depend_on_is_named(data: str, tmp_path: Path) ->
     )
     torch.manual_seed(0)
     state = {"1.weight": torch.randn(4, 192) / 16, "1.bias": torch.zeros(4)}
-    torch.save(state | {f"spare.{i}": torch.randn(8, 8) for i in range(5)}, tmp_path / "net.pth")
-    report = compress(
-        tmp_path / "net.pth",
-        target_ratio=4,
-        output=tmp_path / "net.gbnn.safetensors",
-        arch=f"{path}:Net",
-        data=data,
-        epochs=1,
-        settings={"n_components": 64, "em_iterations": 2, "finetune.precision": "float32"},
-    )
+    state |= {f"spare.{i}": torch.randn(8, 8) for i in range(5)}
+    report = trained(state, f"{path}:Net", data, tmp_path, target_ratio=4)
     warned = next(warning for warning in report["warnings"] if "shared but not trained" in warning)
     assert "`spare.0`, `spare.1`, `spare.2`, `spare.3` and 1 more" in warned
