@@ -51,6 +51,7 @@ class Assigned:
         damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
         noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
         facts: What the manifest says besides.
+        finer: How much finer unshared values are coded than lambda says.
     """
 
     maps: Sequence[IndexMap]
@@ -58,6 +59,7 @@ class Assigned:
     damage: Damage | None
     noise: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    finer: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
         maps=maps,
         vectors=code_values(
             read_unshared({**checkpoint.tensors, **assigned.statistics}, selection.unshared),
-            relative_step=relative_step(book.penalty, prepared.typical),
+            relative_step=relative_step(book.penalty, prepared.typical) / assigned.finer,
         ),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
         facts={

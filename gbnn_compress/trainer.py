@@ -33,6 +33,9 @@ LATER_BYTES = 32
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
 
+FINEST, RESOLUTION = 16.0, 0.25
+"""Octaves by which unshared values are coded finer at most where a file is too small, and how exactly that is found."""
+
 NAMES_SHOWN = 4
 """Tensors that a warning names."""
 
@@ -118,14 +121,13 @@ class Trainer:
                     outliers[found.name] = mask.reshape(tensors[found.name].shape)
         self.shared.adopt(book, now.posteriors, exponent=exponent, noise=posterior_noise(now, book), outliers=outliers)
 
-    def encoded(self, *, damage: Damage | None = None, **facts: Any) -> Result:
-        """The file as things are, with further facts for its manifest."""
+    def encoded(self, *, damage: Damage | None = None, finer: float = 1.0, **facts: Any) -> Result:
+        """The file as things are, its unshared values that much finer, with further facts for its manifest."""
         shared = self.shared
         maps = shared.maps()
         book = replace(shared.book, bank=shared.bank())
-        assigned = Assigned(
-            maps, self.plain(), damage, noise=float(f"{shared.noise:.4g}"), facts={**self.facts, **facts}
-        )
+        noise, said = float(f"{shared.noise:.4g}"), {**self.facts, **facts}
+        assigned = Assigned(maps, self.plain(), damage, noise=noise, facts=said, finer=finer)
         prepared = replace(self.prepared, posteriors=shared.posteriors)
         return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
 
@@ -136,17 +138,33 @@ class Trainer:
         budget = self._budget()
         return self._used(self.encoded(), budget) * ROOM / budget.limit
 
-    def fit(self) -> None:
-        """Move lambda until the file meets the target, as far as it can.
+    def fit(self) -> float:
+        """Come to the target, as far as it can be.
 
-        Bisection on log2(lambda) between a file that fits and one that does not.
+        A file that is too large needs another lambda. Thresholds that move now carry weights along that training cannot
+        bring back, so that in one that is too small unshared values are coded more finely instead.
+
+        Returns:
+            How much finer.
         """
         if self.ratio_of != "artifact":
-            return
-        budget, inside, outside = self._budget(), None, None
+            return 1.0
+        budget = self._budget()
         most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
-        if least <= self._used(self.encoded(), budget) <= most:
-            return  # thresholds that move now would carry weights along that training cannot bring back
+        if self._used(self.encoded(), budget) > most:
+            self._fit_penalty(budget, most=most, least=least)
+        finer, coarse, fine = 1.0, 0.0, FINEST
+        while fine - coarse > RESOLUTION and self._used(self.encoded(finer=finer), budget) < least:
+            middle = (coarse + fine) / 2
+            if self._used(self.encoded(finer=2.0**middle), budget) <= most:
+                finer, coarse = 2.0**middle, middle
+            else:
+                fine = middle
+        return finer
+
+    def _fit_penalty(self, budget: Budget, *, most: float, least: float) -> None:
+        """Bisection on log2(lambda) between a file that fits and one that does not."""
+        inside = outside = None
         place = math.log2(self.shared.book.penalty)
         for attempt in range(FITTING_ATTEMPTS):
             self.shared.reprice(2.0**place, recount=False)

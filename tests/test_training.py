@@ -48,6 +48,20 @@ def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: P
     assert any("no `--val-data`" in warning for warning in report["warnings"])
 
 
+def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gbnn_compress.trainer.ROOM", 1.1)
+    with monkeypatch.context() as patch:
+        patch.setattr("gbnn_compress.trainer.FINEST", 0.0)
+        small = trained(checkpoint, tmp_path, "small")
+    filled = trained(checkpoint, tmp_path, "filled")
+    assert small["ratio"] > 30 * 1.03
+    assert 30 <= filled["ratio"] <= 30 * 1.03
+    assert filled["sections"]["index_maps"] == small["sections"]["index_maps"]
+    assert filled["sections"]["unshared"] > small["sections"]["unshared"]
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(checkpoint: Path, tmp_path: Path) -> None:
     first, again, other = (
         trained(checkpoint, tmp_path, str(i), seed=seed)["artifact"]["sha256"] for i, seed in enumerate((0, 0, 1))
