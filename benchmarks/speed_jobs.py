@@ -30,6 +30,10 @@ MOST_ITERATIONS = {"ours": 300, "sklearn": 25}
 SCORED = 30_000
 """Points that a likelihood is taken on."""
 
+SAME_START, USUAL = 5, 20
+SCORED_STEPS = (SAME_START, USUAL, 75, 80, 90)
+"""Iterations after which the points themselves are asked, where they are few."""
+
 MAPS = {"matrix": ((1536, 2048), 33, 0.02), "kernels": ((512, 512, 3, 3), 33, 0.02)}
 
 
@@ -90,6 +94,8 @@ def fit(which: str, size: str, *peer: str) -> dict[str, Any]:
     points = points_of(tensor, posterior, most=int(size))
     if which == "sklearn":
         return sklearn(points)
+    if which == "start":
+        return sklearn_from(first_mixture(tensor, posterior), points)
     if which == "minibatch":
         took, labels = minibatch(points)
     else:
@@ -99,29 +105,50 @@ def fit(which: str, size: str, *peer: str) -> dict[str, Any]:
 
 def ours(tensor: Any, posterior: Any, scored: np.ndarray) -> dict[str, Any]:
     from gbnn_compress.gaussian.mixture import fit_mixture
-    from gbnn_compress.rate.cells import build_cells, nearest_cells, pooled_points
+    from gbnn_compress.rate.cells import build_cells
 
     start = time.process_time()
     cells = build_cells({"w": tensor}, [posterior], resolution=2 * RESOLUTION)
     built = time.process_time()
-    points, counts = pooled_points(nearest_cells(cells, limit=1000.0), log_sigma_weight=SCALED, resolution=RESOLUTION)
-    pooled = time.process_time()
-    most = MOST_ITERATIONS["ours"] if tensor.numel() < 1e7 else 20
-    mixture, trace = fit_mixture(points, counts, n_components=K, floor=FLOOR, max_iterations=most, tolerance=0.0)
-    fitted = time.process_time()
+    points, counts = pooled(cells)
+    ready = time.process_time()
+    most = MOST_ITERATIONS["ours"] if tensor.numel() < 1e7 else USUAL
+
+    def fitted(steps: int) -> tuple[Mixture, list[float]]:
+        return fit_mixture(points, counts, n_components=K, floor=FLOOR, max_iterations=steps, tolerance=0.0)
+
+    mixture, trace = fitted(most)
+    done = time.process_time()
+    steps = SCORED_STEPS if tensor.numel() <= SCORED else ()
     return {
         "cells_seconds": built - start,
-        "pool_seconds": pooled - built,
-        "iteration_seconds": (fitted - pooled) / len(trace),
+        "pool_seconds": ready - built,
+        "iteration_seconds": (done - ready) / len(trace),
         "cells": len(points),
         "trace": trace,
-        "likelihood_of_cells": likelihood_of(points, counts, mixture),
+        "scores": {step: likelihood(fitted(step)[0], scored) for step in steps},
+        "likelihood_of_cells": expected(points, counts, mixture),
         "likelihood": likelihood(mixture, scored),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
 
 
-def likelihood_of(points: np.ndarray, counts: np.ndarray, mixture: Mixture) -> float:
+def pooled(cells: Any) -> tuple[np.ndarray, np.ndarray]:
+    from gbnn_compress.rate.cells import nearest_cells, pooled_points
+
+    return pooled_points(nearest_cells(cells, limit=1000.0), log_sigma_weight=SCALED, resolution=RESOLUTION)
+
+
+def first_mixture(tensor: Any, posterior: Any) -> Mixture:
+    """Where ours starts."""
+    from gbnn_compress.gaussian.mixture import initial_mixture
+    from gbnn_compress.rate.cells import build_cells
+
+    points, counts = pooled(build_cells({"w": tensor}, [posterior], resolution=2 * RESOLUTION))
+    return initial_mixture(points, counts, n_components=K, floor=FLOOR)
+
+
+def expected(points: np.ndarray, counts: np.ndarray, mixture: Mixture) -> float:
     from gbnn_compress.gaussian.mixture import expectation
 
     return expectation(mixture, points, counts)[1]
@@ -140,6 +167,23 @@ def sklearn(points: np.ndarray) -> dict[str, Any]:
         trace.append(float(model.lower_bound_))
         times.append(time.process_time() - start)
     return {"trace": trace, "seconds": times, "iteration_seconds": float(np.mean(np.diff(times)))}
+
+
+def sklearn_from(start: Mixture, points: np.ndarray) -> dict[str, Any]:
+    """From our start, as many iterations; k-means is left out."""
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(
+        len(start.weights),
+        reg_covar=FLOOR,
+        max_iter=SAME_START,
+        tol=0.0,
+        weights_init=start.weights / start.weights.sum(),
+        means_init=start.means,
+        precisions_init=np.linalg.inv(start.covariances),
+    )
+    took = seconds(lambda: model.fit(points))
+    return {"seconds": took, "likelihood": float(model.score(points))}
 
 
 def minibatch(points: np.ndarray) -> tuple[float, np.ndarray]:

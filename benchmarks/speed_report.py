@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
 from rate_report import markdown
+from speed_jobs import SAME_START, USUAL
 
 Results = Mapping[str, Any]
 
@@ -24,36 +26,71 @@ def tables(results: Results) -> str:
     return "\n\n".join(table for part in parts if (table := part(results))) + "\n"
 
 
+@dataclass(frozen=True)
+class Race:
+    """Both fits to one likelihood, on COMPARED points.
+
+    Attributes:
+        name: Which likelihood.
+        theirs: Iterations of scikit-learn.
+        ours: Iterations of ours.
+        likelihoods: Of the points, theirs and ours.
+        started: Whether scikit-learn's start, k-means, counts.
+    """
+
+    name: str
+    theirs: int
+    ours: int
+    likelihoods: tuple[float, float]
+    started: bool = True
+
+
+def races(results: Results) -> list[Race]:
+    ours, other = results[f"fit-ours-{COMPARED}"], results[f"fit-sklearn-{COMPARED}"]
+    scores = {int(step): score for step, score in ours["scores"].items()}
+    found = []
+    if (start := results.get(f"fit-start-{COMPARED}")) is not None:
+        likelihoods = start["likelihood"], scores[SAME_START]
+        found.append(Race("the same start (ours)", SAME_START, SAME_START, likelihoods, started=False))
+    after = dict(enumerate(other["trace"]))
+    for name, level in ((f"ours after {USUAL}", scores[USUAL]), ("scikit-learn's last", other["trace"][-1])):
+        theirs, mine = (first_at(level, trace) for trace in (after, scores))
+        if theirs is not None and mine is not None:
+            found.append(Race(name, theirs, mine, (after[theirs], scores[mine])))
+    return found
+
+
+def first_at(level: float, scores: Mapping[int, float]) -> int | None:
+    """Fewest iterations to a likelihood, at least one."""
+    return next((max(step, 1) for step, score in scores.items() if score >= level - TOLERANCE), None)
+
+
 def fits(results: Results) -> str:
-    """Both fits to one likelihood, on the same points; then the same iterations on more points."""
-    ours, other = results.get(f"fit-ours-{COMPARED}"), results.get(f"fit-sklearn-{COMPARED}")
-    many, longer = results.get(f"fit-ours-{WANTED}"), results.get("fit-sklearn-100000")
-    if not (ours and other):
+    """Both fits to one likelihood on the same points, then as many iterations on more points."""
+    if f"fit-ours-{COMPARED}" not in results or f"fit-sklearn-{COMPARED}" not in results:
         return ""
-    level, n_theirs = other["trace"][-1], len(other["trace"]) - 1
-    n_ours = steps_to(ours["trace"], level - TOLERANCE)
-    rows = [
-        [f"{COMPARED:,}", "scikit-learn", f"{n_theirs}", f"{level:.4f}", f"{other['seconds'][n_theirs - 1]:.1f}", ""],
-        row_of_ours(f"{COMPARED:,}", ours, n_ours, other["seconds"][n_theirs - 1]),
-    ]
-    if many and longer:
-        theirs = WANTED / 100_000 * (longer["seconds"][0] + (n_theirs - 1) * longer["iteration_seconds"])
-        rows.append([f"{WANTED:,}", "scikit-learn, extrapolated", f"{n_theirs}", "", f"{theirs:,.0f}", ""])
-        rows.append(row_of_ours(f"{WANTED:,}", many, n_ours, theirs))
-    return markdown(["points", "fit by", "iterations", "nats a point", "seconds", "times as fast"], rows)
+    many, longer = results.get(f"fit-ours-{WANTED}"), results.get("fit-sklearn-100000")
+    rows = []
+    for race in races(results):
+        row = [race.name, "{:.4f} / {:.4f}".format(*race.likelihoods), f"{race.theirs} / {race.ours}"]
+        pairs = [(results[f"fit-sklearn-{COMPARED}"], results[f"fit-ours-{COMPARED}"], 1.0)]
+        pairs += [(longer, many, WANTED / 100_000)] if longer and many else []
+        for other, ours, scale in pairs:
+            took = scale * seconds_of_theirs(other, race)
+            if not race.started and other is pairs[0][0]:
+                took = results[f"fit-start-{COMPARED}"]["seconds"]
+            mine = fixed_seconds(ours) + race.ours * ours["iteration_seconds"]
+            row += [f"{took:,.1f} / {mine:.2f}", f"{took / mine:,.0f}"]
+        rows.append(row)
+    header = ["likelihood", "nats a point, theirs / ours", "iterations"]
+    header += [f"seconds, {COMPARED:,} points", "ratio"]
+    header += ["seconds, 10^6 points (theirs extrapolated)", "ratio"] if longer and many else []
+    return markdown(header, rows)
 
 
-def row_of_ours(points: str, result: Results, steps: int | None, theirs: float) -> list[str]:
-    if steps is None:
-        return [points, "ours", f"{len(result['trace'])}", f"{result['trace'][-1]:.4f}, not reached", "", ""]
-    took = fixed_seconds(result) + steps * result["iteration_seconds"]
-    reached = f"{result['trace'][steps]:.4f}" if steps < len(result["trace"]) else ""
-    return [points, "ours", f"{steps}", reached, f"{took:.2f}", f"{theirs / took:,.0f}"]
-
-
-def steps_to(trace: list[float], level: float) -> int | None:
-    """Iterations before the first mixture that is as likely; `trace` holds the likelihood before each."""
-    return next((step for step, value in enumerate(trace) if value >= level), None)
+def seconds_of_theirs(result: Results, race: Race) -> float:
+    start = result["seconds"][0] - result["iteration_seconds"] if race.started else 0.0
+    return float(start + race.theirs * result["iteration_seconds"])
 
 
 def fixed_seconds(result: Results) -> float:
