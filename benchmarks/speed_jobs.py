@@ -31,7 +31,7 @@ SCORED = 30_000
 """Points that a likelihood is taken on."""
 
 SAME_START, USUAL = 5, 20
-SCORED_STEPS = (SAME_START, USUAL, 75, 80, 90)
+SCORED_STEPS = (SAME_START, 6, 7, USUAL, 75, 80, 90)
 """Iterations after which the points themselves are asked, where they are few."""
 
 MAPS = {"matrix": ((1536, 2048), 33, 0.02), "kernels": ((512, 512, 3, 3), 33, 0.02)}

@@ -49,9 +49,10 @@ def races(results: Results) -> list[Race]:
     ours, other = results[f"fit-ours-{COMPARED}"], results[f"fit-sklearn-{COMPARED}"]
     scores = {int(step): score for step, score in ours["scores"].items()}
     found = []
-    if (start := results.get(f"fit-start-{COMPARED}")) is not None:
-        likelihoods = start["likelihood"], scores[SAME_START]
-        found.append(Race("the same start (ours)", SAME_START, SAME_START, likelihoods, started=False))
+    start = results.get(f"fit-start-{COMPARED}")
+    if start and (mine := first_at(start["likelihood"], scores)):
+        likelihoods = start["likelihood"], scores[mine]
+        found.append(Race("the same start (ours)", SAME_START, mine, likelihoods, started=False))
     after = dict(enumerate(other["trace"]))
     for name, level in ((f"ours after {USUAL}", scores[USUAL]), ("scikit-learn's last", other["trace"][-1])):
         theirs, mine = (first_at(level, trace) for trace in (after, scores))
