@@ -63,18 +63,27 @@ class Rule:
 
 
 Visit = Callable[[int, slice, np.ndarray, np.ndarray], np.ndarray]
-"""Tap, rows, bool (rows, columns) of the block within them, uint16 (n,) contexts -> int (n,) ids."""
+"""Tap, rows, int64 (n,) positions within those rows (C order), uint16 (n,) contexts -> int (n,) ids."""
 
 
 def log16(numbers: np.ndarray) -> np.ndarray:
-    """Sixteenths of octaves of integers from 1 to 2^53: 16 log2 at the powers of two, and linear between."""
-    exponents = np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1
-    return 16 * exponents + ((numbers << 4) >> exponents) - 16
+    """Sixteenths of octaves of integers from 1 to 2^53: 16 log2 at the powers of two, and linear between.
+
+    A float64 holds just that: its exponent plus 1023, and behind it the mantissa, whose first four bits count here.
+    """
+    return (numbers.astype(np.float64).view(np.int64) >> 48) - (1023 << 4)
 
 
 def exp16(levels: np.ndarray) -> np.ndarray:
     """The inverse of `log16`, for levels >= 0."""
     return ((16 + (levels & 15)) << (levels >> 4)) >> 4
+
+
+_SCALES = exp16(4 * np.arange(N_LEVELS) + 2)
+"""A weight's expected magnitude, by its level."""
+
+_RATIOS = _KERNEL_PRIOR * exp16(np.arange(36 * 16 + 1))
+"""What a kernel starts with, by sixteenths of octaves."""
 
 
 def _magnitude(quarter_octaves: int) -> int:
@@ -108,8 +117,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     height, width = kernel_of(shape)
     taps = height * width
     ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
-    down, right = ((np.arange(size) % PHASES).astype(np.int8) for size in (rows, columns))
-    phase = (down[:, None] + right) % PHASES
+    magnitudes = np.abs(values)
     state = _State(rows, columns, taps, mean=_magnitude(rule.start))
     for tap in range(taps):
         expected = _expected(ids, tap, width, values, rule.neighbours)
@@ -117,16 +125,21 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
         low = 0
         for high in NEXT_PARTS if tap else FIRST_PARTS:
             for band in _bands(rows, columns):
-                chosen = (phase[band] >= low) & (phase[band] < high)
-                if not chosen.any():
+                part = _part(band, columns, low, high)
+                if not len(part.places):
                     continue
-                levels = state.levels(tap, band, chosen)
+                levels = state.levels(tap, part)
                 contexts = levels * N_PREDICTIONS + REACH
-                if tap:
-                    contexts += _prediction(expected[band][chosen], levels)
-                part = visit(tap, band, chosen, contexts.astype(np.uint16))
-                ids[tap, band][chosen] = part
-                state.learn(band, chosen, np.abs(values[part] - expected[band][chosen]))
+                if expected is None:
+                    found = visit(tap, band, part.places, contexts.astype(np.uint16))
+                    distances = magnitudes[found]
+                else:
+                    centre = expected[band].reshape(-1)[part.places]
+                    contexts += _prediction(centre, levels)
+                    found = visit(tap, band, part.places, contexts.astype(np.uint16))
+                    distances = np.abs(values[found] - centre)
+                ids[tap, band].reshape(-1)[part.places] = found
+                state.learn(part, distances)
             low = high
     return ids
 
@@ -164,26 +177,53 @@ def _bands(rows: int, columns: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """The weights of some rows whose phase, row plus column, is within limits.
+
+    Attributes:
+        band: The rows.
+        places: int64 (n,), where in them the weights are, C order.
+        in_rows: int64 (rows,), how many are in each row.
+        in_columns: int64 (columns,), and in each column.
+    """
+
+    band: slice
+    places: np.ndarray
+    in_rows: np.ndarray
+    in_columns: np.ndarray
+
+
+def _part(band: slice, columns: int, low: int, high: int) -> _Part:
+    rows = band.stop - band.start
+    phase = (np.arange(band.start, band.start + PHASES)[:, None] + np.arange(columns)) % PHASES
+    cycle = (phase >= low) & (phase < high)  # what comes again every PHASES rows
+    places = (columns * np.arange(0, rows, PHASES)[:, None] + np.flatnonzero(cycle)).reshape(-1)
+    whole, rest = divmod(rows, PHASES)
+    return _Part(
+        band,
+        places[: np.searchsorted(places, rows * columns)],
+        in_rows=np.resize(np.count_nonzero(cycle, axis=1), rows),
+        in_columns=whole * (high - low) + np.count_nonzero(cycle[:rest], axis=0),
+    )
+
+
 def _expected(
     ids: np.ndarray, tap: int, width: int, values: np.ndarray, neighbours: tuple[int, int, int]
-) -> np.ndarray:
-    """int64 (rows, columns), what the taps to the left, above and above to the left say of this one."""
-    if not tap:
-        return np.broadcast_to(np.int64(0), ids.shape[1:])
+) -> np.ndarray | None:
+    """int64 (rows, columns), what the taps to the left, above and above to the left say of this one; None for 0."""
     y, x = divmod(tap, width)
-    left, above, corner = neighbours
-    total = np.zeros(ids.shape[1:], dtype=np.int64)
-    if x and left:
-        total += left * values[ids[tap - 1]]
-    if y and above:
-        total += above * values[ids[tap - width]]
-    if x and y and corner:
-        total += corner * values[ids[tap - width - 1]]
-    return total >> 4
+    places = ((x, tap - 1), (y, tap - width), (x and y, tap - width - 1))
+    parts = [
+        weight * values[ids[place]]
+        for weight, (there, place) in zip(neighbours, places, strict=True)
+        if there and weight
+    ]
+    return sum(parts[1:], start=parts[0]) >> 4 if parts else None
 
 
 def _prediction(expected: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    scale = exp16(4 * levels + 2)
+    scale = _SCALES[levels]
     return np.clip((4 * expected + scale) // (2 * scale), -REACH, REACH)
 
 
@@ -201,33 +241,36 @@ class _State:
         """A new tap has the last one's mean until it is known better."""
         self._total, self._count = _MEAN_PRIOR * self._mean, _MEAN_PRIOR
 
-    def levels(self, tap: int, band: slice, chosen: np.ndarray) -> np.ndarray:
-        """int64 (n,), expected magnitudes of the chosen weights of a band, in quarter octaves."""
-        row = log16(self._rows[band]) - log16(self._row_counts[band] << _RATIO_BITS)
+    def levels(self, tap: int, part: _Part) -> np.ndarray:
+        """int64 (n,), expected magnitudes of a part's weights, in quarter octaves."""
+        row = log16(self._rows[part.band]) - log16(self._row_counts[part.band] << _RATIO_BITS)
         column = log16(self._columns) - log16(self._column_counts << _RATIO_BITS)
         if len(column) == 1:
             column = np.zeros_like(column)
-        ratio = row[:, None] + column
+        level = (row[:, None] + column).reshape(-1)[part.places]
+        mean = int(log16(np.array([self._mean]))[0])
         if tap and self._kernels is not None:
             unit = 16 * _RATIO_BITS
-            linear = exp16(np.clip(ratio[chosen] + unit, 0, 36 * 16))
-            linear = (_KERNEL_PRIOR * linear + self._kernels[band][chosen]) // (_KERNEL_PRIOR + tap)
-            level = log16(np.maximum(linear, 1)) - unit
-        else:
-            level = ratio[chosen]
-        mean = int(log16(np.array([self._mean]))[0])
-        return np.clip((level + mean) >> 2, 0, N_LEVELS - 1)
+            level += unit
+            linear = _RATIOS[np.clip(level, 0, len(_RATIOS) - 1, out=level)]
+            linear += self._kernels[part.band].reshape(-1)[part.places]
+            linear //= _KERNEL_PRIOR + tap
+            level = log16(np.maximum(linear, 1, out=linear))
+            mean -= unit
+        level += mean
+        level >>= 2
+        return np.clip(level, 0, N_LEVELS - 1, out=level)
 
-    def learn(self, band: slice, chosen: np.ndarray, magnitudes: np.ndarray) -> None:
-        """Take in the magnitudes (n,) of the chosen weights of a band."""
+    def learn(self, part: _Part, magnitudes: np.ndarray) -> None:
+        """Take in the magnitudes (n,) of a part's weights."""
         self._total += int(magnitudes.sum())
         self._count += len(magnitudes)
         self._mean = max(1, self._total // self._count)
-        table = np.zeros(chosen.shape, dtype=np.int64)
-        table[chosen] = magnitudes
-        self._rows[band] += (np.minimum(table.sum(axis=1), _LARGEST_SUM) << _RATIO_BITS) // self._mean
-        self._row_counts[band] += chosen.sum(axis=1)
+        table = np.zeros((len(part.in_rows), len(part.in_columns)), dtype=np.int64)
+        table.reshape(-1)[part.places] = magnitudes
+        self._rows[part.band] += (np.minimum(table.sum(axis=1), _LARGEST_SUM) << _RATIO_BITS) // self._mean
+        self._row_counts[part.band] += part.in_rows
         self._columns += (np.minimum(table.sum(axis=0), _LARGEST_SUM) << _RATIO_BITS) // self._mean
-        self._column_counts += chosen.sum(axis=0)
+        self._column_counts += part.in_columns
         if self._kernels is not None:
-            self._kernels[band] += (table << _RATIO_BITS) // self._mean
+            self._kernels[part.band].reshape(-1)[part.places] += (magnitudes << _RATIO_BITS) // self._mean

@@ -11,7 +11,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gbnn_compress.codec.contexts import FACTOR_BITS, Rule, factors, kernel_of, log16, walk
+from gbnn_compress.codec.contexts import (
+    FACTOR_BITS,
+    N_LEVELS,
+    N_PREDICTIONS,
+    Rule,
+    factors,
+    kernel_of,
+    log16,
+    walk,
+)
 from gbnn_compress.codec.smoothing import rounded_levels, smooth_levels
 from gbnn_compress.codec.tables import (
     PRECISION,
@@ -123,7 +132,7 @@ def _first_rule(ids: np.ndarray, counts: np.ndarray, shape: Sequence[int], value
     """Where the walk starts, and how neighbours predict; what else a rule says, contexts do not depend on."""
     magnitude = float((counts * np.abs(values)).sum()) / len(ids)
     has_kernel = kernel_of(shape) != (1, 1)
-    neighbours = _neighbours(values[ids], shape) if has_kernel else (0, 0, 0)
+    neighbours = _neighbours(ids, shape, values) if has_kernel else (0, 0, 0)
     return Rule(_quarter_octaves(magnitude), neighbours, tail=1, offset=0, floor=0)
 
 
@@ -131,28 +140,41 @@ def _quarter_octaves(magnitude: float) -> int:
     return int(log16(np.array([max(1, int(magnitude))]))[0]) >> 2
 
 
-def _neighbours(x: np.ndarray, shape: Sequence[int]) -> tuple[int, int, int]:
+def _neighbours(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> tuple[int, int, int]:
     """Least squares of a weight on its left, upper and upper left neighbour, rows and columns brought to one scale."""
-    x = x.reshape(*shape[:2], *kernel_of(shape)).astype(np.float64)
-    x = x / (np.abs(x).mean(axis=(1, 2, 3), keepdims=True) + 1)
+    by_tap, x = _by_tap(ids, shape), values.astype(np.float64)
+    magnitudes = sum(np.abs(x)[tap] for tap in by_tap) / len(by_tap)
+    scale = np.broadcast_to(magnitudes.mean(axis=1, keepdims=True) + 1, shape[:2])
     if shape[1] > 1:
-        x = x / (np.abs(x).mean(axis=(0, 2, 3), keepdims=True) + 1e-3)
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 0), (1, 0)))
-    regressors = (padded[:, :, 1:, :-1], padded[:, :, :-1, 1:], padded[:, :, :-1, :-1])
-    gram = np.array([[(a * b).sum() for a in regressors] for b in regressors])
+        scale = scale * ((magnitudes / scale).mean(axis=0) + 1e-3)
+    x = np.stack([x[tap] / scale for tap in by_tap]).reshape(*kernel_of(shape), -1)
+    # Products of each weight with itself and with the one to its left, above, above to the left and to the right.
+    pairs = ((x, x), (x[:, 1:], x[:, :-1]), (x[1:], x[:-1]), (x[1:, 1:], x[:-1, :-1]), (x[1:, :-1], x[:-1, 1:]))
+    own, beside, below, along, across = (np.einsum("yxn,yxn->yx", a, b) for a, b in pairs)
+    gram = np.array(
+        [
+            [own[:, :-1].sum(), across.sum(), below[:, :-1].sum()],
+            [across.sum(), own[:-1].sum(), beside[:-1].sum()],
+            [below[:, :-1].sum(), beside[:-1].sum(), own[:-1, :-1].sum()],
+        ]
+    )
     ridge = (1e-3 * np.trace(gram) + 1e-9) * np.eye(3)
-    weights = np.linalg.solve(gram + ridge, [(a * x).sum() for a in regressors])
+    weights = np.linalg.solve(gram + ridge, [beside.sum(), below.sum(), along.sum()])
     left, above, corner = np.clip(np.rint(16 * weights), -32, 31).astype(int).tolist()
     return left, above, corner
 
 
+def _by_tap(ids: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """(taps, rows, columns), contiguous."""
+    return np.ascontiguousarray(np.moveaxis(ids.reshape(*shape[:2], math.prod(kernel_of(shape))), -1, 0))
+
+
 def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rule) -> list[Block]:
-    taps = math.prod(kernel_of(shape))
-    by_tap = np.ascontiguousarray(np.moveaxis(ids.reshape(*shape[:2], taps), -1, 0))
+    by_tap = _by_tap(ids, shape)
     blocks = []
 
-    def visit(tap: int, band: slice, chosen: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        part = by_tap[tap, band][chosen]
+    def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        part = by_tap[tap, band].reshape(-1)[places]
         order = np.argsort(contexts, kind="stable")
         blocks.append(Block(contexts[order], part[order]))
         return part
@@ -163,12 +185,15 @@ def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rul
 
 def _count(blocks: Sequence[Block], symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The contexts that occur, ascending, and float64 (n, m) how often each of a run of symbols does in each."""
-    contexts = np.unique(np.concatenate([np.unique(block.contexts) for block in blocks]))
+    occurs = np.zeros(N_LEVELS * N_PREDICTIONS, dtype=bool)
+    for block in blocks:
+        occurs[block.contexts] = True
+    contexts = np.flatnonzero(occurs)
+    place = len(symbols) * (np.cumsum(occurs) - 1) - symbols[0]
     table = np.zeros(len(contexts) * len(symbols))
     for part in _batches(blocks, len(table)):
-        place = np.searchsorted(contexts, np.concatenate([block.contexts for block in part]))
-        ids = np.concatenate([block.ids for block in part]).astype(np.int64) - symbols[0]
-        table += np.bincount(place * len(symbols) + ids, minlength=len(table))
+        entries = [place[block.contexts] + block.ids for block in part]
+        table += np.bincount(np.concatenate(entries), minlength=len(table))
     return contexts, table.reshape(len(contexts), len(symbols))
 
 

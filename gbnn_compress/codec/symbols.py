@@ -101,7 +101,7 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
         return _decode_plainly(coder, table, live, math.prod(shape))
     models = _Models(table, live, values)
 
-    def visit(tap: int, band: slice, chosen: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+    def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         order = np.argsort(contexts, kind="stable")
         part = np.empty(len(order), dtype=np.int32)
         for start, stop, model in models.runs(contexts[order]):
@@ -131,7 +131,7 @@ class _Models:
 
     def runs(self, contexts: np.ndarray) -> list[tuple[int, int, object]]:
         """Start, stop and model of each run of equal contexts; they come sorted."""
-        edges = np.flatnonzero(np.diff(contexts.astype(np.int32), prepend=-1, append=-1)).tolist()
+        edges = [0, *(1 + np.flatnonzero(contexts[1:] != contexts[:-1])).tolist(), len(contexts)]
         found = contexts[edges[:-1]]
         if len(self._known) * len(self._levels) > KEPT_ENTRIES:
             self._known.clear()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from gbnn_compress.gaussian.density import floor_eigenvalues, log_density
 from gbnn_compress.types import Mixture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PART_SIZE = 1 << 15
+"""Numbers that are worked on at once: the processor's cache holds several arrays of them."""
 
 
 def initial_mixture(points: np.ndarray, counts: np.ndarray, *, n_components: int, floor: float) -> Mixture:
@@ -76,24 +84,39 @@ def expectation(mixture: Mixture, points: np.ndarray, counts: np.ndarray) -> tup
     Returns:
         float64 (N, K) responsibilities (rows sum to 1), and the mean log-likelihood in nats a point.
     """
-    joint = log_density(points, mixture.means, mixture.covariances) + np.log(mixture.weights)
-    largest = joint.max(axis=1)
-    joint = np.exp(joint - largest[:, None])
-    total = joint.sum(axis=1)
-    log_likelihood = float((counts * (largest + np.log(total))).sum() / counts.sum())
-    return joint / total[:, None], log_likelihood
+    responsibilities = np.empty((len(points), len(mixture.weights)))
+    log_totals = np.empty(len(points))
+    for rows in _parts(len(points), len(mixture.weights)):
+        joint = log_density(points[rows], mixture.means, mixture.covariances) + np.log(mixture.weights)
+        largest = joint.max(axis=1)
+        joint -= largest[:, None]
+        np.exp(joint, out=joint)
+        total = joint.sum(axis=1)
+        np.divide(joint, total[:, None], out=responsibilities[rows])
+        log_totals[rows] = largest + np.log(total)
+    return responsibilities, float((counts * log_totals).sum() / counts.sum())
 
 
 def _moments(responsibilities: np.ndarray, points: np.ndarray, counts: np.ndarray, *, floor: float) -> Mixture:
     """The M step; components that hold no weight are dropped."""
     weighted = responsibilities * counts[:, None]
     mass = weighted.sum(axis=0)
-    alive = mass > 1e-9
-    weighted, mass = weighted[:, alive], mass[alive]
-    means = np.stack([(weighted * points[:, axis, None]).sum(axis=0) / mass for axis in (0, 1)], axis=1)
-    first, second = points[:, None, 0] - means[:, 0], points[:, None, 1] - means[:, 1]
-    xx, xy, yy = (
-        (weighted * product).sum(axis=0) / mass for product in (first * first, first * second, second * second)
-    )
-    covariances = np.stack([np.stack([xx, xy], axis=-1), np.stack([xy, yy], axis=-1)], axis=-2)
+    alive = np.flatnonzero(mass > 1e-9)
+    mass = mass[alive]
+    means, covariances = np.empty((len(alive), 2)), np.empty((len(alive), 2, 2))
+    for part in _parts(len(alive), len(points)):
+        own = weighted[:, alive[part]]
+        means[part] = (
+            np.stack([(own * points[:, axis, None]).sum(axis=0) for axis in (0, 1)], axis=1) / mass[part, None]
+        )
+        first, second = points[:, None, 0] - means[part, 0], points[:, None, 1] - means[part, 1]
+        xx, xy, yy = ((own * product).sum(axis=0) for product in (first * first, first * second, second * second))
+        covariances[part] = np.stack([xx, xy, xy, yy], axis=-1).reshape(-1, 2, 2) / mass[part, None, None]
     return Mixture(mass / mass.sum(), means, floor_eigenvalues(covariances, floor=floor))
+
+
+def _parts(size: int, width: int) -> Iterator[slice]:
+    """Runs of about PART_SIZE numbers, in rows of `width`, or of 8 to 15 rows."""
+    n_parts = max(1, size // max(8, PART_SIZE // max(width, 1)))
+    edges = [size * part // n_parts for part in range(n_parts + 1)]
+    return map(slice, edges[:-1], edges[1:])

@@ -58,7 +58,8 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], 
 
     The network is changed in place, also where an error is raised. Missing `num_batches_tracked` counters are
     left at their initial value: they are used in training only. Old names that the network itself renames on
-    loading (torchvision's vision transformers) are accepted.
+    loading (torchvision's vision transformers) are accepted, as is a network that asks which version of it was saved
+    (torchvision's MNASNet).
 
     Args:
         network: Built from `spec`.
@@ -76,7 +77,7 @@ def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], 
     }
     fitting = {name: tensor for name, tensor in tensors.items() if name not in wrong}
     misfit = f"the checkpoint does not fit `{spec}`"
-    missing, unexpected = _attempt(misfit, lambda: network.load_state_dict(fitting, strict=False))
+    missing, unexpected = _attempt(misfit, lambda: _copy(network, fitting))
     missing = [name for name in missing if name not in wrong and not name.endswith("num_batches_tracked")]
     if missing or unexpected or wrong:
         parts = (
@@ -225,6 +226,17 @@ def _run_file(path: Path) -> Any:
     sys.modules[name] = module
     module_spec.loader.exec_module(module)
     return module
+
+
+def _copy(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Without versions first, as a safetensors file has none: what renames old names does it only then."""
+    try:
+        return network.load_state_dict(tensors, strict=False)
+    except ValueError:
+        own = network.state_dict()
+        own.clear()
+        own.update(tensors)  # and keep the versions that came with it
+        return network.load_state_dict(own, strict=False)
 
 
 def _attempt(what: str, action: Callable[[], Any]) -> Any:

@@ -60,10 +60,12 @@ def recorded(ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: 
     source = np.moveaxis(ids.reshape(*shape[:2], taps), -1, 0)
     seen = np.full(source.shape, -1)
 
-    def visit(tap: int, band: slice, chosen: np.ndarray, found: np.ndarray) -> np.ndarray:
-        assert (seen[tap, band][chosen] == -1).all()
-        seen[tap, band][chosen] = found
-        return source[tap, band][chosen]
+    def visit(tap: int, band: slice, places: np.ndarray, found: np.ndarray) -> np.ndarray:
+        rows, columns = np.divmod(places, shape[1])
+        rows += band.start
+        assert (seen[tap, rows, columns] == -1).all()
+        seen[tap, rows, columns] = found
+        return source[tap, rows, columns]
 
     return walk(shape, values, rule, visit), seen
 

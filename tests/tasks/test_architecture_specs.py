@@ -101,6 +101,15 @@ def test_names_that_the_network_renames_are_accepted():
     assert torch.equal(block[0].weight, tensors["linear_1.weight"])
 
 
+def test_network_that_asks_for_its_version_takes_tensors_without_one():
+    network = torchvision.models.mnasnet0_5(num_classes=2)
+    tensors = {name: tensor + 1 for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match="version"):
+        network.load_state_dict(tensors)
+    load_weights(network, tensors, spec="torchvision/mnasnet0_5")
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
+
+
 def test_error_names_and_shapes_that_do_not_fit():
     tensors = small_network().state_dict()
     del tensors["1.running_mean"]
