@@ -71,7 +71,7 @@ def training_benches(
     held = max(min(len(order) // 10, HELD_INPUTS), 1)
     parts = (np.sort(part) for part in (order[held:], order[:held]))
     if len(order) < 4:
-        raise DataError(f"`--data` has {len(order)} input(s): too few to train on")
+        raise DataError(f"`--data` has {words.counted(len(order), 'input')}: too few to train on")
     return tuple(train.on(train.data.take(part), option="--data") for part in parts)  # type: ignore[return-value]
 
 

@@ -95,7 +95,7 @@ def test_the_manifest_says_that_it_was_trained(checkpoint: Path, tmp_path: Path)
     assert set(last) == {"cross_entropy", "distillation", "divergence", "bits_per_weight"}
     assert all(value > 0 for value in last.values())
     (shown,) = [text for name, text in statements.facts(report, arch=None) if name == "trained"]
-    assert shown == "for 1 epoch(s), beta 1 after a warm-up over 30 % of the steps"
+    assert shown == "for 1 epoch, beta 1 after a warm-up over 30 % of the steps"
     (shown,) = [
         text
         for name, text in statements.facts(report | {"training": facts | {"last_epoch": last}}, arch=None)

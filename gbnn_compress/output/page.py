@@ -11,7 +11,7 @@ import numpy as np
 
 from gbnn_compress.codec.container import write_atomically
 from gbnn_compress.gaussian.plane import plane_of, reach
-from gbnn_compress.output import figures, sizes, statements
+from gbnn_compress.output import figures, sizes, statements, words
 from gbnn_compress.output.templated import filled
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 
@@ -99,19 +99,19 @@ def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
     """Captions and pictures of the components, before and after merging as far as known."""
     known = [("before merging", page.before)] if page.before is not None else []
     dots = not _has_spread(page.plane)
+    banks = [*known, ("after merging" if known else "in the file", page.plane.components)]
     return [
-        (f"{when}: {_components(len(components.weights))}", figures.plane_figure(page.plane, components, dots=dots))
-        for when, components in [*known, ("after merging" if known else "in the file", page.plane.components)]
+        (
+            f"{when}: {words.counted(len(components.weights), 'component')}",
+            figures.plane_figure(page.plane, components, dots=dots),
+        )
+        for when, components in banks
     ]
 
 
 def _has_spread(plane: Plane) -> bool:
     """Whether the members of components are known to differ; in a file they do not."""
     return bool(plane.components.covariances.any())
-
-
-def _components(count: int) -> str:
-    return "1 component" if count == 1 else f"{count:,} components"
 
 
 def _worst(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

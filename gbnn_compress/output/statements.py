@@ -67,7 +67,7 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
 
 def _trained(training: dict[str, Any]) -> str:
     """How long and with what, and what the loss came to where that is known."""
-    said = f"for {training['epochs']} epoch(s), beta {training['beta']:g}"
+    said = f"for {words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
         said += f" after a warm-up over {100 * training['warm_up']:g} % of the steps"
     last = training.get("last_epoch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ def require_writable(path: Path, **taken: Path) -> None:
     container.require_writable(path)
 
 
+@cache
 def _environment() -> jinja2.Environment:
     """Everything is escaped, control characters shown as what they are, and a name that is not given is a bug."""
     import jinja2

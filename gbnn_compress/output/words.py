@@ -57,6 +57,11 @@ def points(drop: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 epoch`, `1,000 components`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def seconds(value: float) -> str:
     """A duration: `6.1 s`, `3 min`."""
     if value < 100:

@@ -41,6 +41,10 @@ def test_shares_are_never_rounded_to_all_or_nothing():
     assert [words.percent(share) for share in shares] == ["0.0 %", "< 0.1 %", "97.5 %", "> 99.9 %", "100.0 %"]
 
 
+def test_one_is_not_plural():
+    assert [words.counted(n, "epoch") for n in (0, 1, 2, 1500)] == ["0 epochs", "1 epoch", "2 epochs", "1,500 epochs"]
+
+
 def test_ratios_have_three_digits():
     assert [words.times(ratio) for ratio in (8.0657, 8, 50.12, 180.13, 1000)] == [
         "8.07x",

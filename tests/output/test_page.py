@@ -106,6 +106,19 @@ def test_the_headline_says_how_small_and_how_much_was_lost(pages):
     assert "predicted" in re.findall(r"<dt>(.*?)</dt>", pages.bare)[1]
 
 
+def test_what_is_safe_is_said_of_files_without_training(pages):
+    shown = of_file(pages)
+    assert "<dt>thought safe up to (within 1 point)</dt>" in page.render(shown)
+    trained = replace(shown, report=shown.report | {"training": {"epochs": 1, "beta": 1.0}})
+    assert "<dt>without training thought safe up to (within 1 point)</dt>" in page.render(trained)
+    rate = {"bytes": 1000, "components": 5, "ratio": 5.0, "drop": 1.0}
+    curve = {0: rate, 1: rate | {"bytes": 500, "ratio": 10.0, "drop": 2.0}}
+    assert "predicted for this file" in page.render(replace(shown, curve=curve))
+    text = page.render(replace(trained, curve=curve))
+    assert "predicted without training" in text
+    assert "where the path was cut" not in text
+
+
 def test_warnings_and_a_missed_target_are_shown(pages):
     shown = of_file(pages)
     report = shown.report | {"warnings": ["beware of <b>"], "target_met": False, "target_ratio": 1000.0}
@@ -119,6 +132,7 @@ def test_the_same_input_gives_the_same_page(pages, tmp_path):
     gbnn_compress.compress(
         pages.folder / "tiny<b>.pth",
         target_ratio=pages.report["target_ratio"],
+        settings=pages.settings,
         output=tmp_path / "again.safetensors",
         html=tmp_path / "again.html",
     )
@@ -144,7 +158,7 @@ def test_other_recipes_have_a_page_too(pages, tmp_path, settings):
         pages.folder / "tiny<b>.pth",
         target_ratio=6,
         recipe=recipe,
-        settings=settings,
+        settings=pages.settings | settings,
         output=tmp_path / "other.safetensors",
         html=tmp_path / "other.html",
     )
