@@ -39,10 +39,10 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Compress a checkpoint, or each one of a folder, into one small file.
+    """Compress a checkpoint into one small file.
 
-    Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it cost; exit code 1 says that
-    the file is written but misses the target.
+    Or each checkpoint of a folder. Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
+    cost; exit code 1 says that the file is written but misses the target.
     """
     follows = _rank() > 0
     reading = partial(

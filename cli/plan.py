@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from gbnn_compress_cli import console, options
 
 from gbnn_compress.errors import GbnnError
@@ -29,14 +30,18 @@ def command(
     target_ratio: options.TargetRatio = None,
     max_drop: options.MaxDrop = None,
     ratio_of: options.RatioOf = "artifact",
+    output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
     arch: options.Architecture = None,
     data: options.Data = None,
+    val_data: options.ValData = None,
     epochs: options.Epochs = None,
     eval_data: options.EvalData = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
     json: options.Json = None,
+    html: Annotated[str | None, typer.Option("--html", hidden=True)] = None,
     seed: options.Seed = 0,
+    restart: Annotated[bool, typer.Option("--restart", hidden=True)] = False,
     samples: options.Samples = 16,
     device: options.Device = "auto",
     mean: options.Mean = None,
@@ -47,8 +52,8 @@ def command(
 ) -> int:
     """Predict size and damage; writes nothing.
 
-    Takes the options of `compress`, so that a line can be tried before it is run. Ratios are of file bytes, and the
-    damage is predicted, whatever data there are.
+    Takes the options of `compress`, so that a line can be tried before it is run: `-o` and `--html` are not written.
+    Ratios are of file bytes, and the damage is predicted, whatever data there are.
     """
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
@@ -61,7 +66,8 @@ def command(
         import gbnn_compress
 
         console.check_json_target(json, the_checkpoint=checkpoint)
-        reading(eval_data)
+        for spec in (val_data, eval_data):
+            reading(spec)
         plan = gbnn_compress.plan(
             checkpoint,
             ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),

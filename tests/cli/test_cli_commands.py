@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 import yaml
+from gbnn_compress_cli.main import app
 from safetensors import safe_open
 
 
 @pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], []])
 def test_help_is_quick_and_imports_nothing_heavy(words):
     code = "import sys; from gbnn_compress_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    before = os.times()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code, *words], capture_output=True, text=True, timeout=60
     )
@@ -25,7 +29,9 @@ def test_help_is_quick_and_imports_nothing_heavy(words):
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")][1:]
     imported = {line.rsplit("|", 1)[1].strip() for line in lines}
     assert not imported & {"torch", "numpy", "rich", "yaml", "safetensors", "scipy"}
-    assert sum(int(line.removeprefix("import time:").split("|")[0]) for line in lines) < 1_000_000
+    after = os.times()
+    taken = after.children_user + after.children_system - before.children_user - before.children_system
+    assert taken < 1  # of processor time: other work may be beside
 
 
 def test_version(run):
@@ -53,6 +59,19 @@ def test_plan(run, files):
     ):
         assert text in outcome.out
     assert "1.num_batches_tracked" in outcome.out
+
+
+def test_plan_takes_every_option_of_compress():
+    commands = typer.main.get_command(app).commands
+    taken, wanted = ({tuple(option.opts) for option in commands[name].params} for name in ("plan", "compress"))
+    assert wanted == taken
+
+
+def test_plan_writes_nothing_where_compress_would(run, files):
+    words = ["-o", "there.safetensors", "--html", "page.html", "--restart", "--val-data", "digits:test"]
+    outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "4", *words)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert list(Path().iterdir()) == []
 
 
 def test_plan_within_a_drop(run, files):

@@ -48,7 +48,7 @@ USAGE = [
     ("--target-ratio 8", "missing argument `CHECKPOINT`"),
     ("missing.pth --target-ratio 8", "`missing.pth` does not exist"),
     ("evalute CHECKPOINT", "`evalute` is neither a command nor a file (did you mean `evaluate`?)"),
-    ("plan CHECKPOINT -o x", "unknown option `-o`"),
+    ("report ARTIFACT -o x", "unknown option `-o`"),
     ("plan CHECKPOINT --target-ratio 8 --max-drop 1", "give `--target-ratio` or `--max-drop`, not both"),
     ("plan CHECKPOINT --target-ratio 0.5", "`--target-ratio`: expected a number of at least 1"),
     ("plan CHECKPOINT --ratio-of file", "`--ratio-of`: expected `artifact` or `parameters`"),
