@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
 from gbnn_compress.types import IndexMap, Posterior
@@ -37,23 +38,22 @@ def index_maps(
         One map a shared tensor; ids are unsigned and as small as the bank allows.
     """
     lengths, totals = ideal_lengths(book.counts), book.counts.sum(axis=1)
-    return [
-        with_outliers(
-            tensors[posterior.name],
-            posterior.name,
-            _ids(
-                tensors[posterior.name],
-                posterior,
-                book,
-                lengths[t],
-                int(value_bits[t]),
-                float(totals[t]),
-                None if book.limits is None else float(book.limits[t]),
-            ),
-            escape=len(book.bank.means),
+
+    def one(t: int) -> IndexMap:
+        name = posteriors[t].name
+        ids = _ids(
+            tensors[name],
+            posteriors[t],
+            book,
+            lengths[t],
+            int(value_bits[t]),
+            float(totals[t]),
+            None if book.limits is None else float(book.limits[t]),
         )
-        for t, posterior in enumerate(posteriors)
-    ]
+        return with_outliers(tensors[name], name, ids, escape=len(book.bank.means))
+
+    weights = sum(tensors[posterior.name].numel() for posterior in posteriors)
+    return list(in_order(one, range(len(posteriors)), weights=weights))
 
 
 def with_outliers(tensor: torch.Tensor, name: str, ids: np.ndarray, *, escape: int) -> IndexMap:
