@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -42,6 +44,14 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weigh
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+    _give_back()
+
+
+def _give_back() -> None:
+    """Return freed memory to the system: glibc keeps what threads freed, hundreds of megabytes, for the next ones."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _threads() -> int:
