@@ -147,13 +147,17 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
     if same_file(target, Path(path)):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
-    tensors = rebuild(read_artifact(Path(path)), seed=seed)
+    artifact = read_artifact(Path(path))
+    ties = {info.name for info in artifact.tensors if info.kind == "tied"}
+    tensors = rebuild(artifact, seed=seed)
+    del artifact
     for name, tensor in tensors.items():
         if tensor.dtype in (torch.complex32, torch.complex128):
             raise GbnnError(
                 f"cannot write `{target}`: safetensors has no {str(tensor.dtype).removeprefix('torch.')}, the dtype of "
                 f"`{name}`; take it from `gbnn_compress.load({str(path)!r}).state_dict()`"
             )
-    data = save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    owned = {name: tensor.clone() if name in ties else tensor for name, tensor in tensors.items()}
+    data = save(owned, metadata={"format": "pt"})
     write_atomically(target, data)
     return len(data)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gbnn_compress.codec.artifact import encode_artifact
+from gbnn_compress.parallel import in_order
 from gbnn_compress.prepared import Prepared, tensor_infos
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import codebook_at, parameters_of, predicted_bytes, solve_damage, solve_size
@@ -134,7 +135,9 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
 
 def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Assigned], bytes]) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
-    aim, best, best_used, seen, overs = MARGIN * budget.limit, None, -1.0, set[float](), 0
+    aim, seen, overs = MARGIN * budget.limit, set[float](), 0
+    best: _Attempt | None = None
+    latest: _Attempt | None = None
     close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim, monotone=budget.monotone)
@@ -145,13 +148,16 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
             aim *= CLOSE
             continue
         seen.add(foreseen)
+        latest, best = None, _slim(prepared, best)
         assigned = assign(prepared, book)
         encoded = encoded_as(book, exponent, assigned)
         used = budget.used(encoded, len(book.bank.means), assigned.maps)
-        if best_used < used <= budget.limit:
-            best, best_used = (book, exponent, assigned, encoded), used
+        latest = _Attempt(book, exponent, encoded, used, assigned)
+        del assigned
+        if used <= budget.limit and (best is None or best.used < used):
+            best = latest
         surprise = abs(used - foreseen) / budget.limit
-        if close * budget.limit <= best_used or foreseen > aim:
+        if (best is not None and close * budget.limit <= best.used) or foreseen > aim:
             break
         if used <= budget.limit and surprise < 1 - CLOSE:
             break  # sizes jump here: aiming again would give the same file
@@ -162,10 +168,11 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
         else:
             aim *= (MARGIN * budget.limit / used) ** (1.5 * 2**overs)
             overs += 1
-    if best is None:
-        return Result(encoded, assigned.maps)
-    book, exponent, assigned, encoded = best
-    if best_used * TOLERANCE < budget.limit:
+    chosen = best or latest
+    assert chosen is not None
+    book, exponent, encoded, kept = chosen.book, chosen.exponent, chosen.encoded, chosen.assigned
+    assigned = kept or assign(prepared, book)
+    if chosen.used * TOLERANCE < budget.limit:
         size = len(book.bank.means)
         maps, encoded = spend_on_outliers(
             prepared.checkpoint.tensors,
@@ -179,6 +186,32 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
         )
         return Result(encoded, maps)
     return Result(encoded, assigned.maps)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A file of about the wanted size.
+
+    Attributes:
+        book: Its codebook.
+        exponent: Of the bank's grid.
+        encoded: Its bytes.
+        used: What it takes of the budget.
+        assigned: Its ids; None where they were let go.
+    """
+
+    book: Codebook
+    exponent: int
+    encoded: bytes
+    used: float
+    assigned: Assigned | None
+
+
+def _slim(prepared: Prepared, attempt: _Attempt | None) -> _Attempt | None:
+    """Without its ids, a byte a weight, where they are quickly made again: the next attempt has as many."""
+    if attempt is None or prepared.calibration is not None:
+        return attempt
+    return replace(attempt, assigned=None)
 
 
 def assign(prepared: Prepared, book: Codebook) -> Assigned:
@@ -208,10 +241,11 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
     """The bytes of the file."""
     checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
     scales = np.array([posterior.scale for posterior in prepared.posteriors])
-    errors = [
-        squared_errors(checkpoint.tensors[posterior.name], posterior, index_map, book.bank.means)
-        for posterior, index_map in zip(prepared.posteriors, maps, strict=True)
-    ]
+    errors = in_order(
+        lambda pair: squared_errors(checkpoint.tensors[pair[0].name], *pair, book.bank.means),
+        zip(prepared.posteriors, maps, strict=True),
+        weights=int(prepared.sizes.sum()),
+    )
     return encode_artifact(
         tensors=tensor_infos(checkpoint, selection),
         bank=book.bank,

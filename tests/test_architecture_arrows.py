@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "gbnn_compress"
 
 ORDER = (
-    ("errors", "types"),
+    ("errors", "types", "parallel"),
     ("gaussian",),
     ("codec",),
     ("weights",),

@@ -182,7 +182,7 @@ def test_output_over_the_input(tmp_path: Path, link: Any) -> None:
 
 
 def test_nothing_is_left_when_the_written_file_does_not_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
+    def broken(*_: Any, **__: Any) -> None:
         raise OutputError("the disk lies")
 
     monkeypatch.setattr("gbnn_compress.pipeline.read_artifact", broken)

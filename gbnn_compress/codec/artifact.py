@@ -79,15 +79,21 @@ def header_bytes(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> int
     return len(container.pack({"manifest": manifest, **others})) - sum(map(len, others.values())) + split_bytes
 
 
-def read_artifact(path: Path) -> Artifact:
+def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Artifact:
     """Decode a file.
 
+    Args:
+        path: The file.
+        known: The maps that it must hold; they are then those of the artifact, not copies of them.
+
     Raises:
-        ArtifactError: The file is missing, foreign or damaged.
+        ArtifactError: The file is missing, foreign or damaged, or holds other maps.
     """
     sections, size_bytes = container.unpack(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        return _decode(sections, size_bytes, hashlib.sha256(path.read_bytes()).hexdigest())
+        return _decode(sections, size_bytes, sha256, known)
     except ArtifactError as error:
         raise ArtifactError(f"`{path}`: {error}") from None
     except (
@@ -105,7 +111,7 @@ def read_artifact(path: Path) -> Artifact:
         raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
 
-def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Artifact:
+def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str, known: Sequence[IndexMap] | None) -> Artifact:
     tensors, facts = decode_manifest(sections["manifest"])
     check_infos(tensors)
     check_facts(facts)
@@ -117,15 +123,15 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str) -> Arti
     vector_part, raw_part = _parted(sections["values"])
     shapes = [info.shape for info in shared]
     tables = decode_tables(table_part, shapes=shapes, alphabet=len(bank.means) + 1)
-    ids: dict[int, np.ndarray] = {}
-    map_bits = decode_maps(
-        id_part,
-        tables,
-        shapes,
-        whole_values(bank.means),
-        consume=lambda i, part: ids.update({i: part}),
-    )
-    maps = _with_outliers(shared, [ids[i] for i in range(len(shared))], sections["outliers"], len(bank.means))
+    ids: list[np.ndarray] = []
+
+    def consume(index: int, part: np.ndarray) -> None:
+        ids.append(part if known is None else _same(known[index].ids, part, info=shared[index]))
+
+    map_bits = decode_maps(id_part, tables, shapes, whole_values(bank.means), consume=consume)
+    maps = _with_outliers(shared, ids, sections["outliers"], len(bank.means))
+    for expected, got, info in zip(known or (), maps, shared, strict=known is not None):
+        _same(expected.outliers, got.outliers, info=info)
     vectors = decode_vectors(
         vector_part,
         sizes=[math.prod(info.shape) for info in by_kind["unshared"]],
@@ -182,6 +188,13 @@ def _with_outliers(
     if start != len(data):
         raise ValueError("more outliers than ids that name one")
     return tuple(maps)
+
+
+def _same(expected: np.ndarray, got: np.ndarray, *, info: TensorInfo) -> np.ndarray:
+    """What was expected, so that what was read can be let go; both are equal."""
+    if not np.array_equal(expected, got):
+        raise ArtifactError(f"ids of `{info.name}` did not survive the writing; try again")
+    return expected
 
 
 def _check_widths(infos: Sequence[TensorInfo], vectors: Sequence[Vector]) -> None:

@@ -127,7 +127,7 @@ def write_length(number: int) -> bytes:
     return bytes([*head, number])
 
 
-def read_length(data: bytes, position: int) -> tuple[int, int]:
+def read_length(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """Read what `write_length` wrote: the integer, and the position after it.
 
     Raises:

@@ -37,7 +37,7 @@ def pack(sections: Mapping[str, bytes]) -> bytes:
     """Serialise the sections: their lengths and CRC-32s, then their bytes. A section not given is empty."""
     parts = [sections.get(name, b"") for name in SECTIONS]
     table = b"".join(write_length(len(part)) + (_checksum(part) if part else b"") for part in parts)
-    data = np.frombuffer(table + b"".join(parts), dtype=np.uint8)
+    data = np.frombuffer(b"".join([table, *parts]), dtype=np.uint8)
     # One entry only: safetensors writes several in no fixed order.
     return safetensors.numpy.save({TENSOR: data}, metadata={FORMAT: VERSION})
 
@@ -73,7 +73,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
         ) from None
     if data.dtype != np.uint8 or data.ndim != 1:
         raise _damaged(path, ONE_TENSOR)
-    return _sections(path, data.tobytes()), path.stat().st_size
+    return _sections(path, data.data), path.stat().st_size
 
 
 def _check_file(path: Path) -> None:
@@ -98,7 +98,7 @@ def _advice(version: str) -> str:
     return "update gbnn-compress to read it" if newer else "read it with the gbnn-compress release that wrote it"
 
 
-def _sections(path: Path, data: bytes) -> dict[str, bytes]:
+def _sections(path: Path, data: memoryview) -> dict[str, bytes]:
     """Cut the tensor's bytes into sections."""
     lengths, checksums, position = [], [], 0
     for _ in SECTIONS:
@@ -114,7 +114,7 @@ def _sections(path: Path, data: bytes) -> dict[str, bytes]:
         raise _damaged(path, "the sections of its header do not add up to its size")
     sections = {}
     for name, length, checksum in zip(SECTIONS, lengths, checksums, strict=True):
-        sections[name] = data[position : position + length]
+        sections[name] = bytes(data[position : position + length])
         position += length
         if length and _checksum(sections[name]) != checksum:
             raise _damaged(path, f"the checksum of `{name}` is wrong")

@@ -21,6 +21,7 @@ from gbnn_compress.codec.contexts import (
     log16,
     walk,
 )
+from gbnn_compress.codec.counts import id_counts
 from gbnn_compress.codec.smoothing import rounded_levels, smooth_levels
 from gbnn_compress.codec.tables import (
     PRECISION,
@@ -92,7 +93,7 @@ def choose(
         smooth: Whether to look for the levels that are cheapest to write, which takes time.
         contexts: Whether contexts may be used at all.
     """
-    counts = np.bincount(ids, minlength=len(values))
+    counts = id_counts(ids, len(values))
     used = np.flatnonzero(counts)
     plain = Table(_plain_levels(counts, smooth=smooth))
     plain_bits = float((counts[used] * code_lengths(plain.levels)[used]).sum())

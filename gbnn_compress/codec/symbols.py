@@ -17,12 +17,13 @@ from gbnn_compress.codec.contexts import factors, walk
 from gbnn_compress.codec.fitting import Block, choose
 from gbnn_compress.codec.tables import Table, frequencies
 from gbnn_compress.errors import ArtifactError
+from gbnn_compress.parallel import in_order
 
 MODEL_ENTRIES = 1 << 20
 """Frequencies that are worked out at once."""
 
-DECODED_AT_ONCE = 1 << 20
-"""Ids of a tensor without contexts that are decoded at once."""
+CODED_AT_ONCE = 1 << 20
+"""Ids of a tensor without contexts that are coded at once."""
 
 KEPT_ENTRIES = 1 << 24
 """Frequencies that are kept for contexts that come again."""
@@ -44,11 +45,14 @@ def encode_maps(
     """
     coder = constriction.stream.stack.AnsCoder()
     tables = []
-    for ids, shape in zip(reversed(maps), reversed(shapes), strict=True):
-        choice = choose(ids, shape, values, contexts=contexts)
+    backwards = list(zip(reversed(maps), reversed(shapes), strict=True))
+    choices = in_order(
+        lambda pair: choose(*pair, values, contexts=contexts), backwards, weights=sum(len(ids) for ids in maps)
+    )
+    for choice, (ids, _) in zip(choices, backwards, strict=True):
         tables.append(choice.table)
         _encode(coder, choice.table, choice.blocks, ids, values)
-    return tables[::-1], coder.get_compressed().astype("<u4").tobytes()
+    return tables[::-1], coder.get_compressed().astype("<u4", copy=False).tobytes()
 
 
 def decode_maps(
@@ -84,7 +88,9 @@ def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarra
     positions = np.zeros(len(values), dtype=np.int32)
     positions[live] = np.arange(len(live), dtype=np.int32)
     if table.rule is None:
-        coder.encode_reverse(positions[ids], _model(frequencies(table.levels[live])))  # type: ignore[attr-defined]
+        model = _model(frequencies(table.levels[live]))
+        for start in reversed(range(0, len(ids), CODED_AT_ONCE)):
+            coder.encode_reverse(positions[ids[start : start + CODED_AT_ONCE]], model)  # type: ignore[attr-defined]
         return
     models = _Models(table, live, values)
     for block in reversed(blocks):
@@ -115,8 +121,8 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
 def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) -> np.ndarray:
     """In parts: the coder's own numbers take several times the memory of ids."""
     model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
-    for start in range(0, size, DECODED_AT_ONCE):
-        part = ids[start : start + DECODED_AT_ONCE]
+    for start in range(0, size, CODED_AT_ONCE):
+        part = ids[start : start + CODED_AT_ONCE]
         part[:] = live[coder.decode(model, len(part))]  # type: ignore[attr-defined]
     return ids
 

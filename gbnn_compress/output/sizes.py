@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gbnn_compress.codec.counts import id_counts
 from gbnn_compress.types import Artifact, TensorInfo
 
 SCHEMA = 1
@@ -100,7 +101,7 @@ def layers(artifact: Artifact) -> list[dict[str, Any]]:
             "bytes": size,
             "bits_per_weight": 8 * size / len(index_map.ids),
             "relative_rmse": float(error),
-            "components": int(np.count_nonzero(np.bincount(index_map.ids, minlength=escape)[:escape])),
+            "components": int(np.count_nonzero(id_counts(index_map.ids, escape + 1)[:escape])),
         }
         for index_map, size, error in zip(artifact.maps, shares, artifact.relative_rmse, strict=True)
     ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.parallel import in_order
 from gbnn_compress.types import Cells, Posterior
 from gbnn_compress.weights.blocks import blocks
 
@@ -78,10 +79,13 @@ def build_cells(tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Poster
     Returns:
         The cells, sorted by (tensor, level, x). Exact means and variances of x are kept for each.
     """
-    parts = [
-        _tensor_cells(tensors[posterior.name], posterior, index=index, resolution=resolution)
-        for index, posterior in enumerate(posteriors)
-    ]
+    parts = in_order(
+        lambda index: _tensor_cells(
+            tensors[posteriors[index].name], posteriors[index], index=index, resolution=resolution
+        ),
+        range(len(posteriors)),
+        weights=sum(tensors[posterior.name].numel() for posterior in posteriors),
+    )
     tensor, level, x, count, spread = (np.concatenate(columns) for columns in zip(*parts, strict=True))
     return Cells(tensor, level, x, count, spread, LEVELS, len(posteriors))
 

@@ -9,13 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
 from gbnn_compress.types import IndexMap, Posterior
-from gbnn_compress.weights.blocks import bit_patterns
+from gbnn_compress.weights.blocks import BLOCK_SIZE, bit_patterns, from_bit_patterns
+from gbnn_compress.weights.select import dtype_name
 
 if TYPE_CHECKING:
     import torch
+
+
+FEW_PATTERNS = 1 << 20
+"""Weights from which those of 16 bits are taken to repeat each other."""
 
 
 def index_maps(
@@ -37,23 +43,22 @@ def index_maps(
         One map a shared tensor; ids are unsigned and as small as the bank allows.
     """
     lengths, totals = ideal_lengths(book.counts), book.counts.sum(axis=1)
-    return [
-        with_outliers(
-            tensors[posterior.name],
-            posterior.name,
-            _ids(
-                tensors[posterior.name],
-                posterior,
-                book,
-                lengths[t],
-                int(value_bits[t]),
-                float(totals[t]),
-                None if book.limits is None else float(book.limits[t]),
-            ),
-            escape=len(book.bank.means),
+
+    def one(t: int) -> IndexMap:
+        name = posteriors[t].name
+        ids = _ids(
+            tensors[name],
+            posteriors[t],
+            book,
+            lengths[t],
+            int(value_bits[t]),
+            float(totals[t]),
+            None if book.limits is None else float(book.limits[t]),
         )
-        for t, posterior in enumerate(posteriors)
-    ]
+        return with_outliers(tensors[name], name, ids, escape=len(book.bank.means))
+
+    weights = sum(tensors[posterior.name].numel() for posterior in posteriors)
+    return list(in_order(one, range(len(posteriors)), weights=weights))
 
 
 def with_outliers(tensor: torch.Tensor, name: str, ids: np.ndarray, *, escape: int) -> IndexMap:
@@ -202,22 +207,46 @@ def _ids(
     total: float,
     limit: float | None,
 ) -> np.ndarray:
-    escape = len(book.bank.means)
     curvature = curvature_of(LEVELS)
-    ids = np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=np.min_scalar_type(escape))
+    dtype = np.min_scalar_type(len(book.bank.means))
+
+    def assigned(x: np.ndarray, level: int) -> np.ndarray:
+        return assign(
+            x,
+            book.bank.means,
+            lengths,
+            penalty=book.penalty,
+            curvature=float(curvature[level]),
+            value_bits=value_bits,
+            total=total,
+            limit=limit,
+        ).astype(dtype)
+
+    if tensor.element_size() == 2 and tensor.numel() >= FEW_PATTERNS and not posterior.by_magnitude:
+        return _ids_by_pattern(tensor, posterior, assigned)
+    ids = np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=dtype)
     for rows, x in row_blocks(tensor, posterior):
         part = sigma_levels(posterior, rows, x)
         for level in np.unique(part):
             chosen = part == level if posterior.by_magnitude else (part == level)[:, 0]
             these = x[chosen]
-            ids[rows][chosen] = assign(
-                these.ravel(),
-                book.bank.means,
-                lengths,
-                penalty=book.penalty,
-                curvature=float(curvature[level]),
-                value_bits=value_bits,
-                total=total,
-                limit=limit,
-            ).reshape(these.shape)
+            ids[rows][chosen] = assigned(these.ravel(), level).reshape(these.shape)
+    return ids.ravel()
+
+
+def _ids_by_pattern(
+    tensor: torch.Tensor, posterior: Posterior, assigned: Callable[[np.ndarray, int], np.ndarray]
+) -> np.ndarray:
+    """As for any tensor; but 16 bits make few different weights, whose components are found once a level."""
+    patterns = from_bit_patterns(np.arange(1 << 16, dtype=np.uint16), dtype_name(tensor))
+    _, x = next(row_blocks(patterns.nan_to_num()[None], posterior))
+    levels = sigma_levels(posterior, slice(None), x)[:, 0]
+    used, place = np.unique(levels, return_inverse=True)
+    table = np.stack([assigned(x[0], level) for level in used])
+    weights = bit_patterns(tensor).reshape(tensor.shape[0], -1)
+    ids = np.empty(weights.shape, dtype=table.dtype)
+    step = max(1, BLOCK_SIZE // weights.shape[1])
+    for start in range(0, len(weights), step):
+        rows = slice(start, start + step)
+        ids[rows] = table[place[rows, None], weights[rows]]
     return ids.ravel()

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     import torch
 
-BLOCK_SIZE = 1 << 21
-"""Values in a block, about."""
+BLOCK_SIZE = 1 << 19
+"""Values in a block, about: what is worked out from them stays in a processor's cache."""
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:

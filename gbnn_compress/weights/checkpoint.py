@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.types import Checkpoint
+from gbnn_compress.weights.paged import PagedTensors, in_pages, map_file
 from gbnn_compress.weights.pickles import check_pickles
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         size_bytes = _file_size(path)
         kind = _sniff(path)
-        loaded = _load_safetensors(path) if kind == "safetensors" else _load_torch(path, kind=kind)
+        loaded, pages = _load_safetensors(path) if kind == "safetensors" else (_load_torch(path, kind=kind), None)
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         entries, unwrapped = _unwrap(loaded)
@@ -88,7 +89,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     except CheckpointError as error:
         raise _error(path, str(error)) from error.__cause__
     notes = (*_misnamed(path, kind), *unwrapped, *ignored, *stripped)
-    return Checkpoint(path, sha256=sha256, size_bytes=size_bytes, tensors=tensors, ties=ties, notes=notes)
+    kept = tensors if pages is None else PagedTensors(tensors, pages)
+    return Checkpoint(path, sha256=sha256, size_bytes=size_bytes, tensors=kept, ties=ties, notes=notes)
 
 
 def _error(path: Path, text: str) -> CheckpointError:
@@ -145,8 +147,8 @@ def _misnamed(path: Path, kind: Kind) -> Notes:
     return (f"The file is named {path.suffix} but holds {held} data, and was read as that.",)
 
 
-def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    """Maps a safetensors file, in the order of its bytes.
+def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], mmap.mmap]:
+    """Maps a safetensors file, in the order of its bytes; its large tensors are in the pages that come with them.
 
     Ties that `safetensors.torch.save_model` left out and wrote into the metadata (tied name -> stored name)
     follow at the end.
@@ -157,12 +159,15 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
             metadata = file.metadata() or {}
+        pages = map_file(path)
+        start = 8 + int.from_bytes(pages[:8], "little")
+        tensors = in_pages(pages, tensors, start=start)
     except OSError:
         raise
     except Exception as error:
         raise CheckpointError(DAMAGED.format("safetensors", _reason(error))) from error
     tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
-    return tensors | tied
+    return tensors | tied, pages
 
 
 def _load_torch(path: Path, *, kind: Kind) -> Any:

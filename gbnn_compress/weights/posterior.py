@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.codec.bank import short_float_codes, short_floats
+from gbnn_compress.parallel import in_order
 from gbnn_compress.types import Posterior
 from gbnn_compress.weights.blocks import blocks, values
 
@@ -58,18 +59,20 @@ def data_free_posterior(
         One posterior a tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2), n_t the tensor's size and n the
         typical one, rounded as the artifact stores it; so mu / scale is of the order of 1.
     """
-    norms = {name: _trimmed_norm(tensors[name]) for name in shared}
-    typical, smaller = typical_size([tensors[name].numel() for name in shared]), (1 - size_power) / 2
-    return tuple(
-        Posterior(
+    sizes = {name: tensors[name].numel() for name in shared}
+    typical, smaller = typical_size(list(sizes.values())), (1 - size_power) / 2
+
+    def one(name: str) -> Posterior:
+        norm = _trimmed_norm(tensors[name])
+        return Posterior(
             name=name,
-            scale=storable_scale(norms[name] / np.sqrt(typical) * (typical / tensors[name].numel()) ** smaller),
+            scale=storable_scale(norm / np.sqrt(typical) * (typical / sizes[name]) ** smaller),
             log_sigma=-0.25 * np.log(_row_shares(name, tensors))
             if precisions is None or name not in precisions
             else -0.5 * np.log(_relative(precisions[name])),
         )
-        for name in shared
-    )
+
+    return tuple(in_order(one, shared, weights=sum(sizes.values())))
 
 
 def magnitude_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:

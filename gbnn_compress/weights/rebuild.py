@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.codec.counts import id_counts
 from gbnn_compress.weights.blocks import from_bit_patterns
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
         float64 (K,), in units of the weights; 0 where the component has no member.
     """
     bank = artifact.bank
-    members = np.bincount(artifact.maps[index].ids, minlength=len(bank.means) + 1)[: len(bank.means)]
+    members = id_counts(artifact.maps[index].ids, len(bank.means) + 1)[:-1]
     noise = float(artifact.facts["noise"]) * artifact.scales[index]
     deviations = noise * np.exp(bank.log_sigmas) / np.sqrt(np.maximum(members, 1))
     return np.where((members > 0) & (bank.means != 0), deviations, 0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,24 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, network: dict[str,
     assert [(name, tuple(tensor.shape)) for name, tensor in dense.items()] == [
         (info.name, info.shape) for info in network["tensors"]
     ]
+
+
+def test_known_maps_are_those_of_the_artifact_and_not_copied() -> None:
+    known = read_artifact(GOLDEN).maps
+    for got, expected in zip(read_artifact(GOLDEN, known=known).maps, known, strict=True):
+        assert got.ids is expected.ids
+        np.testing.assert_array_equal(got.outliers, expected.outliers)
+
+
+@pytest.mark.parametrize("part", ["ids", "outliers"])
+def test_maps_that_are_not_the_known_ones_are_an_artifact_error(part: str) -> None:
+    known = list(read_artifact(GOLDEN).maps)
+    place = next(i for i, m in enumerate(known) if len(m.outliers))
+    other = getattr(known[place], part).copy()
+    other[-1] ^= 1
+    known[place] = replace(known[place], **{part: other})
+    with pytest.raises(ArtifactError, match=f"ids of `{known[place].name}` did not survive the writing; try again"):
+        read_artifact(GOLDEN, known=known)
 
 
 @pytest.mark.parametrize("blends", [3, ["0"], [0.5], [True]])

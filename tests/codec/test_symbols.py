@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gbnn_compress import parallel
 from gbnn_compress.codec import contexts, fitting, symbols
 from gbnn_compress.codec.contexts import Rule, whole_values
 from gbnn_compress.codec.fitting import choose
@@ -85,6 +86,20 @@ def test_round_trip_in_bands_and_with_models_forgotten(monkeypatch: pytest.Monke
     monkeypatch.setattr(symbols, "MODEL_ENTRIES", 100)
     shape = (24, 20, 3, 3)
     assert assert_round_trip([smooth_map(shape)], [shape], values_of(42))[0].rule is not None
+
+
+def test_the_stream_depends_neither_on_parts_nor_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = [(24, 20, 3, 3), (30, 100), (9, 11, 1, 1)]
+    maps = [smooth_map(shapes[0]), random_map(42, 3000), random_map(42, 99)]
+    _, alone = encode_maps(maps, shapes, values_of(42))
+    monkeypatch.setattr(symbols, "CODED_AT_ONCE", 1000)
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel, "_threads", lambda: 2)
+    tables, together = encode_maps(maps, shapes, values_of(42))
+    assert together == alone
+    assert [table.rule is None for table in tables] == [False, True, True]
+    for got, expected in zip(decoded(together, tables, shapes, values_of(42)), maps, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 @st.composite

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rate_networks import cells_of, random_network
 
+from gbnn_compress.rate import maps as rate_maps
 from gbnn_compress.rate.cells import LEVELS, sigma_levels
 from gbnn_compress.rate.codebook import (
     NOISE_CEILING,
@@ -164,6 +166,26 @@ def test_outliers_hold_their_exact_bits() -> None:
     assert index_map.outliers.view(np.float32)[position] == 777.125
     for name, tensor in network.items():
         assert (tensor == before[name]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_go_where_each_alone_would_go(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = random_network(5, dtype=dtype)
+    network["conv2.weight"][3, 2, 1, 0] = 777
+    posteriors, cells = cells_of(network)
+    assert max(len(np.unique(sigma_levels(p, slice(None), np.zeros(0)))) for p in posteriors) > 1
+    options = {"penalty": 0.05, "value_bits": np.full(cells.n_tensors, 16), "iterations": 3}
+    start = np.linspace(-2, 2, 9)
+    book = refine(cells, group_cells(cells), start, np.ones((cells.n_tensors, 10)), **options)
+    alone = index_maps(network, posteriors, book, value_bits=np.full(cells.n_tensors, 16))
+    monkeypatch.setattr(rate_maps, "FEW_PATTERNS", 0)
+    monkeypatch.setattr(rate_maps, "BLOCK_SIZE", 1000)
+    together = index_maps(network, posteriors, book, value_bits=np.full(cells.n_tensors, 16))
+    assert sum(len(index_map.outliers) for index_map in alone) > 0
+    for got, expected in zip(together, alone, strict=True):
+        assert got.ids.dtype == expected.ids.dtype
+        np.testing.assert_array_equal(got.ids, expected.ids)
+        np.testing.assert_array_equal(got.outliers, expected.outliers)
 
 
 def test_maps_choose_the_cheapest_component_for_every_weight() -> None:

@@ -14,6 +14,7 @@ import torch
 from rate_networks import floating_size, random_network
 from safetensors.torch import save_file
 
+from gbnn_compress import parallel, target
 from gbnn_compress.pipeline import compress
 
 if TYPE_CHECKING:
@@ -97,6 +98,31 @@ def test_a_damage_within_reach(tmp_path: Path) -> None:
     report = compressed(tmp_path, random_network(6), max_drop=1.0)
     assert 0.5 <= report["damage"]["drop"] <= 1.0
     assert report["target_met"]
+
+
+def test_a_file_that_is_not_the_last_tried_is_written_with_its_own_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, made, encode, assign = [], [], target.encode_artifact, target.assign
+
+    def counted(**parts: Any) -> bytes:
+        encoded.append(encode(**parts))
+        return encoded[-1]
+
+    monkeypatch.setattr(target, "encode_artifact", counted)
+    monkeypatch.setattr(target, "assign", lambda *words: made.append(words) or assign(*words))
+    compressed(tmp_path, random_network(20), target_ratio=30)
+    assert (tmp_path / "net.gbnn.safetensors").read_bytes() in encoded[:-1]
+    assert len(made) == len(encoded) + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_same_bytes_from_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    network = random_network(8, dtype=dtype)
+    alone = compressed(tmp_path, network, target_ratio=8)
+    monkeypatch.setattr(parallel, "WORTHWHILE", 0)
+    monkeypatch.setattr(parallel, "_threads", lambda: 3)
+    assert compressed(tmp_path, network, target_ratio=8)["artifact"] == alone["artifact"]
 
 
 PROGRAM = """
