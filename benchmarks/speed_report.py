@@ -90,7 +90,7 @@ def fits(results: Results) -> str:
 
 
 def seconds_of_theirs(result: Results, race: Race) -> float:
-    start = result["seconds"][0] - result["iteration_seconds"] if race.started else 0.0
+    start = result["first_seconds"] - result["iteration_seconds"] if race.started else 0.0
     return float(start + race.theirs * result["iteration_seconds"])
 
 
@@ -170,7 +170,8 @@ def plot(results: Results, path: Path) -> None:
     ours, other = results[f"fit-ours-{COMPARED}"], results[f"fit-sklearn-{COMPARED}"]
     times = [fixed_seconds(ours) + step * ours["iteration_seconds"] for step in range(len(ours["trace"]))]
     left.plot(times, ours["trace"], color="C3", label="ours, on cells")
-    left.plot(other["seconds"][:-1], other["trace"][1:], color="C0", marker="o", ms=3, label="scikit-learn")
+    times = [other["first_seconds"] + step * other["iteration_seconds"] for step in range(len(other["trace"]) - 1)]
+    left.plot(times, other["trace"][1:], color="C0", marker="o", ms=3, label="scikit-learn")
     left.set(title=f"{COMPARED:,} points, K = 256", xlabel="processor seconds", ylabel="log-likelihood, nats a point")
     sizes = sorted(int(job.split("-")[-1]) for job in results if job.startswith("fit-ours"))
     mine = [results[f"fit-ours-{size}"] for size in sizes]
@@ -178,7 +179,7 @@ def plot(results: Results, path: Path) -> None:
         sizes, [fixed_seconds(r) + 20 * r["iteration_seconds"] for r in mine], color="C3", marker="o", label="ours"
     )
     theirs = {
-        size: results[f"fit-sklearn-{size}"]["seconds"][0] + 19 * results[f"fit-sklearn-{size}"]["iteration_seconds"]
+        size: results[f"fit-sklearn-{size}"]["first_seconds"] + 19 * results[f"fit-sklearn-{size}"]["iteration_seconds"]
         for size in (30_000, 100_000)
         if f"fit-sklearn-{size}" in results
     }

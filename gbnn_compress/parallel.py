@@ -36,15 +36,17 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weigh
     if threads == 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Result]] = deque()
+    pool, ahead = ThreadPoolExecutor(threads), deque[Future[Result]]()
+    try:
         for item in items:
             ahead.append(pool.submit(function, item))
             if len(ahead) > threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-    _give_back()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _give_back()
 
 
 def _give_back() -> None:

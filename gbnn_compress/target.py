@@ -170,9 +170,11 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
             overs += 1
     chosen = best or latest
     assert chosen is not None
-    book, exponent, encoded, kept = chosen.book, chosen.exponent, chosen.encoded, chosen.assigned
+    book, exponent, encoded, used = chosen.book, chosen.exponent, chosen.encoded, chosen.used
+    kept = chosen.assigned
+    del latest, best, chosen  # the latest attempt's ids, before those of the best are made again
     assigned = kept or assign(prepared, book)
-    if chosen.used * TOLERANCE < budget.limit:
+    if used * TOLERANCE < budget.limit:
         size = len(book.bank.means)
         maps, encoded = spend_on_outliers(
             prepared.checkpoint.tensors,

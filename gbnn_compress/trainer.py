@@ -33,8 +33,9 @@ LATER_BYTES = 32
 FITTING_ATTEMPTS = 8
 """Files that are tried to come close to the target after training."""
 
-FINEST, RESOLUTION = 16.0, 0.25
-"""Octaves by which unshared values are coded finer at most where a file is too small, and how exactly that is found."""
+FINEST_OCTAVES, COARSEST_OCTAVES, RESOLUTION_OCTAVES = 16.0, 2.0, 0.25
+"""How much finer, or coarser, unshared values are coded at most where a file is too small, or by a few bytes too large,
+and how exactly that is found."""
 
 NAMES_SHOWN = 4
 """Tensors that a warning names."""
@@ -138,37 +139,20 @@ class Trainer:
         budget = self._budget()
         return self._used(self.encoded(), budget) * ROOM / budget.limit
 
-    def fit(self) -> float:
-        """Come to the target, as far as it can be.
+    def fit(self) -> None:
+        """Move lambda where the file is too large; in one that is too small `filled` uses what is left.
 
-        A file that is too large needs another lambda. Thresholds that move now carry weights along that training cannot
-        bring back, so that in one that is too small unshared values are coded more finely instead.
-
-        Returns:
-            How much finer.
+        Thresholds that move now carry weights along that training cannot bring back. Bisection on log2(lambda) between
+        a file that fits and one that does not.
         """
         if self.ratio_of != "artifact":
-            return 1.0
-        budget = self._budget()
+            return
+        budget, inside, outside = self._budget(), None, None
         most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
-        if self._used(self.encoded(), budget) > most:
-            self._fit_penalty(budget, most=most, least=least)
-        finer, coarse, fine = 1.0, 0.0, FINEST
-        while fine - coarse > RESOLUTION and self._used(self.encoded(finer=finer), budget) < least:
-            middle = (coarse + fine) / 2
-            if self._used(self.encoded(finer=2.0**middle), budget) <= most:
-                finer, coarse = 2.0**middle, middle
-            else:
-                fine = middle
-        return finer
-
-    def _fit_penalty(self, budget: Budget, *, most: float, least: float) -> None:
-        """Bisection on log2(lambda) between a file that fits and one that does not."""
-        inside = outside = None
-        place = math.log2(self.shared.book.penalty)
+        place, used = math.log2(self.shared.book.penalty), self._used(self.encoded(), budget)
+        if used <= most:
+            return
         for attempt in range(FITTING_ATTEMPTS):
-            self.shared.reprice(2.0**place, recount=False)
-            used = self._used(self.encoded(), budget)
             if used > most:
                 outside = place
             else:
@@ -180,8 +164,34 @@ class Trainer:
                 place += 2**attempt * excess
             else:
                 place = (inside + outside) / 2
-        if inside is not None:
+            self.shared.reprice(2.0**place, recount=False)
+            used = self._used(self.encoded(), budget)
+        if used > most and inside is not None:
             self.shared.reprice(2.0**inside, recount=False)
+
+    def filled(self, **said: Any) -> Result:
+        """The file in the end, its unshared values as fine, or as coarse, as the target wants them.
+
+        Args:
+            said: As for `encoded`.
+        """
+        result = self.encoded(**said)
+        if self.ratio_of != "artifact":
+            return result
+        budget, coarse, fine = self._budget(), 0.0, FINEST_OCTAVES
+        used = self._used(result, budget)
+        if used > budget.limit:
+            coarse, fine = -COARSEST_OCTAVES, 0.0
+            result = self.encoded(finer=2.0**coarse, **said)
+            used = self._used(result, budget)
+        while fine - coarse > RESOLUTION_OCTAVES and used < budget.limit / TOLERANCE:
+            middle = (coarse + fine) / 2
+            candidate = self.encoded(finer=2.0**middle, **said)
+            if self._used(candidate, budget) <= budget.limit:
+                result, used, coarse = candidate, self._used(candidate, budget), middle
+            else:
+                fine = middle
+        return result
 
     def _budget(self) -> Budget:
         return budget_of(self.prepared, self.target_ratio, self.ratio_of)

@@ -150,7 +150,7 @@ def train_to_target(
         if outcome.interrupted:
             way_out = f"the same command {f'goes on after epoch {state.epoch}' if state.epoch else 'starts over'}"
         notes.append(f"training stopped after {epochs_done:.1f} of {epochs} epochs; {way_out}")
-    finer = trainer.fit()
+    trainer.fit()
     settle_batch_norm(
         trainer.network,
         trainer.mean_weights(),
@@ -162,7 +162,7 @@ def train_to_target(
     if recipe.finetune.fold_temperature:
         predicted = _monte_carlo(trainer, held_inputs, seed=seed)
         folded = temperature_fact(fit_temperature(predicted, torch.from_numpy(held_labels)))
-    result = trainer.encoded(damage=damage, finer=finer, **folded)
+    result = trainer.filled(damage=damage, **folded)
     return replace(result, notes=tuple(notes), training=last, unfinished=stopped and outcome.interrupted)
 
 

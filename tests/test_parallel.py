@@ -31,11 +31,13 @@ def test_results_come_in_the_order_of_the_items(threads: int) -> None:
 def test_as_many_threads_as_torch_has_and_no_more_than_that_many_results_ahead(threads: int) -> None:
     begun: list[int] = []
     workers: set[int] = set()
+    all_there = threading.Barrier(threads, timeout=60)
 
     def note(number: int) -> int:
         begun.append(number)
         workers.add(threading.get_ident())
-        time.sleep(0.01)
+        if number < threads:
+            all_there.wait()
         return number
 
     for number in in_order(note, range(12), weights=WORTHWHILE):
@@ -56,3 +58,18 @@ def test_errors_reach_the_caller(threads: int) -> None:
 
     with pytest.raises(ValueError, match="three"):
         list(in_order(refuse, range(9), weights=WORTHWHILE))
+
+
+def test_nothing_more_is_begun_once_the_caller_gives_up(threads: int) -> None:
+    begun: list[int] = []
+
+    def note(number: int) -> int:
+        begun.append(number)
+        return number
+
+    results = in_order(note, range(100), weights=WORTHWHILE)
+    assert next(results) == 0
+    results.close()  # type: ignore[attr-defined]
+    many = len(begun)
+    time.sleep(0.05)
+    assert len(begun) == many <= threads + 1

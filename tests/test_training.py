@@ -53,7 +53,7 @@ def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
 ) -> None:
     monkeypatch.setattr("gbnn_compress.trainer.ROOM", 1.1)
     with monkeypatch.context() as patch:
-        patch.setattr("gbnn_compress.trainer.FINEST", 0.0)
+        patch.setattr("gbnn_compress.trainer.FINEST_OCTAVES", 0.0)
         small = trained(checkpoint, tmp_path, "small")
     filled = trained(checkpoint, tmp_path, "filled")
     assert small["ratio"] > 30 * 1.03

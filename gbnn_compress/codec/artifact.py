@@ -193,7 +193,7 @@ def _with_outliers(
 def _same(expected: np.ndarray, got: np.ndarray, *, info: TensorInfo) -> np.ndarray:
     """What was expected, so that what was read can be let go; both are equal."""
     if not np.array_equal(expected, got):
-        raise ArtifactError(f"ids of `{info.name}` did not survive the writing; try again")
+        raise ArtifactError(f"ids or outliers of `{info.name}` did not survive the writing; try again")
     return expected
 
 

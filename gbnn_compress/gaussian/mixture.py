@@ -116,7 +116,7 @@ def _moments(responsibilities: np.ndarray, points: np.ndarray, counts: np.ndarra
 
 
 def _parts(size: int, width: int) -> Iterator[slice]:
-    """Runs of about PART_SIZE numbers, in rows of `width`, or of 8 to 15 rows."""
+    """Runs of at least max(8, PART_SIZE // width) rows, and fewer than twice as many."""
     n_parts = max(1, size // max(8, PART_SIZE // max(width, 1)))
     edges = [size * part // n_parts for part in range(n_parts + 1)]
     return map(slice, edges[:-1], edges[1:])

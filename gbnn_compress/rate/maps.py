@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.codec.counts import id_counts
 from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
@@ -108,7 +109,7 @@ def spend_on_outliers(
         The maps with the most outliers found to fit, and their file.
     """
     bins = [_error_bins(tensors[p.name], p, m, means) for p, m in zip(posteriors, maps, strict=True)]
-    histogram = np.sum([np.bincount(part, minlength=1 << 16) for part in bins], axis=0)
+    histogram = np.sum([id_counts(part, 1 << 16) for part in bins], axis=0)
     low, high, best = 0, int(histogram[1:].sum()), (list(maps), encoded)
     room = rest = left(encoded, maps)
     price = _OutlierPrice(sum(len(m.ids) for m in maps), 8.0 * max(m.outliers.itemsize for m in maps))

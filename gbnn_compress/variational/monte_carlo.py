@@ -75,15 +75,9 @@ def _draws(source: Sampler, block: list[Batch], seeds: Sequence[int | None], *, 
     if at_once is not None:
         yield from at_once
         return
-    outputs = logits(source.network, _placing(source, block, seeds), option=option)
-    yield from outputs.unflatten(0, (len(seeds), -1)).double().softmax(dim=2)
-
-
-def _placing(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -> Iterator[Batch]:
-    """The block once a draw, which is in the network by then: one call of `logits` looks at the network only once."""
     for seed in seeds:
         place(source, seed)
-        yield from block
+        yield logits(source.network, block, option=option).double().softmax(dim=1)
 
 
 def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -> Iterable[torch.Tensor] | None:

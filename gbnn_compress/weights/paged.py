@@ -1,4 +1,7 @@
-"""Tensors in a mapped file that leave the process's memory again: a pass over them costs no more than one of them."""
+"""Tensors in a mapped file that leave the process's memory again: a pass over them costs no more than one of them.
+
+On Linux; elsewhere the pages stay as long as the system likes.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +31,12 @@ class PagedTensors(Mapping[str, "torch.Tensor"]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
-        if tensor.nbytes >= LARGE_BYTES and sys.platform != "win32":
+        if tensor.nbytes >= LARGE_BYTES and sys.platform == "linux":
             self._pages.madvise(mmap.MADV_DONTNEED)
         return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
