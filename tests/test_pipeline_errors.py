@@ -211,6 +211,12 @@ def test_tensors_of_other_dtypes_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(*(each[name].reshape(-1).view(torch.uint8) for each in (dense, tensors))), name
 
 
+def test_values_whose_squares_overflow_are_kept_exactly(tmp_path: Path) -> None:
+    large = torch.randn(300, dtype=torch.float64) * 1e299
+    _, dense = round_trip(tmp_path, network() | {"large": large})
+    assert torch.equal(dense["large"], large)
+
+
 def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
     wide = torch.randn(3, 4, dtype=torch.complex128)
     torch.save(network() | {"wide": wide}, tmp_path / "n.pth")

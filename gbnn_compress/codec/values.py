@@ -58,7 +58,7 @@ def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.nd
     """
     width = 8 * exact.dtype.itemsize
     fallback = Vector(EXACT, 0, exact, width)
-    exponent = int(np.floor(2 * np.log2(step))) if step > 0 else -_LARGEST_EXPONENT
+    exponent = int(np.floor(2 * np.log2(step))) if 0 < step < np.inf else -_LARGEST_EXPONENT
     if abs(exponent) >= _LARGEST_EXPONENT:
         return fallback
     with np.errstate(over="ignore"):

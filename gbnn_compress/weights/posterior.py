@@ -153,7 +153,8 @@ def _relative(precisions: np.ndarray) -> np.ndarray:
 
 def _norm(vector: np.ndarray) -> float:
     # Not numpy's norm: BLAS may add up in another order with another number of threads.
-    return float(np.sqrt((vector**2).sum()))
+    with np.errstate(over="ignore"):
+        return float(np.sqrt((vector**2).sum()))
 
 
 def storable_scale(scale: float) -> float:
