@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
-from gbnn_compress.gaussian.density import floor_eigenvalues, log_density
+from gbnn_compress.gaussian.density import LOG_2_PI, floor_eigenvalues
 from gbnn_compress.types import Mixture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PART_SIZE = 1 << 15
+PART_SIZE = 1 << 16
 """Numbers that are worked on at once: the processor's cache holds several arrays of them."""
 
 
@@ -35,14 +36,14 @@ def initial_mixture(points: np.ndarray, counts: np.ndarray, *, n_components: int
     points, counts = points[order], counts[order]
     positions, owner = np.unique(points[:, 0], return_inverse=True)
     if len(positions) <= n_components:
-        return _moments(np.eye(len(positions))[owner], points, counts, floor=floor)
+        return _of_groups(owner, points, counts, floor=floor)
     mass = np.bincount(owner, weights=counts)
     gaps = np.gradient(positions)
     cumulative = np.cumsum(np.cbrt(mass / gaps) * gaps)
     slot = np.floor((cumulative - cumulative[0]) / (cumulative[-1] - cumulative[0]) * n_components)
     slot = np.minimum(slot, n_components - 1).astype(np.int64)
     _, slot = np.unique(slot, return_inverse=True)
-    return _moments(np.eye(slot.max() + 1)[slot[owner]], points, counts, floor=floor)
+    return _of_groups(slot[owner], points, counts, floor=floor)
 
 
 def fit_mixture(
@@ -67,51 +68,105 @@ def fit_mixture(
     Returns:
         The mixture, and the mean log-likelihood (nats a point) before each step; it never falls.
     """
+    order = np.argsort(points[:, 0], kind="stable")  # neighbours share a part
+    points, counts = points[order], counts[order]
     mixture = initial_mixture(points, counts, n_components=n_components, floor=floor)
     trace: list[float] = []
     for _ in range(max_iterations):
-        responsibilities, log_likelihood = expectation(mixture, points, counts)
+        moments, log_likelihood = expectation(mixture, points, counts)
         if trace and log_likelihood - trace[-1] < tolerance:
             break
         trace.append(log_likelihood)
-        mixture = _moments(responsibilities, points, counts, floor=floor)
+        mixture = _maximised(moments, mixture.means, floor=floor)
     return mixture, trace
 
 
 def expectation(mixture: Mixture, points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """The E step.
+    """The E step: what each component is expected to hold, never all responsibilities at once.
+
+    A log density is a quadratic polynomial, so a part of the points takes one matrix product for its log densities
+    and one for its moments. Both are about the middle of the part, where no digits cancel for components near it;
+    others hold nothing of the part.
+
+    Args:
+        mixture: K components.
+        points: float64 (N, 2); fastest and most precise where neighbouring rows are neighbouring points.
+        counts: float64 (N,), weight of each point, > 0.
 
     Returns:
-        float64 (N, K) responsibilities (rows sum to 1), and the mean log-likelihood in nats a point.
+        float64 (6, K) moments about each component's present mean, sums over points of count x responsibility times
+        1, x, y, x^2, x y and y^2; and the mean log-likelihood in nats a point.
     """
-    responsibilities = np.empty((len(points), len(mixture.weights)))
-    log_totals = np.empty(len(points))
+    polynomial = _log_densities(mixture)
+    moments, log_likelihood = np.zeros((6, len(mixture.weights))), 0.0
     for rows in _parts(len(points), len(mixture.weights)):
-        joint = log_density(points[rows], mixture.means, mixture.covariances) + np.log(mixture.weights)
+        middle = points[rows].mean(axis=0)
+        offsets = (middle - mixture.means).T
+        powers = _powers(*(points[rows] - middle).T)
+        joint = powers.T @ _moved(polynomial, offsets)
         largest = joint.max(axis=1)
         joint -= largest[:, None]
-        np.exp(joint, out=joint)
+        torch.from_numpy(joint).exp_()  # a third of the time of NumPy's, which is scalar without AVX-512
         total = joint.sum(axis=1)
-        np.divide(joint, total[:, None], out=responsibilities[rows])
-        log_totals[rows] = largest + np.log(total)
-    return responsibilities, float((counts * log_totals).sum() / counts.sum())
+        held = (powers * (counts[rows] / total)) @ joint
+        moments += _about(held, offsets)
+        log_likelihood += float((counts[rows] * (largest + np.log(total))).sum())
+    return moments, log_likelihood / float(counts.sum())
 
 
-def _moments(responsibilities: np.ndarray, points: np.ndarray, counts: np.ndarray, *, floor: float) -> Mixture:
-    """The M step; components that hold no weight are dropped."""
-    weighted = responsibilities * counts[:, None]
-    mass = weighted.sum(axis=0)
-    alive = np.flatnonzero(mass > 1e-9)
-    mass = mass[alive]
-    means, covariances = np.empty((len(alive), 2)), np.empty((len(alive), 2, 2))
-    for part in _parts(len(alive), len(points)):
-        own = weighted[:, alive[part]]
-        means[part] = (
-            np.stack([(own * points[:, axis, None]).sum(axis=0) for axis in (0, 1)], axis=1) / mass[part, None]
-        )
-        first, second = points[:, None, 0] - means[part, 0], points[:, None, 1] - means[part, 1]
-        xx, xy, yy = ((own * product).sum(axis=0) for product in (first * first, first * second, second * second))
-        covariances[part] = np.stack([xx, xy, xy, yy], axis=-1).reshape(-1, 2, 2) / mass[part, None, None]
+def _log_densities(mixture: Mixture) -> np.ndarray:
+    """float64 (6, K): log(weight x density) about the mean of each component, as coefficients of `_powers`."""
+    (xx, xy), (_, yy) = np.moveaxis(mixture.covariances, 0, -1)
+    determinant = xx * yy - xy * xy
+    zero = np.zeros_like(xx)
+    constant = np.log(mixture.weights) - LOG_2_PI - 0.5 * np.log(determinant)
+    return np.stack([constant, zero, zero, -0.5 * yy / determinant, xy / determinant, -0.5 * xx / determinant])
+
+
+def _moved(polynomial: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The polynomial (6, K) of p + offset, as coefficients of the powers of p."""
+    (constant, _, _, xx, xy, yy), (x, y) = polynomial, offsets
+    return np.stack(
+        [constant + xx * x * x + xy * x * y + yy * y * y, 2 * xx * x + xy * y, 2 * yy * y + xy * x, xx, xy, yy]
+    )
+
+
+def _about(moments: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The moments (6, K) of p + offset, given those of p."""
+    (mass, first, second, xx, xy, yy), (x, y) = moments, offsets
+    return np.stack(
+        [
+            mass,
+            first + mass * x,
+            second + mass * y,
+            xx + 2 * first * x + mass * x * x,
+            xy + first * y + second * x + mass * x * y,
+            yy + 2 * second * y + mass * y * y,
+        ]
+    )
+
+
+def _powers(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """float64 (6, N): 1, x, y, x^2, x y, y^2."""
+    return np.stack([np.ones_like(x), x, y, x * x, x * y, y * y])
+
+
+def _of_groups(owner: np.ndarray, points: np.ndarray, counts: np.ndarray, *, floor: float) -> Mixture:
+    """The mixture of groups of points; `owner` (N,) numbers them from 0 without gaps."""
+    mass = np.bincount(owner, weights=counts)
+    means = np.stack([np.bincount(owner, weights=counts * axis) for axis in points.T], axis=1) / mass[:, None]
+    powers = _powers(*(points - means[owner]).T)
+    return _maximised(np.stack([np.bincount(owner, weights=counts * power) for power in powers]), means, floor=floor)
+
+
+def _maximised(moments: np.ndarray, centres: np.ndarray, *, floor: float) -> Mixture:
+    """The M step, from moments (6, K) about `centres` (K, 2); components that hold no weight are dropped."""
+    alive = moments[0] > 1e-9
+    mass, *rest = moments[:, alive]
+    x, y, xx, xy, yy = rest / mass
+    xx, xy, yy = xx - x * x, xy - x * y, yy - y * y
+    covariances = np.stack([xx, xy, xy, yy], axis=-1).reshape(-1, 2, 2)
+    means = centres[alive] + np.stack([x, y], axis=1)
     return Mixture(mass / mass.sum(), means, floor_eigenvalues(covariances, floor=floor))
 
 

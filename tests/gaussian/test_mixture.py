@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy.special import logsumexp, softmax
 from sklearn.mixture import GaussianMixture
 
+from gbnn_compress.gaussian.density import log_density
 from gbnn_compress.gaussian.mixture import expectation, fit_mixture, initial_mixture
 
 if TYPE_CHECKING:
@@ -74,12 +76,28 @@ def assert_sound(mixture: Mixture, *, n_components: int, floor: float) -> None:
 
 @given(weighted_points(), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
-def test_responsibilities_sum_to_one(data: tuple[np.ndarray, np.ndarray], n_components: int) -> None:
+def test_expectation_sums_what_each_component_is_responsible_for(
+    data: tuple[np.ndarray, np.ndarray], n_components: int
+) -> None:
     points, counts = data
     mixture = initial_mixture(points, counts, n_components=n_components, floor=1e-4)
-    responsibilities, _ = expectation(mixture, points, counts)
-    assert responsibilities.shape == (len(points), len(mixture.weights))
-    np.testing.assert_allclose(responsibilities.sum(axis=1), 1.0, rtol=1e-12)
+    moments, log_likelihood = expectation(mixture, points, counts)
+    joint = log_density(points, mixture.means, mixture.covariances) + np.log(mixture.weights)
+    assert log_likelihood == pytest.approx(np.average(logsumexp(joint, axis=1), weights=counts), rel=1e-9, abs=1e-9)
+    held = counts[:, None] * softmax(joint, axis=1)
+    x, y = np.moveaxis(points[:, None] - mixture.means, -1, 0)
+    powers = (np.ones_like(x), x, y, x * x, x * y, y * y)
+    for moment, power in zip(moments, powers, strict=True):
+        np.testing.assert_allclose(moment, (held * power).sum(axis=0), atol=1e-9 * counts.sum() * np.abs(power).max())
+
+
+def test_points_far_from_the_origin_keep_narrow_components() -> None:
+    points, counts = 1e-3 * blobs(7) + 1e5, np.ones(300)
+    options = {"n_components": 3, "floor": 1e-9, "max_iterations": 20, "tolerance": NEVER}
+    far, far_trace = fit_mixture(points, counts, **options)
+    near, near_trace = fit_mixture(points - 1e5, counts, **options)
+    np.testing.assert_allclose(far_trace, near_trace, rtol=1e-6)
+    np.testing.assert_allclose(far.covariances, near.covariances, rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("n_components", [1, 3, 6])
