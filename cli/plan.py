@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from gbnn_compress_cli import console, options
 
-from gbnn_compress.errors import GbnnError
 from gbnn_compress.output import statements, words
 
 if TYPE_CHECKING:
@@ -52,46 +51,48 @@ def command(
 ) -> int:
     """Predict size and damage; writes nothing.
 
-    Takes the options of `compress`, so that a line can be tried before it is run: `-o` and `--html` are not written.
-    Ratios are of file bytes, and the damage is predicted, whatever data there are.
+    Takes the options of `compress`, so that a line can be tried before it is run, and refuses what `compress` would
+    refuse at once. Ratios are of file bytes, and the damage is predicted, whatever data there are, before any training.
     """
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
-    wanted, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
-    _check(wanted, max_drop, ratio_of)
+    from gbnn_compress.request import check_target
+
+    wanted = options.parse_ratio(target_ratio)
+    check_target(wanted, max_drop, ratio_of, needed=False)
     by_bytes = wanted if ratio_of == "artifact" else None
     with console.progress(quiet=quiet) as tell:
         tell(f"reading and fitting {Path(checkpoint).name}")
         import gbnn_compress
 
         console.check_json_target(json, the_checkpoint=checkpoint)
-        for spec in (val_data, eval_data):
-            reading(spec)
         plan = gbnn_compress.plan(
             checkpoint,
             ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
-            recipe=recipe,
-            settings=chosen,
+            max_drop=max_drop,
+            output=output,
             arch=arch,
+            recipe=recipe,
+            settings=options.parse_settings(settings),
             data=reading(data),
+            val_data=reading(val_data),
             epochs=epochs,
+            eval_data=reading(eval_data),
+            html=html,
         )
-    if wanted is not None and by_bytes is None:
-        console.warn(["`plan` predicts bytes: a target of parameters has no row of its own"], in_table=False)
+    console.warn(list(_warnings(plan, wanted=wanted, ratio_of=ratio_of)), in_table=False)
     if console.write_json(plan, json):
         view = _view(plan, wanted=by_bytes, max_drop=max_drop, arch=arch, with_data=data is not None, verbose=verbose)
         console.write_stdout(console.render(*view))
     return 0
 
 
-def _check(wanted: float | None, max_drop: float | None, ratio_of: str) -> None:
-    if wanted is not None and max_drop is not None:
-        raise GbnnError("give `--target-ratio` or `--max-drop`, not both")
-    if wanted is not None and not 1 <= wanted < float("inf"):
-        raise GbnnError(f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {wanted:g}")
-    if ratio_of not in ("artifact", "parameters"):
-        raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
+def _warnings(plan: dict[str, Any], *, wanted: float | None, ratio_of: str) -> Iterator[str]:
+    if wanted is not None and ratio_of == "parameters":
+        yield "`plan` predicts bytes: a target of parameters has no row of its own"
+    if plan["epochs"]:
+        yield f"predicted before training: what {words.counted(plan['epochs'], 'epoch')} would win back is not foreseen"
 
 
 def _view(
@@ -179,10 +180,11 @@ def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
 
 
 def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
+    most = f"{max_drop:g} point{'s' * (max_drop != 1)}"
     fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
     if not fitting:
-        return f"none of these ratios is predicted to lose at most {max_drop:g} points"
-    return f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {max_drop:g} points"
+        return f"none of these ratios is predicted to lose at most {most}"
+    return f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {most}"
 
 
 def _seconds(plan: dict[str, Any]) -> str:

@@ -17,7 +17,6 @@ from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.output.templated import require_writable
 from gbnn_compress.tasks import (
     Dataset,
-    Preprocessing,
     build_network,
     default_preprocessing,
     load_data,
@@ -241,8 +240,7 @@ class Bench:
         self.network = build_network(self.architecture, n_classes=find_architectures(shapes_of(model)).n_classes).to(
             self.device
         )
-        self.data = load_data(evaluation.data, labels=labels)
-        self.option = "--data"
+        self._use(load_data(evaluation.data, labels=labels), option="--data")
         self._load(dense(model))
 
     @property
@@ -253,7 +251,7 @@ class Bench:
     def on(self, data: Dataset, *, option: str) -> Bench:
         """The same network on other data."""
         other = copy.copy(self)
-        other.data, other.option = data, option
+        other._use(data, option=option)
         return other
 
     def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
@@ -291,12 +289,13 @@ class Bench:
     def _batches(self) -> Iterator[Any]:
         return self.data.batches(self.preprocessing)
 
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The architecture's, with what was given instead."""
-        usual = default_preprocessing(self.architecture, n_channels=self.data.n_channels)
+    def _use(self, data: Dataset, *, option: str) -> None:
+        """Take data, preprocessed as is usual for the architecture but for what was given instead."""
+        usual = default_preprocessing(self.architecture, n_channels=data.n_channels)
         given = {key: getattr(self.evaluation, key) for key in ("mean", "std", "image_size")}
-        return replace(usual, **{key: value for key, value in given.items() if value is not None})
+        self.data, self.option = data, option
+        self.preprocessing = replace(usual, **{key: value for key, value in given.items() if value is not None})
+        self.preprocessing.require_channels(data.n_channels, spec=data.spec)
 
 
 def device_named(name: str) -> torch.device:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
-from gbnn_compress.errors import CheckpointError, GbnnError
+from gbnn_compress.errors import CheckpointError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.output import page, sizes
 from gbnn_compress.prepared import Prepared, prepare, tensor_infos
 from gbnn_compress.recipe import Recipe, resolve
-from gbnn_compress.request import Request, check_data, requested
+from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
 from gbnn_compress.target import Result, damage_warnings, find_safe_ratio, meet, planned_rate
 from gbnn_compress.tasks import build_network, load_weights
@@ -117,7 +117,8 @@ def compress(
         bench = _bench(read, eval_data, arch, samples=samples)
         judge = None if request.epochs else _bench(read, val_data, arch, samples=1)
     with clock("fit"):
-        prepared = _prepared(request, read, selection, names, tell=tell)
+        finest = request.target_ratio if ratio_of == "artifact" else None
+        prepared = _prepared(request, read, selection, names, finest_ratio=finest or FINEST_RATIO, tell=tell)
     state = None
     if request.epochs:
         with clock("finetune"):
@@ -158,52 +159,65 @@ def plan(
     checkpoint: str | Path,
     *,
     ratios: Sequence[float] = PLANNED_RATIOS,
+    max_drop: float | None = None,
+    output: str | Path | None = None,
+    arch: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
-    arch: str | None = None,
     data: str | Evaluation | None = None,
+    val_data: str | Evaluation | None = None,
     epochs: int | None = None,
+    eval_data: str | Evaluation | None = None,
+    html: str | Path | None = None,
 ) -> dict[str, Any]:
     """What compressing would give, without writing anything.
 
+    Refuses what `compress` would refuse before its first stage, data included. Damage is that of the file before any
+    training: what epochs win back is not foreseen.
+
     Args:
-        checkpoint: As for `compress`.
+        checkpoint: As for `compress`, and so are the others.
         ratios: Ratios to predict for.
-        recipe: As for `compress`.
-        settings: As for `compress`.
-        arch: As for `compress`.
-        data: As for `compress`.
-        epochs: As for `compress`.
+        max_drop: Changes nothing but what data are taken for.
+        output: Not written.
+        arch: See `compress`.
+        recipe: See `compress`.
+        settings: See `compress`.
+        data: See `compress`.
+        val_data: See `compress`.
+        epochs: See `compress`.
+        eval_data: See `compress`.
+        html: Not written.
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
-        `memory_bytes` (about what compressing needs at its peak) and `timings`.
+        `epochs`, `memory_bytes` (about what compressing needs at its peak) and `timings`.
 
     Raises:
         GbnnError: Bad input.
     """
-    if epochs:
-        raise GbnnError(f"`--epochs`: what training will give cannot be planned; expected 0, got {epochs}")
+    request = requested(
+        checkpoint,
+        target_ratio=min(ratios) if max_drop is None else None,
+        max_drop=max_drop,
+        ratio_of="artifact",
+        output=output,
+        arch=arch,
+        recipe=resolve(recipe, settings),
+        data=data,
+        val_data=val_data,
+        epochs=epochs,
+        html=html,
+        seed=0,
+    )
     clock = Clock()
     with clock("read"):
-        read, names = _open(Path(checkpoint), arch)
+        read, names = _open(request.source, arch)
         selection = select(read)
-    chosen = resolve(recipe, settings)
-    check_data(data, chosen, epochs=0, val_data=None, max_drop=None)
+        for spec in (val_data, eval_data, data if request.epochs else None):
+            _bench(read, spec, arch, samples=1)
     with clock("fit"):
-        facts = _provenance(read, names, recipe=chosen, seed=0)
-        calibration = None
-        if chosen.feedback:
-            calibration = _calibration(read, selection, names, data=data, arch=arch, tell=lambda line: None)
-        prepared = prepare(
-            read,
-            selection,
-            recipe=chosen,
-            finest_ratio=min(ratios),
-            facts=facts,
-            calibration=calibration,
-            precisions=precisions_on(chosen.posterior, data, read, selection, arch=arch, seed=0),
-        )
+        prepared = _prepared(request, read, selection, names, finest_ratio=min(ratios), tell=lambda line: None)
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in ratios]
         safe = find_safe_ratio(prepared)
@@ -211,12 +225,13 @@ def plan(
         "schema": sizes.SCHEMA,
         "checkpoint": {
             "path": str(checkpoint),
-            **facts["checkpoint"],
+            **prepared.facts["checkpoint"],
             "architecture_candidates": list(names),
         },
         "tensors": [asdict(info) for info in tensor_infos(read, selection)],
         "rates": rates,
         "safe_ratio": safe,
+        "epochs": request.epochs,
         "memory_bytes": int(1.5 * prepared.floating_bytes) + 600_000_000,
         "timings": clock.timings(),
     }
@@ -242,7 +257,13 @@ class Clock:
 
 
 def _prepared(
-    request: Request, read: Checkpoint, selection: Selection, names: Sequence[str], *, tell: Progress
+    request: Request,
+    read: Checkpoint,
+    selection: Selection,
+    names: Sequence[str],
+    *,
+    finest_ratio: float,
+    tell: Progress,
 ) -> Prepared:
     """Posteriors and the mixture, calibrated unless training is to come."""
     recipe, calibration = request.recipe, None
@@ -250,15 +271,14 @@ def _prepared(
         calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
     precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
     tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
-    ratio = request.target_ratio
     return prepare(
         read,
         selection,
         recipe=recipe,
-        finest_ratio=ratio if ratio and request.ratio_of == "artifact" else FINEST_RATIO,
+        finest_ratio=finest_ratio,
         facts={
             **_provenance(read, names, recipe=recipe, seed=request.seed),
-            "target_ratio": ratio,
+            "target_ratio": request.target_ratio,
             "max_drop": request.max_drop,
             "ratio_of": request.ratio_of,
         },

@@ -85,8 +85,8 @@ def requested(
     if target_ratio is None and max_drop is None:
         target_ratio = recipe.target_ratio
     epochs = recipe.epochs if epochs is None else epochs
-    _check_target(target_ratio, max_drop, ratio_of)
-    check_data(data, recipe, epochs=epochs, val_data=val_data, max_drop=max_drop)
+    check_target(target_ratio, max_drop, ratio_of, needed=True)
+    _check_data(data, recipe, epochs=epochs, val_data=val_data, max_drop=max_drop)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     _check_output(source, path)
@@ -112,8 +112,20 @@ def default_output(checkpoint: str | Path) -> Path:
     return Path(Path(checkpoint).stem + SUFFIX)
 
 
-def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str) -> None:
-    if (target_ratio is None) == (max_drop is None):
+def check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str, *, needed: bool) -> None:
+    """Refuse targets that nobody can mean.
+
+    Args:
+        target_ratio: See `Request`.
+        max_drop: See `Request`.
+        ratio_of: See `Request`.
+        needed: Whether there must be one.
+
+    Raises:
+        GbnnError: Both are given, neither is though one is needed, or one is out of range.
+    """
+    n_given = (target_ratio is not None) + (max_drop is not None)
+    if n_given == 2 or (needed and not n_given):
         raise GbnnError("give either `--target-ratio` (such as 50) or `--max-drop` (such as 1.0)")
     if target_ratio is not None and not 1 <= target_ratio < float("inf"):
         raise GbnnError(
@@ -125,7 +137,7 @@ def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: 
         raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
 
 
-def check_data(
+def _check_data(
     data: str | Evaluation | None,
     recipe: Recipe,
     *,
@@ -133,18 +145,7 @@ def check_data(
     val_data: str | Evaluation | None,
     max_drop: float | None,
 ) -> None:
-    """Refuse data that a run has no use for, and runs that need others.
-
-    Args:
-        data: To train or calibrate on.
-        recipe: The configuration.
-        epochs: Passes over the data.
-        val_data: For choices.
-        max_drop: Accuracy points that may be lost.
-
-    Raises:
-        GbnnError: They do not fit together.
-    """
+    """Refuse data that a run has no use for, and runs that need others."""
     if epochs < 0:
         raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
     if epochs and data is None:

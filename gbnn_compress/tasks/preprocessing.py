@@ -55,6 +55,22 @@ class Preprocessing:
         if not 0 < self.crop_fraction <= 1:
             raise GbnnError(f"`crop_fraction` must lie in (0, 1], got {self.crop_fraction}")
 
+    def require_channels(self, n_channels: int, *, spec: str) -> None:
+        """Refuse images with another number of channels.
+
+        Args:
+            n_channels: Of an image.
+            spec: Where it comes from, for the message.
+
+        Raises:
+            DataError: They differ.
+        """
+        if n_channels != len(self.mean):
+            raise DataError(
+                f"`{spec}` has images with {n_channels} channel(s) and `--mean` {len(self.mean)} number(s),"
+                " give one number a channel"
+            )
+
 
 def parse_numbers(text: str, *, option: str) -> tuple[float, ...]:
     """Read comma-separated finite numbers, such as `0.485,0.456,0.406`.
@@ -89,11 +105,7 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
 
     n_channels = len(preprocessing.mean)
     for image in images:
-        if image.shape[2] != n_channels:
-            raise DataError(
-                f"`{spec}` has images with {image.shape[2]} channel(s) and `--mean` {n_channels} number(s),"
-                " give one number a channel"
-            )
+        preprocessing.require_channels(image.shape[2], spec=spec)
     sizes = sorted({image.shape[:2] for image in images})
     if len(sizes) == 1:
         batch = _fit(np.stack(images), preprocessing)

@@ -68,14 +68,33 @@ def test_plan_takes_every_option_of_compress():
 
 
 def test_plan_writes_nothing_where_compress_would(run, files):
-    words = ["-o", "there.safetensors", "--html", "page.html", "--restart", "--val-data", "digits:test"]
-    outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "4", *words)
-    assert (outcome.code, outcome.err) == (0, "")
+    words = ["-o", "there.safetensors", "--html", "page.html", "--restart", "--arch", files.arch]
+    more = ["--data", "digits:train", "--val-data", "digits:test", "--epochs", "2", "--eval-data", "digits:test"]
+    outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "4", *words, *more)
+    assert (outcome.code, outcome.out != "") == (0, True)
+    assert outcome.err == "warning: predicted before training: what 2 epochs would win back is not foreseen\n"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--val-data npz:missing.npz --data digits --epochs 1", "missing.npz"),
+        ("--eval-data digits --mean 0.5,0.5,0.5 --std 1,1,1", "images with 1 channel(s) and `--mean` 3 number(s)"),
+        ("-o missing/there.safetensors", "missing"),
+        ("--html missing/page.html", "missing"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "compress"])
+def test_plan_refuses_what_compress_refuses_before_it_writes(run, files, command, words, line):
+    outcome = run(command, files.checkpoint, "-q", "--target-ratio", "4", "--arch", files.arch, *words.split())
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert line in outcome.err
     assert list(Path().iterdir()) == []
 
 
 def test_plan_within_a_drop(run, files):
-    assert "predicted to lose at most 1 points" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
+    assert "predicted to lose at most 1 point" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
 
 
 def test_compress_and_plan_with_data(run, files):
