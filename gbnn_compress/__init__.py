@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from gbnn_compress.evaluation import Evaluation, evaluate
     from gbnn_compress.export import export_onnx
     from gbnn_compress.network import CompressedNetwork, decompress, load
-    from gbnn_compress.pipeline import compress, plan
+    from gbnn_compress.pipeline import compress
+    from gbnn_compress.planning import plan
 
 __all__ = [
     "CompressedNetwork",
@@ -39,7 +40,7 @@ _HOMES = {
     "decompress": "network",
     "load": "network",
     "compress": "pipeline",
-    "plan": "pipeline",
+    "plan": "planning",
 }
 
 

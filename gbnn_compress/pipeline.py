@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
-from gbnn_compress.errors import CheckpointError
-from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, evaluate_compression, is_artifact
-from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
+from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
 from gbnn_compress.output import page, sizes
-from gbnn_compress.prepared import Prepared, prepare, tensor_infos
-from gbnn_compress.recipe import Recipe, resolve
+from gbnn_compress.prepared import Prepared
+from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
-from gbnn_compress.target import Result, damage_warnings, find_safe_ratio, meet, planned_rate
-from gbnn_compress.tasks import build_network, load_weights
-from gbnn_compress.types import Artifact, Checkpoint, Reliability
-from gbnn_compress.weights.architecture import find_architectures
-from gbnn_compress.weights.checkpoint import read_checkpoint
-from gbnn_compress.weights.select import Selection, floating_shapes, floating_values, select
+from gbnn_compress.stages import Clock, Progress, bench_on, made_ready, opened
+from gbnn_compress.target import Result, damage_warnings, meet
+from gbnn_compress.types import Artifact, Reliability
+from gbnn_compress.weights.select import select
 
 if TYPE_CHECKING:
-    from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.training_state import StateFile
-
-PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
 
 FINEST_RATIO = 4.0
 """The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
-
-VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
-
-Progress = Callable[[str], None]
 
 
 def compress(
@@ -112,13 +97,13 @@ def compress(
     clock = Clock()
     with clock("read"):
         tell(f"reading {request.source.name}")
-        read, names = _open(request.source, arch)
+        read, names = opened(request.source, arch)
         selection = select(read)
-        bench = _bench(read, eval_data, arch, samples=samples)
-        judge = None if request.epochs else _bench(read, val_data, arch, samples=1)
+        bench = bench_on(read, eval_data, arch, samples=samples)
+        judge = None if request.epochs else bench_on(read, val_data, arch, samples=1)
     with clock("fit"):
         finest = request.target_ratio if ratio_of == "artifact" else None
-        prepared = _prepared(request, read, selection, names, finest_ratio=finest or FINEST_RATIO, tell=tell)
+        prepared = made_ready(request, read, selection, names, finest_ratio=finest or FINEST_RATIO, tell=tell)
     state = None
     if request.epochs:
         with clock("finetune"):
@@ -153,138 +138,6 @@ def compress(
         page.write(shown, Path(html))
     report["timings"] = clock.timings()
     return report
-
-
-def plan(
-    checkpoint: str | Path,
-    *,
-    ratios: Sequence[float] = PLANNED_RATIOS,
-    max_drop: float | None = None,
-    output: str | Path | None = None,
-    arch: str | None = None,
-    recipe: str | Path = "default",
-    settings: Mapping[str, Any] | None = None,
-    data: str | Evaluation | None = None,
-    val_data: str | Evaluation | None = None,
-    epochs: int | None = None,
-    eval_data: str | Evaluation | None = None,
-    html: str | Path | None = None,
-) -> dict[str, Any]:
-    """What compressing would give, without writing anything.
-
-    Refuses what `compress` would refuse before its first stage, data included. Damage is that of the file before any
-    training: what epochs win back is not foreseen.
-
-    Args:
-        checkpoint: As for `compress`, and so are the others.
-        ratios: Ratios to predict for.
-        max_drop: Changes nothing but what data are taken for.
-        output: Not written.
-        arch: See `compress`.
-        recipe: See `compress`.
-        settings: See `compress`.
-        data: See `compress`.
-        val_data: See `compress`.
-        epochs: See `compress`.
-        eval_data: See `compress`.
-        html: Not written.
-
-    Returns:
-        `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
-        `epochs`, `memory_bytes` (about what compressing needs at its peak) and `timings`.
-
-    Raises:
-        GbnnError: Bad input.
-    """
-    request = requested(
-        checkpoint,
-        target_ratio=min(ratios) if max_drop is None else None,
-        max_drop=max_drop,
-        ratio_of="artifact",
-        output=output,
-        arch=arch,
-        recipe=resolve(recipe, settings),
-        data=data,
-        val_data=val_data,
-        epochs=epochs,
-        html=html,
-        seed=0,
-    )
-    clock = Clock()
-    with clock("read"):
-        read, names = _open(request.source, arch)
-        selection = select(read)
-        for spec in (val_data, eval_data, data if request.epochs else None):
-            _bench(read, spec, arch, samples=1)
-    with clock("fit"):
-        prepared = _prepared(request, read, selection, names, finest_ratio=min(ratios), tell=lambda line: None)
-    with clock("merge"):
-        rates = [planned_rate(prepared, ratio) for ratio in ratios]
-        safe = find_safe_ratio(prepared)
-    return {
-        "schema": sizes.SCHEMA,
-        "checkpoint": {
-            "path": str(checkpoint),
-            **prepared.facts["checkpoint"],
-            "architecture_candidates": list(names),
-        },
-        "tensors": [asdict(info) for info in tensor_infos(read, selection)],
-        "rates": rates,
-        "safe_ratio": safe,
-        "epochs": request.epochs,
-        "memory_bytes": int(1.5 * prepared.floating_bytes) + 600_000_000,
-        "timings": clock.timings(),
-    }
-
-
-class Clock:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
-        self._stages = dict.fromkeys(("read", "fit", "merge", "finetune", "encode"), 0.0)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the block towards a stage."""
-        start = time.perf_counter()
-        yield
-        self._stages[stage] += time.perf_counter() - start
-
-    def timings(self) -> dict[str, float]:
-        """Stages and `total`, in seconds."""
-        return {**self._stages, "total": time.perf_counter() - self._start}
-
-
-def _prepared(
-    request: Request,
-    read: Checkpoint,
-    selection: Selection,
-    names: Sequence[str],
-    *,
-    finest_ratio: float,
-    tell: Progress,
-) -> Prepared:
-    """Posteriors and the mixture, calibrated unless training is to come."""
-    recipe, calibration = request.recipe, None
-    if recipe.feedback and not request.epochs:
-        calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
-    precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
-    tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
-    return prepare(
-        read,
-        selection,
-        recipe=recipe,
-        finest_ratio=finest_ratio,
-        facts={
-            **_provenance(read, names, recipe=recipe, seed=request.seed),
-            "target_ratio": request.target_ratio,
-            "max_drop": request.max_drop,
-            "ratio_of": request.ratio_of,
-        },
-        calibration=calibration,
-        precisions=precisions,
-    )
 
 
 def _cut(request: Request, prepared: Prepared, judge: Bench | None) -> Result:
@@ -335,48 +188,6 @@ def _reported(request: Request, artifact: Artifact, result: Result, names: Seque
     return report
 
 
-def _open(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Read a checkpoint, and find the architectures that it fits: the given one, or those of the index."""
-    if is_artifact(path):
-        raise CheckpointError(
-            f"`{path}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` gives dense "
-            "weights back"
-        )
-    checkpoint = read_checkpoint(path)
-    if arch is not None:
-        classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
-        load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
-    return checkpoint, _architectures(checkpoint, arch)
-
-
-def _bench(checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, samples: int) -> Bench | None:
-    return None if data is None else Bench(checkpoint, as_evaluation(data, samples=samples), arch)
-
-
-def _calibration(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    names: Sequence[str],
-    *,
-    data: str | Evaluation | None,
-    arch: str | None,
-    tell: Progress,
-) -> Calibration | None:
-    """On data; without, on noise where the architecture is known."""
-    if data is not None:
-        evaluation = as_evaluation(data, samples=1)
-        tell(f"calibrating on {evaluation.data}")
-        return calibration_on(evaluation, checkpoint, selection, arch=arch)
-    known = arch or (names[0] if len(names) == 1 else None)
-    if known is None:
-        return None
-    tell(f"calibrating {known} on noise")
-    calibration = synthetic_calibration(checkpoint, selection, arch=known)
-    if calibration is None:
-        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384")
-    return calibration
-
-
 def _missed(report: Mapping[str, Any]) -> str:
     written = "the file is written all the same"
     if report["target_ratio"] is None:
@@ -387,24 +198,3 @@ def _missed(report: Mapping[str, Any]) -> str:
     excess = report["target_ratio"] / got
     wanted = f"{report['target_ratio']:.4g}x"
     return f"target missed: {got:.3g}x for a target of {wanted} ({excess:.3g} times the size); {written}"
-
-
-def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]:
-    if given is not None:
-        return (given,) if given.startswith(("torchvision/", "timm/")) else ()
-    return find_architectures(floating_shapes(checkpoint.tensors)).names
-
-
-def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: Recipe, seed: int) -> dict[str, Any]:
-    return {
-        "checkpoint": {
-            "sha256": checkpoint.sha256,
-            "bytes": checkpoint.size_bytes,
-            "parameters": floating_values(checkpoint.tensors, checkpoint.ties),
-            "architecture": architectures[0] if len(architectures) == 1 else None,
-            "notes": list(checkpoint.notes),
-        },
-        "recipe": recipe.recorded(),
-        "seed": seed,
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
-    }

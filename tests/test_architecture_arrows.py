@@ -29,8 +29,8 @@ ORDER = (
     ("export",),
     ("inputs", "request"),
     ("prepared",),
-    ("target",),
-    ("run_page", "trainer", "drop", "training_state"),
+    ("target", "stages"),
+    ("run_page", "trainer", "drop", "training_state", "planning"),
     ("training",),
     ("pipeline",),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gbnn_compress.gaussian.density import LOG_2_PI, floor_eigenvalues
 from gbnn_compress.types import Mixture
@@ -97,6 +96,8 @@ def expectation(mixture: Mixture, points: np.ndarray, counts: np.ndarray) -> tup
         float64 (6, K) moments about each component's present mean, sums over points of count x responsibility times
         1, x, y, x^2, x y and y^2; and the mean log-likelihood in nats a point.
     """
+    import torch
+
     polynomial = _log_densities(mixture)
     moments, log_likelihood = np.zeros((6, len(mixture.weights))), 0.0
     for rows in _parts(len(points), len(mixture.weights)):

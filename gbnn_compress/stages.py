@@ -1,0 +1,160 @@
+"""Stages that compressing and planning share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.errors import CheckpointError
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
+from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
+from gbnn_compress.prepared import Prepared, prepare
+from gbnn_compress.tasks import build_network, load_weights
+from gbnn_compress.types import Checkpoint
+from gbnn_compress.weights.architecture import find_architectures
+from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.weights.select import Selection, floating_shapes, floating_values
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gbnn_compress.calibration.calibrated import Calibration
+    from gbnn_compress.recipe import Recipe
+    from gbnn_compress.request import Request
+
+VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
+
+Progress = Callable[[str], None]
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._stages = dict.fromkeys(("read", "fit", "merge", "finetune", "encode"), 0.0)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the block towards a stage."""
+        start = time.perf_counter()
+        yield
+        self._stages[stage] += time.perf_counter() - start
+
+    def timings(self) -> dict[str, float]:
+        """Stages and `total`, in seconds."""
+        return {**self._stages, "total": time.perf_counter() - self._start}
+
+
+def opened(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
+    """Read a checkpoint, and find the architectures that it fits: the given one, or those of the index.
+
+    Raises:
+        GbnnError: It cannot be read, is an artifact, or does not fit `arch`.
+    """
+    if is_artifact(path):
+        raise CheckpointError(
+            f"`{path}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` gives dense "
+            "weights back"
+        )
+    checkpoint = read_checkpoint(path)
+    if arch is not None:
+        classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
+        load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
+    return checkpoint, _architectures(checkpoint, arch)
+
+
+def bench_on(checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, samples: int) -> Bench | None:
+    """The network on some data, if there are any."""
+    return None if data is None else Bench(checkpoint, as_evaluation(data, samples=samples), arch)
+
+
+def made_ready(
+    request: Request,
+    read: Checkpoint,
+    selection: Selection,
+    names: Sequence[str],
+    *,
+    finest_ratio: float,
+    tell: Progress,
+) -> Prepared:
+    """Posteriors and the mixture, calibrated unless training is to come.
+
+    Args:
+        request: What is asked for.
+        read: The checkpoint.
+        selection: Its tensors by kind.
+        names: Architectures that it fits.
+        finest_ratio: Smallest ratio that the mixture must serve.
+        tell: Called with a line whenever a step begins.
+
+    Raises:
+        GbnnError: Bad data or architecture.
+    """
+    recipe, calibration = request.recipe, None
+    if recipe.feedback and not request.epochs:
+        calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
+    precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
+    tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
+    return prepare(
+        read,
+        selection,
+        recipe=recipe,
+        finest_ratio=finest_ratio,
+        facts={
+            **_provenance(read, names, recipe=recipe, seed=request.seed),
+            "target_ratio": request.target_ratio,
+            "max_drop": request.max_drop,
+            "ratio_of": request.ratio_of,
+        },
+        calibration=calibration,
+        precisions=precisions,
+    )
+
+
+def _calibration(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    names: Sequence[str],
+    *,
+    data: str | Evaluation | None,
+    arch: str | None,
+    tell: Progress,
+) -> Calibration | None:
+    """On data; without, on noise where the architecture is known."""
+    if data is not None:
+        evaluation = as_evaluation(data, samples=1)
+        tell(f"calibrating on {evaluation.data}")
+        return calibration_on(evaluation, checkpoint, selection, arch=arch)
+    known = arch or (names[0] if len(names) == 1 else None)
+    if known is None:
+        return None
+    tell(f"calibrating {known} on noise")
+    calibration = synthetic_calibration(checkpoint, selection, arch=known)
+    if calibration is None:
+        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384")
+    return calibration
+
+
+def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]:
+    if given is not None:
+        return (given,) if given.startswith(("torchvision/", "timm/")) else ()
+    return find_architectures(floating_shapes(checkpoint.tensors)).names
+
+
+def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: Recipe, seed: int) -> dict[str, Any]:
+    return {
+        "checkpoint": {
+            "sha256": checkpoint.sha256,
+            "bytes": checkpoint.size_bytes,
+            "parameters": floating_values(checkpoint.tensors, checkpoint.ties),
+            "architecture": architectures[0] if len(architectures) == 1 else None,
+            "notes": list(checkpoint.notes),
+        },
+        "recipe": recipe.recorded(),
+        "seed": seed,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+    }
