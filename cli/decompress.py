@@ -20,7 +20,7 @@ def command(
         typer.Option(
             "--sample",
             metavar="SEED",
-            parser=options.whole_number,
+            parser=options.seed_number,
             help="One posterior sample instead of the posterior mean.",
         ),
     ] = None,
