@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rate_report import markdown
-from speed_jobs import SAME_START, USUAL
+from speed_fit import SAME_START, USUAL
 
 Results = Mapping[str, Any]
 

@@ -187,8 +187,9 @@ class Trainer:
         while fine - coarse > RESOLUTION_OCTAVES and used < budget.limit / TOLERANCE:
             middle = (coarse + fine) / 2
             candidate = self.encoded(finer=2.0**middle, **said)
-            if self._used(candidate, budget) <= budget.limit:
-                result, used, coarse = candidate, self._used(candidate, budget), middle
+            size = self._used(candidate, budget)
+            if size <= budget.limit:
+                result, used, coarse = candidate, size, middle
             else:
                 fine = middle
         return result

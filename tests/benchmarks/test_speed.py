@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import speed_jobs
+import speed_fit
 import speed_report
 
 from gbnn_compress.gaussian.mixture import fit_mixture
@@ -48,9 +48,9 @@ def test_no_race_without_an_equal_likelihood() -> None:
 def test_clusters_are_a_mixture() -> None:
     random = np.random.default_rng(0)
     points = np.concatenate([random.normal(size=(500, 2)) * 0.1, 3 + random.normal(size=(1500, 2)) * 0.2])
-    mixture = speed_jobs.clusters(points, np.repeat([7, 4], [500, 1500]))
-    fitted, _ = fit_mixture(points, np.ones(2000), n_components=2, floor=speed_jobs.FLOOR, max_iterations=50)
+    mixture = speed_fit.clusters(points, np.repeat([7, 4], [500, 1500]))
+    fitted, _ = fit_mixture(points, np.ones(2000), n_components=2, floor=speed_fit.FLOOR, max_iterations=50)
     order = np.argsort(mixture.means[:, 0])
     assert mixture.weights[order] == pytest.approx(fitted.weights)
     np.testing.assert_allclose(mixture.covariances[order], fitted.covariances, rtol=1e-6)
-    assert speed_jobs.likelihood(mixture, points) == pytest.approx(speed_jobs.likelihood(fitted, points))
+    assert speed_fit.likelihood(mixture, points) == pytest.approx(speed_fit.likelihood(fitted, points))

@@ -19,7 +19,6 @@ COUNT = 12
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("paged") / "net.safetensors"
     tensors = {f"layer{i}.weight": torch.full((SIZE // 8, 4), i, dtype=torch.float16) for i in range(COUNT)}
-    # An odd length before the others: their bytes lie at odd addresses of the file.
     save_file({**tensors, "a": torch.ones(3, dtype=torch.uint8), "empty": torch.zeros(0, 4)}, file)
     return file
 
