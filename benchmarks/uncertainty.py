@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import torch
 from cases import NETWORKS
+from timing import median
 from torch.nn import functional
 
 import gbnn_compress
-from gbnn_compress.evaluation import Bench, Evaluation
+from gbnn_compress.evaluation import Bench, Evaluation, read_model
 from gbnn_compress.variational import metrics
 from gbnn_compress.variational.augment import Augmentation
 from gbnn_compress.variational.objective import half_precision, runs_bfloat16
@@ -179,7 +180,16 @@ def measured(options: argparse.Namespace, path: Path, *, samples: int, mean: boo
         "scaled": {key: first["scaled"][key] for key in ("nll", "ece")},
         "auroc": {name: best_auroc(each["ood"]) for name, each in found.items()},
         "seconds": time.perf_counter() - start,
+        "batch_seconds": batch_seconds(options, dense if mean else path, samples=samples),
     }
+
+
+def batch_seconds(options: argparse.Namespace, path: Path, *, samples: int) -> float:
+    """Processor seconds to predict BATCH test images, the median of three."""
+    model = read_model(path)
+    bench = Bench(model, Evaluation(spec(options, "test"), samples=samples), ARCH)
+    batch = bench.on(bench.data.take(np.arange(BATCH)), option="--data")
+    return median(lambda: batch.predict(model))
 
 
 def best_auroc(ood: dict[str, Any]) -> float:
@@ -291,12 +301,13 @@ def _square(image: Any) -> Any:
 
 
 def rendered(rows: list[dict[str, Any]]) -> str:
-    head = "| | kB | ratio | accuracy | NLL | ECE | NLL, scaled | ECE, scaled | AUROC Fashion | AUROC ImageNet |"
-    lines = [head, "| --- " + "| --- " * 9 + "|"]
+    titles = ("kB", "ratio", "accuracy", "NLL", "ECE", "NLL, scaled", "ECE, scaled", "AUROC Fashion", "AUROC ImageNet")
+    lines = [f"| | {' | '.join(titles)} | s a batch |", "| --- " * (len(titles) + 2) + "|"]
     for row in rows:
         numbers = (row["nll"], row["ece"], row["scaled"]["nll"], row["scaled"]["ece"], *row["auroc"].values())
         cells = [row["name"], f"{row['size_bytes'] / 1000:.1f}", f"{row['ratio']:.2f}", f"{100 * row['accuracy']:.2f}"]
-        lines.append("| " + " | ".join([*cells, *(f"{number:.4f}" for number in numbers)]) + " |")
+        batch = f"{row['batch_seconds']:.2f}" if "batch_seconds" in row else "–"
+        lines.append("| " + " | ".join([*cells, *(f"{number:.4f}" for number in numbers), batch]) + " |")
     return "\n".join(lines) + "\n"
 
 
