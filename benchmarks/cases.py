@@ -19,6 +19,7 @@ from gbnn_compress.weights.checkpoint import read_checkpoint
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CALIBRATION_INPUTS = 512
+TEST_IMAGES = 5_000
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,18 @@ class Case:
     def calibration_inputs(self) -> int:
         """How many inputs `ours-data` sees."""
         return self.limit // 2 if self.half else CALIBRATION_INPUTS
+
+    @property
+    def images(self) -> str:
+        """Which images are scored, for the cache."""
+        return "-".join([*(Path(name).stem for name in self.data), str(self.limit)])
+
+    def on_test_images(self) -> Case:
+        """The case without the images that choices were made on; one that has no others stays as it is."""
+        if len(self.data) == 1:
+            return self
+        limit, title = min(self.limit, TEST_IMAGES), f"{self.title}, test images"
+        return dataclasses.replace(self, data=self.data[-1:], limit=limit, title=title)
 
     def part_title(self, part: str) -> str:
         """`all` or `half` of the images, for people."""
@@ -128,7 +141,7 @@ class Network:
     @cached_property
     def original(self) -> np.ndarray:
         """float64 (N, C), the uncompressed network's probabilities."""
-        file = self.cache / f"original-{self.case.name}-{self.digest}-{self.case.limit}.npy"
+        file = self.cache / f"original-{self.case.name}-{self.digest}-{self.case.images}.npy"
         if not file.exists():
             np.save(file, self.bench.run(self.checkpoint.tensors).numpy())
         return np.load(file)

