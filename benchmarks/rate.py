@@ -62,8 +62,9 @@ def main() -> None:
     options = parse()
     points: list[Point] = []
     for name in options.networks:
-        case = CASES[name].on_test_images() if options.test_only else CASES[name]
-        case = dataclasses.replace(case, limit=options.limit or case.limit)
+        case = dataclasses.replace(CASES[name], limit=options.limit or CASES[name].limit)
+        if options.test_only:
+            case = case.on_test_images()
         network = Network(case, options.data_dir, options.cache)
         for codec in options.codecs:
             points += measure(network, codec, options)

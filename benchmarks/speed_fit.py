@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import seconds
+from timing import processor_seconds
 
 from gbnn_compress.types import Mixture
 
@@ -58,12 +58,11 @@ def points_of(tensor: Any, posterior: Any, *, most: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def likelihood(mixture: Mixture, points: np.ndarray) -> float:
+def likelihood(mixture: Mixture, points: np.ndarray, counts: np.ndarray | None = None) -> float:
     """Mean over points, nats."""
     from gbnn_compress.gaussian.mixture import expectation
 
-    parts = np.array_split(points, max(1, len(points) // 5000))
-    return float(sum(len(part) * expectation(mixture, part, np.ones(len(part)))[1] for part in parts) / len(points))
+    return expectation(mixture, points, np.ones(len(points)) if counts is None else counts)[1]
 
 
 def fit(which: str, size: str, *peer: str) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def ours(tensor: Any, posterior: Any, scored: np.ndarray) -> dict[str, Any]:
         "cells": len(points),
         "trace": trace,
         "scores": {step: likelihood(fitted(step)[0], scored) for step in steps},
-        "likelihood_of_cells": expected(points, counts, mixture),
+        "likelihood_of_cells": likelihood(mixture, points, counts),
         "likelihood": likelihood(mixture, scored),
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
@@ -128,19 +127,13 @@ def first_mixture(tensor: Any, posterior: Any) -> Mixture:
     return initial_mixture(points, counts, n_components=K, floor=FLOOR)
 
 
-def expected(points: np.ndarray, counts: np.ndarray, mixture: Mixture) -> float:
-    from gbnn_compress.gaussian.mixture import expectation
-
-    return expectation(mixture, points, counts)[1]
-
-
 def sklearn(points: np.ndarray) -> dict[str, Any]:
     """Its own start (k-means): seconds of a fit of one iteration and of each more, and the likelihood before each."""
     from sklearn.mixture import GaussianMixture
 
     def timed(iterations: int) -> float:
         settings = {"reg_covar": FLOOR, "max_iter": iterations, "tol": 0.0, "random_state": 0}
-        return seconds(lambda: GaussianMixture(K, **settings).fit(points))
+        return processor_seconds(lambda: GaussianMixture(K, **settings).fit(points))
 
     one, several = timed(1), timed(1 + TIMED_ITERATIONS)
     model, trace = GaussianMixture(K, reg_covar=FLOOR, warm_start=True, max_iter=1, tol=0.0, random_state=0), []
@@ -163,7 +156,7 @@ def sklearn_from(start: Mixture, points: np.ndarray) -> dict[str, Any]:
         means_init=start.means,
         precisions_init=np.linalg.inv(start.covariances),
     )
-    took = seconds(lambda: model.fit(points))
+    took = processor_seconds(lambda: model.fit(points))
     return {"seconds": took, "likelihood": float(model.score(points))}
 
 
@@ -171,7 +164,7 @@ def minibatch(points: np.ndarray) -> tuple[float, np.ndarray]:
     from sklearn.cluster import MiniBatchKMeans
 
     model = MiniBatchKMeans(K, random_state=0, n_init=1)
-    return seconds(lambda: model.fit(points)), model.labels_
+    return processor_seconds(lambda: model.fit(points)), model.labels_
 
 
 def faiss(points: np.ndarray, python: str) -> tuple[float, np.ndarray]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from speed_code import code
 from speed_fit import fit
-from timing import median
+from timing import median_processor_seconds
 
 
 def main(job: str, *peer: str) -> None:
@@ -60,7 +60,7 @@ def load() -> dict[str, Any]:
         }
         files = (artifact, folder / "net.safetensors", folder / "net.pth")
         return {
-            way: {"seconds": median(action), "bytes": file.stat().st_size}
+            way: {"seconds": median_processor_seconds(action), "bytes": file.stat().st_size}
             for (way, action), file in zip(ways.items(), files, strict=True)
         }
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 
-def seconds(action: Callable[[], Any]) -> float:
+def processor_seconds(action: Callable[[], Any]) -> float:
     """Of one run, in all threads of this process."""
     start = time.process_time()
     action()
     return time.process_time() - start
 
 
-def median(action: Callable[[], Any]) -> float:
+def median_processor_seconds(action: Callable[[], Any]) -> float:
     """Of three runs."""
-    return statistics.median(seconds(action) for _ in range(3))
+    return statistics.median(processor_seconds(action) for _ in range(3))

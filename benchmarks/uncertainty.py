@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from cases import NETWORKS
-from timing import median
+from timing import median_processor_seconds
 from torch.nn import functional
 
 import gbnn_compress
@@ -76,6 +76,7 @@ VEHICLES = (
 )
 VEHICLES += (661, 675, 705, 717, 724, 734, 751, 757, 779, 780, 803, 814, 817, 833, 864, 867, 871, 874, 895, 914)
 SAMPLES = 16
+TIMED_IMAGES = 128
 CONTROL_RATE, MOMENTUM, BATCH = 0.01, 0.9, 128
 LAPLACE_IMAGES = 10_000
 
@@ -157,13 +158,14 @@ def compressed(options: argparse.Namespace, path: Path, ratio: float) -> None:
 
 def measured(options: argparse.Namespace, path: Path, *, samples: int, mean: bool = False) -> dict[str, Any]:
     """A file on the test split, with a temperature from dev, and against both kinds of other images."""
+    scored = path
     if mean:  # the posterior mean as dense weights
-        dense = options.cache / f"{path.name.partition('.')[0]}-dense.safetensors"
-        gbnn_compress.decompress(path, dense)
+        scored = options.cache / f"{path.name.partition('.')[0]}-dense.safetensors"
+        gbnn_compress.decompress(path, scored)
     start = time.perf_counter()
     found = {
         name: gbnn_compress.evaluate(
-            dense if mean else path,
+            scored,
             Evaluation(spec(options, "test"), samples=samples),
             arch=ARCH,
             ood=f"npz:{other}",
@@ -180,16 +182,16 @@ def measured(options: argparse.Namespace, path: Path, *, samples: int, mean: boo
         "scaled": {key: first["scaled"][key] for key in ("nll", "ece")},
         "auroc": {name: best_auroc(each["ood"]) for name, each in found.items()},
         "seconds": time.perf_counter() - start,
-        "batch_seconds": batch_seconds(options, dense if mean else path, samples=samples),
+        "batch_seconds": batch_seconds(options, scored, samples=samples),
     }
 
 
 def batch_seconds(options: argparse.Namespace, path: Path, *, samples: int) -> float:
-    """Processor seconds to predict BATCH test images, the median of three."""
+    """Processor seconds to predict TIMED_IMAGES, the median of three."""
     model = read_model(path)
-    bench = Bench(model, Evaluation(spec(options, "test"), samples=samples), ARCH)
-    batch = bench.on(bench.data.take(np.arange(BATCH)), option="--data")
-    return median(lambda: batch.predict(model))
+    bench = Bench(model, Evaluation(spec(options, "test"), samples=samples, device="cpu"), ARCH)
+    batch = bench.on(bench.data.take(np.arange(TIMED_IMAGES)), option="--data")
+    return median_processor_seconds(lambda: batch.predict(model))
 
 
 def best_auroc(ood: dict[str, Any]) -> float:
@@ -302,7 +304,7 @@ def _square(image: Any) -> Any:
 
 def rendered(rows: list[dict[str, Any]]) -> str:
     titles = ("kB", "ratio", "accuracy", "NLL", "ECE", "NLL, scaled", "ECE, scaled", "AUROC Fashion", "AUROC ImageNet")
-    lines = [f"| | {' | '.join(titles)} | s a batch |", "| --- " * (len(titles) + 2) + "|"]
+    lines = [f"| | {' | '.join(titles)} | processor s, {TIMED_IMAGES} images |", "| --- " * (len(titles) + 2) + "|"]
     for row in rows:
         numbers = (row["nll"], row["ece"], row["scaled"]["nll"], row["scaled"]["ece"], *row["auroc"].values())
         cells = [row["name"], f"{row['size_bytes'] / 1000:.1f}", f"{row['ratio']:.2f}", f"{100 * row['accuracy']:.2f}"]

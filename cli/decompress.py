@@ -20,7 +20,7 @@ def command(
         typer.Option(
             "--sample",
             metavar="SEED",
-            parser=options.seed_number,
+            parser=options.whole_number,
             help="One posterior sample instead of the posterior mean.",
         ),
     ] = None,

@@ -22,18 +22,6 @@ def whole_number(text: str) -> int:
         raise typer.BadParameter(f"expected a whole number, got `{text}`") from None
 
 
-def seed_number(text: str) -> int:
-    """Read a seed.
-
-    Raises:
-        typer.BadParameter: It is none.
-    """
-    seed = whole_number(text)
-    if not 0 <= seed < 1 << 32:
-        raise typer.BadParameter(f"expected a whole number from 0 to {(1 << 32) - 1}, got `{text}`")
-    return seed
-
-
 def number(text: str) -> float:
     """Read a number.
 
@@ -129,7 +117,7 @@ Json = Annotated[
 Html = Annotated[
     str | None, typer.Option("--html", metavar="FILE", help="Write the report as a page, for any browser.")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=seed_number, help="Seed of the posterior draws.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")]
 Restart = Annotated[
     bool,
     typer.Option(

@@ -15,8 +15,6 @@ from gbnn_compress.output import statements, words
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
-
 REACHED = 0.995
 """A predicted ratio below this share of the wanted one counts as out of reach."""
 
@@ -57,11 +55,6 @@ def command(
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
-    from gbnn_compress.request import check_target
-
-    wanted = options.parse_ratio(target_ratio)
-    check_target(wanted, max_drop, ratio_of, needed=False)
-    by_bytes = wanted if ratio_of == "artifact" else None
     with console.progress(quiet=quiet) as tell:
         tell(f"reading and fitting {Path(checkpoint).name}")
         import gbnn_compress
@@ -69,8 +62,9 @@ def command(
         console.check_json_target(json, the_checkpoint=checkpoint)
         plan = gbnn_compress.plan(
             checkpoint,
-            ratios=sorted({*RATIOS, by_bytes} if by_bytes else RATIOS),
+            target_ratio=options.parse_ratio(target_ratio),
             max_drop=max_drop,
+            ratio_of=ratio_of,
             output=output,
             arch=arch,
             recipe=recipe,
@@ -80,32 +74,29 @@ def command(
             epochs=epochs,
             eval_data=reading(eval_data),
             html=html,
+            seed=seed,
+            progress=tell,
         )
-    console.warn(list(_warnings(plan, wanted=wanted, ratio_of=ratio_of)), in_table=False)
+    by_parameters = target_ratio is not None and ratio_of == "parameters"
+    console.warn(list(_warnings(plan, by_parameters=by_parameters)), in_table=False)
     if console.write_json(plan, json):
-        view = _view(plan, wanted=by_bytes, max_drop=max_drop, arch=arch, with_data=data is not None, verbose=verbose)
-        console.write_stdout(console.render(*view))
+        console.write_stdout(console.render(*_view(plan, max_drop=max_drop, arch=arch, verbose=verbose)))
     return 0
 
 
-def _warnings(plan: dict[str, Any], *, wanted: float | None, ratio_of: str) -> Iterator[str]:
-    if wanted is not None and ratio_of == "parameters":
+def _warnings(plan: dict[str, Any], *, by_parameters: bool) -> Iterator[str]:
+    if by_parameters:
         yield "`plan` predicts bytes: a target of parameters has no row of its own"
     if plan["epochs"]:
         yield f"predicted before training: what {words.counted(plan['epochs'], 'epoch')} would win back is not foreseen"
 
 
 def _view(
-    plan: dict[str, Any],
-    *,
-    wanted: float | None,
-    max_drop: float | None,
-    arch: str | None,
-    with_data: bool,
-    verbose: bool,
+    plan: dict[str, Any], *, max_drop: float | None, arch: str | None, verbose: bool
 ) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
 
+    wanted, trained = plan["target_ratio"], bool(plan["epochs"])
     checkpoint, rates = plan["checkpoint"], plan["rates"]
     name, size = Path(checkpoint["path"]).name, words.size(checkpoint["bytes"])
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
@@ -126,11 +117,12 @@ def _view(
         smallest = max(rates, key=lambda rate: rate["ratio"])
         yield f"no file is predicted below {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
     yield ""
-    source = "predicted with data" if with_data else "predicted without data"
-    yield tables.line(f"{source}: {words.safe(plan['safe_ratio'])}", "bold")
+    source = "predicted with data" if plan["with_data"] else "predicted without data"
+    yield tables.line(f"{source}: {words.safe(plan['safe_ratio'], trained=trained)}", "bold")
     if max_drop is not None:
         yield tables.line(_within(rates, max_drop))
-    yield f"compressing takes about {words.size(plan['memory_bytes'])} of memory and {_seconds(plan)}"
+    before = ", before training" if trained else ""
+    yield f"compressing takes about {words.size(plan['memory_bytes'])} of memory and {_seconds(plan)}{before}"
     if verbose:
         yield ""
         yield tables.table(
@@ -180,7 +172,7 @@ def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
 
 
 def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
-    most = f"{max_drop:g} point{'s' * (max_drop != 1)}"
+    most = words.counted_points(max_drop)
     fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
     if not fitting:
         return f"none of these ratios is predicted to lose at most {most}"

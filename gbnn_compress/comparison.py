@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.errors import require_seed
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
 from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.variational import metrics
@@ -39,6 +40,7 @@ def diff(
     Raises:
         GbnnError: Bad model, architecture or data.
     """
+    require_seed(seed)
     paths = (Path(first), Path(second))
     models = tuple(read_model(path) for path in paths)
     a, b = (dense(model) for model in models)

@@ -1,5 +1,7 @@
 """What can go wrong, as exceptions whose message is the one line a user reads."""
 
+LARGEST_SEED = (1 << 32) - 1
+
 
 class GbnnError(Exception):
     """Bad input or usage; the message names the file, tensor or option and the way out."""
@@ -27,3 +29,13 @@ class RecipeError(GbnnError):
 
 class OutputError(GbnnError):
     """A place that cannot be written."""
+
+
+def require_seed(seed: int | None, *, option: str = "--seed") -> None:
+    """Refuse a seed that generators would refuse; None is no seed.
+
+    Raises:
+        GbnnError: It is below 0 or above LARGEST_SEED.
+    """
+    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+        raise GbnnError(f"`{option}`: expected a whole number from 0 to {LARGEST_SEED}, got {seed}")

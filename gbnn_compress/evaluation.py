@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import FORMAT
-from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
 from gbnn_compress.output import evaluation_page
 from gbnn_compress.output.evaluation_page import EvaluationPage
 from gbnn_compress.output.sizes import SCHEMA
@@ -97,6 +97,7 @@ def evaluate(
     """
     if html is not None:
         require_writable(Path(html), model=Path(model))
+    require_seed(seed)
     loaded = read_model(Path(model))
     bench = Bench(loaded, as_evaluation(data, samples=samples), arch)
     strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
-from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
 from gbnn_compress.evaluation import known_architecture
 from gbnn_compress.network import CompressedNetwork
 from gbnn_compress.output.sizes import SCHEMA, weight_counts
@@ -74,6 +74,7 @@ def export_onnx(
     """
     target = Path(output)
     _check_request(target, Path(artifact), weights=weights, samples=samples)
+    require_seed(seed)
     loaded = read_artifact(Path(artifact))
     module, spec = _network(loaded, arch)
     shape = _input_shape(input_shape, module, spec)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
-from gbnn_compress.errors import DataError, GbnnError
+from gbnn_compress.errors import DataError, GbnnError, require_seed
 from gbnn_compress.evaluation import known_architecture, shapes_of
 from gbnn_compress.output import sizes
 from gbnn_compress.tasks import build_network, load_weights
@@ -37,7 +37,12 @@ class CompressedNetwork:
         return sizes.report(self.artifact)
 
     def state_dict(self, *, seed: int | None = None) -> dict[str, torch.Tensor]:
-        """Dense weights: the posterior mean, or one posterior sample with a seed."""
+        """Dense weights: the posterior mean, or one posterior sample with a seed.
+
+        Raises:
+            GbnnError: A seed that generators refuse.
+        """
+        require_seed(seed, option="seed")
         return rebuild(self.artifact, seed=seed)
 
     def to_module(self, network: torch.nn.Module | str | None = None) -> torch.nn.Module:
@@ -99,6 +104,7 @@ class CompressedNetwork:
             raise GbnnError(f"`batch_size`: expected 1 or more, got {batch_size}")
         if len(x) == 0:
             raise DataError("`x` is empty, expected at least one input")
+        require_seed(seed, option="seed")
         batches = ((images, None) for images in x.split(batch_size))
         return monte_carlo(self._sampler(x.device), batches, samples=samples, seed=seed, option="x")
 
@@ -147,6 +153,7 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
     if same_file(target, Path(path)):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
+    require_seed(seed, option="--sample")
     artifact = read_artifact(Path(path))
     ties = {info.name for info in artifact.tensors if info.kind == "tied"}
     tensors = rebuild(artifact, seed=seed)

@@ -15,16 +15,13 @@ from gbnn_compress.prepared import Prepared
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
-from gbnn_compress.stages import Clock, Progress, bench_on, made_ready, opened
+from gbnn_compress.stages import Clock, Tell, bench_on, finest_ratio, open_checkpoint, prepare_request
 from gbnn_compress.target import Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Reliability
 from gbnn_compress.weights.select import select
 
 if TYPE_CHECKING:
     from gbnn_compress.training_state import StateFile
-
-FINEST_RATIO = 4.0
-"""The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
 
 
 def compress(
@@ -45,7 +42,7 @@ def compress(
     html: str | Path | None = None,
     seed: int = 0,
     restart: bool = False,
-    progress: Progress | None = None,
+    progress: Tell | None = None,
 ) -> dict[str, Any]:
     """Compress a checkpoint into one artifact file.
 
@@ -97,13 +94,12 @@ def compress(
     clock = Clock()
     with clock("read"):
         tell(f"reading {request.source.name}")
-        read, names = opened(request.source, arch)
+        read, names = open_checkpoint(request.source, arch)
         selection = select(read)
         bench = bench_on(read, eval_data, arch, samples=samples)
         judge = None if request.epochs else bench_on(read, val_data, arch, samples=1)
     with clock("fit"):
-        finest = request.target_ratio if ratio_of == "artifact" else None
-        prepared = made_ready(request, read, selection, names, finest_ratio=finest or FINEST_RATIO, tell=tell)
+        prepared = prepare_request(request, read, selection, names, finest_ratio=finest_ratio(request), tell=tell)
     state = None
     if request.epochs:
         with clock("finetune"):
@@ -148,7 +144,7 @@ def _cut(request: Request, prepared: Prepared, judge: Bench | None) -> Result:
     return meet(prepared, target_ratio=ratio, max_drop=drop, ratio_of=request.ratio_of)
 
 
-def _trained(request: Request, prepared: Prepared, *, restart: bool, tell: Progress) -> tuple[Result, StateFile]:
+def _trained(request: Request, prepared: Prepared, *, restart: bool, tell: Tell) -> tuple[Result, StateFile]:
     """The file that training comes to, and where its state is kept."""
     from gbnn_compress.training import train_to_target, training_benches
     from gbnn_compress.training_state import StateFile, run_of, state_path

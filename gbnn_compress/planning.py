@@ -7,12 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from gbnn_compress.errors import GbnnError
 from gbnn_compress.evaluation import Evaluation
 from gbnn_compress.output import sizes
 from gbnn_compress.prepared import tensor_infos
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import requested
-from gbnn_compress.stages import Clock, bench_on, made_ready, opened
+from gbnn_compress.stages import Clock, Tell, open_checkpoint, prepare_request, require_usable
 from gbnn_compress.target import find_safe_ratio, planned_rate
 from gbnn_compress.weights.select import select
 
@@ -23,7 +24,9 @@ def plan(
     checkpoint: str | Path,
     *,
     ratios: Sequence[float] = PLANNED_RATIOS,
+    target_ratio: float | None = None,
     max_drop: float | None = None,
+    ratio_of: str = "artifact",
     output: str | Path | None = None,
     arch: str | None = None,
     recipe: str | Path = "default",
@@ -33,16 +36,21 @@ def plan(
     epochs: int | None = None,
     eval_data: str | Evaluation | None = None,
     html: str | Path | None = None,
+    seed: int = 0,
+    progress: Tell | None = None,
 ) -> dict[str, Any]:
-    """What compressing would give, without writing anything.
+    """Predict sizes and damage.
 
-    Refuses what `compress` would refuse before its first stage, data included. Damage is that of the file before any
-    training: what epochs win back is not foreseen.
+    Takes what `compress` takes, and refuses what it would refuse before its first stage: arguments that do not fit
+    together, data that the network cannot run on, named outputs that cannot be written. Damage is that of files before
+    any training: what epochs win back is not foreseen.
 
     Args:
         checkpoint: As for `compress`, and so are the others.
-        ratios: Ratios to predict for.
-        max_drop: Changes nothing but what data are taken for.
+        ratios: Ratios to predict for, those of file bytes.
+        target_ratio: One more of them, if `ratio_of` is `artifact`; there need not be a target.
+        max_drop: See `compress`.
+        ratio_of: See `compress`.
         output: Not written.
         arch: See `compress`.
         recipe: See `compress`.
@@ -52,19 +60,24 @@ def plan(
         epochs: See `compress`.
         eval_data: See `compress`.
         html: Not written.
+        seed: Of noise, where the recipe's `posterior` wants some.
+        progress: See `compress`.
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
-        `epochs`, `memory_bytes` (about what compressing needs at its peak) and `timings`.
+        `with_data` (whether the prediction rests on `data`), `epochs`, `memory_bytes` (about what compressing needs at
+        its peak, before any training) and `timings`.
 
     Raises:
         GbnnError: Bad input.
     """
+    if not ratios or min(ratios) < 1:
+        raise GbnnError(f"`ratios`: expected numbers of at least 1, got {tuple(ratios)}")
     request = requested(
         checkpoint,
-        target_ratio=min(ratios) if max_drop is None else None,
+        target_ratio=target_ratio,
         max_drop=max_drop,
-        ratio_of="artifact",
+        ratio_of=ratio_of,
         output=output,
         arch=arch,
         recipe=resolve(recipe, settings),
@@ -72,19 +85,24 @@ def plan(
         val_data=val_data,
         epochs=epochs,
         html=html,
-        seed=0,
+        seed=seed,
+        planned=True,
     )
+    by_bytes = request.target_ratio if ratio_of == "artifact" else None
+    wanted = sorted({*ratios, by_bytes} if by_bytes else ratios)
     clock = Clock()
     with clock("read"):
-        read, names = opened(request.source, arch)
+        read, names = open_checkpoint(request.source, arch)
         selection = select(read)
-        for spec in (val_data, eval_data, data if request.epochs else None):
-            bench_on(read, spec, arch, samples=1)
+        require_usable(read, (eval_data, val_data, data if request.epochs else None), arch)
     with clock("fit"):
-        prepared = made_ready(request, read, selection, names, finest_ratio=min(ratios), tell=lambda line: None)
+        prepared = prepare_request(
+            request, read, selection, names, finest_ratio=wanted[0], tell=progress or (lambda line: None)
+        )
     with clock("merge"):
-        rates = [planned_rate(prepared, ratio) for ratio in ratios]
+        rates = [planned_rate(prepared, ratio) for ratio in wanted]
         safe = find_safe_ratio(prepared)
+    calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
     return {
         "schema": sizes.SCHEMA,
         "checkpoint": {
@@ -95,6 +113,8 @@ def plan(
         "tensors": [asdict(info) for info in tensor_infos(read, selection)],
         "rates": rates,
         "safe_ratio": safe,
+        "target_ratio": by_bytes,
+        "with_data": calibrated or prepared.precisions is not None,
         "epochs": request.epochs,
         "memory_bytes": int(1.5 * prepared.floating_bytes) + 600_000_000,
         "timings": clock.timings(),

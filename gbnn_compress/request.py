@@ -1,4 +1,4 @@
-"""What `compress` is asked for, checked before anything is read."""
+"""What compressing, or planning it, is asked for: checked before anything is read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbnn_compress.codec import container
-from gbnn_compress.errors import GbnnError, OutputError
+from gbnn_compress.errors import GbnnError, OutputError, require_seed
 from gbnn_compress.output import templated
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ SUFFIX = ".gbnn.safetensors"
 
 @dataclass(frozen=True)
 class Request:
-    """Arguments of `compress` that fit together; what is left to the recipe is filled in.
+    """Arguments that fit together; what is left to the recipe is filled in.
 
     Attributes:
         source: The checkpoint.
         path: The artifact.
-        target_ratio: Wanted ratio; None with `max_drop`.
+        target_ratio: Wanted ratio; None with `max_drop`, or where only a plan is wanted.
         max_drop: Accuracy points that may be lost; None with `target_ratio`.
         ratio_of: `artifact` or `parameters`.
         arch: Specification of the network.
@@ -62,6 +62,7 @@ def requested(
     epochs: int | None,
     html: str | Path | None,
     seed: int,
+    planned: bool = False,
 ) -> Request:
     """Arguments as they were given, checked.
 
@@ -78,18 +79,22 @@ def requested(
         epochs: None: the recipe's.
         html: The page that is to be written as well.
         seed: See `Request`.
+        planned: Whether nothing will be written: then there need not be a target, nor a place for the default output.
 
     Raises:
         GbnnError: They do not fit together, or an output cannot be written.
     """
     if target_ratio is None and max_drop is None:
         target_ratio = recipe.target_ratio
+    _check_target(target_ratio, max_drop, ratio_of, needed=not planned)
+    said = f"the recipe's `epochs: {recipe.epochs}`" if epochs is None else f"`--epochs {epochs}`"
     epochs = recipe.epochs if epochs is None else epochs
-    check_target(target_ratio, max_drop, ratio_of, needed=True)
-    _check_data(data, recipe, epochs=epochs, val_data=val_data, max_drop=max_drop)
+    _check_data(data, recipe, epochs=epochs, said=said, val_data=val_data, max_drop=max_drop)
+    require_seed(seed)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
-    _check_output(source, path)
+    if output is not None or not planned:
+        _check_output(source, path)
     if html is not None:
         templated.require_writable(Path(html), checkpoint=source, artifact=path)
     return Request(
@@ -112,18 +117,8 @@ def default_output(checkpoint: str | Path) -> Path:
     return Path(Path(checkpoint).stem + SUFFIX)
 
 
-def check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str, *, needed: bool) -> None:
-    """Refuse targets that nobody can mean.
-
-    Args:
-        target_ratio: See `Request`.
-        max_drop: See `Request`.
-        ratio_of: See `Request`.
-        needed: Whether there must be one.
-
-    Raises:
-        GbnnError: Both are given, neither is though one is needed, or one is out of range.
-    """
+def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str, *, needed: bool) -> None:
+    """Refuse targets that nobody can mean, and none where one is needed."""
     n_given = (target_ratio is not None) + (max_drop is not None)
     if n_given == 2 or (needed and not n_given):
         raise GbnnError("give either `--target-ratio` (such as 50) or `--max-drop` (such as 1.0)")
@@ -142,14 +137,15 @@ def _check_data(
     recipe: Recipe,
     *,
     epochs: int,
+    said: str,
     val_data: str | Evaluation | None,
     max_drop: float | None,
 ) -> None:
-    """Refuse data that a run has no use for, and runs that need others."""
+    """Refuse data that a run has no use for, and runs that need others; `said` is who wants so many epochs."""
     if epochs < 0:
         raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
     if epochs and data is None:
-        raise GbnnError(f"`--epochs {epochs}`: training needs labelled data; name them with `--data`")
+        raise GbnnError(f"{said}: training needs labelled data; name them with `--data`")
     if epochs and max_drop is not None:
         raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
     if epochs and recipe.sigma == "magnitude":

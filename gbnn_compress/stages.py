@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
-Progress = Callable[[str], None]
+FINEST_RATIO = 4.0
+"""The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
+
+Tell = Callable[[str], None]
+"""Is told a line whenever a step begins."""
 
 
 class Clock:
@@ -49,7 +53,7 @@ class Clock:
         return {**self._stages, "total": time.perf_counter() - self._start}
 
 
-def opened(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
+def open_checkpoint(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
     """Read a checkpoint, and find the architectures that it fits: the given one, or those of the index.
 
     Raises:
@@ -72,14 +76,30 @@ def bench_on(checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | 
     return None if data is None else Bench(checkpoint, as_evaluation(data, samples=samples), arch)
 
 
-def made_ready(
+def require_usable(checkpoint: Checkpoint, specs: Iterable[str | Evaluation | None], arch: str | None) -> None:
+    """Refuse data that the network cannot be run on; what is loaded to find out is let go.
+
+    Raises:
+        GbnnError: The first that does not fit.
+    """
+    for spec in specs:
+        bench_on(checkpoint, spec, arch, samples=1)
+
+
+def finest_ratio(request: Request) -> float:
+    """The smallest ratio that a request may come to."""
+    by_bytes = request.target_ratio is not None and request.ratio_of == "artifact"
+    return request.target_ratio if by_bytes and request.target_ratio else FINEST_RATIO
+
+
+def prepare_request(
     request: Request,
     read: Checkpoint,
     selection: Selection,
     names: Sequence[str],
     *,
     finest_ratio: float,
-    tell: Progress,
+    tell: Tell,
 ) -> Prepared:
     """Posteriors and the mixture, calibrated unless training is to come.
 
@@ -89,7 +109,7 @@ def made_ready(
         selection: Its tensors by kind.
         names: Architectures that it fits.
         finest_ratio: Smallest ratio that the mixture must serve.
-        tell: Called with a line whenever a step begins.
+        tell: See `Tell`.
 
     Raises:
         GbnnError: Bad data or architecture.
@@ -122,7 +142,7 @@ def _calibration(
     *,
     data: str | Evaluation | None,
     arch: str | None,
-    tell: Progress,
+    tell: Tell,
 ) -> Calibration | None:
     """On data; without, on noise where the architecture is known."""
     if data is not None:

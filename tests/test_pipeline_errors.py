@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from gbnn_compress import compress, decompress, load, plan
+from gbnn_compress import compress, decompress, diff, evaluate, export_onnx, load, plan
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import CheckpointError, GbnnError, OutputError
 from gbnn_compress.weights.rebuild import rebuild
@@ -161,6 +161,44 @@ def test_target_below_one(tmp_path: Path, ratio: float) -> None:
 )
 def test_bad_options(tmp_path: Path, options: dict[str, Any], words: str) -> None:
     assert words in refusal(saved(tmp_path, network()), GbnnError, **options)
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 32])
+def test_bad_seeds(tmp_path: Path, seed: int) -> None:
+    path = saved(tmp_path, network())
+    assert refusal(path, GbnnError, seed=seed).startswith("`--seed`: expected a whole number from 0 to 4294967295, got")
+    artifact = tmp_path / "net.gbnn.safetensors"
+    compress(path, target_ratio=4, output=artifact)
+    for action in (
+        lambda: decompress(artifact, tmp_path / "dense.safetensors", seed=seed),
+        lambda: load(artifact).state_dict(seed=seed),
+        lambda: load(artifact).predict(torch.zeros(1, 16, 4, 4), seed=seed),
+        lambda: evaluate(artifact, "digits", seed=seed),
+        lambda: diff(path, artifact, seed=seed),
+        lambda: export_onnx(artifact, tmp_path / "net.onnx", seed=seed),
+    ):
+        with pytest.raises(GbnnError, match=r"expected a whole number from 0 to 4294967295, got"):
+            action()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["net.gbnn.safetensors", "net.safetensors"]
+
+
+def test_a_recipe_with_epochs_wants_data(tmp_path: Path) -> None:
+    line = refusal(saved(tmp_path, network()), GbnnError, settings={"epochs": 3})
+    assert line == "the recipe's `epochs: 3`: training needs labelled data; name them with `--data`"
+
+
+def test_a_plan_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, folder = saved(tmp_path, network()), tmp_path / "there"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert plan(path, ratios=[8.0])["rates"][0]["target_ratio"] == 8.0
+
+
+@pytest.mark.parametrize("ratios", [(), (0.5, 8)])
+def test_a_plan_needs_ratios(tmp_path: Path, ratios: tuple[float, ...]) -> None:
+    with pytest.raises(GbnnError, match="`ratios`: expected numbers of at least 1, got"):
+        plan(saved(tmp_path, network()), ratios=ratios)
 
 
 def test_output_folder_missing(tmp_path: Path) -> None:

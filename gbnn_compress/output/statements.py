@@ -25,7 +25,7 @@ def verdict(report: dict[str, Any]) -> str:
     """What was asked for, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)
     if target is None:
-        return f"asked for: at most {report['max_drop']:g} point{'s' * (report['max_drop'] != 1)} lost"
+        return f"asked for: at most {words.counted_points(report['max_drop'])} lost"
     what = "" if report["ratio_of"] == "artifact" else " of parameters"
     met = "met" if report["target_met"] else f"missed, {words.times(ratio)} reached"
     return f"target {words.times(target)}{what}: {met}"

@@ -57,6 +57,11 @@ def points(drop: float) -> str:
     return f"{value:.1f}" if value < 9.95 else f"{value:.0f}"
 
 
+def counted_points(number: float) -> str:
+    """Accuracy points as they were given: `1 point`, `0.5 points`."""
+    return f"{number:g} point{'s' * (number != 1)}"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: `1 epoch`, `1,000 components`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -118,7 +118,7 @@ def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> 
 def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnError:
     message = " ".join(str(error).split())
     channels = re.search(r"to have (\d+) channels, but got (\d+) channels", message)
-    if channels and images.dim() > 3:  # of fewer dimensions, it may have taken the batch for channels
+    if channels and int(channels[2]) == images.shape[1]:  # and not the batch, taken for channels
         return DataError(
             f"`{option}` gives images with {channels[2]} channel(s) and the network expects {channels[1]},"
             " give data of the kind that it was trained on"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations
 
+import cases
 import nncodec_worker
 import numpy as np
 import peers
@@ -25,6 +26,14 @@ def tensors() -> dict[str, np.ndarray]:
         "linear.weight": random.normal(size=(5, 8)).astype(np.float32),
         "linear.bias": random.normal(size=5).astype(np.float32),
     }
+
+
+def test_test_images_are_those_of_the_last_file() -> None:
+    case = cases.CASES["resnet20"].on_test_images()
+    assert (case.data, case.limit, case.images) == (("cifar10_test.npz",), 5_000, "cifar10_test-5000")
+    assert replace(cases.CASES["resnet20"], limit=100).on_test_images().limit == 100
+    alone = cases.CASES["efficientnet_lite0"]
+    assert alone.on_test_images() == alone
 
 
 def point(agreement: float, size_bytes: int, *, codec: str = "peer", setting: str = "a") -> Point:

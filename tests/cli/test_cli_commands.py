@@ -71,7 +71,9 @@ def test_plan_writes_nothing_where_compress_would(run, files):
     words = ["-o", "there.safetensors", "--html", "page.html", "--restart", "--arch", files.arch]
     more = ["--data", "digits:train", "--val-data", "digits:test", "--epochs", "2", "--eval-data", "digits:test"]
     outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "4", *words, *more)
-    assert (outcome.code, outcome.out != "") == (0, True)
+    assert outcome.code == 0
+    assert "predicted without data: without training thought safe" in outcome.out
+    assert re.search(r"^compressing takes about .* of memory and .*, before training$", outcome.out, re.MULTILINE)
     assert outcome.err == "warning: predicted before training: what 2 epochs would win back is not foreseen\n"
     assert list(Path().iterdir()) == []
 
@@ -80,9 +82,11 @@ def test_plan_writes_nothing_where_compress_would(run, files):
     ("words", "line"),
     [
         ("--val-data npz:missing.npz --data digits --epochs 1", "missing.npz"),
+        ("--data npz:missing.npz --epochs 1", "missing.npz"),
+        ("--seed -1", "`--seed`: expected a whole number from 0 to 4294967295, got -1"),
         ("--eval-data digits --mean 0.5,0.5,0.5 --std 1,1,1", "images with 1 channel(s) and `--mean` 3 number(s)"),
-        ("-o missing/there.safetensors", "missing"),
-        ("--html missing/page.html", "missing"),
+        ("-o missing/there.safetensors", "the folder `missing` does not exist"),
+        ("--html missing/page.html", "the folder `missing` does not exist"),
     ],
 )
 @pytest.mark.parametrize("command", ["plan", "compress"])
@@ -94,7 +98,7 @@ def test_plan_refuses_what_compress_refuses_before_it_writes(run, files, command
 
 
 def test_plan_within_a_drop(run, files):
-    assert "predicted to lose at most 1 point" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
+    assert "predicted to lose at most 1 point\n" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
 
 
 def test_compress_and_plan_with_data(run, files):

@@ -38,7 +38,7 @@ USAGE = [
         "`--val-data`: labelled data for choices; give `--max-drop`",
     ),
     ("CHECKPOINT --target-ratio 8 --epochs x", "`--epochs`: expected a whole number, got `x`"),
-    ("CHECKPOINT --target-ratio 8 --seed -1", "`--seed`: expected a whole number from 0 to 4294967295, got `-1`"),
+    ("CHECKPOINT --target-ratio 8 --seed -1", "`--seed`: expected a whole number from 0 to 4294967295, got -1"),
     ("decompress ARTIFACT -o x.safetensors --sample=-5", "`--sample`: expected a whole number from 0 to"),
     ("export ARTIFACT -o x.onnx --arch ARCH --input-shape 1,8", "fails on a batch of shape"),
     ("CHECKPOINT --target-ratio 8 -s noise", "`-s`: expected key=value (such as noise=0.02), got `noise`"),

@@ -6,19 +6,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp, softmax
 from sklearn.mixture import GaussianMixture
 
+from gbnn_compress.gaussian import mixture as module
 from gbnn_compress.gaussian.density import log_density
 from gbnn_compress.gaussian.mixture import expectation, fit_mixture, initial_mixture
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from gbnn_compress.types import Mixture
 
 NEVER = -np.inf
 """A tolerance that never stops EM."""
+
+
+@pytest.fixture(autouse=True, params=[module.PART_SIZE, 64], ids=["one part", "many parts"])
+def part_size(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PART_SIZE", request.param)
+        yield
+
+
+def test_small_parts_are_several() -> None:
+    assert len(list(module._parts(300, 6))) == (1 if module.PART_SIZE > 64 else 30)
 
 
 def blobs(seed: int, *, size: int = 300) -> np.ndarray:
@@ -51,7 +65,7 @@ def weighted_points(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(weighted_points(), st.integers(1, 12), st.sampled_from([1e-6, 1e-3, 0.1]))
-@settings(max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 def test_log_likelihood_never_falls(data: tuple[np.ndarray, np.ndarray], n_components: int, floor: float) -> None:
     points, counts = data
     before = points.copy(), counts.copy()
@@ -79,7 +93,7 @@ def assert_sound(mixture: Mixture, *, n_components: int, floor: float) -> None:
 
 
 @given(weighted_points(), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None)
 def test_expectation_sums_what_each_component_is_responsible_for(
     data: tuple[np.ndarray, np.ndarray], n_components: int
 ) -> None:
@@ -175,7 +189,7 @@ def test_stops_when_the_gain_is_below_the_tolerance() -> None:
 @given(weighted_points(), st.integers(1, 100))
 @example((np.array([[0.5, -1.0]]), np.array([3.0])), 7)
 @example((np.tile([[0.5, -1.0]], (4, 1)), np.ones(4)), 4)
-@settings(max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
 def test_initial_mixture_has_the_means_of_its_points(data: tuple[np.ndarray, np.ndarray], n_components: int) -> None:
     points, counts = data
     mixture = initial_mixture(points, counts, n_components=n_components, floor=1e-6)

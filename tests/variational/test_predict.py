@@ -82,6 +82,15 @@ def test_error_no_batch():
         logits(small_network(), [], option="--ood")
 
 
+def test_a_batch_taken_for_channels_is_no_wrong_channel_count():
+    flat = [(torch.rand(4, 8, 8), None)]
+    with pytest.raises(ArchitectureError, match=r"the network fails on a batch of shape \(4, 8, 8\) from `--data`"):
+        logits(small_network(), flat)
+    waves = torch.nn.Sequential(torch.nn.Conv1d(3, 2, 3), torch.nn.Flatten(), torch.nn.LazyLinear(2))
+    with pytest.raises(DataError, match=r"images with 5 channel\(s\) and the network expects 3"):
+        logits(waves, [(torch.rand(4, 5, 9), None)])
+
+
 def test_error_wrong_channel_count():
     with pytest.raises(DataError, match=r"`--data` gives images with 1 channel\(s\) and the network expects 3"):
         logits(small_network(), batches(n_channels=1))
