@@ -34,10 +34,9 @@ def report_view(
     met = report["target_met"]
     yield tables.line(_headline(report, name=name), "bold" if met else "bold red")
     yield ""
-    measured_on = report["evaluation"]["data"] if report["evaluation"] else None
     damage = report["damage"]
     style = tables.style_of(damage["drop"])
-    yield tables.line(words.damage(damage, measured_on=measured_on), style or "green")
+    yield tables.line(words.damage(damage, measured_on=statements.measured_on(report)), style or "green")
     yield tables.line(words.safe(damage["safe_ratio"], trained="training" in report))
     yield from (tables.line(f"warning: {warning}", style or "yellow") for warning in report["warnings"])
     yield ""

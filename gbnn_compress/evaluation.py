@@ -27,7 +27,7 @@ from gbnn_compress.variational import metrics, temperature
 from gbnn_compress.variational.detection import detection, spreads
 from gbnn_compress.variational.draws import sampler
 from gbnn_compress.variational.monte_carlo import monte_carlo
-from gbnn_compress.variational.predict import logits
+from gbnn_compress.variational.predict import check_labels, logits
 from gbnn_compress.variational.prediction import Prediction, at_temperature, average
 from gbnn_compress.variational.reliability import reliability
 from gbnn_compress.weights.architecture import find_architectures
@@ -103,6 +103,8 @@ def evaluate(
     strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")
     held_out = None if val_data is None else bench.on(load_data(val_data), option="--val-data")
     compared = None if reference is None else read_model(Path(reference))
+    if compared is not None:
+        bench.require_fitting(compared, name=str(reference), option="--reference")
 
     inside = bench.predict(loaded, seed=seed)
     outside = None if strange is None else strange.predict(loaded, seed=seed)
@@ -232,6 +234,7 @@ class Bench:
         architecture: str | None,
         *,
         labels: bool | None = True,
+        option: str = "--data",
     ) -> None:
         if evaluation.samples < 1:
             raise GbnnError(f"`--samples`: expected at least 1, got {evaluation.samples}")
@@ -241,7 +244,7 @@ class Bench:
         self.network = build_network(self.architecture, n_classes=find_architectures(shapes_of(model)).n_classes).to(
             self.device
         )
-        self._use(load_data(evaluation.data, labels=labels), option="--data")
+        self._use(load_data(evaluation.data, labels=labels), option=option)
         self._load(dense(model))
 
     @property
@@ -254,6 +257,31 @@ class Bench:
         other = copy.copy(self)
         other._use(data, option=option)
         return other
+
+    def require_fitting(self, model: Checkpoint | Artifact, *, name: str, option: str) -> None:
+        """Refuse weights of another network.
+
+        Raises:
+            ArchitectureError: Their names or shapes are others.
+        """
+        try:
+            self._load(dense(model))
+        except ArchitectureError as error:
+            raise ArchitectureError(f"`{option} {name}`: {error}") from None
+
+    def require_usable(self) -> None:
+        """Refuse data that the network cannot be run on, or that has labels it has no class for.
+
+        Raises:
+            GbnnError: Of one input, or of the labels.
+        """
+        import numpy as np
+        import torch
+
+        first = next(self.data.take(np.arange(1)).batches(self.preprocessing))
+        n_classes = logits(self.network, [(first[0], None)], option=self.option).shape[1]
+        if self.data.labels is not None:
+            check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
 
     def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
         """A checkpoint's own prediction, or an artifact's over its posterior draws.

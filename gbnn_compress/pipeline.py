@@ -96,8 +96,10 @@ def compress(
         tell(f"reading {request.source.name}")
         read, names = open_checkpoint(request.source, arch)
         selection = select(read)
-        bench = bench_on(read, eval_data, arch, samples=samples)
-        judge = None if request.epochs else bench_on(read, val_data, arch, samples=1)
+        bench = bench_on(read, eval_data, arch, option="--eval-data", samples=samples)
+        judge = bench_on(read, val_data, arch, option="--val-data")
+        if request.epochs:  # so that data are refused before work is done
+            bench_on(read, data, arch, option="--data")
     with clock("fit"):
         prepared = prepare_request(request, read, selection, names, finest_ratio=finest_ratio(request), tell=tell)
     state = None

@@ -13,7 +13,7 @@ from gbnn_compress.output import sizes
 from gbnn_compress.prepared import tensor_infos
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import requested
-from gbnn_compress.stages import Clock, Tell, open_checkpoint, prepare_request, require_usable
+from gbnn_compress.stages import Clock, Tell, bench_on, open_checkpoint, prepare_request
 from gbnn_compress.target import find_safe_ratio, planned_rate
 from gbnn_compress.weights.select import select
 
@@ -94,7 +94,10 @@ def plan(
     with clock("read"):
         read, names = open_checkpoint(request.source, arch)
         selection = select(read)
-        require_usable(read, (eval_data, val_data, data if request.epochs else None), arch)
+        for spec, option in ((eval_data, "--eval-data"), (val_data, "--val-data")):
+            bench_on(read, spec, arch, option=option)
+        if request.epochs:
+            bench_on(read, data, arch, option="--data")
     with clock("fit"):
         prepared = prepare_request(
             request, read, selection, names, finest_ratio=wanted[0], tell=progress or (lambda line: None)

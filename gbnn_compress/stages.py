@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,19 +71,19 @@ def open_checkpoint(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str
     return checkpoint, _architectures(checkpoint, arch)
 
 
-def bench_on(checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, samples: int) -> Bench | None:
-    """The network on some data, if there are any."""
-    return None if data is None else Bench(checkpoint, as_evaluation(data, samples=samples), arch)
-
-
-def require_usable(checkpoint: Checkpoint, specs: Iterable[str | Evaluation | None], arch: str | None) -> None:
-    """Refuse data that the network cannot be run on; what is loaded to find out is let go.
+def bench_on(
+    checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, option: str, samples: int = 1
+) -> Bench | None:
+    """The network on some data that it can be run on, if there are any.
 
     Raises:
-        GbnnError: The first that does not fit.
+        GbnnError: Bad data or architecture.
     """
-    for spec in specs:
-        bench_on(checkpoint, spec, arch, samples=1)
+    if data is None:
+        return None
+    bench = Bench(checkpoint, as_evaluation(data, samples=samples), arch, option=option)
+    bench.require_usable()
+    return bench
 
 
 def finest_ratio(request: Request) -> float:

@@ -21,6 +21,15 @@ def dense_bytes(report: dict[str, Any]) -> int:
     return round(report["ratio"] * report["artifact"]["bytes"])
 
 
+def measured_on(report: dict[str, Any]) -> str | None:
+    """The data by which damage was measured, as far as is known."""
+    if report["evaluation"]:
+        return str(report["evaluation"]["data"])
+    if "training" in report:
+        return words.CHOICES
+    return words.CALIBRATION if report["max_drop"] is None else None
+
+
 def verdict(report: dict[str, Any]) -> str:
     """What was asked for, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)

@@ -84,6 +84,10 @@ def shape(dimensions: list[int]) -> str:
     return " x ".join(map(str, dimensions)) or "scalar"
 
 
+CALIBRATION = "calibration inputs"
+CHOICES = "the data for choices"
+
+
 def damage(values: dict[str, float], *, measured_on: str | None = None) -> str:
     """What compressing did to the predictions, in words.
 
@@ -93,7 +97,8 @@ def damage(values: dict[str, float], *, measured_on: str | None = None) -> str:
     """
     drop, measured = values["drop"], bool(values["measured"])
     if measured:
-        source, about = f"measured on {measured_on}" if measured_on else "measured", ""
+        source = f"measured on {measured_on}" if measured_on else "measured"
+        about = "about " if measured_on == CALIBRATION else ""
     else:
         source, about = "predicted", "about "
     if drop == 0:

@@ -99,7 +99,8 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
         float32 (B, C, height, width), contiguous.
 
     Raises:
-        DataError: Another number of channels than `preprocessing`, or several sizes and no `image_size`.
+        DataError: Another number of channels than `preprocessing`, several sizes and no `image_size`, or too little
+            memory for it.
     """
     import torch
 
@@ -107,15 +108,23 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
     for image in images:
         preprocessing.require_channels(image.shape[2], spec=spec)
     sizes = sorted({image.shape[:2] for image in images})
-    if len(sizes) == 1:
-        batch = _fit(np.stack(images), preprocessing)
-    elif preprocessing.image_size is None:
+    if len(sizes) > 1 and preprocessing.image_size is None:
         raise DataError(
             f"`{spec}` has images of different sizes ({sizes[0][0]} x {sizes[0][1]} and {sizes[-1][0]} x"
             f" {sizes[-1][1]}), give one `--image-size`"
         )
-    else:
-        batch = torch.cat([_fit(image[np.newaxis], preprocessing) for image in images])
+    try:
+        if len(sizes) == 1:
+            batch = _fit(np.stack(images), preprocessing)
+        else:
+            batch = torch.cat([_fit(image[np.newaxis], preprocessing) for image in images])
+    except (MemoryError, RuntimeError) as error:
+        if preprocessing.image_size is None or not (isinstance(error, MemoryError) or "allocate" in str(error)):
+            raise
+        raise DataError(
+            f"`{spec}`: too little memory for {len(images)} inputs of {preprocessing.image_size} x"
+            f" {preprocessing.image_size}, give a smaller `--image-size`"
+        ) from None
     mean, std = (torch.tensor(values).view(n_channels, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     # In place: the batch is ours, and memory traffic is most of the cost.
     return batch.div_(255.0).sub_(mean).div_(std)

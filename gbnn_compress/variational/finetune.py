@@ -153,10 +153,11 @@ class FineTuning:
                         self._step(images, labels, step)
                         step += 1
                     pace = (time.perf_counter() - began) / (epoch - first + 1)
-                    after_epoch(self._progress(epoch, pace))
+                    progress = self._progress(epoch, pace)
                     self._require_same(epoch)
                     self._good = self._state(epoch, step)
-                    self.keep(self._good)
+                    self.keep(self._good)  # before anybody hears that the epoch is over, and may stop here
+                    after_epoch(progress)
         except KeyboardInterrupt:
             if processes.count() > 1:
                 self.tell("interrupted: the same command goes on after the last finished epoch")

@@ -105,8 +105,9 @@ def test_compress_and_plan_with_data(run, files):
     words = ["-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "digits:test"]
     outcome = run(*words)
     assert (outcome.code, outcome.err) == (0, "")
-    assert re.search(r"^measured: .* of predictions unchanged$", outcome.out, re.MULTILINE)
-    assert re.search(r"^measured: ", run("report", "tiny.gbnn.safetensors", "-q").out, re.MULTILINE)
+    line = r"^measured on calibration inputs: .* of predictions unchanged$"
+    assert re.search(line, outcome.out, re.MULTILINE)
+    assert re.search(line, run("report", "tiny.gbnn.safetensors", "-q").out, re.MULTILINE)
     outcome = run("plan", *words)
     assert (outcome.code, outcome.err) == (0, "")
     assert "predicted with data: thought safe" in outcome.out

@@ -6,7 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 USAGE = [
     ("CHECKPOINT", "give either `--target-ratio` (such as 50) or `--max-drop`"),
@@ -57,6 +59,7 @@ USAGE = [
     ("plan CHECKPOINT --ratio-of file", "`--ratio-of`: expected `artifact` or `parameters`"),
     ("plan CHECKPOINT --data digits:train", "the network is not known"),
     ("plan CHECKPOINT --epochs 1", "`--epochs 1`: training needs labelled data"),
+    ("evaluate ARTIFACT --data digits --arch ARCH --image-size 1000000", "give a smaller `--image-size`"),
     ("report CHECKPOINT", "is not a gbnn-compress artifact"),
     ("report missing", "expected an artifact, got no such file"),
     ("evaluate CHECKPOINT", "missing option `--data SPEC`"),
@@ -100,6 +103,37 @@ def test_bad_usage_is_one_line_and_exit_code_2(run, files, line, message):
     assert outcome.err.startswith("gbnn-compress: error: ")
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "CHECKPOINT --target-ratio 4 --eval-data npz:labels.npz",
+            "`--eval-data` has label 59 and the network 10 classes",
+        ),
+        ("CHECKPOINT --max-drop 1 --val-data npz:labels.npz", "`--val-data` has label 59 and the network 10 classes"),
+        ("CHECKPOINT --target-ratio 4 --epochs 1 --data npz:labels.npz", "`--data` has label 59 and the network 10"),
+        (
+            "CHECKPOINT --target-ratio 4 --epochs 1 --data digits --val-data npz:colour.npz",
+            "`--val-data` gives images with 3 channel(s) and the network expects 1",
+        ),
+        (
+            "evaluate ARTIFACT --data digits --reference other.pth",
+            "`--reference other.pth`: the checkpoint does not fit",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_are_named_before_anything_is_written(run, files, line, message):
+    np.savez("labels.npz", x=np.zeros((9, 8, 8), dtype=np.uint8), y=np.arange(51, 60))
+    np.savez("colour.npz", x=np.zeros((9, 8, 8, 3), dtype=np.uint8), y=np.arange(9))
+    torch.save({"weight": torch.ones(4, 4)}, "other.pth")
+    before = sorted(Path().iterdir())
+    names = {"CHECKPOINT": files.checkpoint, "ARTIFACT": files.artifact}
+    outcome = run(*(names.get(word, word) for word in line.split()), "--arch", files.arch, "-q")
+    assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1)
+    assert message in outcome.err
+    assert sorted(Path().iterdir()) == before
 
 
 def test_compress_refuses_to_overwrite_its_own_files(run, files):
