@@ -1,6 +1,7 @@
 """Pickles, looked at before they are loaded: `weights_only` keeps code from running, not the interpreter from crashing.
 
-Tuples within tuples are hashed and deleted by recursion in C, which ends the process when it goes deep enough.
+Tuples within tuples are hashed and deleted by recursion in C, which ends the process when it goes deep enough. Lists and
+dictionaries nested as deep only take time.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from gbnn_compress.errors import CheckpointError
 if TYPE_CHECKING:
     import mmap
 
-MAX_TUPLE_DEPTH = 100
+MAX_DEPTH = 100
 
 _PUT, _GET = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3")
+_FILLINGS = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
 _MARK = -1
 
 
 def check_pickles(file: IO[bytes] | mmap.mmap, *, count: int) -> None:
-    """Refuse pickles that nest tuples deeply, or are cut short.
+    """Refuse pickles that nest tuples, lists or dictionaries deeply, or are cut short.
 
     Args:
         file: Some pickles, one after the other.
@@ -40,7 +42,7 @@ def check_pickles(file: IO[bytes] | mmap.mmap, *, count: int) -> None:
 
 
 def _check(file: IO[bytes] | mmap.mmap) -> None:
-    """Follow how deep the tuples are on the unpickler's stack, without making anything."""
+    """Follow how deep the containers are on the unpickler's stack, without making anything."""
     stack: list[int] = []
     memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
@@ -53,9 +55,14 @@ def _check(file: IO[bytes] | mmap.mmap) -> None:
         elif opcode.name == "MARK":
             stack.append(_MARK)
         else:
-            depth = max(_popped(opcode, stack), default=0) + (opcode.name in _TUPLES)
-            if depth > MAX_TUPLE_DEPTH:
-                raise CheckpointError(f"nests tuples more than {MAX_TUPLE_DEPTH} deep: leave them out")
+            taken = _popped(opcode, stack)
+            depth = max(taken, default=0)
+            if opcode.name in _TUPLES:
+                depth += 1
+            elif opcode.name in _FILLINGS:  # the container comes last
+                depth = max(taken[-1], max(taken[:-1], default=-1) + 1)
+            if depth > MAX_DEPTH:
+                raise CheckpointError(f"nests tuples, lists or dictionaries more than {MAX_DEPTH} deep: leave them out")
             stack.extend([depth] * len(opcode.stack_after))
 
 
