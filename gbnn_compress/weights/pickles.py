@@ -1,7 +1,7 @@
 """Pickles, looked at before they are loaded: `weights_only` keeps code from running, not the interpreter from crashing.
 
-Tuples within tuples are hashed and deleted by recursion in C, which ends the process when it goes deep enough. Lists and
-dictionaries nested as deep only take time.
+Tuples within tuples are hashed and deleted by recursion in C, which ends the process when it goes deep enough. Lists
+and dictionaries nested as deep only take time.
 """
 
 from __future__ import annotations
