@@ -275,11 +275,9 @@ class Bench:
         Raises:
             GbnnError: Of one input, or of the labels.
         """
-        import numpy as np
         import torch
 
-        first = next(self.data.take(np.arange(1)).batches(self.preprocessing))
-        n_classes = logits(self.network, [(first[0], None)], option=self.option).shape[1]
+        n_classes = logits(self.network, [(self.inputs(at_most=1), None)], option=self.option).shape[1]
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
 

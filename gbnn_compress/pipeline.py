@@ -15,7 +15,7 @@ from gbnn_compress.prepared import Prepared
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
-from gbnn_compress.stages import Clock, Tell, bench_on, finest_ratio, open_checkpoint, prepare_request
+from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
 from gbnn_compress.target import Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Reliability
 from gbnn_compress.weights.select import select
@@ -96,10 +96,7 @@ def compress(
         tell(f"reading {request.source.name}")
         read, names = open_checkpoint(request.source, arch)
         selection = select(read)
-        bench = bench_on(read, eval_data, arch, option="--eval-data", samples=samples)
-        judge = bench_on(read, val_data, arch, option="--val-data")
-        if request.epochs:  # so that data are refused before work is done
-            bench_on(read, data, arch, option="--data")
+        bench, judge = benches(request, read, eval_data=eval_data, samples=samples)
     with clock("fit"):
         prepared = prepare_request(request, read, selection, names, finest_ratio=finest_ratio(request), tell=tell)
     state = None

@@ -13,7 +13,7 @@ from gbnn_compress.output import sizes
 from gbnn_compress.prepared import tensor_infos
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import requested
-from gbnn_compress.stages import Clock, Tell, bench_on, open_checkpoint, prepare_request
+from gbnn_compress.stages import Clock, Tell, benches, open_checkpoint, prepare_request
 from gbnn_compress.target import find_safe_ratio, planned_rate
 from gbnn_compress.weights.select import select
 
@@ -94,10 +94,7 @@ def plan(
     with clock("read"):
         read, names = open_checkpoint(request.source, arch)
         selection = select(read)
-        for spec, option in ((eval_data, "--eval-data"), (val_data, "--val-data")):
-            bench_on(read, spec, arch, option=option)
-        if request.epochs:
-            bench_on(read, data, arch, option="--data")
+        benches(request, read, eval_data=eval_data, samples=1)
     with clock("fit"):
         prepared = prepare_request(
             request, read, selection, names, finest_ratio=wanted[0], tell=progress or (lambda line: None)

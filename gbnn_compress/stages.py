@@ -71,7 +71,7 @@ def open_checkpoint(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str
     return checkpoint, _architectures(checkpoint, arch)
 
 
-def bench_on(
+def _bench_on(
     checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, option: str, samples: int = 1
 ) -> Bench | None:
     """The network on some data that it can be run on, if there are any.
@@ -86,10 +86,28 @@ def bench_on(
     return bench
 
 
+def benches(
+    request: Request, read: Checkpoint, *, eval_data: str | Evaluation | None, samples: int
+) -> tuple[Bench | None, Bench | None]:
+    """The network on the data that a run is judged by in the end, and on those for choices.
+
+    Data to train on are tried as well, so that they are refused before any work is done.
+
+    Raises:
+        GbnnError: Bad data or architecture.
+    """
+    judged = _bench_on(read, eval_data, request.arch, option="--eval-data", samples=samples)
+    chosen = _bench_on(read, request.val_data, request.arch, option="--val-data")
+    if request.epochs:
+        _bench_on(read, request.data, request.arch, option="--data")
+    return judged, chosen
+
+
 def finest_ratio(request: Request) -> float:
     """The smallest ratio that a request may come to."""
-    by_bytes = request.target_ratio is not None and request.ratio_of == "artifact"
-    return request.target_ratio if by_bytes and request.target_ratio else FINEST_RATIO
+    if request.target_ratio is not None and request.ratio_of == "artifact":
+        return request.target_ratio
+    return FINEST_RATIO
 
 
 def prepare_request(
