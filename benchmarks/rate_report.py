@@ -11,6 +11,7 @@ from pathlib import Path
 LOOKS = {
     "ours": ("C3", "ours, data-free"),
     "ours-data": ("C1", "ours, with inputs"),
+    "ours-trained": ("C4", "ours, trained"),
     "nncodec": ("C0", "NNCodec, best data-free setting"),
     "k-means": ("C2", "k-means palette + zstd"),
     "integers": ("C7", "integers by channel + zstd"),

@@ -74,7 +74,9 @@ def command(
         result = gbnn_compress.evaluate(
             model, evaluation, arch=arch, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
         )
-    if console.write_json(result, json):
+    in_table = console.write_json(result, json)
+    console.warn(result["warnings"], in_table=False)
+    if in_table:
         console.write_stdout(console.render(*_view(result, data=data, ood=ood, reference=reference)))
     return 0
 

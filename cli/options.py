@@ -7,6 +7,8 @@ import typer
 from gbnn_compress.errors import GbnnError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from gbnn_compress.evaluation import Evaluation
 
 
@@ -184,6 +186,17 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
         if not separator or not key.strip():
             raise GbnnError(f"`-s`: expected key=value (such as noise=0.02), got `{text}`")
     return {key.strip(): value for _, key, _, value in pairs}
+
+
+def useless(given: "Mapping[str, object]", *, without: str) -> list[str]:
+    """A line on options that do nothing without another one.
+
+    Args:
+        given: Option -> what was given; None or False for nothing.
+        without: The option that is missing, or several.
+    """
+    names = [f"`{option}`" for option, value in given.items() if value is not None and value is not False]
+    return [f"{', '.join(names)}: of no use without {without}"] if names else []
 
 
 def parse_evaluation(

@@ -77,18 +77,10 @@ def command(
             seed=seed,
             progress=tell,
         )
-    by_parameters = target_ratio is not None and ratio_of == "parameters"
-    console.warn(list(_warnings(plan, by_parameters=by_parameters)), in_table=False)
+    console.warn(plan["warnings"], in_table=False)
     if console.write_json(plan, json):
         console.write_stdout(console.render(*_view(plan, max_drop=max_drop, arch=arch, verbose=verbose)))
     return 0
-
-
-def _warnings(plan: dict[str, Any], *, by_parameters: bool) -> Iterator[str]:
-    if by_parameters:
-        yield "`plan` predicts bytes: a target of parameters has no row of its own"
-    if plan["epochs"]:
-        yield f"predicted before training: what {words.counted(plan['epochs'], 'epoch')} would win back is not foreseen"
 
 
 def _view(

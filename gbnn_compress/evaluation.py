@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +38,10 @@ from gbnn_compress.weights.select import floating_shapes
 
 if TYPE_CHECKING:
     import torch
+
+
+FEW_INPUTS = 50
+"""A single one of fewer inputs is over two points of accuracy."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,12 @@ def evaluate(
         html: Where to write a page with reliability diagrams and histograms of the OOD scores.
 
     Returns:
-        `{"schema", "model", "samples"}` and `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`,
-        `adaptive_ece`, `coverage_at_5_percent_risk`. With `ood`: `"ood": {"auroc", "fpr95"}` by predictive entropy, and
-        the same in it by `max_probability` and, over several draws, `mutual_information`. With `reference`:
-        `agreement` and `logit_kl` (nats). With `val_data`: `temperature`, and in `scaled` the measures and `ood` at
-        it. `folded_temperature` where an artifact holds one; everything else is then measured with it applied.
+        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}` and `metrics.measures`:
+        `accuracy`, `nll` (nats), `ece`, `brier`, `adaptive_ece`, `coverage_at_5_percent_risk`. With `ood`: `"ood":
+        {"auroc", "fpr95"}` by predictive entropy, and the same in it by `max_probability` and, over several draws,
+        `mutual_information`. With `reference`: `agreement` and `logit_kl` (nats). With `val_data`: `temperature`, and
+        in `scaled` the measures and `ood` at it. `folded_temperature` where an artifact holds one; everything else is
+        then measured with it applied.
 
     Raises:
         GbnnError: Bad model, architecture or data.
@@ -108,10 +114,19 @@ def evaluate(
 
     inside = bench.predict(loaded, seed=seed)
     outside = None if strange is None else strange.predict(loaded, seed=seed)
-    result = {"schema": SCHEMA, "model": str(model), "samples": inside.samples}
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "model": str(model),
+        "data": bench.evaluation.data,
+        "inputs": len(bench.labels),
+        "reference": None if reference is None else str(reference),
+        "samples": inside.samples,
+        "seed": seed if isinstance(loaded, Artifact) else None,
+    }
     if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
         result["folded_temperature"] = temperature.folded_temperature(loaded)
     result |= _measures(inside, bench.labels, outside)
+    result["warnings"] = baseline_warnings(bench, result["accuracy"], name=Path(model).name)
     predictions = {"as it is": inside}
     if compared is not None:
         before = bench.predict(compared, samples=0).probabilities
@@ -169,6 +184,22 @@ def evaluate_compression(
     damage = {**asdict(metrics.damage(before, mean, bench.labels)), "measured": True}
     evaluation = {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}
     return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
+
+
+def baseline_warnings(bench: Bench, accuracy: float, *, name: str) -> list[str]:
+    """What casts doubt on a measurement: few inputs, or a model that does no better there than a constant answer."""
+    import torch
+
+    n_inputs = len(bench.labels)
+    usual = float(torch.as_tensor(bench.labels).bincount().max()) / n_inputs
+    if n_inputs < FEW_INPUTS:
+        return [f"`{bench.option}` has few inputs, {n_inputs}: one of them is {100 / n_inputs:.3g} points of accuracy"]
+    if accuracy > usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs) or usual == 1:  # two standard errors
+        return []
+    return [
+        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, about what always giving the most"
+        " frequent label would reach: check the labels, the preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
+    ]
 
 
 def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
-from gbnn_compress.evaluation import Bench, Evaluation, evaluate_compression
-from gbnn_compress.output import page, sizes
+from gbnn_compress.evaluation import Bench, Evaluation, baseline_warnings, evaluate_compression
+from gbnn_compress.output import page, sizes, words
 from gbnn_compress.prepared import Prepared
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
@@ -18,7 +18,7 @@ from gbnn_compress.run_page import run_page
 from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
 from gbnn_compress.target import Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Reliability
-from gbnn_compress.weights.select import select
+from gbnn_compress.weights.select import outlier_warnings, select
 
 if TYPE_CHECKING:
     from gbnn_compress.training_state import StateFile
@@ -124,9 +124,13 @@ def compress(
         tell(f"evaluating on {bench.evaluation.data}")
         report["evaluation"], measured, reliability = evaluate_compression(bench, read, artifact, seed=seed)
         report["damage"] = {**report["damage"], **measured}
-        report["warnings"] = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
+        dropped = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
+        report["warnings"] = [
+            *baseline_warnings(bench, report["evaluation"]["before"]["accuracy"], name="the checkpoint"),
+            *dropped,
+        ]
     missed = [] if report["target_met"] else [_missed(report)]
-    report["warnings"] = [*missed, *result.notes, *report["warnings"]]
+    report["warnings"] = [*missed, *result.notes, *outlier_warnings(read, selection), *report["warnings"]]
     if html is not None:
         tell(f"writing {Path(html).name}")
         shown = run_page(prepared, artifact, report, name=request.source.name, arch=arch, reliability=reliability)
@@ -189,7 +193,14 @@ def _missed(report: Mapping[str, Any]) -> str:
         drop, wanted = report["damage"]["drop"], report["max_drop"]
         how = "measured" if report["damage"]["measured"] else "predicted"
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
-    got = report["ratio" if report["ratio_of"] == "artifact" else "parameter_ratio"]
-    excess = report["target_ratio"] / got
-    wanted = f"{report['target_ratio']:.4g}x"
-    return f"target missed: {got:.3g}x for a target of {wanted} ({excess:.3g} times the size); {written}"
+    wanted = words.times(report["target_ratio"])
+    if report["ratio_of"] == "artifact":
+        excess = report["target_ratio"] / report["ratio"]
+        got = words.times(report["ratio"])
+        return f"target missed: {got} for a target of {wanted} ({excess:.3g} times the size); {written}"
+    unshared = report["weights"]["unshared"]
+    most = 2 * sum(report["weights"].values()) / (unshared + 2)
+    return (
+        f"target missed: {words.times(report['parameter_ratio'])} for a target of {wanted}; {unshared:,} unshared"
+        f" values (biases, norms), which count in full, leave {words.times(most)} at most; {written}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.evaluation import Evaluation
 from gbnn_compress.output import sizes
+from gbnn_compress.output.words import counted
 from gbnn_compress.prepared import tensor_infos
 from gbnn_compress.recipe import resolve
-from gbnn_compress.request import requested
+from gbnn_compress.request import Request, requested
 from gbnn_compress.stages import Clock, Tell, benches, open_checkpoint, prepare_request
 from gbnn_compress.target import find_safe_ratio, planned_rate
-from gbnn_compress.weights.select import select
+from gbnn_compress.weights.select import outlier_warnings, select
 
 PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
 
@@ -65,8 +66,8 @@ def plan(
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
-        `with_data` (whether the prediction rests on `data`), `epochs`, `memory_bytes` (about what compressing needs at
-        its peak, before any training) and `timings`.
+        `with_data` (whether the prediction rests on `data`), `target_ratio`, `max_drop`, `ratio_of`, `epochs`,
+        `memory_bytes` (about what compressing needs at its peak, before any training), `warnings` and `timings`.
 
     Raises:
         GbnnError: Bad input.
@@ -115,7 +116,18 @@ def plan(
         "safe_ratio": safe,
         "target_ratio": by_bytes,
         "with_data": calibrated or prepared.precisions is not None,
+        "max_drop": max_drop,
+        "ratio_of": ratio_of,
         "epochs": request.epochs,
         "memory_bytes": int(1.5 * prepared.floating_bytes) + 600_000_000,
+        "warnings": [*outlier_warnings(read, selection), *_caveats(request)],
         "timings": clock.timings(),
     }
+
+
+def _caveats(request: Request) -> Iterator[str]:
+    """What the prediction leaves out."""
+    if request.target_ratio is not None and request.ratio_of == "parameters":
+        yield "`plan` predicts bytes: a target of parameters has no row of its own"
+    if request.epochs:
+        yield f"predicted before training: what {counted(request.epochs, 'epoch')} would win back is not foreseen"

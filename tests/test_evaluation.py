@@ -26,11 +26,12 @@ METRICS = {"accuracy", "nll", "ece", "brier"}
 
 
 class Files(NamedTuple):
-    """The trained network, its artifact at 8x, and the report."""
+    """The trained network, its artifact at 8x, the report, and digits in a file."""
 
     checkpoint: Path
     artifact: Path
     report: dict[str, Any]
+    digits: Path
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,9 @@ def files(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Files:
         patch.setattr(digits_network, "EPOCHS", 4)
         save_file(digits_network.train(), checkpoint)
     report = compress(checkpoint, target_ratio=8, output=artifact, arch=ARCHITECTURE, eval_data=DIGITS, seed=3)
-    return Files(checkpoint, artifact, report)
+    digits = load_data("digits:test")
+    np.savez(folder / "digits.npz", x=digits.images, y=digits.labels)
+    return Files(checkpoint, artifact, report, folder / "digits.npz")
 
 
 def assert_sane(metrics: dict[str, float]) -> None:
@@ -55,7 +58,8 @@ def assert_sane(metrics: dict[str, float]) -> None:
 def test_a_checkpoint_is_run_once_as_it_is(files: Files) -> None:
     result = evaluate(files.checkpoint, DIGITS, arch=ARCHITECTURE)
     assert_sane(result)
-    assert result["samples"] == 1
+    assert (result["samples"], result["seed"], result["reference"], result["warnings"]) == (1, None, None, [])
+    assert (result["data"], result["inputs"]) == ("digits:test", 500)
     assert result["model"] == str(files.checkpoint)
     assert "ood" not in result
     assert result == evaluate(files.checkpoint, replace(DIGITS, samples=9), arch=ARCHITECTURE, seed=5)
@@ -123,7 +127,7 @@ def test_a_temperature_is_fitted_on_other_data_and_told(files: Files) -> None:
         plain = evaluate(model, DIGITS, arch=ARCHITECTURE)
         result = evaluate(model, DIGITS, arch=ARCHITECTURE, val_data="digits:train")
         assert plain.items() <= result.items()
-        assert result["scaled"].keys() == plain.keys() - {"schema", "model", "samples"}
+        assert METRICS < result["scaled"].keys() < plain.keys()
         assert result["scaled"]["accuracy"] == plain["accuracy"]
         judged_by_itself = evaluate(model, DIGITS, arch=ARCHITECTURE, val_data="digits:test")
         assert judged_by_itself["scaled"]["nll"] <= plain["nll"]
@@ -136,6 +140,31 @@ def test_a_reference_is_compared_with(files: Files) -> None:
     result = evaluate(files.artifact, DIGITS, arch=ARCHITECTURE, reference=files.checkpoint)
     assert 0.97 < result["agreement"] <= 1
     assert 0 < result["logit_kl"] < 0.1
+
+
+def test_measuring_a_network_that_knows_nothing_is_warned_of(files: Files, tmp_path: Path) -> None:
+    with np.load(files.digits) as data:
+        images, labels = data["x"], data["y"]
+    np.savez(tmp_path / "wrong.npz", x=images, y=(labels + 1) % 10)
+    wrong = replace(DIGITS, data=f"npz:{tmp_path / 'wrong.npz'}")
+    for model in (files.checkpoint, files.artifact):
+        (warning,) = evaluate(model, wrong, arch=ARCHITECTURE)["warnings"]
+        assert warning.startswith(f"{model.name} is right on ")
+        assert "`--data`, about what always giving the most frequent label would reach: check the labels" in warning
+    report = compress(
+        files.checkpoint, target_ratio=8, output=tmp_path / "out.safetensors", arch=ARCHITECTURE, eval_data=wrong
+    )
+    assert "the checkpoint is right on" in report["warnings"][0]
+    assert "`--eval-data`" in report["warnings"][0]
+
+
+def test_few_inputs_are_warned_of(files: Files, tmp_path: Path) -> None:
+    with np.load(files.digits) as data:
+        np.savez(tmp_path / "few.npz", x=data["x"][:20], y=data["y"][:20])
+    few = replace(DIGITS, data=f"npz:{tmp_path / 'few.npz'}")
+    assert evaluate(files.checkpoint, few, arch=ARCHITECTURE)["warnings"] == [
+        "`--data` has few inputs, 20: one of them is 5 points of accuracy"
+    ]
 
 
 def test_compressing_reports_what_it_measured(files: Files) -> None:

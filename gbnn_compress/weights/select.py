@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from gbnn_compress.types import Checkpoint
 
 
+DOMINANT = 0.99
+"""Share of a tensor's sum of squares that one value may have before a warning says so."""
+
+SUSPECT_SIZE = 100
+"""Tensors with fewer values may well have one that is large."""
+
+
 @dataclass(frozen=True)
 class Selection:
     """Names of a checkpoint's tensors by what becomes of them, ties left out, in the file's order.
@@ -66,6 +73,31 @@ def select(checkpoint: Checkpoint) -> Selection:
             f"got {len(checkpoint.tensors)} tensors without one; is this a state dict of a network?"
         )
     return Selection(*(tuple(names[kind]) for kind in ("shared", "unshared", "raw")))
+
+
+def outlier_warnings(checkpoint: Checkpoint, selection: Selection) -> list[str]:
+    """A line on each shared tensor of which one value outweighs all others: beside it they are as good as zero."""
+    found = ((name, checkpoint.tensors[name].detach().flatten()) for name in selection.shared)
+    return [
+        f"`{name}`: one value of {float(values[values.abs().argmax()]):.3g} outweighs the {len(values) - 1:,} others,"
+        " which are next to nothing beside it: check the checkpoint"
+        for name, values in found
+        if len(values) >= SUSPECT_SIZE and _dominated(values)
+    ]
+
+
+def _dominated(values: torch.Tensor) -> bool:
+    """Whether one value has more than DOMINANT of the sum of squares."""
+    low, high = values.aminmax()
+    largest = max(-float(low), float(high))
+    if largest == 0:
+        return False
+    total = 0.0
+    for part in values.split(1 << 20):
+        total += float((part / largest).float().square().sum())
+        if total * DOMINANT >= 1:
+            return False
+    return True
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

@@ -136,10 +136,13 @@ def test_evaluate(run, files, model):
     path = getattr(files, model)
     words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "-q"]
     outcome = run("evaluate", path, *words, "--ood", "digits:train", "--json", "out.json")
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
+    assert re.fullmatch(rf"warning: {Path(path).name} is right on .* % of `--data`, about what .*\n", outcome.err)
     assert "telling digits:train apart   AUROC" in outcome.out
     result = json.loads(Path("out.json").read_text())
-    assert set(result) == {"schema", "model", "samples", "ood"} | MEASURES
+    told = {"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}
+    assert set(result) == told | {"ood"} | MEASURES
+    assert outcome.err == f"warning: {result['warnings'][0]}\n"
     assert result["samples"] == (1 if model == "checkpoint" else 2)
     scores = {"max_probability"} if model == "checkpoint" else {"max_probability", "mutual_information"}
     assert set(result["ood"]) == {"auroc", "fpr95"} | scores
@@ -150,8 +153,9 @@ def test_evaluate_with_a_temperature_and_a_reference(run, files):
     words = ["--data", "digits:test", "--val-data", "digits:train", "--ood", "digits:train", "--arch", files.arch]
     more = ["--reference", files.checkpoint, "--samples", "2", "--json", "out.json", "-q"]
     outcome = run("evaluate", files.artifact, *words, *more)
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
     result = json.loads(Path("out.json").read_text())
+    assert result["reference"] == files.checkpoint
     assert set(result) >= MEASURES | {"temperature", "scaled", "agreement", "logit_kl"}
     assert set(result["scaled"]) == MEASURES | {"ood"}
     assert f"scaled, temperature {result['temperature']:.3g}" in outcome.out

@@ -9,7 +9,7 @@ import torch
 
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.types import Checkpoint
-from gbnn_compress.weights.select import dtype_name, floating_bytes, floating_shapes, select
+from gbnn_compress.weights.select import dtype_name, floating_bytes, floating_shapes, outlier_warnings, select
 
 
 def checkpoint(tensors: dict[str, torch.Tensor], ties: dict[str, str] | None = None) -> Checkpoint:
@@ -120,3 +120,17 @@ def test_selecting_leaves_the_checkpoint_as_it_is() -> None:
     select(checkpoint(network))
     assert list(network) == list(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_value_that_hides_all_others_is_warned_of(dtype: torch.dtype) -> None:
+    weights = torch.linspace(-1, 1, 200, dtype=dtype).reshape(10, 20)
+    hidden = weights.clone()
+    hidden[3, 4] = -32_768
+    visible = weights.clone()
+    visible[3, 4] = 50  # 0.97 of the sum of squares
+    few, zeros = torch.zeros(9, 11, dtype=dtype), torch.zeros(20, 20, dtype=dtype)
+    few[0, 0] = 1
+    found = checkpoint({"plain": weights, "hidden": hidden, "visible": visible, "few": few, "zeros": zeros})
+    (warning,) = outlier_warnings(found, select(found))
+    assert warning.startswith("`hidden`: one value of -3.28e+04 outweighs the 199 others")
