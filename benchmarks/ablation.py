@@ -42,6 +42,7 @@ VARIANTS = {
     "recipe `paper`": {"recipe": "paper"},
     "sigma by Fisher": {"posterior": "fisher"},
     "sigma by variational inference": {"posterior": "variational"},
+    "allocation by norms": {"allocation": "norms"},
     "no feedback, sigma by Fisher": {"feedback": False, "posterior": "fisher"},
     "no feedback, sigma by variational inference": {"feedback": False, "posterior": "variational"},
 }
@@ -50,7 +51,7 @@ VARIANTS = {
 ALONE = ("no feedback", "no feedback, sigma as magnitude", "recipe `paper`")
 """These look at no inputs."""
 
-ON_INPUTS = tuple(variant for variant, settings in VARIANTS.items() if "posterior" in settings)
+ON_INPUTS = tuple(variant for variant, settings in VARIANTS.items() if {"posterior", "allocation"} & settings.keys())
 """These need some."""
 
 

@@ -197,8 +197,8 @@ def baseline_warnings(bench: Bench, accuracy: float, *, name: str) -> list[str]:
     if accuracy > usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs) or usual == 1:  # two standard errors
         return []
     return [
-        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, about what always giving the most"
-        " frequent label would reach: check the labels, the preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
+        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, about what always giving the"
+        " most frequent label would reach: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
     ]
 
 

@@ -79,6 +79,7 @@ def prepare(
     facts: Mapping[str, Any],
     calibration: Calibration | None = None,
     precisions: Mapping[str, np.ndarray] | None = None,
+    importances: Mapping[str, float] | None = None,
     size_power: float = 1.0,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
@@ -91,13 +92,16 @@ def prepare(
         facts: What the manifest will say of the checkpoint.
         calibration: The network with inputs, real or synthetic.
         precisions: See `data_free_posterior`.
+        importances: See `data_free_posterior`.
         size_power: See `data_free_posterior`.
     """
     tensors = checkpoint.tensors
     if recipe.sigma == "magnitude":
         posteriors = magnitude_posterior(tensors, selection.shared)
     else:
-        posteriors = data_free_posterior(tensors, selection.shared, size_power=size_power, precisions=precisions)
+        posteriors = data_free_posterior(
+            tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
+        )
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     counted = floating_bytes(tensors, checkpoint.ties)

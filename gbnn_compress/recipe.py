@@ -152,6 +152,10 @@ class Recipe(BaseModel):
     feedback: bool = Field(
         default=True, description="Feed errors back through a network that is known, or assign each weight by itself."
     )
+    allocation: Literal["norms", "costs"] = Field(
+        default="costs",
+        description="How layers share the bits: by their norms; or, with calibration inputs, by what errors cost.",
+    )
     contexts: bool = Field(True, description="Code ids by context where that pays.")
     finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
 
@@ -187,7 +191,8 @@ def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None =
             values[group] = {**(before if isinstance(before, Mapping) else {}), inner: loaded}
         else:
             values[key] = loaded
-    return _validate(values, where=f"recipe `{recipe}`")
+    changed = f" with {', '.join(f'`-s {key}`' for key in settings)}" if settings else ""
+    return _validate(values, where=f"recipe `{recipe}`{changed}")
 
 
 def shipped_recipes() -> dict[str, str]:

@@ -6,8 +6,10 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.allocation import importances
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
@@ -29,6 +31,9 @@ VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
 FINEST_RATIO = 4.0
 """The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
+
+TRIAL_RATIO = 12.0
+"""Layers are weighed by the errors of a cut to this ratio where there is none to aim at."""
 
 Tell = Callable[[str], None]
 """Is told a line whenever a step begins."""
@@ -137,7 +142,8 @@ def prepare_request(
         calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
     precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
     tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
-    return prepare(
+    fitted = partial(
+        prepare,
         read,
         selection,
         recipe=recipe,
@@ -151,6 +157,12 @@ def prepare_request(
         calibration=calibration,
         precisions=precisions,
     )
+    prepared = fitted()
+    if calibration is None or calibration.synthetic or recipe.allocation == "norms":
+        return prepared
+    trial = request.target_ratio if request.target_ratio and request.ratio_of == "artifact" else TRIAL_RATIO
+    tell("weighing layers by what their errors cost, and fitting again")
+    return fitted(importances=importances(prepared, ratio=trial))
 
 
 def _calibration(

@@ -29,6 +29,7 @@ ORDER = (
     ("export",),
     ("inputs", "request"),
     ("prepared",),
+    ("allocation",),
     ("target", "stages"),
     ("run_page", "trainer", "drop", "training_state", "planning"),
     ("training",),

@@ -43,6 +43,7 @@ def data_free_posterior(
     *,
     size_power: float = 1.0,
     precisions: Mapping[str, np.ndarray] | None = None,
+    importances: Mapping[str, float] | None = None,
 ) -> tuple[Posterior, ...]:
     """(mu, sigma) for every weight of the shared tensors.
 
@@ -54,19 +55,22 @@ def data_free_posterior(
         precisions: Name -> float64 (rows,), 1 / sigma^2 as inputs told it (`calibration/sources.py`): it then takes the
             place of the filters' shares. Layers are weighed against each other without them all the same: by
             gradients, those that a small change upsets get far too many bits (docs/method.md).
+        importances: Name -> how much more than by its norm an error of the tensor costs (`allocation.py`).
 
     Returns:
         One posterior a tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2), n_t the tensor's size and n the
-        typical one, rounded as the artifact stores it; so mu / scale is of the order of 1.
+        typical one, over the root of its importance, rounded as the artifact stores it; mu / scale is of the order of
+        1.
     """
     sizes = {name: tensors[name].numel() for name in shared}
     typical, smaller = typical_size(list(sizes.values())), (1 - size_power) / 2
+    weighed = importances or {}
 
     def one(name: str) -> Posterior:
         norm = _trimmed_norm(tensors[name])
         return Posterior(
             name=name,
-            scale=storable_scale(norm / np.sqrt(typical) * (typical / sizes[name]) ** smaller),
+            scale=storable_scale(norm / np.sqrt(typical * weighed.get(name, 1.0)) * (typical / sizes[name]) ** smaller),
             log_sigma=-0.25 * np.log(_row_shares(name, tensors))
             if precisions is None or name not in precisions
             else -0.5 * np.log(_relative(precisions[name])),

@@ -1,0 +1,52 @@
+"""What the errors of each layer cost by themselves, told by gradients along them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from gbnn_compress.calibration.calibrated import single_thread
+from gbnn_compress.variational.predict import run_with
+
+MOST_PIXELS = 2_600_000
+"""Height times width times number of the inputs that are used: each takes a pass forwards and one backwards."""
+
+
+def error_costs(
+    network: torch.nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    inputs: torch.Tensor,
+    errors: Mapping[str, torch.Tensor],
+) -> tuple[dict[str, float], int]:
+    """KL from the network's own predictions that an error of one tensor alone brings about, to second order.
+
+    KL(p_w || p_w+e) = 1/2 E_x E_y~p(y | x) [(e . d log p(y | x) / dw)^2], the Fisher information along e (Amari 1998,
+    "Natural gradient works efficiently in learning"), with one label drawn for each input.
+
+    Args:
+        network: In evaluation mode, holding the original weights.
+        tensors: The network's own tensors by their names in the checkpoint.
+        inputs: (N, ...), preprocessed.
+        errors: Name -> error of a tensor, of its shape.
+
+    Returns:
+        Name -> nats an input, of those tensors that the output depends on, none where the network lets no gradient
+        through; and the number of inputs looked at.
+    """
+    weights = {name: tensors[name].detach().clone().requires_grad_() for name in errors if name in tensors}
+    along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
+    count = min(len(inputs), max(MOST_PIXELS // inputs[0, 0].numel(), 1))
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, float] = {}
+    with single_thread():
+        for x in inputs[:count].split(1):
+            scores = run_with(network, weights, x).log_softmax(dim=1)[0]
+            if not scores.requires_grad:  # the network's own code takes no gradients
+                return {}, count
+            label = torch.multinomial(scores.detach().exp(), 1, generator=generator)
+            gradients = torch.autograd.grad(scores[label], list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    sums[name] = sums.get(name, 0.0) + float((gradient * along[name]).sum()) ** 2
+    return {name: total / (2 * count) for name, total in sums.items()}, count
