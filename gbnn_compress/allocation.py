@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gbnn_compress.rate.control import predicted_bytes, solve_size
 from gbnn_compress.rate.maps import index_maps
 
 if TYPE_CHECKING:
+    import torch
+
     from gbnn_compress.prepared import Prepared
     from gbnn_compress.types import IndexMap, Posterior
 
@@ -69,5 +70,7 @@ def importances(prepared: Prepared, *, ratio: float) -> dict[str, float]:
 
 def _errors(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> torch.Tensor:
     """float32, of the tensor's shape: shared weights minus the tensor's; 0 for outliers."""
+    import torch
+
     shared = torch.from_numpy(np.append(means * posterior.scale, np.nan)[index_map.ids]).reshape(tensor.shape)
     return (shared - tensor.detach().double()).nan_to_num(nan=0.0).float()

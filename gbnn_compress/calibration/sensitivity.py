@@ -9,8 +9,8 @@ import torch
 from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.variational.predict import run_with
 
-MOST_PIXELS = 2_600_000
-"""Height times width times number of the inputs that are used: each takes a pass forwards and one backwards."""
+MOST_INPUTS, MOST_PIXELS = 256, 2_600_000
+"""Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
 
 
 def error_costs(
@@ -36,7 +36,7 @@ def error_costs(
     """
     weights = {name: tensors[name].detach().clone().requires_grad_() for name in errors if name in tensors}
     along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
-    count = min(len(inputs), max(MOST_PIXELS // inputs[0, 0].numel(), 1))
+    count = min(len(inputs), MOST_INPUTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
     with single_thread():

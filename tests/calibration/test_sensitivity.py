@@ -45,7 +45,8 @@ def measured(network: nn.Module, x: torch.Tensor, name: str, error: torch.Tensor
     return float((before.exp() * (before - moved.double().log_softmax(dim=1))).sum(dim=1).mean())
 
 
-def test_small_errors_cost_what_is_measured() -> None:
+def test_small_errors_cost_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "MOST_INPUTS", 2048)
     network, x = Deep().eval(), inputs(2048)
     errors = noise(network, size=0.02)
     costs, count = error_costs(network, dict(network.named_parameters()), x, errors)
