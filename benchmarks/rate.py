@@ -98,6 +98,8 @@ def parse() -> argparse.Namespace:
         parser.error("`ours-data`: this version of gbnn_compress takes no calibration data")
     if "ours-trained" in options.codecs and not options.test_only:
         parser.error("`ours-trained` makes choices on the dev images: give `--test-only` as well")
+    if options.epochs < 1:
+        parser.error("`--epochs`: expected at least 1")
     return options
 
 
@@ -176,7 +178,10 @@ def ours(network: Network, ratio: float, *, calibrated: bool) -> Coded:
 
 
 def trained(network: Network, ratio: float, *, epochs: int) -> Coded:
-    """The same, fine-tuned; the file stays in the cache, so that training goes on where it was stopped."""
+    """The same, fine-tuned; the file stays in the cache, so that training goes on where it was stopped.
+
+    Seconds are then those since.
+    """
     case = network.case
     inputs = {"data": case.calibration, "val_data": case.choices}
     return coded(

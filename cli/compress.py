@@ -86,7 +86,7 @@ def command(
         return 0
     if not (data or val_data or eval_data):
         preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
-        console.warn(options.useless(preprocessing, without="data"), in_table=False)
+        console.warn(options.useless(preprocessing, without="`--data`, `--val-data` or `--eval-data`"), in_table=False)
     if not report.get("training"):
         console.warn(options.useless({"--restart": restart}, without="`--epochs`"), in_table=False)
     in_table = console.write_json(report, json)

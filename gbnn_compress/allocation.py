@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,17 +17,17 @@ if TYPE_CHECKING:
     from gbnn_compress.types import IndexMap, Posterior
 
 POWER = 0.5
-"""Of the measured cost of an error. 1 would be right if costs were exact and added up; on ResNet-20 it took more bytes
-than 0.5, and 0.75 no fewer (docs/results.md)."""
+"""Of the measured cost of an error. 1 would be right if costs were exact and added up; files were worse with it, and no
+better with 0.75 (docs/results.md)."""
 
-DOUBT = 16
-"""Inputs by which half of that power is trusted."""
+HALF_TRUSTED = 16
+"""From so many inputs the power is half of that."""
 
-RANGE = 2.0**8
+COST_RANGE = 2.0**8
 """Costs are believed within this factor of their mean."""
 
 
-def importances(prepared: Prepared, *, ratio: float) -> dict[str, float]:
+def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     """How much more an error costs in each tensor than the norms of the layers say.
 
     Weights are cut to a ratio without feedback; the Fisher information along each layer's errors is what they cost
@@ -39,17 +40,15 @@ def importances(prepared: Prepared, *, ratio: float) -> dict[str, float]:
         ratio: Of the file, about.
 
     Returns:
-        Name -> a factor of the squared error's cost, of geometric mean 1 over the weights; only tensors with a cost.
+        Name -> a factor of the squared error's cost, of geometric mean 1 over the weights where none is out of range;
+        only tensors with a cost, none where the network takes no gradients.
     """
     from gbnn_compress.calibration.sensitivity import error_costs
 
     problem, calibration = prepared.problem, prepared.calibration
     assert calibration is not None
-    book, _ = solve_size(
-        problem,
-        lambda book, exponent: predicted_bytes(problem, book, exponent),
-        limit=prepared.floating_bytes / ratio,
-    )
+    limit = prepared.floating_bytes / ratio
+    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=limit)
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     errors = {
@@ -64,7 +63,8 @@ def importances(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     gains = np.array([calibration.layers[name].gain if name in calibration.layers else 1.0 for name in names])
     logs = np.log([costs[name] for name in names]) - np.log(gains * sizes)
     logs -= (sizes * logs).sum() / sizes.sum()
-    powers = POWER * n_inputs / (n_inputs + DOUBT) * logs.clip(-np.log(RANGE), np.log(RANGE))
+    believed = logs.clip(-np.log(COST_RANGE), np.log(COST_RANGE))
+    powers = POWER * n_inputs / (n_inputs + HALF_TRUSTED) * believed
     return dict(zip(names, np.exp(powers).tolist(), strict=True))
 
 

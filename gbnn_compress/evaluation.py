@@ -194,7 +194,8 @@ def baseline_warnings(bench: Bench, accuracy: float, *, name: str) -> list[str]:
     usual = float(torch.as_tensor(bench.labels).bincount().max()) / n_inputs
     if n_inputs < FEW_INPUTS:
         return [f"`{bench.option}` has few inputs, {n_inputs}: one of them is {100 / n_inputs:.3g} points of accuracy"]
-    if accuracy > usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs) or usual == 1:  # two standard errors
+    reached = usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs)  # two standard errors
+    if accuracy > reached or accuracy == 1:
         return []
     return [
         f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, about what always giving the"

@@ -198,9 +198,12 @@ def _missed(report: Mapping[str, Any]) -> str:
         excess = report["target_ratio"] / report["ratio"]
         got = words.times(report["ratio"])
         return f"target missed: {got} for a target of {wanted} ({excess:.3g} times the size); {written}"
-    unshared = report["weights"]["unshared"]
-    most = 2 * sum(report["weights"].values()) / (unshared + 2)
+    got, weights = words.times(report["parameter_ratio"]), report["weights"]
+    most = 2 * sum(weights.values()) / (weights["unshared"] + 2)
+    if most >= report["target_ratio"]:
+        kept = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
+        return f"target missed: {got} for a target of {wanted}, with {kept}; {written}"
     return (
-        f"target missed: {words.times(report['parameter_ratio'])} for a target of {wanted}; {unshared:,} unshared"
+        f"target missed: {got} for a target of {wanted}; {weights['unshared']:,} unshared"
         f" values (biases, norms), which count in full, leave {words.times(most)} at most; {written}"
     )

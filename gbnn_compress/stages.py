@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.allocation import importances
+from gbnn_compress.allocation import cost_factors
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
@@ -110,9 +110,12 @@ def benches(
 
 def finest_ratio(request: Request) -> float:
     """The smallest ratio that a request may come to."""
-    if request.target_ratio is not None and request.ratio_of == "artifact":
-        return request.target_ratio
-    return FINEST_RATIO
+    return _ratio_of_bytes(request) or FINEST_RATIO
+
+
+def _ratio_of_bytes(request: Request) -> float | None:
+    """The target, where it is a ratio of bytes."""
+    return request.target_ratio if request.ratio_of == "artifact" else None
 
 
 def prepare_request(
@@ -160,9 +163,13 @@ def prepare_request(
     prepared = fitted()
     if calibration is None or calibration.synthetic or recipe.allocation == "norms":
         return prepared
-    trial = request.target_ratio if request.target_ratio and request.ratio_of == "artifact" else TRIAL_RATIO
     tell("weighing layers by what their errors cost, and fitting again")
-    return fitted(importances=importances(prepared, ratio=trial))
+    factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
+    if not factors:
+        tell("layers are weighed by their norms: the network lets no gradients through")
+        return prepared
+    del prepared
+    return fitted(importances=factors)
 
 
 def _calibration(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from gbnn_compress import compress
-from gbnn_compress.allocation import DOUBT, POWER, importances
+from gbnn_compress.allocation import HALF_TRUSTED, POWER, cost_factors
 from gbnn_compress.evaluation import Evaluation
 from gbnn_compress.inputs import calibration_on
 from gbnn_compress.prepared import prepare
@@ -73,7 +73,7 @@ def found(folder: Path, *, name: str = "Branches", ratio: float = 10) -> dict[st
         facts={"checkpoint": {"sha256": read.sha256}, "recipe": {}},
         calibration=calibration,
     )
-    return importances(prepared, ratio=ratio)
+    return cost_factors(prepared, ratio=ratio)
 
 
 def test_what_is_hardly_heard_counts_less(folder: Path) -> None:
@@ -90,7 +90,9 @@ def test_factors_have_the_mean_one_over_the_weights(folder: Path) -> None:
 
 def test_few_inputs_are_believed_less(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     many = found(folder)
-    monkeypatch.setattr("gbnn_compress.allocation.DOUBT", DOUBT + 48 * 3 + 3 * DOUBT)  # a quarter of the power
+    monkeypatch.setattr(
+        "gbnn_compress.allocation.HALF_TRUSTED", 3 * N_INPUTS + 4 * HALF_TRUSTED
+    )  # a quarter of the power
     for name, factor in found(folder).items():
         assert np.log(factor) == pytest.approx(np.log(many[name]) / 4)
     assert POWER == 0.5

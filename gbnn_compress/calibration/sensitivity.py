@@ -9,7 +9,7 @@ import torch
 from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.variational.predict import run_with
 
-MOST_INPUTS, MOST_PIXELS = 256, 2_600_000
+MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
 """Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
 
 
@@ -36,17 +36,19 @@ def error_costs(
     """
     weights = {name: tensors[name].detach().clone().requires_grad_() for name in errors if name in tensors}
     along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
-    count = min(len(inputs), MOST_INPUTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
+    count = min(len(inputs), MOST_GRADIENTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
     generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
     with single_thread():
         for x in inputs[:count].split(1):
-            scores = run_with(network, weights, x).log_softmax(dim=1)[0]
-            if not scores.requires_grad:  # the network's own code takes no gradients
-                return {}, count
+            scores = run_with(network, weights, x.clone()).log_softmax(dim=1)[0]  # its own, should it work in place
             label = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-            gradients = torch.autograd.grad(scores[label], list(weights.values()), allow_unused=True)
+            try:
+                gradients = torch.autograd.grad(scores[label], list(weights.values()), allow_unused=True)
+            except RuntimeError:  # no weight, no gradient, or one that the network has overwritten
+                return {}, count
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
-                    sums[name] = sums.get(name, 0.0) + float((gradient * along[name]).sum()) ** 2
+                    slope = float((gradient * along[name]).sum())
+                    sums[name] = sums.get(name, 0.0) + slope * slope
     return {name: total / (2 * count) for name, total in sums.items()}, count

@@ -219,7 +219,7 @@ def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float
     Args:
         book: The codebook.
         relative: Wanted root of noise over quantisation error, summed over all tensors.
-        typical: The size that makes s_t^2 * typical a tensor's squared norm.
+        typical: As for `damage.relative_error`.
 
     Returns:
         The noise, rounded to 4 digits; the layers' mean relative output error from it stays within NOISE_CEILING.

@@ -41,7 +41,8 @@ def relative_error(book: Codebook, *, typical: float) -> float:
 
     Args:
         book: A codebook.
-        typical: The size that makes s_t^2 * typical the tensor's squared norm.
+        typical: The size that makes s_t^2 * typical the tensor's squared norm; over its importance, where it has
+            one, and then the errors are weighed by importances of geometric mean 1.
     """
     return float(np.minimum(book.distortion / typical, 1.0).mean())
 

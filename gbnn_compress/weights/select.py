@@ -76,11 +76,11 @@ def select(checkpoint: Checkpoint) -> Selection:
 
 
 def outlier_warnings(checkpoint: Checkpoint, selection: Selection) -> list[str]:
-    """A line on each shared tensor of which one value outweighs all others: beside it they are as good as zero."""
+    """A line on each shared tensor of which one value outweighs all others, unless they are zeros anyway."""
     found = ((name, checkpoint.tensors[name].detach().flatten()) for name in selection.shared)
     return [
-        f"`{name}`: one value of {float(values[values.abs().argmax()]):.3g} outweighs the {len(values) - 1:,} others,"
-        " which are next to nothing beside it: check the checkpoint"
+        f"`{name}`: one value of {float(values[values.abs().argmax()]):.3g} has over 99 % of the sum of squares and"
+        f" hides the {len(values) - 1:,} others: check the checkpoint"
         for name, values in found
         if len(values) >= SUSPECT_SIZE and _dominated(values)
     ]
@@ -97,7 +97,7 @@ def _dominated(values: torch.Tensor) -> bool:
         total += float((part / largest).float().square().sum())
         if total * DOMINANT >= 1:
             return False
-    return True
+    return int(values.count_nonzero()) > 1
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

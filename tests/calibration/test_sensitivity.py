@@ -46,7 +46,7 @@ def measured(network: nn.Module, x: torch.Tensor, name: str, error: torch.Tensor
 
 
 def test_small_errors_cost_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sensitivity, "MOST_INPUTS", 2048)
+    monkeypatch.setattr(sensitivity, "MOST_GRADIENTS", 2048)
     network, x = Deep().eval(), inputs(2048)
     errors = noise(network, size=0.02)
     costs, count = error_costs(network, dict(network.named_parameters()), x, errors)
@@ -79,6 +79,24 @@ def test_a_network_without_gradients_has_no_costs() -> None:
 
     network = Frozen().eval()
     assert error_costs(network, dict(network.named_parameters()), inputs(8), noise(network, size=1)) == ({}, 8)
+
+
+def test_a_network_that_overwrites_what_gradients_need_has_no_costs() -> None:
+    class Overwriting(Deep):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x -= 0.5
+            y = torch.sigmoid(self.hidden(x))
+            y *= 2
+            return self.out(y)
+
+    network, x = Overwriting().eval(), inputs(8)
+    before = x.clone()
+    assert error_costs(network, dict(network.named_parameters()), x, noise(network, size=1)) == ({}, 8)
+    assert torch.equal(x, before)
+
+
+def test_no_tensor_costs_nothing() -> None:
+    assert error_costs(Deep().eval(), {}, inputs(8), {"other.weight": torch.ones(3, 3)}) == ({}, 8)
 
 
 def test_the_network_is_left_alone() -> None:

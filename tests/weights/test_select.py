@@ -130,7 +130,9 @@ def test_a_value_that_hides_all_others_is_warned_of(dtype: torch.dtype) -> None:
     visible = weights.clone()
     visible[3, 4] = 50  # 0.97 of the sum of squares
     few, zeros = torch.zeros(9, 11, dtype=dtype), torch.zeros(20, 20, dtype=dtype)
-    few[0, 0] = 1
+    few[0, 0] = zeros[0, 0] = 1
     found = checkpoint({"plain": weights, "hidden": hidden, "visible": visible, "few": few, "zeros": zeros})
     (warning,) = outlier_warnings(found, select(found))
-    assert warning.startswith("`hidden`: one value of -3.28e+04 outweighs the 199 others")
+    assert warning.startswith(
+        "`hidden`: one value of -3.28e+04 has over 99 % of the sum of squares and hides the 199 others"
+    )
