@@ -67,7 +67,8 @@ def plan(
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
         `with_data` (whether the prediction rests on `data`), `target_ratio`, `max_drop`, `ratio_of`, `epochs`,
-        `memory_bytes` (about what compressing needs at its peak, without calibration or training), `warnings` and `timings`.
+        `memory_bytes` (about what compressing needs at its peak, without calibration or training), `warnings` and
+        `timings`.
 
     Raises:
         GbnnError: Bad input.
