@@ -198,8 +198,8 @@ def baseline_warnings(bench: Bench, accuracy: float, *, name: str) -> list[str]:
     if accuracy > reached or accuracy == 1:
         return []
     return [
-        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, about what always giving the"
-        " most frequent label would reach: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
+        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, hardly better than always giving"
+        " the most frequent label: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
     ]
 
 

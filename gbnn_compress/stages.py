@@ -166,7 +166,7 @@ def prepare_request(
     tell("weighing layers by what their errors cost, and fitting again")
     factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
     if not factors:
-        tell("layers are weighed by their norms: the network lets no gradients through")
+        tell("weighing them by their norms: the network gives no gradients (torch.no_grad, values changed in place)")
         return prepared
     del prepared
     return fitted(importances=factors)

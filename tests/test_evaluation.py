@@ -150,7 +150,7 @@ def test_measuring_a_network_that_knows_nothing_is_warned_of(files: Files, tmp_p
     for model in (files.checkpoint, files.artifact):
         (warning,) = evaluate(model, wrong, arch=ARCHITECTURE)["warnings"]
         assert warning.startswith(f"{model.name} is right on ")
-        assert "`--data`, about what always giving the most frequent label would reach: check labels" in warning
+        assert "`--data`, hardly better than always giving the most frequent label: check labels" in warning
     report = compress(
         files.checkpoint, target_ratio=8, output=tmp_path / "out.safetensors", arch=ARCHITECTURE, eval_data=wrong
     )
