@@ -126,7 +126,7 @@ def evaluate(
     if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
         result["folded_temperature"] = temperature.folded_temperature(loaded)
     result |= _measures(inside, bench.labels, outside)
-    result["warnings"] = baseline_warnings(bench, result["accuracy"], name=Path(model).name)
+    result["warnings"] = baseline_warnings(bench, result, name=Path(model).name)
     predictions = {"as it is": inside}
     if compared is not None:
         before = bench.predict(compared, samples=0).probabilities
@@ -186,21 +186,30 @@ def evaluate_compression(
     return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
 
 
-def baseline_warnings(bench: Bench, accuracy: float, *, name: str) -> list[str]:
-    """What casts doubt on a measurement: few inputs, or a model that does no better there than a constant answer."""
+def baseline_warnings(bench: Bench, measured: Mapping[str, Any], *, name: str) -> list[str]:
+    """What casts doubt on a measurement: few inputs, or a model that does no better there than one that knows nothing.
+
+    Args:
+        bench: The data.
+        measured: `accuracy` and `nll`.
+        name: Of the model.
+    """
     import torch
 
-    n_inputs = len(bench.labels)
-    usual = float(torch.as_tensor(bench.labels).bincount().max()) / n_inputs
+    n_inputs, counts = len(bench.labels), torch.as_tensor(bench.labels).bincount()
+    usual, kinds = float(counts.max()) / n_inputs, int(counts.count_nonzero())
     if n_inputs < FEW_INPUTS:
         return [f"`{bench.option}` has few inputs, {n_inputs}: one of them is {100 / n_inputs:.3g} points of accuracy"]
     reached = usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs)  # two standard errors
-    if accuracy > reached or accuracy == 1:
+    accuracy, nll, guessed, option = measured["accuracy"], measured["nll"], math.log(kinds), f"`{bench.option}`"
+    if accuracy <= reached and accuracy < 1:
+        share = f"{100 * accuracy:.1f} % of {option}"
+        found = f"is right on {share}, hardly better than always giving the most frequent label"
+    elif kinds > 1 and nll > guessed:
+        found = f"has an NLL of {nll:.3g} nats on {option}, where guessing among {kinds} labels has {guessed:.3g}"
+    else:
         return []
-    return [
-        f"{name} is right on {100 * accuracy:.1f} % of `{bench.option}`, hardly better than always giving"
-        " the most frequent label: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"
-    ]
+    return [f"{name} {found}: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"]
 
 
 def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:

@@ -126,7 +126,7 @@ def compress(
         report["damage"] = {**report["damage"], **measured}
         dropped = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
         report["warnings"] = [
-            *baseline_warnings(bench, report["evaluation"]["before"]["accuracy"], name="the checkpoint"),
+            *baseline_warnings(bench, report["evaluation"]["before"], name="the checkpoint"),
             *dropped,
         ]
     missed = [] if report["target_met"] else [_missed(report)]

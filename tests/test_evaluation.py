@@ -158,6 +158,18 @@ def test_measuring_a_network_that_knows_nothing_is_warned_of(files: Files, tmp_p
     assert "`--eval-data`" in report["warnings"][0]
 
 
+def test_answers_worse_than_guessing_are_warned_of(files: Files, tmp_path: Path) -> None:
+    """A few right by luck, the others wrong and sure of it."""
+    with np.load(files.digits) as data:
+        images, labels = data["x"], data["y"]
+    np.savez(tmp_path / "wrong.npz", x=images, y=np.where(np.arange(500) < 150, labels, (labels + 1) % 10))
+    (warning,) = evaluate(files.checkpoint, replace(DIGITS, data=f"npz:{tmp_path / 'wrong.npz'}"), arch=ARCHITECTURE)[
+        "warnings"
+    ]
+    assert warning.startswith("digits.safetensors has an NLL of ")
+    assert "on `--data`, where guessing among 10 labels has 2.3: check labels" in warning
+
+
 def test_few_inputs_are_warned_of(files: Files, tmp_path: Path) -> None:
     with np.load(files.digits) as data:
         np.savez(tmp_path / "few.npz", x=data["x"][:20], y=data["y"][:20])
