@@ -51,9 +51,6 @@ def command(
     ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
     if Path(checkpoint).is_dir():
         return folder.compress_all(context, Path(checkpoint), quiet=quiet)
-    if not (data or val_data or eval_data or follows):
-        preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
-        console.warn(options.useless(preprocessing, without="`--data`, `--val-data` or `--eval-data`"), in_table=False)
     with ExitStack() as stack:
         tell = stack.enter_context(console.progress(quiet=quiet or follows))
         import gbnn_compress
@@ -87,6 +84,9 @@ def command(
         )
     if follows:
         return 0
+    if not (data or val_data or eval_data):
+        preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
+        console.warn(options.useless(preprocessing, without="`--data`, `--val-data` or `--eval-data`"), in_table=False)
     if not report.get("training"):
         console.warn(options.useless({"--restart": restart}, without="`--epochs`"), in_table=False)
     in_table = console.write_json(report, json)
