@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 POWER = 0.5
 """Of the measured cost of an error. 1 would be right if costs were exact and added up; files were worse with it, and no
-better with 0.75 (docs/results.md)."""
+better with 0.75 (docs/method.md)."""
 
 HALF_TRUSTED = 16
 """From so many inputs the power is half of that."""

@@ -187,23 +187,22 @@ def _reported(request: Request, artifact: Artifact, result: Result, names: Seque
     return report
 
 
-def _missed(report: Mapping[str, Any]) -> str:
+def _missed(report: dict[str, Any]) -> str:
     written = "the file is written all the same"
-    if report["target_ratio"] is None:
+    target, ratio = words.target_and_ratio(report)
+    if target is None:
         drop, wanted = report["damage"]["drop"], report["max_drop"]
         how = "measured" if report["damage"]["measured"] else "predicted"
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
-    wanted = words.times(report["target_ratio"])
+    missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
-        excess = report["target_ratio"] / report["ratio"]
-        got = words.times(report["ratio"])
-        return f"target missed: {got} for a target of {wanted} ({excess:.3g} times the size); {written}"
-    got, weights = words.times(report["parameter_ratio"]), report["weights"]
+        return f"{missed} ({target / ratio:.3g} times the size); {written}"
+    weights = report["weights"]
     most = 2 * sum(weights.values()) / (weights["unshared"] + 2)
-    if most >= report["target_ratio"]:
+    if most >= target:
         kept = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
-        return f"target missed: {got} for a target of {wanted}, with {kept}; {written}"
+        return f"{missed}, with {kept}; {written}"
     return (
-        f"target missed: {got} for a target of {wanted}; {weights['unshared']:,} unshared"
-        f" values (biases, norms), which count in full, leave {words.times(most)} at most; {written}"
+        f"{missed}; {weights['unshared']:,} unshared values (biases, norms), which count in full, leave"
+        f" {words.times(most)} at most; {written}"
     )

@@ -89,10 +89,8 @@ def test_factors_have_the_mean_one_over_the_weights(folder: Path) -> None:
 
 
 def test_few_inputs_are_believed_less(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    many = found(folder)
-    monkeypatch.setattr(
-        "gbnn_compress.allocation.HALF_TRUSTED", 3 * N_INPUTS + 4 * HALF_TRUSTED
-    )  # a quarter of the power
+    many, quarter_of_the_power = found(folder), 3 * N_INPUTS + 4 * HALF_TRUSTED
+    monkeypatch.setattr("gbnn_compress.allocation.HALF_TRUSTED", quarter_of_the_power)
     for name, factor in found(folder).items():
         assert np.log(factor) == pytest.approx(np.log(many[name]) / 4)
     assert POWER == 0.5

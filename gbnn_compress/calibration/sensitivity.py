@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
+from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.variational.predict import run_with
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
 """Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
+
+
+def label_gradients(
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, *, batch: int, seed: int
+) -> Iterator[tuple[torch.Tensor | None, ...]]:
+    """Gradients of -log p(y | x), summed over a batch, with one label y for each input drawn from the network itself.
+
+    Args:
+        network: In evaluation mode.
+        weights: Name -> what takes the place of its own tensor, requiring gradients.
+        inputs: (N, ...), preprocessed; each batch goes to the network as a copy, should it work in place.
+        batch: Inputs at once.
+        seed: Of the labels.
+
+    Yields:
+        For each batch one gradient a weight, in their order; None for those that the output does not depend on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in inputs.split(batch):
+        scores = run_with(network, weights, part.clone()).log_softmax(dim=1)
+        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
+        likelihood = functional.nll_loss(scores, labels, reduction="sum")
+        yield torch.autograd.grad(likelihood, list(weights.values()), allow_unused=True)
 
 
 def error_costs(
@@ -31,24 +55,20 @@ def error_costs(
         errors: Name -> error of a tensor, of its shape.
 
     Returns:
-        Name -> nats an input, of those tensors that the output depends on, none where the network lets no gradient
-        through; and the number of inputs looked at.
+        Name -> nats an input, of those tensors that the output depends on, none where the network runs without
+        gradients only; and the number of inputs looked at.
     """
     weights = {name: tensors[name].detach().clone().requires_grad_() for name in errors if name in tensors}
     along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
     count = min(len(inputs), MOST_GRADIENTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
-    generator = torch.Generator().manual_seed(0)
     sums: dict[str, float] = {}
     with single_thread():
-        for x in inputs[:count].split(1):
-            scores = run_with(network, weights, x.clone()).log_softmax(dim=1)[0]  # its own, should it work in place
-            label = torch.multinomial(scores.detach().exp(), 1, generator=generator)
-            try:
-                gradients = torch.autograd.grad(scores[label], list(weights.values()), allow_unused=True)
-            except RuntimeError:  # no weight, no gradient, or one that the network has overwritten
-                return {}, count
-            for name, gradient in zip(weights, gradients, strict=True):
-                if gradient is not None:
-                    slope = float((gradient * along[name]).sum())
-                    sums[name] = sums.get(name, 0.0) + slope * slope
+        try:
+            for gradients in label_gradients(network, weights, inputs[:count], batch=1, seed=0):
+                for name, gradient in zip(weights, gradients, strict=True):
+                    if gradient is not None:
+                        slope = float((gradient * along[name]).sum())
+                        sums[name] = sums.get(name, 0.0) + slope * slope
+        except RuntimeError:  # no weight, no gradient, or a value that gradients need is overwritten or was not kept
+            return {}, count
     return {name: total / (2 * count) for name, total in sums.items()}, count

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
+from gbnn_compress.calibration.sensitivity import label_gradients
 from gbnn_compress.variational.predict import run_with
 from gbnn_compress.variational.shared import gaussian_divergence_nats
 
@@ -48,15 +49,10 @@ def fisher_precisions(
     Returns:
         Name -> float64 (rows,), in nats an input and squared weight; tensors that do not matter to the output left out.
     """
-    generator = torch.Generator().manual_seed(seed)
     weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     sums: dict[str, torch.Tensor] = {}
     with single_thread():
-        for part in inputs.split(FISHER_BATCH):
-            scores = run_with(network, weights, part).log_softmax(dim=1)
-            labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
-            likelihood = functional.nll_loss(scores, labels, reduction="sum")
-            gradients = torch.autograd.grad(likelihood, list(weights.values()), allow_unused=True)
+        for gradients in label_gradients(network, weights, inputs, batch=FISHER_BATCH, seed=seed):
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
                     squares = gradient.double().square().flatten(start_dim=1).mean(dim=1)

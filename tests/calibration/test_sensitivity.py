@@ -95,6 +95,19 @@ def test_a_network_that_overwrites_what_gradients_need_has_no_costs() -> None:
     assert torch.equal(x, before)
 
 
+def test_a_network_that_fails_where_gradients_are_wanted_has_no_costs() -> None:
+    class Inference(Deep):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode():
+                y = torch.tanh(x)
+            return self.out(torch.tanh(self.hidden(y)))
+
+    network = Inference().eval()
+    with torch.no_grad():
+        assert network(inputs(8)).shape == (8, 3)
+    assert error_costs(network, dict(network.named_parameters()), inputs(8), noise(network, size=1)) == ({}, 8)
+
+
 def test_no_tensor_costs_nothing() -> None:
     assert error_costs(Deep().eval(), {}, inputs(8), {"other.weight": torch.ones(3, 3)}) == ({}, 8)
 
