@@ -141,8 +141,6 @@ def evaluate(
     if html is not None:
         shown = EvaluationPage(
             name=Path(model).name,
-            data=bench.evaluation.data,
-            inputs=len(bench.labels),
             result=result,
             reliability={name: reliability(each.probabilities, bench.labels) for name, each in predictions.items()},
             ood=ood,

@@ -17,7 +17,7 @@ from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
 from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
 from gbnn_compress.target import Result, damage_warnings, meet
-from gbnn_compress.types import Artifact, Reliability
+from gbnn_compress.types import Artifact, Checkpoint, Reliability
 from gbnn_compress.weights.select import outlier_warnings, select
 
 if TYPE_CHECKING:
@@ -119,16 +119,10 @@ def compress(
         if state is not None and not result.unfinished:
             state.remove()
     report = _reported(request, artifact, result, names)
-    reliability: dict[str, Reliability] = {}
+    reliability: Mapping[str, Reliability] = {}
     if bench is not None:
         tell(f"evaluating on {bench.evaluation.data}")
-        report["evaluation"], measured, reliability = evaluate_compression(bench, read, artifact, seed=seed)
-        report["damage"] = {**report["damage"], **measured}
-        dropped = damage_warnings(measured["drop"], report["damage"]["safe_ratio"], measured=True)
-        report["warnings"] = [
-            *baseline_warnings(bench, report["evaluation"]["before"], name="the checkpoint"),
-            *dropped,
-        ]
+        report, reliability = _evaluated(report, bench, read, artifact, seed=seed)
     missed = [] if report["target_met"] else [_missed(report)]
     report["warnings"] = [*missed, *result.notes, *outlier_warnings(read, selection), *report["warnings"]]
     if html is not None:
@@ -185,6 +179,19 @@ def _reported(request: Request, artifact: Artifact, result: Result, names: Seque
     if result.training:
         report["training"] = {**report["training"], "last_epoch": dict(result.training)}
     return report
+
+
+def _evaluated(
+    report: Mapping[str, Any], bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+) -> tuple[dict[str, Any], Mapping[str, Reliability]]:
+    """A report with what data say of the file, in place of what was foreseen; and how reliable both sides are."""
+    evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
+    damage = {**report["damage"], **measured}
+    warnings = [
+        *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
+        *damage_warnings(damage["drop"], damage["safe_ratio"], measured=True),
+    ]
+    return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability
 
 
 def _missed(report: dict[str, Any]) -> str:

@@ -256,7 +256,12 @@ def test_labels_of_validation_data_are_needed_and_checked(files: Files, tmp_path
     images = np.zeros((4, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "bare.npz", x=images)
     np.savez(tmp_path / "high.npz", x=images, y=np.full(4, 12))
-    for name, words in (("bare", "has no array `y`"), ("high", "`--val-data` has label 12 and the network 10 classes")):
+    np.savez(tmp_path / "from-one.npz", x=images, y=[1, 2, 3, 10])
+    for name, words in (
+        ("bare", "has no array `y` (labels, which are needed here), only x; write it with"),
+        ("high", "`--val-data` has label 12 and the network 10 classes, labels must lie in 0..9"),
+        ("from-one", "they seem to start at 1: store them less 1"),
+    ):
         val_data = f"npz:{tmp_path / name}.npz"
         assert words in refusal(DataError, evaluate, files.checkpoint, DIGITS, arch=ARCHITECTURE, val_data=val_data)
 

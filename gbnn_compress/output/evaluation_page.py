@@ -22,8 +22,6 @@ class EvaluationPage:
 
     Attributes:
         name: Of the model, a file's name.
-        data: Specification of the data.
-        inputs: How many there are.
         result: What `evaluate` returns.
         reliability: Of the model `as it is`, and `scaled` where a temperature was fitted.
         ood: Specification of the other data.
@@ -32,8 +30,6 @@ class EvaluationPage:
     """
 
     name: str
-    data: str
-    inputs: int
     result: Mapping[str, Any]
     reliability: Mapping[str, Reliability]
     ood: str | None = None

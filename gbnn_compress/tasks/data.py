@@ -193,7 +193,11 @@ def _npz(spec: str, path: Path, *, labels: bool | None) -> tuple[np.ndarray, np.
         ) from error
     for name in wanted:
         if name not in arrays and not (name == "y" and labels is None):
-            raise DataError(f"`{path}` has no array `{name}`, only {', '.join(names) or 'none at all'}")
+            what = "images" if name == "x" else "labels, which are needed here"
+            raise DataError(
+                f"`{path}` has no array `{name}` ({what}), only {', '.join(names) or 'none at all'};"
+                " write it with `numpy.savez_compressed(file, x=..., y=...)`"
+            )
     _check_pixels(path, arrays["x"])
     return arrays["x"], arrays.get("y")
 

@@ -152,9 +152,9 @@ def test_error_folder_without_scheme(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": pixels(2, 4, 4)}, "has no array `x`, only images"),
-        ({}, "has no array `x`, only none at all"),
-        ({"x": pixels(2, 4, 4), "z": np.ones(2)}, "has no array `y`, only x, z"),
+        ({"images": pixels(2, 4, 4)}, r"has no array `x` \(images\), only images"),
+        ({}, r"has no array `x` \(images\), only none at all"),
+        ({"x": pixels(2, 4, 4), "z": np.ones(2)}, r"has no array `y` \(labels, which are needed here\), only x, z"),
         ({"x": np.ones((2, 4, 4)), "y": [0, 1]}, r"`x` of .* must be uint8 .*, got float64"),
         ({"x": pixels(2, 16), "y": [0, 1]}, r"must be N x H x W x C or N x H x W, got shape \(2, 16\)"),
         ({"x": pixels(0, 4, 4), "y": np.zeros(0, dtype=int)}, r"is empty, got shape \(0, 4, 4\)"),
