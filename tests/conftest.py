@@ -16,3 +16,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def fewer_stages() -> Iterator[None]:
+    """A short training spends nine tenths of its time on rate control; some files about training do with a quarter."""
+    from gbnn_compress.variational import finetune
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "STAGES", 4)
+        patch.setattr(finetune, "CHECKS", 4)
+        yield

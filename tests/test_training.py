@@ -16,7 +16,7 @@ from gbnn_compress.output import statements
 from gbnn_compress.tasks import load_data
 from gbnn_compress.variational.finetune import FineTuning
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 QUICK = {"n_components": 64, "em_iterations": 5, "finetune.precision": "float32"}
@@ -32,6 +32,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(checkpoint: Path, folder: Path, name: str = "out", **options: Any) -> dict[str, Any]:
     given = {"target_ratio": 30, "data": "digits:train", "epochs": 1, "arch": DIGITS, "settings": QUICK} | options
     return compress(checkpoint, output=folder / f"{name}.gbnn.safetensors", **given)
+
+
+@pytest.fixture(scope="module")
+def usual(checkpoint: Path, fewer_stages: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of a training with nothing special."""
+    return trained(checkpoint, tmp_path_factory.mktemp("usual"))
 
 
 def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: Path, tmp_path: Path) -> None:
@@ -62,11 +68,11 @@ def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
     assert filled["sections"]["unshared"] > small["sections"]["unshared"]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_one_others(checkpoint: Path, tmp_path: Path) -> None:
-    first, again, other = (
-        trained(checkpoint, tmp_path, str(i), seed=seed)["artifact"]["sha256"] for i, seed in enumerate((0, 0, 1))
-    )
-    assert first == again != other
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
+    checkpoint: Path, usual: dict[str, Any], tmp_path: Path
+) -> None:
+    again, other = (trained(checkpoint, tmp_path, str(seed), seed=seed)["artifact"]["sha256"] for seed in (0, 1))
+    assert usual["artifact"]["sha256"] == again != other
 
 
 def test_labels_matter(checkpoint: Path, tmp_path: Path) -> None:
@@ -86,8 +92,8 @@ def test_only_the_bank_is_trained_when_asked(checkpoint: Path, tmp_path: Path) -
     assert report["parameter_ratio"] >= 50
 
 
-def test_the_manifest_says_that_it_was_trained(checkpoint: Path, tmp_path: Path) -> None:
-    report = trained(checkpoint, tmp_path)
+def test_the_manifest_says_that_it_was_trained(usual: dict[str, Any]) -> None:
+    report = {**usual, "training": dict(usual["training"])}
     facts = load(report["artifact"]["path"]).artifact.facts["training"]
     assert facts == {"epochs": 1, "beta": 1.0, "warm_up": 0.3}
     last = report["training"].pop("last_epoch")
@@ -106,12 +112,9 @@ def test_the_manifest_says_that_it_was_trained(checkpoint: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("source", ["fisher", "variational"])
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_sigma_from_inputs(checkpoint: Path, tmp_path: Path, source: str, epochs: int) -> None:
-    options = {"data": "digits:train", "epochs": epochs, "settings": {**QUICK, "posterior": source}}
-    report, plain = (
-        trained(checkpoint, tmp_path, name, **options | {"settings": settings})
-        for name, settings in (("measured", options["settings"]), ("plain", QUICK))
-    )
+def test_sigma_from_inputs(checkpoint: Path, usual: dict[str, Any], tmp_path: Path, source: str, epochs: int) -> None:
+    report = trained(checkpoint, tmp_path, epochs=epochs, settings={**QUICK, "posterior": source})
+    plain = usual if epochs else trained(checkpoint, tmp_path, "plain", epochs=0)
     assert report["target_met"]
     assert report["recipe"]["posterior"] == source
     assert report["artifact"]["sha256"] != plain["artifact"]["sha256"]

@@ -100,7 +100,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(fewer_stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the parts of a clone that recipes name."""
     for part in ("benchmarks", "examples"):
         (tmp_path / part).symlink_to(REPOSITORY / part)
