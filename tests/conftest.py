@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def fewer_stages() -> Iterator[None]:
-    """A short training spends nine tenths of its time on rate control; some files about training do with a quarter."""
+    """Rate control is asked a quarter as often: short trainings spend nine tenths of their time on it."""
     from gbnn_compress.variational import finetune
 
     with pytest.MonkeyPatch.context() as patch:

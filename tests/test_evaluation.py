@@ -260,7 +260,7 @@ def test_labels_of_validation_data_are_needed_and_checked(files: Files, tmp_path
     for name, words in (
         ("bare", "has no array `y` (labels, which are needed here), only x; write it with"),
         ("high", "`--val-data` has label 12 and the network 10 classes, labels must lie in 0..9"),
-        ("from-one", "they seem to start at 1: store them less 1"),
+        ("from-one", "labels must lie in 0..9; if they start at 1, subtract 1 from each"),
     ):
         val_data = f"npz:{tmp_path / name}.npz"
         assert words in refusal(DataError, evaluate, files.checkpoint, DIGITS, arch=ARCHITECTURE, val_data=val_data)

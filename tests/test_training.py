@@ -35,7 +35,9 @@ def trained(checkpoint: Path, folder: Path, name: str = "out", **options: Any) -
 
 
 @pytest.fixture(scope="module")
-def usual(checkpoint: Path, fewer_stages: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def usual(
+    checkpoint: Path, one_thread: None, fewer_stages: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """The report of a training with nothing special."""
     return trained(checkpoint, tmp_path_factory.mktemp("usual"))
 

@@ -157,9 +157,9 @@ def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) ->
         DataError: There is one.
     """
     if labels is not None and int(labels.max()) >= n_classes:
-        from_one = int(labels.min()) == 1 and int(labels.max()) == n_classes
+        just_beyond = int(labels.max()) == n_classes
         raise DataError(
             f"`{option}` has label {int(labels.max())} and the network {n_classes} classes,"
             f" labels must lie in 0..{n_classes - 1}"
-            + ("; they seem to start at 1: store them less 1" if from_one else "")
+            + ("; if they start at 1, subtract 1 from each" if just_beyond else "")
         )

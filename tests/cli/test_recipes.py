@@ -18,7 +18,7 @@ from test_docs import code_lines, parse
 
 from gbnn_compress.recipe import heading, resolve, shipped_recipes
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -100,7 +100,7 @@ def commands(name: str) -> list[list[str]]:
 
 
 @pytest.fixture
-def clone(fewer_stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the parts of a clone that recipes name."""
     for part in ("benchmarks", "examples"):
         (tmp_path / part).symlink_to(REPOSITORY / part)
