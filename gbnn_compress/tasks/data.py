@@ -196,7 +196,7 @@ def _npz(spec: str, path: Path, *, labels: bool | None) -> tuple[np.ndarray, np.
             what = "images" if name == "x" else "labels, which are needed here"
             raise DataError(
                 f"`{path}` has no array `{name}` ({what}), only {', '.join(names) or 'none at all'};"
-                f" write it with `numpy.savez_compressed(file, {', '.join(f'{name}=...' for name in wanted)})`"
+                f" write it with `numpy.savez_compressed(file, {'=..., '.join(wanted)}=...)`"
             )
     _check_pixels(path, arrays["x"])
     return arrays["x"], arrays.get("y")

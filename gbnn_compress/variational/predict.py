@@ -156,10 +156,12 @@ def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) ->
     Raises:
         DataError: There is one.
     """
-    if labels is not None and int(labels.max()) >= n_classes:
-        just_beyond = int(labels.max()) == n_classes
+    if labels is None:
+        return
+    largest = int(labels.max())
+    if largest >= n_classes:
+        way_out = "; if they start at 1, subtract 1 from each" if largest == n_classes else ""
         raise DataError(
-            f"`{option}` has label {int(labels.max())} and the network {n_classes} classes,"
-            f" labels must lie in 0..{n_classes - 1}"
-            + ("; if they start at 1, subtract 1 from each" if just_beyond else "")
+            f"`{option}` has label {largest} and the network {n_classes} classes,"
+            f" labels must lie in 0..{n_classes - 1}{way_out}"
         )
