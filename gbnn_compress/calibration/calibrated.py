@@ -16,6 +16,10 @@ from gbnn_compress.rate.damage import Damage, drop_at
 from gbnn_compress.rate.feedback import Alphabet
 from gbnn_compress.types import IndexMap, Posterior
 
+MOST_PATHS, PATH_WEIGHTS = 16, 2**24
+"""Paths of the search in a layer: as many as go with so many weights in all. Each doubling gains less, and takes twice
+the time and memory."""
+
 SWEEPS = 2
 """Rounds of coordinate descent in a layer; more did not lower the damage."""
 
@@ -104,6 +108,7 @@ def compress_in_lockstep(
             sharing,
             penalty=book.penalty,
             damping=_damping(calibration.synthetic),
+            paths=min(max(PATH_WEIGHTS // sum(len(index_map.ids) for index_map in maps), 1), MOST_PATHS),
             sweeps=SWEEPS,
             synthetic=calibration.synthetic,
         )

@@ -64,6 +64,7 @@ def run_in_lockstep(
     *,
     penalty: float,
     damping: float,
+    paths: int,
     sweeps: int,
     synthetic: bool,
 ) -> Outcome:
@@ -76,6 +77,7 @@ def run_in_lockstep(
         sharing: Name -> what its weights may become; layers without stay as they are.
         penalty: lambda.
         damping: See `rate.feedback.damped`.
+        paths: See `rate.feedback.assign_with_feedback`.
         sweeps: Rounds of coordinate descent in a layer.
         synthetic: Whether the inputs are noise. Batch norm then normalises with their own statistics, as in
             `calibration.survey`, and layers do not make good what the layers before them did: on noise, that did harm.
@@ -92,7 +94,7 @@ def run_in_lockstep(
             return call.run(call.x, call.weight, call.bias)
         before, after = call.x.chunk(2)
         if call.name not in shared:
-            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, sweeps, synthetic)
+            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, paths, sweeps, synthetic)
             outcome.ids[call.name], shared[call.name] = ids, values
         wanted = call.run(before, call.weight, call.bias)
         got = call.run(after, shared[call.name], call.bias)
@@ -139,6 +141,7 @@ def _share(
     sharing: Sharing,
     penalty: float,
     damping: float,
+    paths: int,
     sweeps: int,
     synthetic: bool,
 ) -> tuple[np.ndarray, torch.Tensor]:
@@ -159,7 +162,14 @@ def _share(
             moved = target + factor * _least_squares(target @ change, hessian)
             target = np.where(exact[:, :, block], target, moved)
         ids[:, :, block] = assign_with_feedback(
-            target, hessian, rows, sharing.alphabet, penalty=penalty, exact=exact[:, :, block], sweeps=sweeps
+            target,
+            hessian,
+            rows,
+            sharing.alphabet,
+            penalty=penalty,
+            exact=exact[:, :, block],
+            paths=paths,
+            sweeps=sweeps,
         )
     table = np.append(sharing.alphabet.means, np.nan)
     values = np.where(exact, original, table[ids]) * sharing.scale

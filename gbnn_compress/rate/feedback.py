@@ -7,10 +7,11 @@ ids are chosen for the least
     sum_f h_f (q_f - w_f)^T H (q_f - w_f) + lambda * bits
 
 first column by column, each error spread over the columns not yet decided (Optimal Brain Surgeon, Hassibi & Stork
-1993; in this order, with the Cholesky factor U of H^-1: Frantar et al. 2022, "GPTQ"), where an error in column j costs
-1 / U_jj^2; then by sweeps of coordinate descent on the objective itself. The rate term in both is that of
+1993; in a fixed order, with the Cholesky factor U of H^-1: Frantar et al. 2022, "GPTQ"), where an error in column j
+costs 1 / U_jj^2; then by sweeps of coordinate descent on the objective itself. The rate term in both is that of
 entropy-constrained quantisation (Conzelmann & Bamler 2025, "Reducing storage of pretrained neural networks by
-rate-constrained quantization and entropy coding").
+rate-constrained quantization and entropy coding"). Each filter keeps several paths, its cheapest assignments so far,
+and what they cost together decides: the M-algorithm (Anderson & Mohan 1984, "Sequential coding algorithms").
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ BLOCK = 64
 
 CURVATURE_STEPS = 8
 """Decision thresholds are worked out anew for each so-manieth of an octave of curvature."""
+
+NEIGHBOURS = np.array([0, -1, 1])
+"""Components that a path may go on with: the one that is cheapest by itself, and those to its sides."""
 
 REACH = 1000.0
 """Targets are told apart as far outside the means, in units of their range."""
@@ -60,6 +64,20 @@ def damped(hessian: np.ndarray, *, damping: float) -> np.ndarray:
     return hessian + lift[:, None, None] * np.eye(hessian.shape[1])
 
 
+def in_order(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order in which columns are decided: by falling variance, so that most is left to make large errors good.
+
+    Args:
+        hessian: float64 (G, d, d).
+
+    Returns:
+        int64 (G, d), the columns, and float64 (G, d, d), the covariance in their order.
+    """
+    order = np.argsort(-np.einsum("gjj->gj", hessian), axis=1, kind="stable")
+    rows = np.take_along_axis(hessian, order[:, :, None], axis=1)
+    return order, np.take_along_axis(rows, order[:, None], axis=2)
+
+
 def assign_with_feedback(
     weights: np.ndarray,
     hessian: np.ndarray,
@@ -68,6 +86,7 @@ def assign_with_feedback(
     *,
     penalty: float,
     exact: np.ndarray,
+    paths: int,
     sweeps: int,
 ) -> np.ndarray:
     """Choose components for the weights of one layer.
@@ -79,6 +98,7 @@ def assign_with_feedback(
         alphabet: The components.
         penalty: lambda, cost of one bit.
         exact: bool (G, r, d), weights that are kept as they are.
+        paths: Assignments that each filter goes on with, at least 1.
         sweeps: Rounds of coordinate descent.
 
     Returns:
@@ -88,14 +108,18 @@ def assign_with_feedback(
     if not live.size:
         return np.full(weights.shape, len(alphabet.means))
     means, counts = alphabet.means[live], alphabet.counts[live]
+    order, hessian = in_order(hessian)
+    ordered = np.take_along_axis(weights, order[:, None], axis=2)
+    kept = np.take_along_axis(exact, order[:, None], axis=2)
     factor = inverse_factor(hessian)
     column = 1 / np.einsum("gjj->gj", factor) ** 2
-    ids = _feed_forward(weights, factor, _Decisions(means, counts, curvature, column, penalty), exact)
+    ids = _search(ordered, factor, _Decisions(means, counts, curvature, column, penalty), kept, paths)
     diagonal = np.einsum("gjj->gj", hessian)
     for _ in range(sweeps):
-        counts = np.bincount(ids[~exact].ravel(), minlength=len(live)) + 0.5
+        counts = np.bincount(ids[~kept].ravel(), minlength=len(live)) + 0.5
         decide = _Decisions(means, counts, curvature, diagonal, penalty)
-        ids = _descend(weights, hessian, diagonal, decide, exact, ids)
+        ids = _descend(ordered, hessian, diagonal, decide, kept, ids)
+    ids = np.take_along_axis(ids, np.argsort(order, axis=1)[:, None], axis=2)
     return np.where(exact, len(alphabet.means), live[ids])
 
 
@@ -107,6 +131,7 @@ class _Decisions:
     ) -> None:
         lengths = np.log2(counts.sum()) - np.log2(counts)
         self.means = means
+        self._bits_cost, self._curvature = penalty * lengths, (rows, columns)
         self._rows = np.rint(CURVATURE_STEPS * np.log2(rows)).astype(np.int64)
         self._columns = np.rint(CURVATURE_STEPS * np.log2(columns)).astype(np.int64)
         pairs = (np.unique(self._rows[g])[:, None] + np.unique(self._columns[g]) for g in range(len(rows)))
@@ -121,30 +146,80 @@ class _Decisions:
             keys.append(np.array([position + 1.0]))
             winners.append(won)
         self._keys, self._winners = np.concatenate(keys), np.concatenate(winners)
+        self._edges = np.cumsum([0, *map(len, winners)])
 
     def __call__(self, x: np.ndarray, j: int) -> np.ndarray:
         """int64 (G, r), the winners for targets x, float64 (G, r), of column j."""
-        position = np.searchsorted(self._levels, self._rows + self._columns[:, j : j + 1])
-        return self._winners[np.searchsorted(self._keys, position + self._inside(x).clip(1e-9, 1 - 1e-9), side="left")]
+        return self._winners[self._place(x, self._level(j))]
+
+    def around(self, x: np.ndarray, j: int, *, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """The winners for targets x, float64 (G, r, P), of column j, and those beside them.
+
+        Returns:
+            int64 (G, r, P, n), winners first, and what each costs, float64, infinite where there are fewer.
+        """
+        level = self._level(j)[..., None]
+        won = self._place(x, level)[..., None]
+        beside = won + NEIGHBOURS[:n]
+        there = (beside >= self._edges[level][..., None]) & (beside < self._edges[level + 1][..., None])
+        ids = self._winners[np.where(there, beside, won)]
+        rows, columns = self._curvature
+        curvature = (rows * columns[:, j : j + 1])[..., None, None]
+        costs = curvature * (self.means[ids] - x[..., None]) ** 2 + self._bits_cost[ids]
+        return ids, np.where(there, costs, np.inf)
+
+    def _level(self, j: int) -> np.ndarray:
+        return np.searchsorted(self._levels, self._rows + self._columns[:, j : j + 1])
+
+    def _place(self, x: np.ndarray, level: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._keys, level + self._inside(x).clip(1e-9, 1 - 1e-9), side="left")
 
     def _inside(self, x: np.ndarray) -> np.ndarray:
         return (x - self._low) / (self._high - self._low)
 
 
-def _feed_forward(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray) -> np.ndarray:
-    """Decide column by column, spreading errors over the columns to come."""
-    pending, ids = weights.copy(), np.empty(weights.shape, dtype=np.int64)
-    width = weights.shape[2]
+def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray, paths: int) -> np.ndarray:
+    """Decide column by column, the errors of each path spread over the columns to come.
+
+    Of the paths that go on from a column, `sources` are those that they come from and `chosen` what they add to them.
+    """
+    groups, rows, width = weights.shape
+    shape, tried = (groups, rows, paths), 1 if paths == 1 else len(NEIGHBOURS)
+    first = np.arange(0, groups * rows * paths, paths).reshape(groups, rows, 1)
+    costs = np.full(shape, np.inf)
+    costs[:, :, 0] = 0
+    errors = np.empty((width, groups * rows * paths))
+    sources, chosen = (np.empty((width, *shape), dtype=np.int32) for _ in range(2))
+
+    def spread(start: int, stop: int, columns: slice) -> np.ndarray:
+        """What the errors from start to stop take off the targets of some columns: (columns, G, r, paths)."""
+        earlier = np.swapaxes(errors[start:stop].reshape(stop - start, groups, rows * paths), 0, 1)
+        taken = np.swapaxes(factor[:, start:stop, columns], 1, 2) @ earlier
+        return np.swapaxes(taken, 0, 1).reshape(-1, *shape)
+
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        errors = np.empty((*weights.shape[:2], stop - start))
+        targets = np.moveaxis(weights[:, :, start:stop], 2, 0)[..., None] - spread(0, start, slice(start, stop))
+        origin = first + np.arange(paths)
         for j in range(start, stop):
-            ids[:, :, j] = decide(pending[:, :, j], j)
-            value = np.where(exact[:, :, j], weights[:, :, j], decide.means[ids[:, :, j]])
-            error = (pending[:, :, j] - value) / factor[:, j, j][:, None]
-            pending[:, :, j + 1 : stop] -= error[:, :, None] * factor[:, None, j, j + 1 : stop]
-            errors[:, :, j - start] = error
-        pending[:, :, stop:] -= errors @ factor[:, start:stop, stop:]
+            x = targets[j - start].take(origin) - spread(start, j, slice(j, j + 1))[0]
+            ids, added = decide.around(x, j, n=tried)
+            kept = exact[:, :, j]
+            added[kept] = np.where(np.arange(tried) == 0, 0.0, np.inf)
+            totals = (costs[..., None] + added).reshape(groups, rows, paths * tried)
+            best = np.argpartition(totals, paths - 1, axis=2)[:, :, :paths] + first * tried
+            costs, chosen[j], sources[j] = totals.take(best), ids.take(best), best // tried
+            value = np.where(kept[..., None], weights[:, :, j, None], decide.means[chosen[j]])
+            errors[j] = ((x.take(sources[j]) - value) / factor[:, j, j][:, None, None]).ravel()
+            if paths > 1:
+                errors[start:j] = errors[start:j].take(sources[j].ravel(), axis=1)
+                origin = origin.take(sources[j])
+        errors[:start] = errors[:start].take(origin.ravel(), axis=1)
+
+    ids = np.empty(weights.shape, dtype=np.int64)
+    path = first[..., 0] + costs.argmin(axis=2)
+    for j in reversed(range(width)):
+        ids[:, :, j], path = chosen[j].take(path), sources[j].take(path)
     return ids
 
 

@@ -65,7 +65,7 @@ def sharing_of(
 
 
 def run(network: nn.Module, x: torch.Tensor, sharing: Mapping[str, Sharing], **options: Any) -> Outcome:
-    defaults: dict[str, Any] = {"penalty": 0.0, "damping": 0.02, "sweeps": 1, "synthetic": False}
+    defaults: dict[str, Any] = {"penalty": 0.0, "damping": 0.02, "paths": 2, "sweeps": 1, "synthetic": False}
     return run_in_lockstep(network.eval(), network.state_dict(keep_vars=True), x, sharing, **{**defaults, **options})
 
 
@@ -234,7 +234,9 @@ def test_layers_used_twice_keep_the_ids_of_the_first_time() -> None:
     own = network.state_dict(keep_vars=True)
     tensors = {name: tensor for name, tensor in own.items() if name != "second.weight"}
     sharing = {name: each for name, each in sharing_of(network, means=COARSE).items() if name in tensors}
-    outcome = run_in_lockstep(network, tensors, x, sharing, penalty=0.0, damping=0.02, sweeps=1, synthetic=False)
+    outcome = run_in_lockstep(
+        network, tensors, x, sharing, penalty=0.0, damping=0.02, paths=2, sweeps=1, synthetic=False
+    )
     assert outcome.ids.keys() == {"again.weight", "first.weight"}
     state = compressed(network, sharing, outcome)
     other = Reused().eval()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbnn_compress.rate.feedback import BLOCK, Alphabet, assign_with_feedback, damped, inverse_factor
+from gbnn_compress.rate.feedback import BLOCK, Alphabet, assign_with_feedback, damped, in_order, inverse_factor
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -30,6 +30,7 @@ def assigned(weights: np.ndarray, hessian: np.ndarray, alphabet: Alphabet, **opt
         "curvature": np.ones(weights.shape[:2]),
         "penalty": 0.0,
         "exact": np.zeros(weights.shape, dtype=bool),
+        "paths": 1,
         "sweeps": 0,
     }
     return assign_with_feedback(weights, hessian, alphabet=alphabet, **{**defaults, **options})
@@ -60,15 +61,20 @@ def nearest(weights: np.ndarray, means: np.ndarray) -> np.ndarray:
     return np.abs(weights[..., None] - means).argmin(axis=-1)
 
 
+def falling(hessian: np.ndarray) -> np.ndarray:
+    return np.argsort(-np.diag(hessian), kind="stable")
+
+
 def fed_forward_naively(weights: np.ndarray, hessian: np.ndarray, means: np.ndarray) -> np.ndarray:
     """Nearest components with feedback, one weight at a time, without blocks (Frantar et al. 2022, without tricks)."""
     ids = np.empty(weights.shape, dtype=np.int64)
     for g, r in np.ndindex(weights.shape[:2]):
-        inverse, pending = np.linalg.inv(hessian[g]), weights[g, r].copy()
-        for j in range(weights.shape[2]):
-            ids[g, r, j] = nearest(pending[j], means)
-            error = (pending[j] - means[ids[g, r, j]]) / inverse[0, 0]
-            pending[j + 1 :] -= error * inverse[0, 1:]
+        order = falling(hessian[g])
+        inverse, pending = np.linalg.inv(hessian[g][order][:, order]), weights[g, r, order]
+        for i, j in enumerate(order):
+            ids[g, r, j] = nearest(pending[i], means)
+            error = (pending[i] - means[ids[g, r, j]]) / inverse[0, 0]
+            pending[i + 1 :] -= error * inverse[0, 1:]
             # The inverse of the covariance of the columns to come: one step of Gaussian elimination.
             inverse = inverse[1:, 1:] - np.outer(inverse[1:, 0], inverse[0, 1:]) / inverse[0, 0]
     return ids
@@ -78,7 +84,7 @@ def descended_naively(weights: np.ndarray, hessian: np.ndarray, means: np.ndarra
     """One sweep of coordinate descent, one weight at a time."""
     ids = ids.copy()
     for g, r in np.ndindex(weights.shape[:2]):
-        for j in range(weights.shape[2]):
+        for j in falling(hessian[g]):
             error = means[ids[g, r]] - weights[g, r]
             ids[g, r, j] = nearest(means[ids[g, r, j]] - hessian[g, j] @ error / hessian[g, j, j], means)
     return ids
@@ -140,6 +146,34 @@ def test_within_a_small_factor_of_the_best_of_all_assignments(penalty: float, al
     assert total[1] < total[2]
 
 
+def test_with_paths_for_all_assignments_the_best_is_found() -> None:
+    random = np.random.default_rng(7)
+    for _ in range(20):
+        weights, hessian, alphabet = random.normal(size=(2, 3, 4)), covariances(random, 2, 4), alphabet_of(random, 3)
+        found = costs(weights, hessian, alphabet, assigned(weights, hessian, alphabet, paths=3**4))
+        np.testing.assert_allclose(found, least_costs(weights, hessian, alphabet, penalty=0.0))
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.05])
+def test_more_paths_find_cheaper_assignments(penalty: float) -> None:
+    random = np.random.default_rng(8)
+    weights, hessian, alphabet = random.normal(size=(2, 50, 70)), covariances(random, 2, 70), alphabet_of(random, 7)
+    found = [
+        costs(weights, hessian, alphabet, ids, penalty=penalty).sum()
+        for ids in (assigned(weights, hessian, alphabet, penalty=penalty, paths=paths) for paths in (1, 2, 4, 16))
+    ]
+    assert found == sorted(found, reverse=True)
+    assert found[-1] < 0.97 * found[0]
+
+
+def test_columns_are_decided_by_falling_variance() -> None:
+    hessian = np.diag([1.0, 3.0, 2.0])[None]
+    hessian[0, 0, 1] = hessian[0, 1, 0] = 0.5
+    order, covariance = in_order(hessian)
+    np.testing.assert_array_equal(order, [[1, 2, 0]])
+    np.testing.assert_array_equal(covariance, [[[3, 0, 0.5], [0, 2, 0], [0.5, 0, 1]]])
+
+
 @given(SEEDS)
 @settings(max_examples=100, deadline=None)
 def test_descent_without_rate_never_worsens_any_filter(seed: int) -> None:
@@ -177,9 +211,9 @@ def test_blocks_of_columns_change_nothing(width: int) -> None:
         np.testing.assert_array_equal(assigned(weights, hessian, alphabet, sweeps=sweeps), ids)
 
 
-@given(SEEDS, st.sampled_from([0.0, 0.01, 1.0, 100.0]), st.integers(0, 2))
-@settings(max_examples=60, deadline=None)
-def test_ids_are_components_in_use_and_exact_weights_stay(seed: int, penalty: float, sweeps: int) -> None:
+@given(SEEDS, st.sampled_from([0.0, 0.01, 1.0, 100.0]), st.sampled_from([1, 2, 5]), st.integers(0, 2))
+@settings(max_examples=100, deadline=None)
+def test_ids_are_components_in_use_and_exact_weights_stay(seed: int, penalty: float, paths: int, sweeps: int) -> None:
     random = np.random.default_rng(seed)
     groups, rows, width, size = (int(random.integers(1, high)) for high in (4, 5, 9, 7))
     weights = random.normal(size=(groups, rows, width)) * 10.0 ** random.integers(-3, 3)
@@ -195,6 +229,7 @@ def test_ids_are_components_in_use_and_exact_weights_stay(seed: int, penalty: fl
         curvature=10.0 ** random.normal(size=(groups, rows)),
         penalty=penalty,
         exact=exact,
+        paths=paths,
         sweeps=sweeps,
     )
     assert ids.shape == weights.shape
@@ -218,11 +253,12 @@ def test_errors_are_made_good_around_exact_weights() -> None:
     assert costs(weights, hessian, alphabet, ids).sum() < 0.8 * costs(weights, hessian, alphabet, plain).sum()
 
 
-def test_groups_and_filters_know_nothing_of_each_other() -> None:
+@pytest.mark.parametrize("paths", [1, 3])
+def test_groups_and_filters_know_nothing_of_each_other(paths: int) -> None:
     random = np.random.default_rng(4)
     weights, hessian = random.normal(size=(3, 4, 70)), covariances(random, 3, 70)
     curvature, alphabet = 10.0 ** random.normal(size=(3, 4)), alphabet_of(random, 5)
-    together = assigned(weights, hessian, alphabet, curvature=curvature, penalty=0.05)
+    together = assigned(weights, hessian, alphabet, curvature=curvature, penalty=0.05, paths=paths)
     for g, r in np.ndindex(3, 4):
         alone = assigned(
             weights[g : g + 1, r : r + 1],
@@ -230,6 +266,7 @@ def test_groups_and_filters_know_nothing_of_each_other() -> None:
             alphabet,
             curvature=curvature[g : g + 1, r : r + 1],
             penalty=0.05,
+            paths=paths,
         )
         np.testing.assert_array_equal(together[g, r], alone[0, 0])
 
