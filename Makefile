@@ -3,13 +3,16 @@ VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check fuzz lock clean
+.PHONY: demo test test-long check fuzz lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/gbnn-compress demo demo
 
 test: $(STAMP)
 	$(PYTHON) -m pytest
+
+test-long: $(STAMP)
+	$(PYTHON) -m pytest -m 'long and not slow'
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .

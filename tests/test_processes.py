@@ -120,6 +120,7 @@ def train_in_two(folder: Path, options: dict[str, Any], *, last: int = -1) -> No
     assert [process.returncode for process in started] == [0 if last < 0 else 9] * 2, "\n".join(errors)
 
 
+@pytest.mark.long
 def test_two_processes_train_one_network(options: dict[str, Any], tmp_path: Path) -> None:
     train_in_two(tmp_path, options)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in "01")

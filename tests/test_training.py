@@ -112,6 +112,7 @@ def test_the_manifest_says_that_it_was_trained(usual: dict[str, Any]) -> None:
     assert f"CE {last['cross_entropy']:.3f}" in shown
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("source", ["fisher", "variational"])
 @pytest.mark.parametrize("epochs", [0, 1])
 def test_sigma_from_inputs(checkpoint: Path, usual: dict[str, Any], tmp_path: Path, source: str, epochs: int) -> None:

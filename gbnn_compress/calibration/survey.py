@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
-from gbnn_compress.rate.feedback import damped, in_order, inverse_factor
+from gbnn_compress.rate.feedback import by_falling_variance, damped, inverse_factor, reordered
 
 LONGEST_BLOCK = 1024
 """Most columns of a layer whose errors are fed back together; wider layers are cut into equal blocks."""
@@ -100,6 +100,7 @@ def _costs(call: Call, damping: float) -> tuple[float, float]:
     fed_back, plain = [], []
     for block in column_blocks(patches.shape[2]):
         hessian = trusted(covariance(patches[:, :, block]), n_samples=patches.shape[1], damping=damping)
-        fed_back.append((1 / np.einsum("gjj->gj", inverse_factor(in_order(hessian)[1])) ** 2).ravel())
+        factor = inverse_factor(reordered(hessian, by_falling_variance(hessian)))
+        fed_back.append((1 / np.einsum("gjj->gj", factor) ** 2).ravel())
         plain.append(np.einsum("gjj->gj", hessian).ravel())
     return float(np.concatenate(fed_back).mean()), float(np.concatenate(plain).mean())

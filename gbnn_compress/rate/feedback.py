@@ -10,8 +10,9 @@ first column by column, each error spread over the columns not yet decided (Opti
 1993; in a fixed order, with the Cholesky factor U of H^-1: Frantar et al. 2022, "GPTQ"), where an error in column j
 costs 1 / U_jj^2; then by sweeps of coordinate descent on the objective itself. The rate term in both is that of
 entropy-constrained quantisation (Conzelmann & Bamler 2025, "Reducing storage of pretrained neural networks by
-rate-constrained quantization and entropy coding"). Each filter keeps several paths, its cheapest assignments so far,
-and what they cost together decides: the M-algorithm (Anderson & Mohan 1984, "Sequential coding algorithms").
+rate-constrained quantization and entropy coding"). Of each filter the cheapest few beginnings go on, its paths: the
+M-algorithm (Anderson & Mohan 1984, "Sequential coding algorithms"). A path costs h_f (q_j - x_j)^2 / U_jj^2 + lambda
+bits over the columns decided, x_j being w_j less the errors spread: what the best unrounded rest would leave.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CURVATURE_STEPS = 8
 """Decision thresholds are worked out anew for each so-manieth of an octave of curvature."""
 
 NEIGHBOURS = np.array([0, -1, 1])
-"""Components that a path may go on with: the one that is cheapest by itself, and those to its sides."""
+"""Components that a path may go on with, of those that are the cheapest somewhere: the one here, and its neighbours."""
 
 REACH = 1000.0
 """Targets are told apart as far outside the means, in units of their range."""
@@ -64,18 +65,19 @@ def damped(hessian: np.ndarray, *, damping: float) -> np.ndarray:
     return hessian + lift[:, None, None] * np.eye(hessian.shape[1])
 
 
-def in_order(hessian: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The order in which columns are decided: by falling variance, so that most is left to make large errors good.
+def by_falling_variance(hessian: np.ndarray) -> np.ndarray:
+    """int64 (G, d), the order in which columns are decided: the most is left to make good the largest errors.
 
     Args:
         hessian: float64 (G, d, d).
-
-    Returns:
-        int64 (G, d), the columns, and float64 (G, d, d), the covariance in their order.
     """
-    order = np.argsort(-np.einsum("gjj->gj", hessian), axis=1, kind="stable")
+    return np.argsort(-np.einsum("gjj->gj", hessian), axis=1, kind="stable")
+
+
+def reordered(hessian: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The covariance, float64 (G, d, d), of columns in another order (G, d)."""
     rows = np.take_along_axis(hessian, order[:, :, None], axis=1)
-    return order, np.take_along_axis(rows, order[:, None], axis=2)
+    return np.take_along_axis(rows, order[:, None], axis=2)
 
 
 def assign_with_feedback(
@@ -108,23 +110,23 @@ def assign_with_feedback(
     if not live.size:
         return np.full(weights.shape, len(alphabet.means))
     means, counts = alphabet.means[live], alphabet.counts[live]
-    order, hessian = in_order(hessian)
-    ordered = np.take_along_axis(weights, order[:, None], axis=2)
-    kept = np.take_along_axis(exact, order[:, None], axis=2)
+    order = by_falling_variance(hessian)
+    weights, fixed = (np.take_along_axis(each, order[:, None], axis=2) for each in (weights, exact))
+    hessian = reordered(hessian, order)
     factor = inverse_factor(hessian)
     column = 1 / np.einsum("gjj->gj", factor) ** 2
-    ids = _search(ordered, factor, _Decisions(means, counts, curvature, column, penalty), kept, paths)
+    ids = _search(weights, factor, _Decisions(means, counts, curvature, column, penalty), fixed, paths)
     diagonal = np.einsum("gjj->gj", hessian)
     for _ in range(sweeps):
-        counts = np.bincount(ids[~kept].ravel(), minlength=len(live)) + 0.5
+        counts = np.bincount(ids[~fixed].ravel(), minlength=len(live)) + 0.5
         decide = _Decisions(means, counts, curvature, diagonal, penalty)
-        ids = _descend(ordered, hessian, diagonal, decide, kept, ids)
+        ids = _descend(weights, hessian, diagonal, decide, fixed, ids)
     ids = np.take_along_axis(ids, np.argsort(order, axis=1)[:, None], axis=2)
     return np.where(exact, len(alphabet.means), live[ids])
 
 
 class _Decisions:
-    """argmin_k c (m_k - x)^2 + lambda L_k for rows of any curvature c, one column at a time."""
+    """argmin_k c (m_k - x)^2 + lambda L_k, and what is nearly as cheap, for rows of any c, one column at a time."""
 
     def __init__(
         self, means: np.ndarray, counts: np.ndarray, rows: np.ndarray, columns: np.ndarray, penalty: float
@@ -156,17 +158,21 @@ class _Decisions:
         """The winners for targets x, float64 (G, r, P), of column j, and those beside them.
 
         Returns:
-            int64 (G, r, P, n), winners first, and what each costs, float64, infinite where there are fewer.
+            int64 (G, r, P, n), winners (to an eighth of an octave of curvature) first, and what each costs, float64,
+            infinite where there are fewer.
         """
         level = self._level(j)[..., None]
         won = self._place(x, level)[..., None]
         beside = won + NEIGHBOURS[:n]
         there = (beside >= self._edges[level][..., None]) & (beside < self._edges[level + 1][..., None])
         ids = self._winners[np.where(there, beside, won)]
-        rows, columns = self._curvature
-        curvature = (rows * columns[:, j : j + 1])[..., None, None]
-        costs = curvature * (self.means[ids] - x[..., None]) ** 2 + self._bits_cost[ids]
+        costs = self.error_costs(self.means[ids] - x[..., None], j) + self._bits_cost[ids]
         return ids, np.where(there, costs, np.inf)
+
+    def error_costs(self, errors: np.ndarray, j: int) -> np.ndarray:
+        """c times the squares of errors (G, r, P, n) in column j."""
+        rows, columns = self._curvature
+        return (rows * columns[:, j : j + 1])[..., None, None] * errors**2
 
     def _level(self, j: int) -> np.ndarray:
         return np.searchsorted(self._levels, self._rows + self._columns[:, j : j + 1])
@@ -181,44 +187,51 @@ class _Decisions:
 def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray, paths: int) -> np.ndarray:
     """Decide column by column, the errors of each path spread over the columns to come.
 
-    Of the paths that go on from a column, `sources` are those that they come from and `chosen` what they add to them.
+    Paths are numbered through all filters. Of those that go on from a column, `sources` are the ones that they come
+    from, and `chosen` what they add to them.
     """
     groups, rows, width = weights.shape
     shape, tried = (groups, rows, paths), 1 if paths == 1 else len(NEIGHBOURS)
     first = np.arange(0, groups * rows * paths, paths).reshape(groups, rows, 1)
-    costs = np.full(shape, np.inf)
+    costs = np.full(shape, np.inf)  # infinite: not there yet
     costs[:, :, 0] = 0
     errors = np.empty((width, groups * rows * paths))
     sources, chosen = (np.empty((width, *shape), dtype=np.int32) for _ in range(2))
-
-    def spread(start: int, stop: int, columns: slice) -> np.ndarray:
-        """What the errors from start to stop take off the targets of some columns: (columns, G, r, paths)."""
-        earlier = np.swapaxes(errors[start:stop].reshape(stop - start, groups, rows * paths), 0, 1)
-        taken = np.swapaxes(factor[:, start:stop, columns], 1, 2) @ earlier
-        return np.swapaxes(taken, 0, 1).reshape(-1, *shape)
-
     for start in range(0, width, BLOCK):
         stop = min(start + BLOCK, width)
-        targets = np.moveaxis(weights[:, :, start:stop], 2, 0)[..., None] - spread(0, start, slice(start, stop))
-        origin = first + np.arange(paths)
+        targets = np.moveaxis(weights[:, :, start:stop], 2, 0)[..., None]
+        targets = targets - _spread(errors[:start], factor[:, :start, start:stop], shape)
+        origin = first + np.arange(paths)  # where a path was when the block began
         for j in range(start, stop):
-            x = targets[j - start].take(origin) - spread(start, j, slice(j, j + 1))[0]
+            x = targets[j - start].take(origin) - _spread(errors[start:j], factor[:, start:j, j : j + 1], shape)[0]
+            weight, is_exact = weights[:, :, j, None], exact[:, :, j, None]
             ids, added = decide.around(x, j, n=tried)
-            kept = exact[:, :, j]
-            added[kept] = np.where(np.arange(tried) == 0, 0.0, np.inf)
+            missed = decide.error_costs((weight - x)[..., None], j)
+            added = np.where(is_exact[..., None], np.where(np.arange(tried) == 0, missed, np.inf), added)
             totals = (costs[..., None] + added).reshape(groups, rows, paths * tried)
-            best = np.argpartition(totals, paths - 1, axis=2)[:, :, :paths] + first * tried
+            # A stable sort: which of equal costs are kept must not depend on the processor.
+            best = np.argsort(totals, axis=2, kind="stable")[:, :, :paths] + first * tried
             costs, chosen[j], sources[j] = totals.take(best), ids.take(best), best // tried
-            value = np.where(kept[..., None], weights[:, :, j, None], decide.means[chosen[j]])
+            value = np.where(is_exact, weight, decide.means[chosen[j]])
             errors[j] = ((x.take(sources[j]) - value) / factor[:, j, j][:, None, None]).ravel()
             if paths > 1:
                 errors[start:j] = errors[start:j].take(sources[j].ravel(), axis=1)
                 origin = origin.take(sources[j])
         errors[:start] = errors[:start].take(origin.ravel(), axis=1)
+    return _traced(chosen, sources, first[..., 0])
 
-    ids = np.empty(weights.shape, dtype=np.int64)
-    path = first[..., 0] + costs.argmin(axis=2)
-    for j in reversed(range(width)):
+
+def _spread(errors: np.ndarray, factor: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """What errors (n, paths of all filters), through factors (G, n, m), take off m columns: (m, G, r, paths)."""
+    groups, rows, paths = shape
+    by_group = np.swapaxes(errors.reshape(len(errors), groups, rows * paths), 0, 1)
+    return np.swapaxes(np.swapaxes(factor, 1, 2) @ by_group, 0, 1).reshape(-1, *shape)
+
+
+def _traced(chosen: np.ndarray, sources: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """int64 (G, r, d), what led to paths (G, r)."""
+    ids = np.empty((*path.shape, len(chosen)), dtype=np.int64)
+    for j in reversed(range(len(chosen))):
         ids[:, :, j], path = chosen[j].take(path), sources[j].take(path)
     return ids
 

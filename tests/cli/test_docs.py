@@ -127,6 +127,7 @@ def check(page: str, *, chosen: Callable[[run_docs.Step], bool]) -> None:
             run_docs.refreshed(step, run_docs.run(step, names))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_runs_prints_what_it_shows(page: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stand_ins)

@@ -138,6 +138,7 @@ def test_a_recipe_for_a_network_sets_only_what_differs(name: str) -> None:
     assert name in ("default", "paper") or len(written) == listed > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in BIG else name for name in WANTED]
 )
@@ -160,6 +161,7 @@ def test_the_page_lists_the_recipes_with_the_first_sentence_of_each() -> None:
     assert rows == [(name, summary(text)) for name, text in shipped_recipes().items()]
 
 
+@pytest.mark.long
 def test_the_commands_of_the_page_run_one_after_the_other(run, clone: Path) -> None:
     PREPARED["demo"]()
     lines = [shlex.split(line.removeprefix("$ "))[1:] for line in code_lines(PAGE)]

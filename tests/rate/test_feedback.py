@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gbnn_compress.rate.feedback import BLOCK, Alphabet, assign_with_feedback, damped, in_order, inverse_factor
+from gbnn_compress.rate import feedback
+from gbnn_compress.rate.feedback import (
+    BLOCK,
+    Alphabet,
+    assign_with_feedback,
+    by_falling_variance,
+    damped,
+    inverse_factor,
+    reordered,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -47,12 +56,14 @@ def costs(
     return np.einsum("grj,gjk,grk->gr", error, hessian, error) + penalty * bits
 
 
-def least_costs(weights: np.ndarray, hessian: np.ndarray, alphabet: Alphabet, *, penalty: float) -> np.ndarray:
+def least_costs(
+    weights: np.ndarray, hessian: np.ndarray, alphabet: Alphabet, *, penalty: float, exact: np.ndarray | bool = False
+) -> np.ndarray:
     """float64 (G, r), by trying every assignment."""
     every = itertools.product(range(len(alphabet.means)), repeat=weights.shape[2])
     tried = [
-        costs(weights, hessian, alphabet, np.broadcast_to(np.array(ids), weights.shape), penalty=penalty)
-        for ids in every
+        costs(weights, hessian, alphabet, np.where(exact, len(alphabet.means), ids), penalty=penalty)
+        for ids in (np.broadcast_to(np.array(each), weights.shape) for each in every)
     ]
     return np.min(tried, axis=0)
 
@@ -146,12 +157,30 @@ def test_within_a_small_factor_of_the_best_of_all_assignments(penalty: float, al
     assert total[1] < total[2]
 
 
-def test_with_paths_for_all_assignments_the_best_is_found() -> None:
+def test_with_paths_for_all_assignments_the_best_of_three_components_is_found() -> None:
     random = np.random.default_rng(7)
     for _ in range(20):
         weights, hessian, alphabet = random.normal(size=(2, 3, 4)), covariances(random, 2, 4), alphabet_of(random, 3)
-        found = costs(weights, hessian, alphabet, assigned(weights, hessian, alphabet, paths=3**4))
-        np.testing.assert_allclose(found, least_costs(weights, hessian, alphabet, penalty=0.0))
+        exact = random.random(weights.shape) < 0.3
+        ids = assigned(weights, hessian, alphabet, exact=exact, paths=3**4)
+        least = least_costs(weights, hessian, alphabet, penalty=0.0, exact=exact)
+        np.testing.assert_allclose(costs(weights, hessian, alphabet, ids), least)
+
+
+def test_of_equal_costs_the_first_are_kept() -> None:
+    """Two components as near to every weight, and paths for two of their eight assignments."""
+    alphabet = Alphabet(np.array([-1.0, 1.0]), np.ones(2))
+    ids = assigned(np.zeros((1, 2, 3)), np.eye(3)[None], alphabet, paths=2)
+    np.testing.assert_array_equal(ids, np.zeros((1, 2, 3)))
+
+
+@pytest.mark.parametrize("block", [1, 7, 200])
+def test_paths_are_followed_across_blocks(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(9)
+    weights, hessian, alphabet = random.normal(size=(2, 5, 150)), covariances(random, 2, 150), alphabet_of(random, 7)
+    ids = assigned(weights, hessian, alphabet, penalty=0.05, paths=4)
+    monkeypatch.setattr(feedback, "BLOCK", block)
+    np.testing.assert_array_equal(assigned(weights, hessian, alphabet, penalty=0.05, paths=4), ids)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.05])
@@ -169,9 +198,9 @@ def test_more_paths_find_cheaper_assignments(penalty: float) -> None:
 def test_columns_are_decided_by_falling_variance() -> None:
     hessian = np.diag([1.0, 3.0, 2.0])[None]
     hessian[0, 0, 1] = hessian[0, 1, 0] = 0.5
-    order, covariance = in_order(hessian)
+    order = by_falling_variance(hessian)
     np.testing.assert_array_equal(order, [[1, 2, 0]])
-    np.testing.assert_array_equal(covariance, [[[3, 0, 0.5], [0, 2, 0], [0.5, 0, 1]]])
+    np.testing.assert_array_equal(reordered(hessian, order), [[[3, 0, 0.5], [0, 2, 0], [0.5, 0, 1]]])
 
 
 @given(SEEDS)

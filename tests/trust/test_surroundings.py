@@ -62,6 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, bytes]
     return result
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name in SURROUNDINGS if name != "plain"])
 @pytest.mark.parametrize("file", ["net.gbnn.safetensors", "page.html"])
 def test_the_same_bytes_in_all_surroundings(made: dict[str, dict[str, bytes]], name: str, file: str) -> None:
