@@ -56,6 +56,7 @@ def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: P
     assert any("no `--val-data`" in warning for warning in report["warnings"])
 
 
+@pytest.mark.long
 def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +71,7 @@ def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
     assert filled["sections"]["unshared"] > small["sections"]["unshared"]
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     checkpoint: Path, usual: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -77,6 +79,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     assert usual["artifact"]["sha256"] == again != other
 
 
+@pytest.mark.long
 def test_labels_matter(checkpoint: Path, tmp_path: Path) -> None:
     data = load_data("digits:train")
     x = np.stack([data.images[i] for i in range(len(data))])

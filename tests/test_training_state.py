@@ -170,6 +170,7 @@ def test_ctrl_c_in_the_first_epoch_says_that_the_command_starts_over(
     assert "training stopped after 0.5 of 3 epochs; the same command starts over" in report["warnings"]
 
 
+@pytest.mark.long
 def test_restart_and_other_runs_start_over(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
     stop(options, tmp_path, 15)
     state = state_path(tmp_path / "out.gbnn.safetensors").read_bytes()

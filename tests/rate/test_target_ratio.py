@@ -132,6 +132,7 @@ print(compress(sys.argv[1], target_ratio=10, output=sys.argv[2])["artifact"]["sh
 """
 
 
+@pytest.mark.long
 def test_same_seed_same_bytes_at_any_thread_count_and_under_any_name(tmp_path: Path) -> None:
     save_file(random_network(7), tmp_path / "net.safetensors")
     digests = set()

@@ -148,6 +148,7 @@ def test_the_divergence_is_zero_at_the_prior() -> None:
     assert gaussian_divergence_nats(mean, deviation, mean, deviation) == 0
 
 
+@pytest.mark.long
 def test_a_conjugate_posterior_is_recovered() -> None:
     """Bayesian linear regression on one shared value: its posterior is known in closed form."""
     found = shared(torch.full((1, 8), 0.9), noise=0.2)

@@ -192,6 +192,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.long
 def test_same_bytes_with_any_number_of_threads() -> None:
     def digest(threads: str) -> str:
         limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
