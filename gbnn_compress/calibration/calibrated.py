@@ -17,8 +17,8 @@ from gbnn_compress.rate.feedback import Alphabet
 from gbnn_compress.types import IndexMap, Posterior
 
 MOST_PATHS, PATH_WEIGHTS = 16, 2**24
-"""Paths of each filter's search, and what they times the network's weights may come to: that takes about as long as all
-else in a pass. If one layer has all the weights, 0.6 GB."""
+"""Paths of each filter's search, and what they times the network's weights may come to: feedback then takes up to a
+third of a pass, and up to 0.6 GB if one layer has all the weights."""
 
 SWEEPS = 2
 """Rounds of coordinate descent in a layer; more did not lower the damage."""

@@ -94,7 +94,17 @@ def run_in_lockstep(
             return call.run(call.x, call.weight, call.bias)
         before, after = call.x.chunk(2)
         if call.name not in shared:
-            ids, values = _share(call, before, after, sharing[call.name], penalty, damping, paths, sweeps, synthetic)
+            ids, values = _share(
+                call,
+                before,
+                after,
+                sharing[call.name],
+                penalty=penalty,
+                damping=damping,
+                paths=paths,
+                sweeps=sweeps,
+                synthetic=synthetic,
+            )
             outcome.ids[call.name], shared[call.name] = ids, values
         wanted = call.run(before, call.weight, call.bias)
         got = call.run(after, shared[call.name], call.bias)
@@ -139,6 +149,7 @@ def _share(
     before: torch.Tensor,
     after: torch.Tensor,
     sharing: Sharing,
+    *,
     penalty: float,
     damping: float,
     paths: int,

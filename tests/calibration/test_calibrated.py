@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from gbnn_compress.calibration.calibrated import calibrate, measured_damage, single_thread
+from gbnn_compress.calibration.calibrated import (
+    MOST_PATHS,
+    PATH_WEIGHTS,
+    calibrate,
+    measured_damage,
+    n_paths,
+    single_thread,
+)
 from gbnn_compress.variational import metrics
 
 
@@ -47,3 +54,9 @@ def test_threads_are_given_back() -> None:
     with single_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("n_weights", "expected"), [(1, 16), (2**20, 16), (2**20 + 1, 15), (2**24, 1), (2**25, 1)])
+def test_paths_times_weights_are_bounded(n_weights: int, expected: int) -> None:
+    assert n_paths(n_weights) == expected
+    assert expected in (1, MOST_PATHS) or expected * n_weights <= PATH_WEIGHTS
