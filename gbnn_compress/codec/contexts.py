@@ -11,8 +11,9 @@ disagree about.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -79,8 +80,8 @@ def exp16(levels: np.ndarray) -> np.ndarray:
     return ((16 + (levels & 15)) << (levels >> 4)) >> 4
 
 
-_SCALES = exp16(4 * np.arange(N_LEVELS) + 2)
-"""A weight's expected magnitude, by its level."""
+_SCALES = exp16(4 * np.arange(N_LEVELS) + 2).astype(np.float64)
+"""A weight's expected magnitude, by its level: whole numbers."""
 
 _RATIOS = _KERNEL_PRIOR * exp16(np.arange(36 * 16 + 1))
 """What a kernel starts with, by sixteenths of octaves."""
@@ -117,30 +118,27 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     height, width = kernel_of(shape)
     taps = height * width
     ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
-    magnitudes = np.abs(values)
+    values = values.astype(np.int32)
+    n_read = width + 2 if any(rule.neighbours) else 0  # as far back as neighbours are
+    read = np.empty((n_read, rows, columns), dtype=np.int32)
     state = _State(rows, columns, taps, mean=_magnitude(rule.start))
+    later = list(_parts(rows, columns, NEXT_PARTS)) if taps > 1 else []
     for tap in range(taps):
-        expected = _expected(ids, tap, width, values, rule.neighbours)
+        expected = _expected(read, tap, width, rule.neighbours)
         state.next_tap()
-        low = 0
-        for high in NEXT_PARTS if tap else FIRST_PARTS:
-            for band in _bands(rows, columns):
-                part = _part(band, columns, low, high)
-                if not len(part.places):
-                    continue
-                levels = state.levels(tap, part)
-                contexts = levels * N_PREDICTIONS + REACH
-                if expected is None:
-                    found = visit(tap, band, part.places, contexts.astype(np.uint16))
-                    distances = magnitudes[found]
-                else:
-                    centre = expected[band].reshape(-1)[part.places]
-                    contexts += _prediction(centre, levels)
-                    found = visit(tap, band, part.places, contexts.astype(np.uint16))
-                    distances = np.abs(values[found] - centre)
-                ids[tap, band].reshape(-1)[part.places] = found
-                state.learn(part, distances)
-            low = high
+        for part in later if tap else _parts(rows, columns, FIRST_PARTS):
+            kernels = state.kernels(part)
+            levels = state.levels(tap, part, kernels)
+            contexts = levels * np.int16(N_PREDICTIONS) + np.int16(REACH)
+            centre = None if expected is None else part.pick(expected)
+            if centre is not None:
+                contexts += _prediction(centre, levels)
+            found = visit(tap, part.band, part.places, contexts.view(np.uint16))
+            part.put(found, ids[tap])
+            known = values.take(found)
+            if n_read:
+                part.put(known, read[tap % n_read])
+            state.learn(part, np.abs(known if centre is None else known - centre), kernels)
     return ids
 
 
@@ -193,6 +191,23 @@ class _Part:
     in_rows: np.ndarray
     in_columns: np.ndarray
 
+    def pick(self, table: np.ndarray) -> np.ndarray:
+        """(n,), what a table, (all rows, columns), holds for the part's weights."""
+        return table[self.band].reshape(-1).take(self.places)
+
+    def put(self, numbers: np.ndarray, table: np.ndarray) -> None:
+        """The inverse of `pick`, into the table."""
+        table[self.band].reshape(-1)[self.places] = numbers
+
+
+def _parts(rows: int, columns: int, ends: Sequence[int]) -> Iterator[_Part]:
+    """The parts of a tap, whose phases end before `ends`; none is empty."""
+    for low, high in pairwise((0, *ends)):
+        for band in _bands(rows, columns):
+            part = _part(band, columns, low, high)
+            if len(part.places):
+                yield part
+
 
 def _part(band: slice, columns: int, low: int, high: int) -> _Part:
     rows = band.stop - band.start
@@ -208,14 +223,15 @@ def _part(band: slice, columns: int, low: int, high: int) -> _Part:
     )
 
 
-def _expected(
-    ids: np.ndarray, tap: int, width: int, values: np.ndarray, neighbours: tuple[int, int, int]
-) -> np.ndarray | None:
-    """int64 (rows, columns), what the taps to the left, above and above to the left say of this one; None for 0."""
+def _expected(read: np.ndarray, tap: int, width: int, neighbours: tuple[int, int, int]) -> np.ndarray | None:
+    """int32 (rows, columns), what the taps to the left, above and above to the left say of this one; None for 0.
+
+    Values of the last taps are in `read`, each at its tap's remainder.
+    """
     y, x = divmod(tap, width)
     places = ((x, tap - 1), (y, tap - width), (x and y, tap - width - 1))
     parts = [
-        weight * values[ids[place]]
+        weight * read[place % len(read)]  # below 2^24 times 2^5, three times
         for weight, (there, place) in zip(neighbours, places, strict=True)
         if there and weight
     ]
@@ -223,8 +239,13 @@ def _expected(
 
 
 def _prediction(expected: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    scale = _SCALES[levels]
-    return np.clip((4 * expected + scale) // (2 * scale), -REACH, REACH)
+    """int16 (n,), to the nearest half scale; floors of float64 quotients are exact for integers this small."""
+    scale = _SCALES.take(levels)
+    halves = 4.0 * expected
+    halves += scale
+    scale *= 2.0
+    halves /= scale
+    return np.clip(np.floor(halves, out=halves), -REACH, REACH, out=halves).astype(np.int16)
 
 
 class _State:
@@ -241,36 +262,45 @@ class _State:
         """A new tap has the last one's mean until it is known better."""
         self._total, self._count = _MEAN_PRIOR * self._mean, _MEAN_PRIOR
 
-    def levels(self, tap: int, part: _Part) -> np.ndarray:
-        """int64 (n,), expected magnitudes of a part's weights, in quarter octaves."""
+    def kernels(self, part: _Part) -> np.ndarray | None:
+        """int64 (n,), what is known of the kernels of a part's weights; None where they have one tap."""
+        return None if self._kernels is None else part.pick(self._kernels)
+
+    def levels(self, tap: int, part: _Part, kernels: np.ndarray | None) -> np.ndarray:
+        """int16 (n,), expected magnitudes of a part's weights, in quarter octaves."""
         row = log16(self._rows[part.band]) - log16(self._row_counts[part.band] << _RATIO_BITS)
         column = log16(self._columns) - log16(self._column_counts << _RATIO_BITS)
         if len(column) == 1:
             column = np.zeros_like(column)
-        level = (row[:, None] + column).reshape(-1)[part.places]
+        level = np.add.outer(row.astype(np.int16), column.astype(np.int16)).reshape(-1).take(part.places)
         mean = int(log16(np.array([self._mean]))[0])
-        if tap and self._kernels is not None:
+        if tap and kernels is not None:
             unit = 16 * _RATIO_BITS
-            level += unit
-            linear = _RATIOS[np.clip(level, 0, len(_RATIOS) - 1, out=level)]
-            linear += self._kernels[part.band].reshape(-1)[part.places]
+            level += np.int16(unit)
+            linear = _RATIOS.take(level, mode="clip")
+            linear += kernels
             linear //= _KERNEL_PRIOR + tap
-            level = log16(np.maximum(linear, 1, out=linear))
+            level = log16(np.maximum(linear, 1, out=linear)).astype(np.int16)
             mean -= unit
-        level += mean
-        level >>= 2
+        level += np.int16(mean)
+        level >>= np.int16(2)
         return np.clip(level, 0, N_LEVELS - 1, out=level)
 
-    def learn(self, part: _Part, magnitudes: np.ndarray) -> None:
-        """Take in the magnitudes (n,) of a part's weights."""
-        self._total += int(magnitudes.sum())
+    def learn(self, part: _Part, magnitudes: np.ndarray, kernels: np.ndarray | None) -> None:
+        """Take in the magnitudes, int32 (n,), of a part's weights."""
+        self._total += int(magnitudes.sum(dtype=np.int64))
         self._count += len(magnitudes)
         self._mean = max(1, self._total // self._count)
-        table = np.zeros((len(part.in_rows), len(part.in_columns)), dtype=np.int64)
+        table = np.zeros((len(part.in_rows), len(part.in_columns)), dtype=np.int32)
         table.reshape(-1)[part.places] = magnitudes
-        self._rows[part.band] += (np.minimum(table.sum(axis=1), _LARGEST_SUM) << _RATIO_BITS) // self._mean
+        in_rows, in_columns = (table.sum(axis=axis, dtype=np.int64) for axis in (1, 0))
+        self._rows[part.band] += (np.minimum(in_rows, _LARGEST_SUM) << _RATIO_BITS) // self._mean
         self._row_counts[part.band] += part.in_rows
-        self._columns += (np.minimum(table.sum(axis=0), _LARGEST_SUM) << _RATIO_BITS) // self._mean
+        self._columns += (np.minimum(in_columns, _LARGEST_SUM) << _RATIO_BITS) // self._mean
         self._column_counts += part.in_columns
-        if self._kernels is not None:
-            self._kernels[part.band].reshape(-1)[part.places] += (magnitudes << _RATIO_BITS) // self._mean
+        if self._kernels is not None and kernels is not None:
+            ratios = magnitudes.astype(np.int64)
+            ratios <<= _RATIO_BITS
+            ratios //= self._mean
+            ratios += kernels
+            part.put(ratios, self._kernels)

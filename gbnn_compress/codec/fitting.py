@@ -47,6 +47,9 @@ LARGEST_FIT = 1 << 21
 LARGE = 1 << 18
 """Weights from which a quarter as many are looked at first: contexts take time also where they save nothing."""
 
+NEIGHBOURS_FROM = 1 << 19
+"""Weights, whole rows, that are asked how neighbours predict each other."""
+
 FEWEST = 32
 """A tensor with fewer weights has nothing to learn from."""
 
@@ -143,7 +146,10 @@ def _quarter_octaves(magnitude: float) -> int:
 
 def _neighbours(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> tuple[int, int, int]:
     """Least squares of a weight on its left, upper and upper left neighbour, rows and columns brought to one scale."""
-    by_tap, x = _by_tap(ids, shape), values.astype(np.float64)
+    rows = max(1, NEIGHBOURS_FROM // (len(ids) // shape[0]))
+    kernels = ids.reshape(shape)[:: -(-shape[0] // rows)]
+    shape = kernels.shape
+    by_tap, x = _by_tap(kernels, shape), values.astype(np.float64)
     magnitudes = sum(np.abs(x)[tap] for tap in by_tap) / len(by_tap)
     scale = np.broadcast_to(magnitudes.mean(axis=1, keepdims=True) + 1, shape[:2])
     if shape[1] > 1:
@@ -175,9 +181,9 @@ def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rul
     blocks = []
 
     def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        part = by_tap[tap, band].reshape(-1)[places]
+        part = by_tap[tap, band].reshape(-1).take(places)
         order = np.argsort(contexts, kind="stable")
-        blocks.append(Block(contexts[order], part[order]))
+        blocks.append(Block(contexts.take(order), part.take(order)))
         return part
 
     walk(shape, values, rule, visit)
@@ -193,7 +199,7 @@ def _count(blocks: Sequence[Block], symbols: np.ndarray) -> tuple[np.ndarray, np
     place = len(symbols) * (np.cumsum(occurs) - 1) - symbols[0]
     table = np.zeros(len(contexts) * len(symbols))
     for part in _batches(blocks, len(table)):
-        entries = [place[block.contexts] + block.ids for block in part]
+        entries = [place.take(block.contexts) + block.ids for block in part]
         table += np.bincount(np.concatenate(entries), minlength=len(table))
     return contexts, table.reshape(len(contexts), len(symbols))
 

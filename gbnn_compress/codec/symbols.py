@@ -94,7 +94,7 @@ def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarra
         return
     models = _Models(table, live, values)
     for block in reversed(blocks):
-        symbols = positions[block.ids]
+        symbols = positions.take(block.ids)
         for start, stop, model in reversed(models.runs(block.contexts)):
             coder.encode_reverse(symbols[start:stop], model)  # type: ignore[attr-defined]
 
@@ -110,7 +110,7 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
     def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         order = np.argsort(contexts, kind="stable")
         part = np.empty(len(order), dtype=np.int32)
-        for start, stop, model in models.runs(contexts[order]):
+        for start, stop, model in models.runs(contexts.take(order)):
             part[order[start:stop]] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
         return live[part]
 
