@@ -84,11 +84,11 @@ def command(
         )
     if follows:
         return 0
-    if not (data or val_data or eval_data):
-        preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
-        console.warn(options.useless(preprocessing, without="`--data`, `--val-data` or `--eval-data`"), in_table=False)
-    if not report.get("training"):
-        console.warn(options.useless({"--restart": restart}, without="`--epochs`"), in_table=False)
+    any_data, trained = bool(data or val_data or eval_data), bool(report.get("training"))
+    idle = options.useless(
+        any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart
+    )
+    console.warn(idle, in_table=False)
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)
     if in_table:

@@ -7,8 +7,6 @@ import typer
 from gbnn_compress.errors import GbnnError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gbnn_compress.evaluation import Evaluation
 
 
@@ -188,15 +186,27 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
     return {key.strip(): value for _, key, _, value in pairs}
 
 
-def useless(given: "Mapping[str, object]", *, without: str) -> list[str]:
-    """A line on options that do nothing without another one.
+def useless(
+    *, any_data: bool, trained: bool, mean: object, std: object, image_size: object, restart: bool
+) -> list[str]:
+    """A line on options that do nothing without others.
 
     Args:
-        given: Option -> what was given; None or False for nothing.
-        without: The option that is missing, or several.
+        any_data: Whether there are data of any kind.
+        trained: Whether there are epochs.
+        mean: As given, like the two that follow.
+        std: Of the preprocessing.
+        image_size: Of the preprocessing.
+        restart: As given.
     """
-    names = [f"`{option}`" for option, value in given.items() if value is not None and value is not False]
-    return [f"{', '.join(names)}: of no use without {without}"] if names else []
+    preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
+    given = [f"`{option}`" for option, value in preprocessing.items() if value is not None]
+    lines = []
+    if given and not any_data:
+        lines.append(f"{', '.join(given)}: of no use without `--data`, `--val-data` or `--eval-data`")
+    if restart and not trained:
+        lines.append("`--restart`: of no use without `--epochs`")
+    return lines
 
 
 def parse_evaluation(

@@ -77,7 +77,11 @@ def command(
             seed=seed,
             progress=tell,
         )
-    console.warn(plan["warnings"], in_table=False)
+    any_data, trained = bool(data or val_data or eval_data), bool(plan["epochs"])
+    idle = options.useless(
+        any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart
+    )
+    console.warn([*idle, *plan["warnings"]], in_table=False)
     if console.write_json(plan, json):
         console.write_stdout(console.render(*_view(plan, max_drop=max_drop, arch=arch, verbose=verbose)))
     return 0

@@ -238,8 +238,9 @@ def test_plan_says_that_it_counts_bytes(run, files):
     assert "77x" not in outcome.out
 
 
-def test_options_that_do_nothing_are_said_to(run, files):
-    words = [files.checkpoint, "--target-ratio", "4", "-q", "--json", "out.json"]
+@pytest.mark.parametrize("command", [[], ["plan"]])
+def test_options_that_do_nothing_are_said_to(run, files, command):
+    words = [*command, files.checkpoint, "--target-ratio", "4", "-q", "--json", "out.json"]
     outcome = run(*words, "--mean", "0.5", "--image-size", "8", "--restart")
     assert outcome.code == 0
     assert outcome.err.splitlines()[:2] == [
