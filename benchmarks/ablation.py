@@ -16,11 +16,13 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
 import gbnn_compress
+from gbnn_compress.calibration import calibrated
 from gbnn_compress.evaluation import Bench, dense, read_model
 from gbnn_compress.tasks import load_data
 from gbnn_compress.variational import metrics
@@ -37,6 +39,7 @@ VARIANTS = {
     "all blends": {"blending": "all"},
     "uniform grid": {"bank": "grid", "refinements": 1},
     "1-D mixture": {"log_sigma_weight": 1e-6},
+    "feedback of one path": {"most_paths": 1},
     "no feedback": {"feedback": False},
     "no feedback, sigma as magnitude": {"feedback": False, "sigma": "magnitude"},
     "recipe `paper`": {"recipe": "paper"},
@@ -46,7 +49,7 @@ VARIANTS = {
     "no feedback, sigma by Fisher": {"feedback": False, "posterior": "fisher"},
     "no feedback, sigma by variational inference": {"feedback": False, "posterior": "variational"},
 }
-"""Name -> what differs from the default recipe."""
+"""Name -> what differs from the default recipe; `most_paths` is no key of it, but a constant."""
 
 ALONE = ("no feedback", "no feedback, sigma as magnitude", "recipe `paper`")
 """These look at no inputs."""
@@ -97,7 +100,8 @@ def key(case: dict) -> str:
 def measure(options: argparse.Namespace, case: dict) -> dict:
     """A case with the bytes of its file and what the file does on the data."""
     settings = dict(VARIANTS[case["variant"]])
-    with tempfile.TemporaryDirectory() as folder:
+    paths = settings.pop("most_paths", calibrated.MOST_PATHS)
+    with tempfile.TemporaryDirectory() as folder, patch.object(calibrated, "MOST_PATHS", paths):
         path = Path(folder) / "out.gbnn.safetensors"
         report = gbnn_compress.compress(
             options.checkpoint,

@@ -109,10 +109,12 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
 
     def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         order = np.argsort(contexts, kind="stable")
-        part = np.empty(len(order), dtype=np.int32)
+        positions = np.empty(len(order), dtype=np.int32)
         for start, stop, model in models.runs(contexts.take(order)):
-            part[order[start:stop]] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
-        return live[part]
+            positions[start:stop] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
+        part = np.empty(len(order), dtype=live.dtype)
+        part[order] = live.take(positions)
+        return part
 
     ids = walk(shape, values, table.rule, visit)
     return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
