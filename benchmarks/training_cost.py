@@ -12,13 +12,13 @@ import copy
 import multiprocessing
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from networks import resnet20
+from timing import processor_seconds
 from torch.nn import functional
 
 import gbnn_compress
@@ -95,9 +95,7 @@ def alternating(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str
         sides[name]()
     for _ in range(rounds):
         for name, run in sides.items():
-            start = time.process_time()
-            run()
-            taken[name].append(time.process_time() - start)
+            taken[name].append(processor_seconds(run))
     return taken
 
 
