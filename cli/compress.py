@@ -85,9 +85,7 @@ def command(
     if follows:
         return 0
     any_data, trained = bool(data or val_data or eval_data), bool(report.get("training"))
-    idle = options.useless(
-        any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart
-    )
+    idle = options.idle(any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart)
     console.warn(idle, in_table=False)
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)

@@ -186,18 +186,18 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
     return {key.strip(): value for _, key, _, value in pairs}
 
 
-def useless(
-    *, any_data: bool, trained: bool, mean: object, std: object, image_size: object, restart: bool
+def idle(
+    *, any_data: bool, trained: bool, mean: str | None, std: str | None, image_size: int | None, restart: bool
 ) -> list[str]:
     """A line on options that do nothing without others.
 
     Args:
         any_data: Whether there are data of any kind.
         trained: Whether there are epochs.
-        mean: As given, like the two that follow.
-        std: Of the preprocessing.
-        image_size: Of the preprocessing.
-        restart: As given.
+        mean: `--mean` as given.
+        std: `--std` as given.
+        image_size: `--image-size` as given.
+        restart: `--restart` as given.
     """
     preprocessing = {"--mean": mean, "--std": std, "--image-size": image_size}
     given = [f"`{option}`" for option, value in preprocessing.items() if value is not None]

@@ -78,9 +78,7 @@ def command(
             progress=tell,
         )
     any_data, trained = bool(data or val_data or eval_data), bool(plan["epochs"])
-    idle = options.useless(
-        any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart
-    )
+    idle = options.idle(any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart)
     console.warn([*idle, *plan["warnings"]], in_table=False)
     if console.write_json(plan, json):
         console.write_stdout(console.render(*_view(plan, max_drop=max_drop, arch=arch, verbose=verbose)))

@@ -118,18 +118,20 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     height, width = kernel_of(shape)
     taps = height * width
     ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
-    values = values.astype(np.int32)
-    n_read = width + 2 if any(rule.neighbours) else 0  # as far back as neighbours are
+    values = values.astype(
+        np.int32
+    )  # below 2^24; what three neighbours expect, below 2^27, and 16 times that is summed
+    n_read = (width + 1 if height > 1 else 1) if any(rule.neighbours) else 0  # as far back as neighbours are
     read = np.empty((n_read, rows, columns), dtype=np.int32)
     state = _State(rows, columns, taps, mean=_magnitude(rule.start))
-    later = list(_parts(rows, columns, NEXT_PARTS)) if taps > 1 else []
+    # The same for all taps but the first; where there are many bands, making them takes less than keeping them.
+    kept = list(_parts(rows, columns, NEXT_PARTS)) if taps > 1 and rows * columns <= BAND else []
     for tap in range(taps):
         expected = _expected(read, tap, width, rule.neighbours)
         state.next_tap()
-        for part in later if tap else _parts(rows, columns, FIRST_PARTS):
-            kernels = state.kernels(part)
-            levels = state.levels(tap, part, kernels)
-            contexts = levels * np.int16(N_PREDICTIONS) + np.int16(REACH)
+        for part in (kept if tap else []) or _parts(rows, columns, NEXT_PARTS if tap else FIRST_PARTS):
+            levels = state.levels(tap, part)
+            contexts = levels * N_PREDICTIONS + REACH
             centre = None if expected is None else part.pick(expected)
             if centre is not None:
                 contexts += _prediction(centre, levels)
@@ -138,7 +140,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
             known = values.take(found)
             if n_read:
                 part.put(known, read[tap % n_read])
-            state.learn(part, np.abs(known if centre is None else known - centre), kernels)
+            state.learn(part, np.abs(known if centre is None else known - centre))
     return ids
 
 
@@ -196,7 +198,7 @@ class _Part:
         return table[self.band].reshape(-1).take(self.places)
 
     def put(self, numbers: np.ndarray, table: np.ndarray) -> None:
-        """The inverse of `pick`, into the table."""
+        """Write what `pick` would give into a table in C order."""
         table[self.band].reshape(-1)[self.places] = numbers
 
 
@@ -217,7 +219,7 @@ def _part(band: slice, columns: int, low: int, high: int) -> _Part:
     whole, rest = divmod(rows, PHASES)
     return _Part(
         band,
-        places[: np.searchsorted(places, rows * columns)],
+        places[: np.searchsorted(places, rows * columns)].copy(),  # fewer rows than a cycle: much fewer
         in_rows=np.resize(np.count_nonzero(cycle, axis=1), rows),
         in_columns=whole * (high - low) + np.count_nonzero(cycle[:rest], axis=0),
     )
@@ -231,7 +233,7 @@ def _expected(read: np.ndarray, tap: int, width: int, neighbours: tuple[int, int
     y, x = divmod(tap, width)
     places = ((x, tap - 1), (y, tap - width), (x and y, tap - width - 1))
     parts = [
-        weight * read[place % len(read)]  # below 2^24 times 2^5, three times
+        weight * read[place % len(read)]
         for weight, (there, place) in zip(neighbours, places, strict=True)
         if there and weight
     ]
@@ -262,31 +264,27 @@ class _State:
         """A new tap has the last one's mean until it is known better."""
         self._total, self._count = _MEAN_PRIOR * self._mean, _MEAN_PRIOR
 
-    def kernels(self, part: _Part) -> np.ndarray | None:
-        """int64 (n,), what is known of the kernels of a part's weights; None where they have one tap."""
-        return None if self._kernels is None else part.pick(self._kernels)
-
-    def levels(self, tap: int, part: _Part, kernels: np.ndarray | None) -> np.ndarray:
-        """int16 (n,), expected magnitudes of a part's weights, in quarter octaves."""
+    def levels(self, tap: int, part: _Part) -> np.ndarray:
+        """int16 (n,), expected magnitudes of a part's weights, in quarter octaves; sums of them stay below 2^12."""
         row = log16(self._rows[part.band]) - log16(self._row_counts[part.band] << _RATIO_BITS)
         column = log16(self._columns) - log16(self._column_counts << _RATIO_BITS)
         if len(column) == 1:
             column = np.zeros_like(column)
         level = np.add.outer(row.astype(np.int16), column.astype(np.int16)).reshape(-1).take(part.places)
         mean = int(log16(np.array([self._mean]))[0])
-        if tap and kernels is not None:
+        if tap and self._kernels is not None:
             unit = 16 * _RATIO_BITS
-            level += np.int16(unit)
+            level += unit
             linear = _RATIOS.take(level, mode="clip")
-            linear += kernels
+            linear += part.pick(self._kernels)
             linear //= _KERNEL_PRIOR + tap
             level = log16(np.maximum(linear, 1, out=linear)).astype(np.int16)
             mean -= unit
-        level += np.int16(mean)
-        level >>= np.int16(2)
+        level += mean
+        level >>= 2
         return np.clip(level, 0, N_LEVELS - 1, out=level)
 
-    def learn(self, part: _Part, magnitudes: np.ndarray, kernels: np.ndarray | None) -> None:
+    def learn(self, part: _Part, magnitudes: np.ndarray) -> None:
         """Take in the magnitudes, int32 (n,), of a part's weights."""
         self._total += int(magnitudes.sum(dtype=np.int64))
         self._count += len(magnitudes)
@@ -298,9 +296,9 @@ class _State:
         self._row_counts[part.band] += part.in_rows
         self._columns += (np.minimum(in_columns, _LARGEST_SUM) << _RATIO_BITS) // self._mean
         self._column_counts += part.in_columns
-        if self._kernels is not None and kernels is not None:
+        if self._kernels is not None:
             ratios = magnitudes.astype(np.int64)
             ratios <<= _RATIO_BITS
             ratios //= self._mean
-            ratios += kernels
+            ratios += part.pick(self._kernels)
             part.put(ratios, self._kernels)

@@ -47,8 +47,8 @@ LARGEST_FIT = 1 << 21
 LARGE = 1 << 18
 """Weights from which a quarter as many are looked at first: contexts take time also where they save nothing."""
 
-NEIGHBOURS_FROM = 1 << 19
-"""Weights, whole rows, that are asked how neighbours predict each other."""
+NEIGHBOUR_WEIGHTS = 1 << 19
+"""Most weights, in whole rows drawn at random, that are asked how neighbours predict each other."""
 
 FEWEST = 32
 """A tensor with fewer weights has nothing to learn from."""
@@ -146,10 +146,11 @@ def _quarter_octaves(magnitude: float) -> int:
 
 def _neighbours(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> tuple[int, int, int]:
     """Least squares of a weight on its left, upper and upper left neighbour, rows and columns brought to one scale."""
-    rows = max(1, NEIGHBOURS_FROM // (len(ids) // shape[0]))
-    kernels = ids.reshape(shape)[:: -(-shape[0] // rows)]
-    shape = kernels.shape
-    by_tap, x = _by_tap(kernels, shape), values.astype(np.float64)
+    if len(ids) > NEIGHBOUR_WEIGHTS:
+        n_rows = max(1, NEIGHBOUR_WEIGHTS * shape[0] // len(ids))
+        drawn = np.random.default_rng(0).permutation(shape[0])[:n_rows]
+        ids, shape = ids.reshape(shape)[drawn], (n_rows, *shape[1:])
+    by_tap, x = _by_tap(ids, shape), values.astype(np.float64)
     magnitudes = sum(np.abs(x)[tap] for tap in by_tap) / len(by_tap)
     scale = np.broadcast_to(magnitudes.mean(axis=1, keepdims=True) + 1, shape[:2])
     if shape[1] > 1:

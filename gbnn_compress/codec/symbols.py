@@ -109,11 +109,11 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
 
     def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
         order = np.argsort(contexts, kind="stable")
-        positions = np.empty(len(order), dtype=np.int32)
+        symbols = np.empty(len(order), dtype=np.int32)
         for start, stop, model in models.runs(contexts.take(order)):
-            positions[start:stop] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
+            symbols[start:stop] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
         part = np.empty(len(order), dtype=live.dtype)
-        part[order] = live.take(positions)
+        part[order] = live.take(symbols)
         return part
 
     ids = walk(shape, values, table.rule, visit)

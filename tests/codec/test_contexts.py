@@ -84,6 +84,88 @@ def test_a_walk_sees_every_weight_once(data: st.DataObject) -> None:
     assert seen.max() < N_LEVELS * N_PREDICTIONS
 
 
+def by_the_format(ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: Rule, band: int) -> np.ndarray:
+    """Contexts (taps, rows, columns) as docs/format.md has them, weight by weight, in Python's own integers."""
+
+    def lg(x: int) -> int:
+        e = 1 << (x.bit_length() - 1)
+        return 16 * (e.bit_length() - 1) + 16 * x // e - 16
+
+    def ex(level: int) -> int:
+        return (16 + level % 16) * 2 ** (level // 16) // 16
+
+    rows, columns = shape[:2]
+    height, width = kernel_of(shape)
+    v = np.moveaxis(values[ids].reshape(rows, columns, height * width), -1, 0).tolist()
+    seen = np.full((height * width, rows, columns), -1)
+    big_m = ex(4 * rule.start)
+    a_sum, a_count, b_sum, b_count = [8 * 4096] * rows, [8] * rows, [8 * 4096] * columns, [8] * columns
+    kernels = [[0] * columns for _ in range(rows)]
+    step = max(1, band // columns)
+    for t in range(height * width):
+        y, x = divmod(t, width)
+        total, count, low = 8 * big_m, 8, 0
+        for high in (2, 16) if t else (1, 2, 4, 8, 16):
+            for start in range(0, rows, step):
+                block = [
+                    (o, i)
+                    for o in range(start, min(start + step, rows))
+                    for i in range(columns)
+                    if low <= (o + i) % 16 < high
+                ]
+                distances = []
+                for o, i in block:
+                    left = v[t - 1][o][i] if x else 0
+                    above = v[t - width][o][i] if y else 0
+                    corner = v[t - width - 1][o][i] if x and y else 0
+                    weights = rule.neighbours
+                    p = (weights[0] * left + weights[1] * above + weights[2] * corner) // 16
+                    level = lg(a_sum[o]) - lg(4096 * a_count[o])
+                    if columns > 1:
+                        level += lg(b_sum[i]) - lg(4096 * b_count[i])
+                    if t:
+                        level = lg(max(1, (16 * ex(min(max(level + 192, 0), 576)) + kernels[o][i]) // (16 + t))) - 192
+                    level = min(max((level + lg(big_m)) // 4, 0), 111)
+                    e = ex(4 * level + 2)
+                    seen[t, o, i] = 17 * level + (min(max((4 * p + e) // (2 * e), -8), 8) if t else 0) + 8
+                    distances.append(abs(v[t][o][i] - p))
+                if not block:
+                    continue
+                total, count = total + sum(distances), count + len(block)
+                big_m = max(1, total // count)
+                for (o, i), d in zip(block, distances, strict=True):
+                    a_count[o] += 1
+                    b_count[i] += 1
+                    kernels[o][i] += d * 4096 // big_m
+                for o in {o for o, _ in block}:
+                    d = sum(d for (row, _), d in zip(block, distances, strict=True) if row == o)
+                    a_sum[o] += min(d, 2**50) * 4096 // big_m
+                for i in {i for _, i in block}:
+                    d = sum(d for (_, column), d in zip(block, distances, strict=True) if column == i)
+                    b_sum[i] += min(d, 2**50) * 4096 // big_m
+            low = high
+    return seen
+
+
+@given(st.data())
+@settings(max_examples=30, deadline=None)
+def test_contexts_are_those_of_the_format_under_any_rule(data: st.DataObject) -> None:
+    kernels = st.sampled_from([(), (3,), (1, 40), (40, 1), (3, 3), (2, 2, 2)])
+    shape = (data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20)), *data.draw(kernels))
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    spread = data.draw(st.sampled_from([0.0, 1.0, 30.0]))
+    means = np.sort(random.choice([-1, 1], size=9) * np.exp(spread * random.normal(size=9)))
+    weight = st.integers(-32, 31)
+    start, neighbours = data.draw(st.integers(0, 127)), data.draw(st.tuples(weight, weight, weight))
+    rule = Rule(start, neighbours, tail=0, offset=0, floor=0)
+    ids, values = random.integers(0, 10, shape), whole_values(means)
+    band = data.draw(st.sampled_from([1, 30, contexts.BAND]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contexts, "BAND", band)
+        _, seen = recorded(ids, shape, values, rule)
+    np.testing.assert_array_equal(seen, by_the_format(ids, shape, values, rule, band))
+
+
 def test_contexts_do_not_depend_on_what_comes_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contexts, "BAND", 40)
     random = np.random.default_rng(0)

@@ -202,6 +202,13 @@ def test_initial_mixture_has_the_means_of_its_points(data: tuple[np.ndarray, np.
         np.testing.assert_allclose(mixture.means[:, 0], np.unique(points[:, 0]), rtol=1e-12)
 
 
+def test_a_component_holds_nothing_of_points_that_are_far_from_it() -> None:
+    points, counts = np.array([[0.0, 0.25], [1.0, 0.5]]), np.array([3.0, 1.0])
+    mixture = initial_mixture(points, counts, n_components=2, floor=1e-6)  # a thousand deviations apart
+    moments, _ = expectation(mixture, points, counts)
+    np.testing.assert_array_equal(moments, [[3, 1], *[[0, 0]] * 5])
+
+
 def test_single_point_is_one_component_of_the_floor() -> None:
     mixture, trace = fit_mixture(np.array([[2.0, -3.0]]), np.array([5.0]), n_components=8, floor=0.01)
     np.testing.assert_allclose(mixture.means, [[2.0, -3.0]])
