@@ -183,6 +183,7 @@ def test_torchrun_starts_the_command(options: dict[str, Any], tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.gbnn.safetensors"]
 
 
+@pytest.mark.long
 def test_weights_that_have_come_apart_are_noticed(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def usual(
     return trained(checkpoint, tmp_path_factory.mktemp("usual"))
 
 
+@pytest.mark.long
 def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     report = trained(checkpoint, tmp_path, epochs=3, eval_data="digits:test", progress=lines.append)
@@ -91,6 +92,7 @@ def test_labels_matter(checkpoint: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.long
 def test_only_the_bank_is_trained_when_asked(checkpoint: Path, tmp_path: Path) -> None:
     report = trained(checkpoint, tmp_path, settings={**QUICK, "finetune.trained": "bank"})
     assert report["target_met"]
@@ -148,6 +150,7 @@ def test_ctrl_c_writes_what_there_is(checkpoint: Path, tmp_path: Path, monkeypat
     assert any("training stopped after 0.5 of 1 epochs" in warning for warning in report["warnings"])
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_ends_it(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = FineTuning._step
 
@@ -165,6 +168,7 @@ def test_a_loss_that_is_no_number_ends_it(checkpoint: Path, tmp_path: Path, monk
     assert all(bool(tensor.isfinite().all()) for tensor in load(report["artifact"]["path"]).state_dict().values())
 
 
+@pytest.mark.long
 def test_memory_that_does_not_do_halves_the_batch(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

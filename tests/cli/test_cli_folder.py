@@ -22,6 +22,7 @@ def folder(files, tmp_path):
     return place
 
 
+@pytest.mark.long
 def test_every_checkpoint_has_a_row_and_the_worst_code_counts(run, folder):
     Path("out").mkdir()
     outcome = run("zoo", "--target-ratio", "4", "-s", "noise=0.2", "-o", "out", "--seed", "3")

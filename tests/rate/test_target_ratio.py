@@ -54,6 +54,7 @@ def test_bytes_meet_the_target(tmp_path: Path) -> None:
     assert misses(tmp_path, drawn(2, 2, 40, seed=1) + JUMPS) == []
 
 
+@pytest.mark.long
 def test_parameters_meet_the_target(tmp_path: Path) -> None:
     assert misses(tmp_path, [(3, 2.5)], key="parameter_ratio", ratio_of="parameters") == []
 

@@ -144,6 +144,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.long
 def test_a_bomb_is_refused_at_once_and_in_little_memory(tmp_path: Path) -> None:
     paths = {name: tmp_path / name for name in BOMBS}
     for name, path in paths.items():
