@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from gbnn_compress.gaussian.assign import decision_intervals
 from gbnn_compress.types import Bank, Cells
@@ -178,8 +179,12 @@ def assign(
     value_bits: int,
     total: float,
     limit: float | None = None,
+    dtype: DTypeLike = np.int64,
 ) -> np.ndarray:
     """Components of weights of one tensor and level.
+
+    A component has one interval, beyond whose ends are its neighbours' or, between them, outliers: so there is one
+    search among the ends, whatever the number of weights.
 
     Args:
         x: float64 (n,), mu / s_t.
@@ -190,24 +195,31 @@ def assign(
         value_bits: Bits of an outlier's value.
         total: Weights of the tensor, for the price of the first outlier.
         limit: Magnitude beyond which a weight is an outlier; None: where that is cheaper.
+        dtype: Of the result, holds K.
 
     Returns:
-        int64 (n,), the component of each weight, K for outliers.
+        (n,), the component of each weight, K for outliers.
     """
     size = len(means)
     live = np.flatnonzero(np.isfinite(lengths[:size]))
     escape = float(lengths[size]) if np.isfinite(lengths[size]) else float(np.log2(total + 1))
     if not live.size:
-        return np.full(len(x), size)
+        return np.full(len(x), size, dtype=dtype)
     winners, thresholds = decision_intervals(means[live], lengths[live], penalty=penalty / curvature)
-    chosen = winners[np.searchsorted(thresholds, x)]
-    ids = live[chosen]
-    if limit is not None:
-        return np.where(np.abs(x) > limit, size, ids)
-    radius = outlier_radius(
-        lengths[live], escape_length=escape, value_bits=value_bits, penalty=penalty, curvature=curvature
-    )
-    return np.where(np.abs(x - means[ids]) > radius[chosen], size, ids)
+    winners = live[winners]
+    if limit is None:
+        radius = outlier_radius(
+            lengths[winners], escape_length=escape, value_bits=value_bits, penalty=penalty, curvature=curvature
+        )
+        first, last = means[winners] - radius, means[winners] + radius
+    else:
+        first, last = np.full(len(winners), -limit), np.full(len(winners), limit)
+    starts, stops = np.append(-np.inf, thresholds), np.append(thresholds, np.inf)
+    before = np.clip(np.nextafter(first, -np.inf), starts, stops)
+    ends = np.stack([before, np.clip(last, before, stops), stops], axis=1)
+    ids = np.stack([np.full_like(winners, size), winners, np.full_like(winners, size)], axis=1)
+    ends, place = np.unique(ends, return_index=True)  # those of nothing go: the first of equal ends has the weights
+    return ids.ravel()[place].astype(dtype).take(np.searchsorted(ends, x))
 
 
 def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float:

@@ -74,11 +74,14 @@ def squared_errors(
 ) -> tuple[float, float]:
     """Summed squared error and summed square of a tensor's weights, in units of s_t^2."""
     table, error, total, start = np.append(means, np.nan), 0.0, 0.0, 0
-    for _, x in row_blocks(tensor, posterior):
-        difference = x.ravel() - table[index_map.ids[start : start + x.size]]
-        error += float(np.nansum(difference**2))
-        total += float((x**2).sum())
-        start += x.size
+    for _, block in row_blocks(tensor, posterior):
+        x = block.ravel()
+        difference = table.take(index_map.ids[start : start + len(x)])
+        difference -= x
+        difference[np.isnan(difference)] = 0  # outliers
+        error += float(np.einsum("i,i", difference, difference))
+        total += float(np.einsum("i,i", x, x))
+        start += len(x)
     return error, total
 
 
@@ -221,7 +224,8 @@ def _ids(
             value_bits=value_bits,
             total=total,
             limit=limit,
-        ).astype(dtype)
+            dtype=dtype,
+        )
 
     if tensor.element_size() == 2 and tensor.numel() >= FEW_PATTERNS and not posterior.by_magnitude:
         return _ids_by_pattern(tensor, posterior, assigned)
