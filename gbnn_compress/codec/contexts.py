@@ -118,9 +118,8 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     height, width = kernel_of(shape)
     taps = height * width
     ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
-    values = values.astype(
-        np.int32
-    )  # below 2^24; what three neighbours expect, below 2^27, and 16 times that is summed
+    # 32 bits: values are below 2^24, and the sum of three of them, times 32 at most, is below 2^31.
+    values = values.astype(np.int32)
     n_read = (width + 1 if height > 1 else 1) if any(rule.neighbours) else 0  # as far back as neighbours are
     read = np.empty((n_read, rows, columns), dtype=np.int32)
     state = _State(rows, columns, taps, mean=_magnitude(rule.start))

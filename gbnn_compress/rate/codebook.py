@@ -218,7 +218,7 @@ def assign(
     before = np.clip(np.nextafter(first, -np.inf), starts, stops)
     ends = np.stack([before, np.clip(last, before, stops), stops], axis=1)
     ids = np.stack([np.full_like(winners, size), winners, np.full_like(winners, size)], axis=1)
-    ends, place = np.unique(ends, return_index=True)  # those of nothing go: the first of equal ends has the weights
+    ends, place = np.unique(ends, return_index=True)  # of equal ends the first: the others' intervals are empty
     return ids.ravel()[place].astype(dtype).take(np.searchsorted(ends, x))
 
 
