@@ -203,7 +203,9 @@ def _missed(report: dict[str, Any]) -> str:
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
     missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
-        return f"{missed} ({target / ratio:.3g} times the size); {written}"
+        allowed, kept = report["artifact"]["bytes"] * ratio / target, report["sections"]["unshared"]
+        needed = f"; biases, norms and tensors kept bit for bit take {words.size(kept)} of {words.size(allowed)}"
+        return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
     most = 2 * sum(weights.values()) / (weights["unshared"] + 2)
     if most >= target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,8 @@ def test_constant_tensors(tmp_path: Path, value: float) -> None:
 
 
 def test_a_network_of_one_constant_tensor(tmp_path: Path) -> None:
-    _, dense = round_trip(tmp_path, {"w": torch.full((100, 100), 0.3)})
+    report, dense = round_trip(tmp_path, {"w": torch.full((100, 100), 0.3)})
+    assert report["weights"]["outliers"] == 0  # which would be the same weights
     np.testing.assert_allclose(dense["w"].numpy(), 0.3, rtol=0.05)
 
 
@@ -287,6 +289,15 @@ def test_tensors_of_one_element(tmp_path: Path, value: float) -> None:
     _, dense = round_trip(tmp_path, tensors)
     for name in ("one.weight", "scalar"):
         np.testing.assert_allclose(dense[name].numpy(), tensors[name].numpy(), rtol=0.05)
+
+
+def test_tensors_kept_bit_for_bit_that_leave_no_room_are_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    ids = torch.from_numpy(random.integers(0, 1 << 30, (64, 64)))
+    tensors = {"w": torch.from_numpy(random.normal(size=(64, 64)).astype(np.float32)), "ids": ids}
+    report, _ = round_trip(tmp_path, tensors)
+    [missed] = [line for line in report["warnings"] if line.startswith("target missed")]
+    assert re.search(r"; biases, norms and tensors kept bit for bit take \d+\.\d kB of 4\.1 kB; the file", missed)
 
 
 def test_a_network_of_one_weight(tmp_path: Path) -> None:

@@ -166,11 +166,17 @@ SPENDING_ATTEMPTS = 12
 
 
 def _error_bins(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
-    """uint16 (n,), the upper half of the float32 of each weight's curvature-weighted squared error; 0 for outliers."""
-    table, start = np.append(means, np.nan), 0
+    """uint16 (n,), the upper half of the float32 of each weight's curvature-weighted squared error.
+
+    0 for outliers, and where all the error is rounding: as an outlier the weight would be the same.
+    """
+    import torch
+
+    table, start, rounding = np.append(means, np.nan), 0, torch.finfo(tensor.dtype).eps
     parts = []
     for rows, x in row_blocks(tensor, posterior):
         difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
+        difference[np.abs(difference) <= rounding * np.abs(x)] = 0
         curvature = curvature_of(LEVELS)[sigma_levels(posterior, rows, x)]
         error = np.nan_to_num(difference**2 * curvature).astype(np.float32)
         parts.append((error.ravel().view(np.uint32) >> np.uint32(16)).astype(np.uint16))

@@ -70,9 +70,17 @@ def select(checkpoint: Checkpoint) -> Selection:
     if not names["shared"]:
         raise CheckpointError(
             f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
-            f"got {len(checkpoint.tensors)} tensors without one; is this a state dict of a network?"
+            f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint)}; is this a state dict of a network?"
         )
     return Selection(*(tuple(names[kind]) for kind in ("shared", "unshared", "raw")))
+
+
+def _kept_dtype(checkpoint: Checkpoint) -> str:
+    """The first tensor with two or more dimensions that is kept for its dtype, if there is one."""
+    for name, tensor in checkpoint.tensors.items():
+        if tensor.dim() >= 2 and tensor.numel() and dtype_name(tensor) not in BITS:
+            return f" (`{name}` is {dtype_name(tensor)}, kept bit for bit: convert weights to float16 or wider)"
+    return ""
 
 
 def outlier_warnings(checkpoint: Checkpoint, selection: Selection) -> list[str]:
