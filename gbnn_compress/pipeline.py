@@ -10,7 +10,7 @@ from gbnn_compress.codec import container
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.evaluation import Bench, Evaluation, baseline_warnings, evaluate_compression
-from gbnn_compress.output import page, sizes, words
+from gbnn_compress.output import page, sizes, statements, words
 from gbnn_compress.prepared import Prepared
 from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
@@ -203,7 +203,7 @@ def _missed(report: dict[str, Any]) -> str:
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
     missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
-        allowed, kept = report["artifact"]["bytes"] * ratio / target, report["sections"]["unshared"]
+        allowed, kept = statements.dense_bytes(report) / target, report["sections"]["unshared"]
         needed = f"; biases, norms and tensors kept bit for bit take {words.size(kept)} of {words.size(allowed)}"
         return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]

@@ -128,7 +128,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     for tap in range(taps):
         expected = _expected(read, tap, width, rule.neighbours)
         state.next_tap()
-        for part in (kept if tap else []) or _parts(rows, columns, NEXT_PARTS if tap else FIRST_PARTS):
+        for part in kept if tap and kept else _parts(rows, columns, NEXT_PARTS if tap else FIRST_PARTS):
             levels = state.levels(tap, part)
             contexts = levels * N_PREDICTIONS + REACH
             centre = None if expected is None else part.pick(expected)

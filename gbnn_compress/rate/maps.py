@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -73,16 +73,24 @@ def squared_errors(
     tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
 ) -> tuple[float, float]:
     """Summed squared error and summed square of a tensor's weights, in units of s_t^2."""
-    table, error, total, start = np.append(means, np.nan), 0.0, 0.0, 0
-    for _, block in row_blocks(tensor, posterior):
-        x = block.ravel()
-        difference = table.take(index_map.ids[start : start + len(x)])
-        difference -= x
-        difference[np.isnan(difference)] = 0  # outliers
-        error += float(np.einsum("i,i", difference, difference))
-        total += float(np.einsum("i,i", x, x))
-        start += len(x)
+    error = total = 0.0
+    for _, x, missed in _errors(tensor, posterior, index_map, means):
+        error += float(np.einsum("i,i", missed.ravel(), missed.ravel()))
+        total += float(np.einsum("i,i", x.ravel(), x.ravel()))
     return error, total
+
+
+def _errors(
+    tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Rows, mu / s_t of their weights, and by how much components miss these: float64 (rows, n), 0 for outliers."""
+    table, start = np.append(means, np.nan), 0
+    for rows, x in row_blocks(tensor, posterior):
+        missed = table.take(index_map.ids[start : start + x.size]).reshape(x.shape)
+        missed -= x
+        missed[np.isnan(missed)] = 0
+        yield rows, x, missed
+        start += x.size
 
 
 def spend_on_outliers(
@@ -172,15 +180,11 @@ def _error_bins(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap,
     """
     import torch
 
-    table, start, rounding = np.append(means, np.nan), 0, torch.finfo(tensor.dtype).eps
-    parts = []
-    for rows, x in row_blocks(tensor, posterior):
-        difference = x - table[index_map.ids[start : start + x.size]].reshape(x.shape)
-        difference[np.abs(difference) <= rounding * np.abs(x)] = 0
-        curvature = curvature_of(LEVELS)[sigma_levels(posterior, rows, x)]
-        error = np.nan_to_num(difference**2 * curvature).astype(np.float32)
+    rounding, parts = torch.finfo(tensor.dtype).eps, []
+    for rows, x, missed in _errors(tensor, posterior, index_map, means):
+        missed[np.abs(missed) <= rounding * np.abs(x)] = 0
+        error = (missed**2 * curvature_of(LEVELS)[sigma_levels(posterior, rows, x)]).astype(np.float32)
         parts.append((error.ravel().view(np.uint32) >> np.uint32(16)).astype(np.uint16))
-        start += x.size
     return np.concatenate(parts)
 
 

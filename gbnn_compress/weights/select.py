@@ -10,7 +10,7 @@ from gbnn_compress.codec.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
 from gbnn_compress.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -70,15 +70,17 @@ def select(checkpoint: Checkpoint) -> Selection:
     if not names["shared"]:
         raise CheckpointError(
             f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
-            f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint)}; is this a state dict of a network?"
+            f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint, names['raw'])}; "
+            "is this a state dict of a network?"
         )
     return Selection(*(tuple(names[kind]) for kind in ("shared", "unshared", "raw")))
 
 
-def _kept_dtype(checkpoint: Checkpoint) -> str:
+def _kept_dtype(checkpoint: Checkpoint, raw: Sequence[str]) -> str:
     """The first tensor with two or more dimensions that is kept for its dtype, if there is one."""
-    for name, tensor in checkpoint.tensors.items():
-        if tensor.dim() >= 2 and tensor.numel() and dtype_name(tensor) not in BITS:
+    for name in raw:
+        tensor = checkpoint.tensors[name]
+        if tensor.dim() >= 2 and tensor.numel():
             return f" (`{name}` is {dtype_name(tensor)}, kept bit for bit: convert weights to float16 or wider)"
     return ""
 
