@@ -1,4 +1,8 @@
-"""How layers share the bits where there are inputs: by what a cut at about the target would cost in each of them."""
+"""How layers share the bits: by what a cut at about the target would cost in each of them.
+
+With inputs that is measured. Without, a layer's relative output error e costs -log(1 - e) instead of e: nearly the same
+while errors are small, and without bound where a layer would vanish.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gbnn_compress.rate.control import predicted_bytes, solve_size
+from gbnn_compress.rate.codebook import ideal_lengths
+from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_size
 from gbnn_compress.rate.maps import index_maps
 
 if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.prepared import Prepared
+    from gbnn_compress.rate.codebook import Codebook
     from gbnn_compress.types import IndexMap, Posterior
 
 POWER = 0.5
@@ -25,6 +31,71 @@ HALF_TRUSTED = 16
 
 COST_RANGE = 2.0**8
 """Costs are believed within this factor of their mean."""
+
+VANISHING = 0.9
+"""Relative error of a layer from which the cost of errors is no longer taken for linear."""
+
+LARGEST_ERROR = 0.999
+"""Relative errors count as at most that: a layer of zeros has 1."""
+
+BISECTIONS = 20
+"""Of log2(lambda), over 18 octaves at most."""
+
+CURVE_OCTAVES = np.arange(-10.0, 9.0)
+"""Octaves of lambda around the cut between which the layers' errors and bits are interpolated."""
+
+
+def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
+    """How much more an error costs in each tensor where some would vanish at a target.
+
+    A weight of w for the error of a layer is lambda / w for that layer alone, so that one curve of codebooks over
+    lambda tells the errors e and the bits at any weights. Sought are lambda and w = d(-log(1 - e)) / de = 1 / (1 - e)
+    that spend the same bits as the cut without weights.
+
+    Args:
+        prepared: The checkpoint.
+        ratio: Of the file, the target.
+
+    Returns:
+        Name -> factor >= 1; empty where no tensor has an error of VANISHING.
+    """
+    problem = prepared.problem
+    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=prepared.floating_bytes / ratio)
+    if (_relative_errors(prepared, book) < VANISHING).all():
+        return {}
+    books = [codebook_at(problem, book.penalty * 2.0**octaves)[0] for octaves in CURVE_OCTAVES]
+    errors = np.stack([_relative_errors(prepared, each) for each in books], axis=1)
+    bits = np.stack([_bits(each) for each in books], axis=1)
+    # log2 of the weight at each place of the curve, and of lambda there: it only rises.
+    weights = -np.log2(1 - np.maximum.accumulate(errors, axis=1))
+    lambdas = CURVE_OCTAVES + weights
+    allowed = bits[:, CURVE_OCTAVES == 0].sum()
+
+    def places(octaves: float) -> list[float]:
+        return [float(np.interp(octaves, row, CURVE_OCTAVES)) for row in lambdas]
+
+    def spent(octaves: float) -> float:
+        pairs = zip(places(octaves), bits, strict=True)
+        return sum(float(np.interp(place, CURVE_OCTAVES, row)) for place, row in pairs)
+
+    low, high = 0.0, float(lambdas[:, -1].min())
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(middle) > allowed else (low, middle)
+    named = zip(prepared.posteriors, places(high), strict=True)
+    return {posterior.name: float(2.0 ** (high - place)) for posterior, place in named}
+
+
+def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
+    """float64 (T,), relative error of each shared tensor, at most LARGEST_ERROR."""
+    weights = np.array([prepared.importances.get(posterior.name, 1.0) for posterior in prepared.posteriors])
+    return np.minimum(book.distortion / prepared.typical / weights, LARGEST_ERROR)
+
+
+def _bits(book: Codebook) -> np.ndarray:
+    """float64 (T,), bits of the ids of each shared tensor."""
+    lengths = ideal_lengths(book.counts)
+    return np.where(book.counts > 0, book.counts * np.where(np.isfinite(lengths), lengths, 0.0), 0.0).sum(axis=1)
 
 
 def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbnn_compress.codec.artifact import read_artifact
-from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import codebook_at
-from gbnn_compress.target import Assigned, Result, assign, encode, find_safe_ratio, predicted_cut
+from gbnn_compress.target import Cut, Result, assign, find_safe_ratio, predicted_cut
 from gbnn_compress.variational import metrics
 
 if TYPE_CHECKING:
@@ -44,12 +43,11 @@ def meet_measured_drop(prepared: Prepared, bench: Bench, *, max_drop: float) -> 
     """
     before, safe_ratio = bench.run(prepared.checkpoint.tensors), find_safe_ratio(prepared)
 
-    def attempt(place: float) -> tuple[float, tuple[Codebook, int, Assigned]]:
+    def attempt(place: float) -> tuple[float, Cut]:
         book, exponent = codebook_at(prepared.problem, 2.0**place)
-        assigned = assign(prepared, book)
-        after = _mean_probabilities(bench, encode(prepared, book, exponent, assigned, safe_ratio))
-        damage = metrics.damage(before, after, bench.labels)
-        return damage.drop, (book, exponent, replace(assigned, damage=damage))
+        cut = Cut(prepared, book, exponent, assign(prepared, book), safe_ratio)
+        damage = metrics.damage(before, _mean_probabilities(bench, cut.encoded()), bench.labels)
+        return damage.drop, replace(cut, assigned=replace(cut.assigned, damage=damage))
 
     place = math.log2(predicted_cut(prepared, max_drop=max_drop)[0].penalty)
     inside = outside = best = None
@@ -67,8 +65,8 @@ def meet_measured_drop(prepared: Prepared, bench: Bench, *, max_drop: float) -> 
             break
         else:
             place = (inside + outside) / 2
-    book, exponent, assigned = best or candidate
-    return Result(encode(prepared, book, exponent, assigned, safe_ratio), assigned.maps)
+    chosen = best or candidate
+    return Result(chosen.encoded(), chosen)
 
 
 def _mean_probabilities(bench: Bench, encoded: bytes) -> torch.Tensor:

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.codec import container
-from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.drop import meet_measured_drop
 from gbnn_compress.evaluation import Bench, Evaluation, baseline_warnings, evaluate_compression
 from gbnn_compress.output import page, sizes, statements, words
@@ -19,6 +17,7 @@ from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkp
 from gbnn_compress.target import Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 from gbnn_compress.weights.select import outlier_warnings, select
+from gbnn_compress.written import write_verified
 
 if TYPE_CHECKING:
     from gbnn_compress.training_state import StateFile
@@ -98,7 +97,9 @@ def compress(
         selection = select(read)
         bench, judge = benches(request, read, eval_data=eval_data, samples=samples)
     with clock("fit"):
-        prepared = prepare_request(request, read, selection, names, finest_ratio=finest_ratio(request), tell=tell)
+        prepared = prepare_request(
+            request, read, selection, names, finest_ratio=finest_ratio(request), rescue=True, tell=tell
+        )
     state = None
     if request.epochs:
         with clock("finetune"):
@@ -109,13 +110,7 @@ def compress(
             result = _cut(request, prepared, judge)
     with clock("encode"):
         tell(f"writing and verifying {request.path.name}")
-        verified: list[Artifact] = []
-        container.write_atomically(
-            request.path,
-            result.encoded,
-            verify=lambda file: verified.append(read_artifact(file, known=result.maps)),
-        )
-        artifact = verified[0]
+        artifact = write_verified(request.path, result)
         if state is not None and not result.unfinished:
             state.remove()
     report = _reported(request, artifact, result, names)

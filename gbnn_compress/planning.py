@@ -99,7 +99,7 @@ def plan(
         benches(request, read, eval_data=eval_data, samples=1)
     with clock("fit"):
         prepared = prepare_request(
-            request, read, selection, names, finest_ratio=wanted[0], tell=progress or (lambda line: None)
+            request, read, selection, names, finest_ratio=wanted[0], rescue=False, tell=progress or (lambda line: None)
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in wanted]
@@ -112,7 +112,7 @@ def plan(
             **prepared.facts["checkpoint"],
             "architecture_candidates": list(names),
         },
-        "tensors": [asdict(info) for info in tensor_infos(read, selection)],
+        "tensors": [asdict(info) for info in tensor_infos(read, prepared.selection)],
         "rates": rates,
         "safe_ratio": safe,
         "target_ratio": by_bytes,

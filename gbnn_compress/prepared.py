@@ -20,7 +20,13 @@ from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
 from gbnn_compress.weights.blocks import raw_bytes_of
 from gbnn_compress.weights.posterior import data_free_posterior, magnitude_posterior, typical_size
-from gbnn_compress.weights.select import Selection, dtype_name, floating_bytes, floating_values
+from gbnn_compress.weights.select import (
+    Selection,
+    dtype_name,
+    floating_bytes,
+    floating_values,
+    with_coded_tables,
+)
 from gbnn_compress.weights.values import code_values, read_unshared
 
 if TYPE_CHECKING:
@@ -53,6 +59,9 @@ class Prepared:
         facts: What the manifest says of the checkpoint.
         calibration: The network with inputs, if it is known.
         precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
+        importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
+        unrescued: The problem before layers that would vanish were weighed up: what is predicted for other targets
+            rests on it.
     """
 
     checkpoint: Checkpoint
@@ -68,6 +77,8 @@ class Prepared:
     facts: Mapping[str, Any]
     calibration: Calibration | None
     precisions: Mapping[str, np.ndarray] | None
+    importances: Mapping[str, float]
+    unrescued: RateProblem
 
 
 def prepare(
@@ -96,6 +107,8 @@ def prepare(
         size_power: See `data_free_posterior`.
     """
     tensors = checkpoint.tensors
+    counted = floating_bytes(tensors, checkpoint.ties)
+    selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
     if recipe.sigma == "magnitude":
         posteriors = magnitude_posterior(tensors, selection.shared)
     else:
@@ -104,10 +117,9 @@ def prepare(
         )
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
-    counted = floating_bytes(tensors, checkpoint.ties)
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     infos = tensor_infos(checkpoint, selection)
-    unshared = read_unshared(tensors, selection.unshared)
+    unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
     roles = [role(name) for name in selection.unshared]
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
     # The errors of the tensors are about as like each other as their scales.
@@ -147,6 +159,8 @@ def prepare(
         facts=facts,
         calibration=calibration,
         precisions=precisions,
+        importances=importances or {},
+        unrescued=problem,
     )
 
 

@@ -23,6 +23,11 @@ MOST_QUOTED = 200
 """Characters of a file that a message quotes."""
 
 
+TRAINED_NOISE, UNTRAINED_NOISE = 0.35, 0.1
+"""The recipe's `noise` by default. Without labels nobody knows whether a network is too sure of itself or not sure
+enough: its noise is to change predictions by much less than sharing weights did."""
+
+
 class TrainingSettings(BaseModel):
     """Choices of training; they matter with `--epochs` above 0."""
 
@@ -101,11 +106,12 @@ class Recipe(BaseModel):
     log_sigma_weight: float = Field(
         default=0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
     )
-    noise: float = Field(
-        default=0.35,
+    noise: float | None = Field(
+        default=None,
         ge=0,
         le=10,
-        description="Posterior noise over quantisation error, both root mean square over the layers; 0: none.",
+        description="Posterior noise over quantisation error, both root mean square over the layers; 0: none. Default:"
+        " 0.35 in training, where labels then choose how much of it there is; 0.1 without, where it changes little.",
     )
     bank: Literal["mixture", "grid"] = Field(
         default="mixture",
@@ -159,13 +165,19 @@ class Recipe(BaseModel):
     contexts: bool = Field(True, description="Code ids by context where that pays.")
     finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
 
-    def recorded(self) -> dict[str, Any]:
+    def recorded(self, *, epochs: int) -> dict[str, Any]:
         """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default.
 
         Without target and epochs, which it says apart, whether they come from the recipe or from options.
+
+        Args:
+            epochs: Of training, on which the default of `noise` depends.
         """
         changed = self.model_dump(exclude_defaults=True, exclude={"target_ratio", "epochs"})
-        return {key: value for key, value in self.model_dump().items() if key in FAMILIAR or key in changed}
+        values = self.model_dump()
+        if self.noise is None:
+            values["noise"] = TRAINED_NOISE if epochs else UNTRAINED_NOISE
+        return {key: value for key, value in values.items() if key in FAMILIAR or key in changed}
 
 
 FAMILIAR = ("n_components", "em_iterations", "log_sigma_weight", "noise")

@@ -6,10 +6,11 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.allocation import cost_factors
+from gbnn_compress.allocation import cost_factors, rescue_factors
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gbnn_compress.calibration.calibrated import Calibration
-    from gbnn_compress.recipe import Recipe
     from gbnn_compress.request import Request
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
@@ -125,6 +125,7 @@ def prepare_request(
     names: Sequence[str],
     *,
     finest_ratio: float,
+    rescue: bool,
     tell: Tell,
 ) -> Prepared:
     """Posteriors and the mixture, calibrated unless training is to come.
@@ -135,6 +136,7 @@ def prepare_request(
         selection: Its tensors by kind.
         names: Architectures that it fits.
         finest_ratio: Smallest ratio that the mixture must serve.
+        rescue: Whether layers that would vanish at the target are weighed up, where no training is to come.
         tell: See `Tell`.
 
     Raises:
@@ -152,7 +154,7 @@ def prepare_request(
         recipe=recipe,
         finest_ratio=finest_ratio,
         facts={
-            **_provenance(read, names, recipe=recipe, seed=request.seed),
+            **_provenance(read, names, recipe=recipe.recorded(epochs=request.epochs), seed=request.seed),
             "target_ratio": request.target_ratio,
             "max_drop": request.max_drop,
             "ratio_of": request.ratio_of,
@@ -161,15 +163,24 @@ def prepare_request(
         precisions=precisions,
     )
     prepared = fitted()
-    if calibration is None or calibration.synthetic or recipe.allocation == "norms":
-        return prepared
-    tell("weighing layers by what their errors cost, and fitting again")
-    factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
+    if calibration is not None and not calibration.synthetic and recipe.allocation == "costs":
+        tell("weighing layers by what their errors cost, and fitting again")
+        factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
+        if factors:
+            del prepared
+            prepared = fitted(importances=factors)
+        else:
+            tell(
+                "weighing them by their norms: the network gives no gradients (torch.no_grad, values changed in place)"
+            )
+    ratio = _ratio_of_bytes(request)
+    factors = rescue_factors(prepared, ratio=ratio) if rescue and ratio is not None and not request.epochs else {}
     if not factors:
-        tell("weighing them by their norms: the network gives no gradients (torch.no_grad, values changed in place)")
         return prepared
-    del prepared
-    return fitted(importances=factors)
+    tell("weighing layers up that would vanish, and fitting again")
+    before = prepared.importances
+    importances = {name: factor * before.get(name, 1.0) for name, factor in factors.items()}
+    return replace(fitted(importances=importances), unrescued=prepared.problem)
 
 
 def _calibration(
@@ -202,7 +213,9 @@ def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]
     return find_architectures(floating_shapes(checkpoint.tensors)).names
 
 
-def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: Recipe, seed: int) -> dict[str, Any]:
+def _provenance(
+    checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: dict[str, Any], seed: int
+) -> dict[str, Any]:
     return {
         "checkpoint": {
             "sha256": checkpoint.sha256,
@@ -211,7 +224,7 @@ def _provenance(checkpoint: Checkpoint, architectures: Sequence[str], *, recipe:
             "architecture": architectures[0] if len(architectures) == 1 else None,
             "notes": list(checkpoint.notes),
         },
-        "recipe": recipe.recorded(),
+        "recipe": recipe,
         "seed": seed,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
     }

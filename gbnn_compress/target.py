@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,10 @@ from gbnn_compress.prepared import Prepared, tensor_infos
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import codebook_at, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
-from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors
+from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors, with_outliers
 from gbnn_compress.types import IndexMap
 from gbnn_compress.weights.blocks import raw_bytes_of
+from gbnn_compress.weights.divided import with_parts_kept
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.values import code_values, read_unshared
 
@@ -53,6 +54,7 @@ class Assigned:
         noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
         facts: What the manifest says besides.
         finer: How much finer unshared values are coded than lambda says.
+        exact: Unshared tensors that are coded exactly.
     """
 
     maps: Sequence[IndexMap]
@@ -61,6 +63,55 @@ class Assigned:
     noise: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     finer: float = 1.0
+    exact: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A codebook and everything that is encoded with it.
+
+    Attributes:
+        prepared: The checkpoint.
+        book: Components, counts and lambda.
+        exponent: Of the bank's grid.
+        assigned: The ids, and what goes with them.
+        safe_ratio: For the report.
+    """
+
+    prepared: Prepared
+    book: Codebook
+    exponent: int
+    assigned: Assigned
+    safe_ratio: float
+
+    @property
+    def meant(self) -> dict[str, torch.Tensor]:
+        """Name -> tensor that the file stands for: the checkpoint's, with corrected statistics."""
+        return {**self.prepared.checkpoint.tensors, **self.assigned.statistics}
+
+    @property
+    def relative_step(self) -> float:
+        """Step of an unshared value of unit 1."""
+        return relative_step(self.book.penalty, self.prepared.typical) / self.assigned.finer
+
+    def with_maps(self, maps: Sequence[IndexMap]) -> Cut:
+        """The same with other ids."""
+        return replace(self, assigned=replace(self.assigned, maps=maps))
+
+    def with_exact(self, names: Collection[str]) -> Cut:
+        """The same with some tensors kept exactly, whatever they cost."""
+        tensors, escape = self.prepared.checkpoint.tensors, len(self.book.bank.means)
+        maps = [
+            with_outliers(tensors[each.name], each.name, np.full_like(each.ids, escape), escape=escape)
+            if each.name in names
+            else each
+            for each in self.assigned.maps
+        ]
+        return replace(self, assigned=replace(self.assigned, maps=maps, exact=self.assigned.exact | {*names}))
+
+    def encoded(self) -> bytes:
+        """The bytes of the file."""
+        return encode(self.prepared, self.book, self.exponent, self.assigned, self.safe_ratio)
 
 
 @dataclass(frozen=True)
@@ -69,31 +120,38 @@ class Result:
 
     Attributes:
         encoded: The bytes of the file.
-        maps: What the file must decode to.
+        cut: What they were made of.
         notes: What a user should know of how it came about.
         unfinished: Whether training was interrupted, and can go on.
-        training: Parts of the loss after the last epoch (see `variational.finetune.Progress`), bits a weight.
+        training: Parts of the loss after the last epoch (see `variational.finetune.Progress`), bits per weight.
     """
 
     encoded: bytes
-    maps: Sequence[IndexMap]
+    cut: Cut
     notes: tuple[str, ...] = ()
     unfinished: bool = False
     training: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> Sequence[IndexMap]:
+        """What the file must decode to."""
+        return self.cut.assigned.maps
+
+    def with_exact(self, names: Collection[str]) -> Result:
+        """The file with some tensors kept exactly, whatever that costs."""
+        cut = self.cut.with_exact(names)
+        return replace(self, encoded=cut.encoded(), cut=cut)
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
     """Find the codebook that meets the target, and encode it."""
     safe_ratio = find_safe_ratio(prepared)
 
-    def encoded_as(book: Codebook, exponent: int, assigned: Assigned) -> bytes:
-        return encode(prepared, book, exponent, assigned, safe_ratio)
-
     if target_ratio is None:
         book, exponent = predicted_cut(prepared, max_drop=float(max_drop or 0.0))
-        assigned = assign(prepared, book)
-        return Result(encoded_as(book, exponent, assigned), assigned.maps)
-    return _meet_budget(prepared, budget_of(prepared, target_ratio, ratio_of), encoded_as)
+        cut = Cut(prepared, book, exponent, assign(prepared, book), safe_ratio)
+        return Result(cut.encoded(), cut)
+    return _meet_budget(prepared, budget_of(prepared, target_ratio, ratio_of), safe_ratio)
 
 
 @dataclass(frozen=True)
@@ -133,7 +191,7 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
     )
 
 
-def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codebook, int, Assigned], bytes]) -> Result:
+def _meet_budget(prepared: Prepared, budget: Budget, safe_ratio: float) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, seen, overs = MARGIN * budget.limit, set[float](), 0
     best: _Attempt | None = None
@@ -150,7 +208,7 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
         seen.add(foreseen)
         latest, best = None, _slim(prepared, best)
         assigned = assign(prepared, book)
-        encoded = encoded_as(book, exponent, assigned)
+        encoded = encode(prepared, book, exponent, assigned, safe_ratio)
         used = budget.used(encoded, len(book.bank.means), assigned.maps)
         latest = _Attempt(book, exponent, encoded, used, assigned)
         del assigned
@@ -173,21 +231,21 @@ def _meet_budget(prepared: Prepared, budget: Budget, encoded_as: Callable[[Codeb
     book, exponent, encoded, used = chosen.book, chosen.exponent, chosen.encoded, chosen.used
     kept = chosen.assigned
     del latest, best, chosen  # the latest attempt's ids, before those of the best are made again
-    assigned = kept or assign(prepared, book)
+    cut = Cut(prepared, book, exponent, kept or assign(prepared, book), safe_ratio)
     if used * TOLERANCE < budget.limit:
         size = len(book.bank.means)
         maps, encoded = spend_on_outliers(
             prepared.checkpoint.tensors,
             prepared.posteriors,
-            assigned.maps,
+            cut.assigned.maps,
             book.bank.means,
-            encode=lambda maps: encoded_as(book, exponent, replace(assigned, maps=maps)),
+            encode=lambda maps: cut.with_maps(maps).encoded(),
             left=lambda encoded, maps: budget.limit - budget.used(encoded, size, maps),
             encoded=encoded,
             close=(1 - CLOSE) * budget.limit,
         )
-        return Result(encoded, maps)
-    return Result(encoded, assigned.maps)
+        return Result(encoded, cut.with_maps(maps))
+    return Result(encoded, cut)
 
 
 @dataclass(frozen=True)
@@ -219,9 +277,11 @@ def _slim(prepared: Prepared, attempt: _Attempt | None) -> _Attempt | None:
 def assign(prepared: Prepared, book: Codebook) -> Assigned:
     """Plainly, or with error feedback where the network is known; batch norm is re-centred either way."""
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
+    book = _within_range(prepared, book)
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     scales = np.array([posterior.scale for posterior in posteriors])
     if prepared.calibration is None:
+        maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
         return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
     from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage
 
@@ -233,10 +293,26 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
         else index_map
         for index_map in maps
     ]
+    maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: vector.to(tensors[name].dtype) for name, vector in outcome.statistics.items()}
     measured = not prepared.calibration.synthetic and len(outcome.ids) == len(maps)
     return Assigned(maps, statistics, measured_damage(outcome.logits) if measured else None)
+
+
+def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
+    """The codebook in which no tensor uses components that are past the range of its dtype."""
+    import torch
+
+    dtypes = (prepared.checkpoint.tensors[posterior.name].dtype for posterior in prepared.posteriors)
+    most = np.array([torch.finfo(dtype).max for dtype in dtypes])
+    scales = np.array([posterior.scale for posterior in prepared.posteriors])
+    beyond = np.abs(np.multiply.outer(scales, book.bank.means)) > most[:, None]
+    if not beyond.any():
+        return book
+    counts = book.counts.copy()
+    counts[:, :-1][beyond] = 0
+    return replace(book, counts=counts)
 
 
 def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
@@ -256,7 +332,12 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
         vectors=code_values(
-            read_unshared({**checkpoint.tensors, **assigned.statistics}, selection.unshared),
+            read_unshared(
+                {**checkpoint.tensors, **assigned.statistics},
+                selection.unshared,
+                tables=selection.tables,
+                exact=assigned.exact,
+            ),
             relative_step=relative_step(book.penalty, prepared.typical) / assigned.finer,
         ),
         raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
@@ -290,13 +371,13 @@ def _damage(prepared: Prepared, book: Codebook) -> Damage:
 
 def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
     """The coarsest codebook, and its grid's exponent, whose predicted drop stays within so many points."""
-    return solve_damage(prepared.problem, lambda book: _damage(prepared, book).drop, limit=max_drop)
+    return solve_damage(prepared.unrescued, lambda book: _damage(prepared, book).drop, limit=max_drop)
 
 
 def find_safe_ratio(prepared: Prepared) -> float:
     """The largest ratio at which the predicted drop stays within SAFE_DROP."""
     book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
-    return prepared.floating_bytes / predicted_bytes(prepared.problem, book, exponent)
+    return prepared.floating_bytes / predicted_bytes(prepared.unrescued, book, exponent)
 
 
 def _damage_facts(prepared: Prepared, book: Codebook, measured: Damage | None, safe_ratio: float) -> dict[str, Any]:

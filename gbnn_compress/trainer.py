@@ -14,9 +14,10 @@ from gbnn_compress.rate.control import solve_size
 from gbnn_compress.rate.damage import Damage
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
-from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Result, budget_of, encode, posterior_noise
+from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Cut, Result, budget_of, posterior_noise
 from gbnn_compress.variational.schedule import fixed
 from gbnn_compress.variational.shared import SharedWeights
+from gbnn_compress.weights.divided import with_parts_kept
 
 FIRST_RATIO = 8.0
 """The ratio that training starts at, unless the target is smaller: next to nothing is lost there."""
@@ -125,12 +126,15 @@ class Trainer:
     def encoded(self, *, damage: Damage | None = None, finer: float = 1.0, **facts: Any) -> Result:
         """The file as things are, its unshared values that much finer, with further facts for its manifest."""
         shared = self.shared
-        maps = shared.maps()
         book = replace(shared.book, bank=shared.bank())
+        scales = [posterior.scale for posterior in shared.posteriors]
+        tensors = self.prepared.checkpoint.tensors
+        maps = with_parts_kept(shared.maps(), tensors, means=book.bank.means, scales=scales)
         noise, said = float(f"{shared.noise:.4g}"), {**self.facts, **facts}
         assigned = Assigned(maps, self.plain(), damage, noise=noise, facts=said, finer=finer)
         prepared = replace(self.prepared, posteriors=shared.posteriors)
-        return Result(encode(prepared, book, shared.exponent, assigned, self.safe_ratio), maps)
+        cut = Cut(prepared, book, shared.exponent, assigned, self.safe_ratio)
+        return Result(cut.encoded(), cut)
 
     def relative_size(self) -> float:
         """Bytes of the file over those aimed at; 1 for a target in numbers, which lambda does not move."""

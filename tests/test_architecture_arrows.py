@@ -31,7 +31,7 @@ ORDER = (
     ("prepared",),
     ("allocation",),
     ("target", "stages"),
-    ("run_page", "trainer", "drop", "training_state", "planning"),
+    ("run_page", "written", "trainer", "drop", "training_state", "planning"),
     ("training",),
     ("pipeline",),
 )

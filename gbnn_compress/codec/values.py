@@ -39,9 +39,19 @@ class Vector:
     width: int = 0
 
 
+_LARGEST = float(np.finfo(np.float64).max)
+
+
 def step_of(exponent: int) -> float:
-    """2 ^ (exponent / 2)."""
-    return float(np.ldexp(1.0 if exponent % 2 == 0 else np.sqrt(2.0), exponent // 2))
+    """2 ^ (exponent / 2), at most the largest float64."""
+    with np.errstate(over="ignore"):
+        step = float(np.ldexp(1.0 if exponent % 2 == 0 else np.sqrt(2.0), exponent // 2))
+    return min(step, _LARGEST)
+
+
+def exactly(bits: np.ndarray) -> Vector:
+    """A vector of bit patterns (n,), unsigned integers as wide as the tensor's dtype."""
+    return Vector(EXACT, 0, bits, 8 * bits.dtype.itemsize)
 
 
 def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.ndarray) -> Vector:
@@ -56,8 +66,7 @@ def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.nd
     Returns:
         The coded vector.
     """
-    width = 8 * exact.dtype.itemsize
-    fallback = Vector(EXACT, 0, exact, width)
+    width, fallback = 8 * exact.dtype.itemsize, exactly(exact)
     exponent = int(np.floor(2 * np.log2(step))) if 0 < step < np.inf else -_LARGEST_EXPONENT
     if abs(exponent) >= _LARGEST_EXPONENT:
         return fallback
@@ -78,13 +87,19 @@ def dequantise(vector: Vector, *, variance: Vector | None = None) -> np.ndarray:
         variance: The running variances of the same module, for a RELATIVE one.
 
     Returns:
-        float64 (n,); the bit patterns themselves when EXACT.
+        float64 (n,), finite; the bit patterns themselves when EXACT.
 
     Raises:
         ArtifactError: A RELATIVE vector is without its variances.
     """
     if vector.mode == EXACT:
         return vector.codes
+    with np.errstate(over="ignore"):
+        return np.clip(_on_grid(vector, variance), -_LARGEST, _LARGEST)
+
+
+def _on_grid(vector: Vector, variance: Vector | None) -> np.ndarray:
+    """float64 (n,), infinite past its range."""
     coordinates = vector.codes * step_of(vector.exponent)
     if vector.mode == LOGARITHMIC:
         return np.exp2(coordinates)

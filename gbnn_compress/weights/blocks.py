@@ -53,6 +53,23 @@ def from_bit_patterns(patterns: np.ndarray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(signed).view(getattr(torch, dtype))
 
 
+def rounded(values: np.ndarray | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Values at a floating dtype, those past its range at its largest finite number of that sign.
+
+    Args:
+        values: float64, of any shape.
+        dtype: float16, bfloat16, float32 or float64.
+
+    Returns:
+        The same shape at `dtype`, a copy.
+    """
+    import torch
+
+    tensor = torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
+    ends = torch.finfo(dtype)
+    return tensor.clamp(ends.min, ends.max).to(dtype)
+
+
 def raw_bytes_of(tensor: torch.Tensor) -> bytes:
     """The bytes of any dense tensor, C order."""
     import torch

@@ -33,6 +33,9 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-1000, 2.0**1000
 TRIM = 64.0
 """Weights beyond this many 99th percentiles do not count towards a tensor's norm: they would hide all the others."""
 
+EPSILON = 1e-5
+"""eps of a batch norm, torch's default."""
+
 SHARE_RANGE = 2.0**8
 """Filters' shares are believed within this factor of their mean."""
 
@@ -67,7 +70,7 @@ def data_free_posterior(
     weighed = importances or {}
 
     def one(name: str) -> Posterior:
-        norm = _trimmed_norm(tensors[name])
+        norm = _trimmed_norm(tensors[name], rows=_usual_rows(name, tensors))
         return Posterior(
             name=name,
             scale=storable_scale(norm / np.sqrt(typical * weighed.get(name, 1.0)) * (typical / sizes[name]) ** smaller),
@@ -125,27 +128,19 @@ def typical_size(sizes: Sequence[int]) -> float:
     return float(np.exp((array * np.log(array)).sum() / array.sum()))
 
 
-def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> tuple[float, bool]:
+def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> float:
     """How errors of an unshared tensor are felt.
 
     A relative output error of e in each of its n values is an error of e * unit in the value itself, root of the sum
-    over n. Of a batch norm, `weight` and `bias` are felt relative to |weight|, `running_mean` relative to the
-    root of the summed variances, `running_var` by its logarithm: half of it, averaged over n.
+    over n. Of a batch norm, `weight` and `bias` are felt relative to |weight|, or |bias| where the weight is zero.
 
     Returns:
-        The unit, > 0 or 0 for a tensor of zeros, and whether values are to be coded by their logarithm to base 2.
+        The unit, > 0 or 0 for a tensor of zeros.
     """
-    vector = values(tensors[name])
     prefix, _, key = name.rpartition(".")
-    sibling = {part: f"{prefix}.{part}" if prefix else part for part in ("weight", "running_var")}
-    if sibling["running_var"] in tensors and key in ("weight", "bias", "running_mean", "running_var"):
-        if key == "running_var":
-            return 2 * float(np.sqrt(vector.size)) / float(np.log(2)), True
-        if key == "running_mean":
-            return float(np.sqrt(np.abs(values(tensors[sibling["running_var"]])).sum())), False
-        if sibling["weight"] in tensors:
-            return _norm(values(tensors[sibling["weight"]])), False
-    return _norm(vector), False
+    weight, variance = (f"{prefix}.{part}" if prefix else part for part in ("weight", "running_var"))
+    of_norm = key in ("weight", "bias") and weight in tensors and variance in tensors
+    return (_norm(values(tensors[weight])) if of_norm else 0.0) or _norm(values(tensors[name]))
 
 
 def _relative(precisions: np.ndarray) -> np.ndarray:
@@ -173,16 +168,40 @@ def _bulk(tensor: torch.Tensor) -> float:
     return percentile or max(float(np.abs(block).max()) for block in blocks(tensor))
 
 
-def _trimmed_norm(tensor: torch.Tensor) -> float:
-    bulk, total, count = _bulk(tensor), 0.0, 0
+def _trimmed_norm(tensor: torch.Tensor, *, rows: np.ndarray) -> float:
+    bulk, total, count, start = _bulk(tensor), 0.0, 0, 0
     if not bulk:
         return 0.0
     for block in blocks(tensor):
-        relative = np.abs(block) / bulk
+        relative = np.abs(block[rows[start : start + len(block)]]) / bulk
+        start += len(block)
         kept = relative[relative <= TRIM]
         total += float((kept**2).sum())
         count += kept.size
     return min(bulk * float(np.sqrt(total / max(count, 1) * tensor.numel())), LARGEST_SCALE)
+
+
+def _usual_rows(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """bool (rows,), which rows of a tensor count towards its norm.
+
+    A batch norm may divide a filter of huge weights by a huge deviation; its share in the output is then that of any
+    other, while its weights would hide all the others. Left out are rows beyond TRIM times the median row, by share in
+    the output. Their weights are outliers.
+    """
+    tensor = tensors[name]
+    prefix = batch_norm_after(name, tensors)
+    if prefix is None:
+        return np.ones(tensor.shape[0], dtype=bool)
+    gamma, variance = (values(tensors[prefix + key]) for key in ("weight", "running_var"))
+    with np.errstate(over="ignore", invalid="ignore"):
+        sizes = np.sqrt(np.concatenate([(block**2).mean(axis=1) for block in blocks(tensor)]))
+        shares = (gamma * sizes) ** 2 / (np.abs(variance) + EPSILON)
+        order = np.argsort(sizes, kind="stable")
+        below = np.cumsum(shares[order])
+    if not 0 < below[-1] < np.inf:
+        return np.ones(tensor.shape[0], dtype=bool)
+    median = sizes[order][np.searchsorted(below, below[-1] / 2)]
+    return sizes <= TRIM * median
 
 
 def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:

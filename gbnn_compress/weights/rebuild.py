@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.codec.counts import id_counts
-from gbnn_compress.weights.blocks import from_bit_patterns
+from gbnn_compress.weights.blocks import from_bit_patterns, rounded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     import torch
 
@@ -60,21 +60,27 @@ class Codebook:
     outliers: torch.Tensor
 
 
-def rebuild(artifact: Artifact, *, seed: int | None = None) -> dict[str, torch.Tensor]:
+def rebuild(
+    artifact: Artifact, *, seed: int | None = None, names: Container[str] | None = None
+) -> dict[str, torch.Tensor]:
     """Dense weights by their names in the checkpoint, with its dtypes, integer buffers and ties.
 
     Args:
         artifact: From `read_artifact`.
         seed: None for the posterior mean, else the seed of one posterior sample. In a sample all members of a
             component within a tensor share one draw, w_tk ~ N(m_k, s_tk^2).
+        names: The tensors that are wanted, without a seed; None for all.
 
     Returns:
         Name -> tensor, in the checkpoint's order. Tied names hold the same tensor.
     """
+    assert seed is None or names is None
     generator = None if seed is None else np.random.default_rng(seed)
     indices = {index_map.name: index for index, index_map in enumerate(artifact.maps)}
     result: dict[str, torch.Tensor] = {}
     for info in artifact.tensors:
+        if names is not None and info.name not in names:
+            continue
         if info.kind == "shared":
             tensor = _shared_tensor(artifact, indices[info.name], info)
             result[info.name] = draw(tensor, generator).reshape(info.shape)
@@ -108,7 +114,7 @@ def draw(
     """
     import torch
 
-    table = torch.from_numpy(draw_values(tensor, generator)).to(tensor.dtype)
+    table = rounded(draw_values(tensor, generator), tensor.dtype)
     flat = torch.index_select(table, 0, tensor.ids, out=out)
     if len(tensor.places):
         flat[tensor.places] = _draw_outliers(tensor, generator)
@@ -134,11 +140,10 @@ def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebo
     Yields:
         One codebook a shared tensor, in the order of `artifact.maps`.
     """
-    import torch
 
     generator = None if seed is None else np.random.default_rng(seed)
     for tensor in shared_tensors(artifact):
-        entries = torch.from_numpy(draw_values(tensor, generator)[:-1]).to(tensor.dtype)
+        entries = rounded(draw_values(tensor, generator)[:-1], tensor.dtype)
         yield Codebook(tensor.name, entries, _draw_outliers(tensor, generator))
 
 
@@ -185,7 +190,7 @@ def _draw_outliers(tensor: SharedTensor, generator: np.random.Generator | None) 
     if generator is None:
         return tensor.outliers
     noise = torch.from_numpy(tensor.outlier_deviation * generator.standard_normal(len(tensor.outliers)))
-    return (tensor.outliers.double() + noise).to(tensor.outliers.dtype)
+    return rounded(tensor.outliers.double() + noise, tensor.outliers.dtype)
 
 
 def _unshared(values: np.ndarray, info: TensorInfo) -> torch.Tensor:
@@ -194,7 +199,7 @@ def _unshared(values: np.ndarray, info: TensorInfo) -> torch.Tensor:
     if values.dtype.kind == "u":
         width = int(getattr(torch, info.dtype).itemsize)
         return from_bit_patterns(values.astype(f"u{width}"), info.dtype).reshape(info.shape)
-    return torch.from_numpy(np.array(values)).to(getattr(torch, info.dtype)).reshape(info.shape)
+    return rounded(values, getattr(torch, info.dtype)).reshape(info.shape)
 
 
 def _raw(data: bytes, info: TensorInfo) -> torch.Tensor:

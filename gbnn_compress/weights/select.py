@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gbnn_compress.codec.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
+from gbnn_compress.codec.manifest import deflate
+from gbnn_compress.codec.values import EXACT
 from gbnn_compress.errors import CheckpointError
+from gbnn_compress.weights.blocks import raw_bytes_of
+from gbnn_compress.weights.tables import MOST_SHARE, code_table, is_narrow, is_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,12 +35,14 @@ class Selection:
     Attributes:
         shared: Floating tensors with two or more dimensions: their weights go to components.
         unshared: Other floating tensors: each value is coded for itself.
-        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors): kept bit for bit.
+        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors, tables): kept bit for bit.
+        tables: Those of raw that are tables, or of unshared where they are coded after all (`with_coded_tables`).
     """
 
     shared: tuple[str, ...]
     unshared: tuple[str, ...]
     raw: tuple[str, ...]
+    tables: tuple[str, ...] = ()
 
 
 def select(checkpoint: Checkpoint) -> Selection:
@@ -67,13 +73,48 @@ def select(checkpoint: Checkpoint) -> Selection:
             names[_kind(tensor)].append(name)
     for name in names["shared"] + names["unshared"]:
         _require_finite(name, checkpoint.tensors[name], checkpoint)
+    tables = _tables(names, checkpoint.tensors)
+    for kind in ("shared", "unshared"):
+        names[kind] = [name for name in names[kind] if name not in tables]
+    names["raw"] = [name for name in checkpoint.tensors if name in {*names["raw"], *tables}]
     if not names["shared"]:
         raise CheckpointError(
             f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
             f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint, names['raw'])}; "
             "is this a state dict of a network?"
         )
-    return Selection(*(tuple(names[kind]) for kind in ("shared", "unshared", "raw")))
+    shared, unshared, raw = (tuple(names[kind]) for kind in ("shared", "unshared", "raw"))
+    return Selection(shared, unshared, raw, tables)
+
+
+def with_coded_tables(selection: Selection, tensors: Mapping[str, torch.Tensor], *, file_bytes: float) -> Selection:
+    """The same with tables among the unshared tensors where exact ones would take over MOST_SHARE of a file.
+
+    Args:
+        selection: From `select`.
+        tensors: The state dict.
+        file_bytes: About the bytes of the file.
+    """
+    exact_bytes = len(deflate(b"".join(raw_bytes_of(tensors[name]) for name in selection.tables)))
+    if exact_bytes <= MOST_SHARE * file_bytes:
+        return selection
+    coded = {name for name in selection.tables if code_table(tensors[name]).mode != EXACT}
+    unshared, raw = {*selection.unshared, *coded}, tuple(name for name in selection.raw if name not in coded)
+    return replace(selection, unshared=tuple(name for name in tensors if name in unshared), raw=raw)
+
+
+def _tables(names: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Tables among the tensors that would be shared or coded.
+
+    Where there is no larger matrix, small ones are the network's weights; where there is none of these, narrow ones.
+    """
+    found = [name for name in (*names["shared"], *names["unshared"]) if is_table(name, tensors[name])]
+    vectors = tuple(name for name in found if name in names["unshared"])
+    narrow = tuple(name for name in found if is_narrow(tensors[name]))
+    for tables in (tuple(found), narrow):
+        if set(names["shared"]) - set(tables):
+            return tables
+    return vectors
 
 
 def _kept_dtype(checkpoint: Checkpoint, raw: Sequence[str]) -> str:

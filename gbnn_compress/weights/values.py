@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gbnn_compress.codec.values import Vector, quantise
+from gbnn_compress.codec.values import Vector, exactly, quantise, role
 from gbnn_compress.weights.blocks import bit_patterns, values
-from gbnn_compress.weights.norms import code_norm
+from gbnn_compress.weights.norms import code_norm, code_statistics, spans_too_much
 from gbnn_compress.weights.posterior import value_unit
+from gbnn_compress.weights.tables import code_table
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     import torch
 
 SAFETY = 0.5
 """Steps are this much finer than the rate law says: errors of norms and biases hit whole channels at once."""
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-"""The vectors of a batch norm."""
+"""The vectors of a batch norm; one without weight and bias has the last two."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,35 @@ class Unshared:
         name: The tensor.
         values: float64 (n,).
         unit: How its errors are felt (see `value_unit`).
-        logarithmic: Whether it is coded by its logarithm.
         exact: Bit patterns (n,) at its own dtype.
+        dtype: Its dtype.
+        kept: Its vector where lambda has no say: that of a table, or of a tensor that is to be exact; else None.
     """
 
     name: str
     values: np.ndarray
     unit: float
-    logarithmic: bool
     exact: np.ndarray
+    dtype: torch.dtype
+    kept: Vector | None = None
 
 
-def read_unshared(tensors: Mapping[str, torch.Tensor], unshared: Sequence[str]) -> list[Unshared]:
+def read_unshared(
+    tensors: Mapping[str, torch.Tensor],
+    unshared: Sequence[str],
+    *,
+    tables: Collection[str] = (),
+    exact: Collection[str] = (),
+) -> list[Unshared]:
     """Collect the unshared tensors.
 
     Args:
         tensors: The state dict.
         unshared: Their names.
+        tables: Those of them that are tables (`weights/tables.py`).
+        exact: Those of them that are to be kept exactly.
     """
-    return [_read(name, tensors) for name in unshared]
+    return [_read(name, tensors, is_table=name in tables, is_exact=name in exact) for name in unshared]
 
 
 def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[Vector]:
@@ -63,39 +73,50 @@ def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[V
     Returns:
         One vector a tensor.
     """
-    vectors: dict[str, Vector] = {}
-    for norm in _norms(unshared):
-        coded = code_norm(
-            *(each.values for each in norm),
-            step=SAFETY * relative_step * norm[0].unit or 1.0,
-            exact=[each.exact for each in norm],
-        )
-        vectors.update(zip((each.name for each in norm), coded or [], strict=coded is not None))
+    vectors = {each.name: each.kept for each in unshared if each.kept is not None}
+    for norm in norms_of([each.name for each in unshared if each.kept is None]):
+        by_name = {each.name: each for each in unshared if each.name in norm.values()}
+        found = {key: by_name[name] for key, name in norm.items()}
+        vectors |= zip(norm.values(), _coded_norm(found, relative_step), strict=True)
     return [vectors.get(each.name) or _coded(each, relative_step) for each in unshared]
 
 
+def value_step(unit: float, relative_step: float) -> float:
+    """The largest grid step of a tensor whose errors are felt in this unit."""
+    return SAFETY * relative_step * unit or 1.0
+
+
+def statistics_unit(size: int) -> float:
+    """How errors are felt in the outputs of a batch norm of so many channels that has neither weight nor bias."""
+    return float(np.sqrt(size))
+
+
+def norms_of(names: Collection[str]) -> list[dict[str, str]]:
+    """The vectors of every batch norm among some names: from those of `NORM` that it has, in this order, to names."""
+    prefixes = [name.removesuffix("running_var") for name in names if role(name) == "running_var"]
+    return [{key: prefix + key for key in NORM if prefix + key in names} for prefix in prefixes]
+
+
+def _coded_norm(norm: Mapping[str, Unshared], relative_step: float) -> list[Vector]:
+    """The vectors of a batch norm in the order of `NORM`; exact where some are missing or longer than others."""
+    parts = list(norm.values())
+    if tuple(norm) not in (NORM, NORM[2:]) or len({each.values.size for each in parts}) != 1:
+        return [exactly(each.exact) for each in parts]
+    vectors, exact, dtypes = zip(*((each.values, each.exact, each.dtype) for each in parts), strict=True)
+    if "bias" in norm:
+        return code_norm(*vectors, step=value_step(norm["bias"].unit, relative_step), exact=exact, dtypes=dtypes)
+    step = value_step(statistics_unit(parts[0].values.size), relative_step)
+    return code_statistics(*vectors, step=step, exact=exact, dtypes=dtypes)
+
+
 def _coded(each: Unshared, relative_step: float) -> Vector:
-    return quantise(
-        each.values,
-        step=SAFETY * relative_step * each.unit or 1.0,
-        logarithmic=each.logarithmic,
-        exact=each.exact,
-    )
+    if spans_too_much(each.values):
+        return exactly(each.exact)
+    return quantise(each.values, step=value_step(each.unit, relative_step), logarithmic=False, exact=each.exact)
 
 
-def _norms(unshared: Sequence[Unshared]) -> list[list[Unshared]]:
-    """Batch norms whose four vectors are there and of one length, each in the order of `NORM`."""
-    by_name = {each.name: each for each in unshared}
-    prefixes = [each.name.removesuffix("running_var") for each in unshared if each.logarithmic]
-    found = [[by_name.get(prefix + key) for key in NORM] for prefix in prefixes]
-    complete = [[each for each in norm if each is not None] for norm in found]
-    return [norm for norm in complete if len(norm) == len(NORM) and len({each.values.size for each in norm}) == 1]
-
-
-def _read(name: str, tensors: Mapping[str, torch.Tensor]) -> Unshared:
-    unit, logarithmic = value_unit(name, tensors)
-    vector = values(tensors[name])
-    if logarithmic:
-        # A dead channel's variance is zero; far below its neighbours' is just as dead.
-        vector = np.maximum(vector, max(float(vector.max()) * 1e-12, 1e-37))
-    return Unshared(name, vector, unit, logarithmic, bit_patterns(tensors[name]))
+def _read(name: str, tensors: Mapping[str, torch.Tensor], *, is_table: bool, is_exact: bool) -> Unshared:
+    tensor = tensors[name]
+    bits = bit_patterns(tensor)
+    kept = exactly(bits) if is_exact else code_table(tensor) if is_table else None
+    return Unshared(name, values(tensor), value_unit(name, tensors), bits, tensor.dtype, kept)
