@@ -38,6 +38,9 @@ VANISHING = 0.9
 LARGEST_ERROR = 0.999
 """Relative errors count as at most that: a layer of zeros has 1."""
 
+LEAST_CONTRAST = 1.5
+"""Ratio of the largest factor to the smallest from which another fit is worth its time."""
+
 BISECTIONS = 20
 """Of log2(lambda), over 18 octaves at most."""
 
@@ -50,17 +53,16 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
 
     A weight of w for the error of a layer is lambda / w for that layer alone, so that one curve of codebooks over
     lambda tells the errors e and the bits at any weights. Sought are lambda and w = d(-log(1 - e)) / de = 1 / (1 - e)
-    that spend the same bits as the cut without weights.
+    that spend the same bits as the cut without weights; all weights are then divided by what makes lambda stay.
 
     Args:
         prepared: The checkpoint.
         ratio: Of the file, the target.
 
     Returns:
-        Name -> factor >= 1; empty where no tensor has an error of VANISHING.
+        Name -> factor; empty where no tensor has an error of VANISHING, or all have about the same.
     """
-    problem = prepared.problem
-    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=prepared.floating_bytes / ratio)
+    problem, book = prepared.problem, _cut(prepared, ratio)
     if (_relative_errors(prepared, book) < VANISHING).all():
         return {}
     books = [codebook_at(problem, book.penalty * 2.0**octaves)[0] for octaves in CURVE_OCTAVES]
@@ -82,8 +84,22 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if spent(middle) > allowed else (low, middle)
-    named = zip(prepared.posteriors, places(high), strict=True)
-    return {posterior.name: float(2.0 ** (high - place)) for posterior, place in named}
+    factors = 2.0 ** -np.array(places(high))
+    if factors.max() < LEAST_CONTRAST * factors.min():
+        return {}
+    return {posterior.name: factor for posterior, factor in zip(prepared.posteriors, factors.tolist(), strict=True)}
+
+
+def cost_of_errors(prepared: Prepared, *, ratio: float) -> float:
+    """-log(1 - e) of the relative output error e of each layer at a target, in all."""
+    return float(-np.log(1 - _relative_errors(prepared, _cut(prepared, ratio))).sum())
+
+
+def _cut(prepared: Prepared, ratio: float) -> Codebook:
+    """The codebook of a file of about this ratio."""
+    problem = prepared.problem
+    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=prepared.floating_bytes / ratio)
+    return book
 
 
 def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
@@ -116,10 +132,9 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     """
     from gbnn_compress.calibration.sensitivity import error_costs
 
-    problem, calibration = prepared.problem, prepared.calibration
+    calibration = prepared.calibration
     assert calibration is not None
-    limit = prepared.floating_bytes / ratio
-    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=limit)
+    book = _cut(prepared, ratio)
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     errors = {

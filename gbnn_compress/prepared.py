@@ -60,8 +60,8 @@ class Prepared:
         calibration: The network with inputs, if it is known.
         precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
         importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
-        unrescued: The problem before layers that would vanish were weighed up: what is predicted for other targets
-            rests on it.
+        before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
+            targets rests on it.
     """
 
     checkpoint: Checkpoint
@@ -78,7 +78,7 @@ class Prepared:
     calibration: Calibration | None
     precisions: Mapping[str, np.ndarray] | None
     importances: Mapping[str, float]
-    unrescued: RateProblem
+    before: Prepared | None = None
 
 
 def prepare(
@@ -160,7 +160,6 @@ def prepare(
         calibration=calibration,
         precisions=precisions,
         importances=importances or {},
-        unrescued=problem,
     )
 
 

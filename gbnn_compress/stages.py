@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.allocation import cost_factors, rescue_factors
+from gbnn_compress.allocation import cost_factors, cost_of_errors, rescue_factors
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
@@ -174,13 +174,19 @@ def prepare_request(
                 "weighing them by their norms: the network gives no gradients (torch.no_grad, values changed in place)"
             )
     ratio = _ratio_of_bytes(request)
-    factors = rescue_factors(prepared, ratio=ratio) if rescue and ratio is not None and not request.epochs else {}
+    return _rescued(prepared, fitted, ratio, tell) if rescue and ratio is not None and not request.epochs else prepared
+
+
+def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, tell: Tell) -> Prepared:
+    """With layers weighed up that would vanish at a ratio, if there are any and it helps."""
+    factors = rescue_factors(prepared, ratio=ratio)
     if not factors:
         return prepared
     tell("weighing layers up that would vanish, and fitting again")
-    before = prepared.importances
-    importances = {name: factor * before.get(name, 1.0) for name, factor in factors.items()}
-    return replace(fitted(importances=importances), unrescued=prepared.problem)
+    importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
+    rescued = fitted(importances=importances)
+    better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
+    return replace(rescued, before=prepared) if better else prepared
 
 
 def _calibration(

@@ -318,6 +318,7 @@ def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
 def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
     """The bytes of the file."""
     checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
+    meant = {**checkpoint.tensors, **assigned.statistics}
     scales = np.array([posterior.scale for posterior in prepared.posteriors])
     errors = in_order(
         lambda pair: squared_errors(checkpoint.tensors[pair[0].name], *pair, book.bank.means),
@@ -332,15 +333,10 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
         vectors=code_values(
-            read_unshared(
-                {**checkpoint.tensors, **assigned.statistics},
-                selection.unshared,
-                tables=selection.tables,
-                exact=assigned.exact,
-            ),
+            read_unshared(meant, selection.unshared, tables=selection.tables, exact=assigned.exact),
             relative_step=relative_step(book.penalty, prepared.typical) / assigned.finer,
         ),
-        raw=[raw_bytes_of(checkpoint.tensors[name]) for name in selection.raw],
+        raw=[raw_bytes_of(meant[name]) for name in selection.raw],
         facts={
             **prepared.facts,
             **_damage_facts(prepared, book, assigned.damage, safe_ratio),
@@ -371,13 +367,14 @@ def _damage(prepared: Prepared, book: Codebook) -> Damage:
 
 def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
     """The coarsest codebook, and its grid's exponent, whose predicted drop stays within so many points."""
-    return solve_damage(prepared.unrescued, lambda book: _damage(prepared, book).drop, limit=max_drop)
+    base = prepared.before or prepared
+    return solve_damage(base.problem, lambda book: _damage(base, book).drop, limit=max_drop)
 
 
 def find_safe_ratio(prepared: Prepared) -> float:
     """The largest ratio at which the predicted drop stays within SAFE_DROP."""
     book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
-    return prepared.floating_bytes / predicted_bytes(prepared.unrescued, book, exponent)
+    return prepared.floating_bytes / predicted_bytes((prepared.before or prepared).problem, book, exponent)
 
 
 def _damage_facts(prepared: Prepared, book: Codebook, measured: Damage | None, safe_ratio: float) -> dict[str, Any]:

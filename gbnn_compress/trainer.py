@@ -17,6 +17,7 @@ from gbnn_compress.recipe import Recipe
 from gbnn_compress.target import MARGIN, TOLERANCE, Assigned, Budget, Cut, Result, budget_of, posterior_noise
 from gbnn_compress.variational.schedule import fixed
 from gbnn_compress.variational.shared import SharedWeights
+from gbnn_compress.weights.blocks import rounded
 from gbnn_compress.weights.divided import with_parts_kept
 
 FIRST_RATIO = 8.0
@@ -71,10 +72,11 @@ class Trainer:
     facts: Mapping[str, Any]
 
     def plain(self) -> dict[str, torch.Tensor]:
-        """Name -> unshared tensors as they have become, on the CPU, at the checkpoint's dtypes."""
+        """Name -> unshared tensors and tables as they have become, on the CPU, at the checkpoint's dtypes."""
         own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
-        names = (name for name in self.prepared.selection.unshared if name in own)
-        return {name: _narrowed(own[name].cpu(), tensors[name].dtype) for name in names}
+        selection = self.prepared.selection
+        names = (name for name in {*selection.unshared, *selection.tables} if name in own)
+        return {name: rounded(own[name].cpu(), tensors[name].dtype) for name in names}
 
     @torch.no_grad()
     def mean_weights(self) -> dict[str, torch.Tensor]:
@@ -128,7 +130,7 @@ class Trainer:
         shared = self.shared
         book = replace(shared.book, bank=shared.bank())
         scales = [posterior.scale for posterior in shared.posteriors]
-        tensors = self.prepared.checkpoint.tensors
+        tensors = {**self.prepared.checkpoint.tensors, **shared.tensors()}
         maps = with_parts_kept(shared.maps(), tensors, means=book.bank.means, scales=scales)
         noise, said = float(f"{shared.noise:.4g}"), {**self.facts, **facts}
         assigned = Assigned(maps, self.plain(), damage, noise=noise, facts=said, finer=finer)
@@ -203,11 +205,3 @@ class Trainer:
 
     def _used(self, result: Result, budget: Budget) -> float:
         return budget.used(result.encoded, len(self.shared.means), result.maps)
-
-
-def _narrowed(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The tensor at a dtype; what that cannot hold at its ends."""
-    if not dtype.is_floating_point:
-        return tensor.to(dtype)
-    ends = torch.finfo(dtype)
-    return tensor.clamp(ends.min, ends.max).to(dtype)

@@ -27,6 +27,7 @@ from gbnn_compress.rate.cells import LEVELS, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, curvature_of, ideal_lengths
 from gbnn_compress.rate.maps import with_outliers
 from gbnn_compress.types import Bank, IndexMap, Posterior
+from gbnn_compress.weights.blocks import rounded
 
 FINER = 6
 """Octaves by which trained means are stored finer than those of rate control: their last digits are trained too. Where
@@ -238,7 +239,7 @@ class SharedWeights:
         """One map a shared tensor; outliers have the latent values."""
         escape, found = len(self.means), []
         for name, own in self.ids().items():
-            mask, latent = self.outliers.get(name), self.latent[name].detach().to("cpu", self._dtypes[name])
+            mask, latent = self.outliers.get(name), self._narrowed(name)
             chosen = own.view(-1) if mask is None else torch.where(mask.view(-1), escape, own.view(-1))
             flat = chosen.cpu().numpy().astype(np.min_scalar_type(escape))
             found.append(with_outliers(latent, name, flat, escape=escape))
@@ -246,7 +247,12 @@ class SharedWeights:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Name -> latent weights on the CPU, at the checkpoint's dtypes."""
-        return {name: latent.detach().to("cpu", self._dtypes[name]) for name, latent in self.latent.items()}
+        return {name: self._narrowed(name) for name in self.latent}
+
+    def _narrowed(self, name: str) -> torch.Tensor:
+        """Latent weights on the CPU, at the checkpoint's dtype and within its range."""
+        latent, dtype = self.latent[name].detach().cpu(), self._dtypes[name]
+        return latent if latent.dtype == dtype else rounded(latent, dtype)
 
     def state(self) -> dict[str, Any]:
         """All that training changes, by attribute; without gradients, and no copy."""

@@ -57,7 +57,7 @@ def rounded(values: np.ndarray | torch.Tensor, dtype: torch.dtype) -> torch.Tens
     """Values at a floating dtype, those past its range at its largest finite number of that sign.
 
     Args:
-        values: float64, of any shape.
+        values: Floating, of any shape.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:

@@ -67,13 +67,13 @@ def _vanished(decoded: Tensors, meant: Tensors, axes: Mapping[str, tuple[int, ..
 
 
 def _infinite(artifact: Artifact, decoded: Tensors, meant: Tensors) -> Iterator[str]:
-    """Shared tensors by their components, all others by their values."""
-    for name, tensor in decoded.items():
-        if tensor.is_floating_point() and not bool((tensor.isfinite() | ~meant[name].isfinite()).all()):
-            yield name
+    """Shared tensors by their components, coded ones by their values."""
+    for info in artifact.tensors:
+        if info.kind == "unshared" and not bool((decoded[info.name].isfinite() | ~meant[info.name].isfinite()).all()):
+            yield info.name
     for index_map, scale in zip(artifact.maps, artifact.scales.tolist(), strict=True):
         centres = rounded(artifact.bank.means * scale, meant[index_map.name].dtype)
-        if index_map.name not in decoded and not bool(centres.isfinite().all()):
+        if not bool(centres.isfinite().all()):
             yield index_map.name
 
 

@@ -108,7 +108,8 @@ def _tables(names: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tens
 
     Where there is no larger matrix, small ones are the network's weights; where there is none of these, narrow ones.
     """
-    found = [name for name in (*names["shared"], *names["unshared"]) if is_table(name, tensors[name])]
+    coded = {*names["shared"], *names["unshared"]}
+    found = [name for name in tensors if name in coded and is_table(name, tensors[name])]
     vectors = tuple(name for name in found if name in names["unshared"])
     narrow = tuple(name for name in found if is_narrow(tensors[name]))
     for tables in (tuple(found), narrow):

@@ -10,6 +10,7 @@ import bisect
 import json
 import math
 import struct
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ import numpy as np
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
 WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": (2 - 2**-7) * 2.0**127,
+    "float32": (2 - 2**-23) * 2.0**127,
+    "float64": sys.float_info.max,
+}
 
 RAW_WIDTHS = {**WIDTHS, "bool": 1, "int64": 8}
 
@@ -319,7 +327,8 @@ def read_vector(bits: Bits, size: int, last: list[int]) -> tuple[int, float, lis
         quotients = [bits.quotient() for _ in range(size)]
         rests = [quotient * 2 ** (order - 1) + bits.u(order - 1) for quotient in quotients]
         codes = [rest // 2 if rest % 2 == 0 else -(rest + 1) // 2 for rest in rests]
-    step = math.ldexp(1.0 if half_octaves % 2 == 0 else 1.4142135623730951, half_octaves // 2)
+    root = 1.0 if half_octaves % 2 == 0 else 1.4142135623730951
+    step = math.ldexp(root, half_octaves // 2) if half_octaves < 2048 else sys.float_info.max
     return mode, step, [centre * 2 ** max(order - 3, 0) + code for code in codes]
 
 
@@ -335,20 +344,20 @@ def read_vectors(data: bytes, names: list[str], sizes: list[int]) -> dict[str, t
         products = [float(code) * step for code in codes]
         if mode == 3:
             _, variances = values[".".join([*name.split(".")[:-1], "running_var"])]
-            products = [product * math.sqrt(v) for product, v in zip(products, variances, strict=True)]
+            largest = [min(v, sys.float_info.max) for v in variances]
+            products = [product * math.sqrt(v) for product, v in zip(products, largest, strict=True)]
         values[name] = (True, codes) if mode == 2 else (False, np.exp2(products).tolist() if mode == 1 else products)
     return values
 
 
 def rounded(values: list[float], dtype: str) -> np.ndarray:
-    """Bit patterns of float64 values at a dtype."""
-    double = np.array(values, dtype=np.float64)
+    """Bit patterns of float64 values at a dtype, at most its largest finite number."""
+    double = np.clip(np.array(values, dtype=np.float64), -LARGEST[dtype], LARGEST[dtype])
     if dtype == "float64":
         return double.view(np.uint64)
-    with np.errstate(over="ignore"):
-        single = double.astype(np.float32)
-        if dtype == "float16":
-            return single.astype(np.float16).view(np.uint16)
+    single = double.astype(np.float32)
+    if dtype == "float16":
+        return single.astype(np.float16).view(np.uint16)
     if dtype == "float32":
         return single.view(np.uint32)
     bits = single.view(np.uint32).astype(np.uint64)

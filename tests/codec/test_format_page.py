@@ -134,14 +134,19 @@ def test_a_bank_of_many_components(tmp_path: Path) -> None:
         (1 + 2.0**-11 + 2.0**-40, "float16", 0x3C00),
         (1 + 2.0**-8 + 2.0**-40, "bfloat16", 0x3F80),
         (1 + 2.0**-24, "float32", 0x3F800000),
-        (7e4, "float16", 0x7C00),
+        (7e4, "float16", 0x7BFF),
+        (-65519.0, "float16", 0xFBFF),
+        (1e39, "bfloat16", 0x7F7F),
+        (-1e39, "float32", 0xFF7FFFFF),
+        (math.inf, "float64", 0x7FEFFFFFFFFFFFFF),
     ],
 )
-def test_rounding_is_that_of_torch(value: float, dtype: str, pattern: int) -> None:
+def test_rounding_is_that_of_the_library(value: float, dtype: str, pattern: int) -> None:
     import torch
 
     from gbnn_compress.weights.blocks import bit_patterns
+    from gbnn_compress.weights.blocks import rounded as library
 
-    tensor = torch.full((33,), value, dtype=torch.float64).to(getattr(torch, dtype))
+    tensor = library(torch.full((33,), value, dtype=torch.float64), getattr(torch, dtype))
     assert rounded([value], dtype).tolist() == [pattern]
     assert set(bit_patterns(tensor).tolist()) == {pattern}

@@ -21,7 +21,7 @@ from torch import nn
 def tiny():
     return nn.Sequential(OrderedDict({
         "<script>alert(1)</script>": nn.Conv2d(1, 8, 3), "norm": nn.BatchNorm2d(8), "relu": nn.ReLU(),
-        "flatten": nn.Flatten(), 'x" onload="alert(1)': nn.Linear(288, 24), "\\x1b[2J\\u202e": nn.Linear(24, 10),
+        "flatten": nn.Flatten(), 'x" onload="alert(1)': nn.Linear(288, 28), "\\x1b[2J\\u202e": nn.Linear(28, 10),
     }))
 """
 

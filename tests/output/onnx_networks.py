@@ -17,14 +17,14 @@ class HardNetwork(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 15, 3, padding=1)
-        self.norm = nn.BatchNorm2d(15)
-        self.depthwise = nn.Conv2d(15, 15, 3, groups=15, bias=False)
-        self.signs = nn.Linear(15, 16, bias=False)
+        self.conv = nn.Conv2d(3, 17, 3, padding=1)
+        self.norm = nn.BatchNorm2d(17)
+        self.depthwise = nn.Conv2d(17, 17, 3, groups=17, bias=False)
+        self.signs = nn.Linear(17, 16, bias=False)
         self.first = nn.Linear(16, 16)
         self.second = nn.Linear(16, 16, bias=False)
         self.second.weight = self.first.weight
-        self.classifier = nn.Linear(16, 5)
+        self.classifier = nn.Linear(16, 17)
         self.unused = nn.Linear(16, 16)
         self.register_buffer("steps", torch.arange(4))
 
@@ -40,7 +40,7 @@ def hard_network() -> HardNetwork:
         network = HardNetwork()
         network.norm.running_var.uniform_(0.5, 2)
         with torch.no_grad():
-            network.signs.weight.copy_(torch.randn(16, 15).sign() / 4)
+            network.signs.weight.copy_(torch.randn(16, 17).sign() / 4)
             network.conv.weight[0, 0, 0, 0] = 40.0
             network.conv.weight[14, 2, 2, 2] = -30.0
         return network.eval()
@@ -49,6 +49,7 @@ def hard_network() -> HardNetwork:
 def compressed(network: nn.Module, folder: Path, *, ratio: float = 1, **options: object) -> Path:
     torch.save(network.state_dict(), folder / "net.pth")
     path = folder / "net.gbnn.safetensors"
+    options = {"settings": {"noise": 0.35}, **options}
     gbnn_compress.compress(folder / "net.pth", target_ratio=ratio, output=path, **options)
     return path
 

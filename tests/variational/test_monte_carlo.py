@@ -90,7 +90,7 @@ class Case:
 
 def compressed(network: nn.Module, folder: Path) -> Artifact:
     torch.save(network.state_dict(), folder / "net.pth")
-    compress(folder / "net.pth", target_ratio=1.5, output=folder / "net.gbnn.safetensors")
+    compress(folder / "net.pth", target_ratio=1.5, output=folder / "net.gbnn.safetensors", settings={"noise": 0.35})
     artifact = read_artifact(folder / "net.gbnn.safetensors")
     return replace(artifact, facts={**artifact.facts, "noise": 100 * artifact.facts["noise"]})
 

@@ -9,7 +9,14 @@ import torch
 
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.types import Checkpoint
-from gbnn_compress.weights.select import dtype_name, floating_bytes, floating_shapes, outlier_warnings, select
+from gbnn_compress.weights.select import (
+    dtype_name,
+    floating_bytes,
+    floating_shapes,
+    outlier_warnings,
+    select,
+    with_coded_tables,
+)
 
 
 def checkpoint(tensors: dict[str, torch.Tensor], ties: dict[str, str] | None = None) -> Checkpoint:
@@ -22,9 +29,11 @@ def test_every_kind_in_the_order_of_the_file() -> None:
         "conv.bias": torch.ones(2),
         "bn.num_batches_tracked": torch.tensor(5),
         "temperature": torch.tensor(1.5),
-        "half.weight": torch.ones(2, 2, dtype=torch.float16),
-        "bf.weight": torch.ones(2, 2, dtype=torch.bfloat16),
-        "double.weight": torch.ones(2, 2, dtype=torch.float64),
+        "half.weight": torch.ones(16, 16, dtype=torch.float16),
+        "bf.weight": torch.ones(16, 16, dtype=torch.bfloat16),
+        "double.weight": torch.ones(16, 16, dtype=torch.float64),
+        "small.weight": torch.ones(2, 2),
+        "column.weight": torch.ones(300, 1),
         "mask": torch.ones(2, 2, dtype=torch.bool),
         "complex": torch.ones(2, 2, dtype=torch.complex64),
         "quarter": torch.ones(2, 2).to(torch.float8_e4m3fn),
@@ -34,8 +43,32 @@ def test_every_kind_in_the_order_of_the_file() -> None:
     }
     selection = select(checkpoint(network, {"tied.weight": "half.weight"}))
     assert selection.shared == ("conv.weight", "half.weight", "bf.weight", "double.weight")
-    assert selection.unshared == ("conv.bias", "temperature")
-    assert selection.raw == ("bn.num_batches_tracked", "mask", "complex", "quarter", "nothing", "none")
+    assert selection.unshared == ("conv.bias",)
+    assert selection.tables == ("temperature", "small.weight", "column.weight")
+    exact = ("bn.num_batches_tracked", "temperature", "small.weight", "column.weight")
+    assert selection.raw == (*exact, "mask", "complex", "quarter", "nothing", "none")
+
+
+@pytest.mark.parametrize(
+    ("network", "shared"),
+    [
+        ({"a.weight": torch.ones(4, 4), "b.weight": torch.ones(4, 1)}, ("a.weight",)),
+        ({"b.weight": torch.ones(4, 1), "b.bias": torch.ones(4)}, ("b.weight",)),
+        ({"a.weight": torch.ones(4, 4), "c.weight": torch.ones(16, 16)}, ("c.weight",)),
+    ],
+)
+def test_the_largest_matrices_there_are_are_no_tables(network: dict[str, torch.Tensor], shared: tuple[str]) -> None:
+    assert select(checkpoint(network)).shared == shared
+
+
+def test_tables_are_coded_only_where_they_would_take_much_of_the_file() -> None:
+    network = {"w": torch.ones(16, 16), "bins": torch.logspace(-6, 6, 50), "step": torch.tensor(3)}
+    selection = select(checkpoint(network))
+    assert selection.raw == ("bins", "step")
+    assert with_coded_tables(selection, network, file_bytes=10_000) == selection
+    coded = with_coded_tables(selection, network, file_bytes=1_000)
+    assert (coded.unshared, coded.raw, coded.tables) == (("bins",), ("step",), ("bins",))
+    assert with_coded_tables(coded, network, file_bytes=1_000) == coded
 
 
 @pytest.mark.parametrize("name", ["w", "b"])
@@ -125,15 +158,15 @@ def test_selecting_leaves_the_checkpoint_as_it_is() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_a_value_that_hides_all_others_is_warned_of(dtype: torch.dtype) -> None:
-    weights = torch.linspace(-1, 1, 200, dtype=dtype).reshape(10, 20)
+    weights = torch.linspace(-1, 1, 300, dtype=dtype).reshape(15, 20)
     hidden = weights.clone()
     hidden[3, 4] = -32_768
     visible = weights.clone()
-    visible[3, 4] = 50  # 0.97 of the sum of squares
-    few, zeros = torch.zeros(9, 11, dtype=dtype), torch.zeros(20, 20, dtype=dtype)
+    visible[3, 4] = 60  # 0.97 of the sum of squares
+    few, zeros = torch.zeros(9, 11, 1, 1, dtype=dtype), torch.zeros(20, 20, dtype=dtype)
     few[0, 0] = zeros[0, 0] = 1
     found = checkpoint({"plain": weights, "hidden": hidden, "visible": visible, "few": few, "zeros": zeros})
     (warning,) = outlier_warnings(found, select(found))
     assert warning.startswith(
-        "`hidden`: one value of -3.28e+04 has over 99 % of the sum of squares and hides the 199 others"
+        "`hidden`: one value of -3.28e+04 has over 99 % of the sum of squares and hides the 299 others"
     )
