@@ -9,11 +9,11 @@ import numpy as np
 
 from gbnn_compress.weights.blocks import raw_bytes_of, rounded, values
 from gbnn_compress.weights.divided import divided_weights, vanished_places
-from gbnn_compress.weights.norms import BatchNorm, output_error
+from gbnn_compress.weights.norms import ROLES, BatchNorm, output_error
 from gbnn_compress.weights.posterior import value_unit
 from gbnn_compress.weights.rebuild import rebuild
 from gbnn_compress.weights.tables import is_faithful, is_table
-from gbnn_compress.weights.values import NORM, norms_of, statistics_unit, value_step
+from gbnn_compress.weights.values import norms_of, statistics_unit, value_step
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def _puts_out_the_same(norm: Mapping[str, str], decoded: Tensors, meant: Tensors
     """Whether a batch norm is the same, or nearly so where all of its vectors are there."""
     if all(_unlike(name, decoded[name], meant[name]) is None for name in norm.values()):
         return True
-    if tuple(norm) not in (NORM, NORM[2:]):
+    if tuple(norm) not in (ROLES, ROLES[2:]):
         return False
     before, after = (_norm(norm, tensors) for tensors in (meant, decoded))
     size = before.mean.size
@@ -105,7 +105,7 @@ def _puts_out_the_same(norm: Mapping[str, str], decoded: Tensors, meant: Tensors
 
 
 def _norm(names: Mapping[str, str], tensors: Tensors) -> BatchNorm:
-    mean, variance = (values(tensors[names[key]]) for key in NORM[2:])
+    mean, variance = (values(tensors[names[key]]) for key in ROLES[2:])
     weight = values(tensors[names["weight"]]) if "weight" in names else np.ones_like(mean)
     bias = values(tensors[names["bias"]]) if "bias" in names else np.zeros_like(mean)
     return BatchNorm(weight, bias, mean, variance)

@@ -17,22 +17,26 @@ finer one is tried, and in the end the vectors are kept exactly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gbnn_compress.codec.values import EXACT, RELATIVE, Vector, dequantise, exactly, quantise, step_of
+from gbnn_compress.codec.values import EXACT, RELATIVE, Vector, dequantise, exactly, quantise, step_of, vector_bits
 from gbnn_compress.weights.blocks import rounded
 
 if TYPE_CHECKING:
     import torch
 
-VARIANCE_STEP = 0.5
-"""Grid of the running variances, in octaves: deviations are kept to 9 %."""
+ROLES = ("weight", "bias", "running_mean", "running_var")
+"""The vectors of a batch norm."""
 
-MEAN_STEP = 2.0**-1.5
+VARIANCE_STEP = 1.0
+"""Grid of the running variances, in octaves: deviations are kept to 19 %."""
+
+MEAN_STEP = 0.5
 """Grid of the running means, in deviations of their channels."""
 
 EPSILON, LARGEST_EPSILON = 1e-5, 1e-3
@@ -56,8 +60,8 @@ FLOORS = (1e-12, 0.0)
 SMALLEST_VARIANCE = 1e-37
 """The same without regard to the others: zero has no logarithm."""
 
-FINER_OCTAVES = range(7)
-"""How much finer grids of the statistics are tried."""
+MOST_FINER = 9
+"""Half octaves by which the grids of the statistics are made finer at most, together."""
 
 NUDGES = np.arange(-8, 9)
 """Steps by which a channel's weight is moved, to be about right with either eps."""
@@ -139,10 +143,11 @@ def code_norm(
     """
     norm = BatchNorm(weight, bias, mean, variance)
     if not (spans_too_much(weight) or spans_too_much(bias)):
-        for floor, octaves in _grids(variance):
-            coded = _coded(norm, step=step, floor=floor, finer=2.0**-octaves, exact=exact, dtypes=dtypes)
-            if coded is not None:
-                return coded
+        for grids in _grids(variance):
+            tried = [_coded(norm, step=step, grid=grid, exact=exact, dtypes=dtypes) for grid in grids]
+            found = [vectors for vectors in tried if vectors is not None]
+            if found:
+                return min(found, key=lambda vectors: vector_bits(vectors, roles=ROLES))
     return [exactly(bits) for bits in exact]
 
 
@@ -162,9 +167,10 @@ def code_statistics(
         Both coded vectors, exact where the outputs would differ by more than `code_norm` allows.
     """
     norm = BatchNorm(np.ones_like(mean), np.zeros_like(mean), mean, variance)
-    for floor, octaves in _grids(variance):
-        fine = step * 2.0**-octaves
-        statistics = _statistics(mean, np.maximum(variance, floor), steps=(fine, 2 * fine), exact=exact, dtypes=dtypes)
+    for grid in itertools.chain.from_iterable(_grids(variance)):
+        steps = (step * grid.finer_mean, 2 * step * grid.finer_variance)
+        floored = np.maximum(variance, grid.floor)
+        statistics = _statistics(mean, floored, steps=steps, exact=exact, dtypes=dtypes)
         if statistics is not None:
             vectors, (centre, near) = statistics
             if output_error(norm, replace(norm, mean=centre, variance=near)).max() <= MOST_STEPS * step:
@@ -172,31 +178,46 @@ def code_statistics(
     return [exactly(bits) for bits in exact]
 
 
-def _grids(variance: np.ndarray) -> Iterator[tuple[float, int]]:
-    """Floors of the variances, and how many octaves finer than usual the statistics' grids are; coarsest first."""
-    largest = float(variance.max())
-    for share in FLOORS:
-        for octaves in FINER_OCTAVES:
-            yield max(share * largest, SMALLEST_VARIANCE), octaves
+@dataclass(frozen=True)
+class _Grid:
+    """How finely the statistics are coded.
+
+    Attributes:
+        floor: Variances below are coded as that.
+        finer_mean: Factor of the usual step of the means.
+        finer_variance: Factor of the usual step of the variances.
+    """
+
+    floor: float
+    finer_mean: float
+    finer_variance: float
+
+
+def _grids(variance: np.ndarray) -> Iterator[list[_Grid]]:
+    """Grids that take about equally many bits, coarsest first."""
+    floors = [max(share * float(variance.max()), SMALLEST_VARIANCE) for share in FLOORS]
+    for floor in floors if variance.min() < floors[0] else floors[:1]:
+        for halves in range(MOST_FINER + 1):
+            yield [_Grid(floor, 2.0 ** (-part / 2), 2.0 ** ((part - halves) / 2)) for part in range(halves + 1)]
 
 
 def _coded(
     norm: BatchNorm,
     *,
     step: float,
-    floor: float,
-    finer: float,
+    grid: _Grid,
     exact: Sequence[np.ndarray],
     dtypes: Sequence[torch.dtype],
 ) -> list[Vector] | None:
     """The four vectors, None where these grids do not serve."""
-    weight, mean, variance = norm.weight, norm.mean, np.maximum(norm.variance, floor)
+    weight, mean, variance = norm.weight, norm.mean, np.maximum(norm.variance, grid.floor)
     lost = np.abs(weight) < step / 2
     if lost.any() and not lost.all():
         weight = np.where(lost, 0.0, weight)
         mean, variance = (np.where(lost, np.median(vector[~lost]), vector) for vector in (mean, variance))
-    coarse = [finer * each for each in _coarse_steps(weight, variance, step=step)]
-    statistics = _statistics(mean, variance, steps=coarse, exact=exact[2:], dtypes=dtypes[2:])
+    mean_step, variance_step = _coarse_steps(weight, variance, step=step)
+    steps = (grid.finer_mean * mean_step, grid.finer_variance * variance_step)
+    statistics = _statistics(mean, variance, steps=steps, exact=exact[2:], dtypes=dtypes[2:])
     if statistics is None:
         return None
     vectors, (centre, near) = statistics

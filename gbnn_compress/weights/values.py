@@ -10,7 +10,7 @@ import numpy as np
 
 from gbnn_compress.codec.values import Vector, exactly, quantise, role
 from gbnn_compress.weights.blocks import bit_patterns, values
-from gbnn_compress.weights.norms import code_norm, code_statistics, spans_too_much
+from gbnn_compress.weights.norms import ROLES, code_norm, code_statistics, spans_too_much
 from gbnn_compress.weights.posterior import value_unit
 from gbnn_compress.weights.tables import code_table
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 SAFETY = 0.5
 """Steps are this much finer than the rate law says: errors of norms and biases hit whole channels at once."""
-
-NORM = ("weight", "bias", "running_mean", "running_var")
-"""The vectors of a batch norm; one without weight and bias has the last two."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +89,15 @@ def statistics_unit(size: int) -> float:
 
 
 def norms_of(names: Collection[str]) -> list[dict[str, str]]:
-    """The vectors of every batch norm among some names: from those of `NORM` that it has, in this order, to names."""
+    """The vectors of every batch norm among some names: from those of `ROLES` that it has, in this order, to names."""
     prefixes = [name.removesuffix("running_var") for name in names if role(name) == "running_var"]
-    return [{key: prefix + key for key in NORM if prefix + key in names} for prefix in prefixes]
+    return [{key: prefix + key for key in ROLES if prefix + key in names} for prefix in prefixes]
 
 
 def _coded_norm(norm: Mapping[str, Unshared], relative_step: float) -> list[Vector]:
-    """The vectors of a batch norm in the order of `NORM`; exact where some are missing or longer than others."""
+    """The vectors of a batch norm in the order of `ROLES`; exact where some are missing or longer than others."""
     parts = list(norm.values())
-    if tuple(norm) not in (NORM, NORM[2:]) or len({each.values.size for each in parts}) != 1:
+    if tuple(norm) not in (ROLES, ROLES[2:]) or len({each.values.size for each in parts}) != 1:
         return [exactly(each.exact) for each in parts]
     vectors, exact, dtypes = zip(*((each.values, each.exact, each.dtype) for each in parts), strict=True)
     if "bias" in norm:
