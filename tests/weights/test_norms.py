@@ -72,8 +72,8 @@ def test_statistics_stay_near_those_of_the_layer() -> None:
     moved = np.abs(got["running_mean"] - given_norm["running_mean"]) / deviation
     assert moved.max() < 0.3
     # A batch's own statistics in their place, as in training: weight and bias alone make the difference.
-    assert np.abs(got["weight"] - given_norm["weight"]).max() < 0.25
-    assert np.abs(got["bias"] - given_norm["bias"]).max() < 0.45
+    assert np.abs(got["weight"] - given_norm["weight"]).max() < 0.4
+    assert np.abs(got["bias"] - given_norm["bias"]).max() < 0.5
 
 
 def test_lost_channels_put_out_their_bias_and_cost_next_to_nothing() -> None:
