@@ -1,6 +1,7 @@
 """Small networks of other fields than image classification, with random inputs for each."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 import torchvision
@@ -57,7 +58,7 @@ class Hourglass(nn.Module):
     def __init__(self, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
         widths = (3, 32, 64, 128)
-        pairs = tuple(zip(widths, widths[1:], strict=False))
+        pairs = tuple(pairwise(widths))
         self.down = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), norm(b), nn.LeakyReLU(0.2)) for a, b in pairs)
         self.up = nn.ModuleList(nn.ConvTranspose2d(b if b == 128 else 2 * b, a, 4, 2, 1) for a, b in pairs)
 
@@ -121,7 +122,7 @@ def generator() -> nn.Module:
     widths = (100, 128, 64, 32)
     blocks = [
         (nn.ConvTranspose2d(a, b, 4, 1 if a == 100 else 2, 0 if a == 100 else 1, bias=False), nn.BatchNorm2d(b))
-        for a, b in zip(widths, widths[1:], strict=False)
+        for a, b in pairwise(widths)
     ]
     last = nn.ConvTranspose2d(32, 3, 4, 2, 1), nn.Tanh()
     return nn.Sequential(*(part for block in blocks for part in (*block, nn.ReLU())), *last)
@@ -130,7 +131,7 @@ def generator() -> nn.Module:
 def perceptron(norm: Callable[[int], nn.Module]) -> nn.Module:
     """Linear layers over a table of numbers."""
     widths = (50, 256, 256)
-    blocks = [(nn.Linear(a, b), norm(b), nn.GELU()) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [(nn.Linear(a, b), norm(b), nn.GELU()) for a, b in pairwise(widths)]
     return nn.Sequential(*(part for block in blocks for part in block), nn.Linear(256, 3))
 
 
