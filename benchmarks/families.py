@@ -1,10 +1,19 @@
-"""Every family of networks there and back: random weights, compressed, decompressed, loaded strictly.
+"""Every family of networks there and back: random weights, compressed, decompressed, loaded strictly, outputs compared.
 
-usage: python benchmarks/families.py [NAME ...] [--ratio 8] [--cache FILE]
+usage: python benchmarks/families.py [NAME ...] [--ratio 4] [--bound 0.15] [--feedback] [--cache FILE]
 
-Each of some ninety small torchvision and timm networks is compressed data-free without naming it, read back (ids exact,
-checksums right: `compress` verifies both before it is done), decompressed, and loaded into a new network with strict
-names and shapes. Prints one line a network, then how many came back; exit code 1 names those that did not.
+Each of some ninety small torchvision and timm networks, and of some twenty of other fields, is compressed data-free
+without naming it, read back (ids exact, checksums right: `compress` verifies both before it is done), decompressed, and
+loaded into a new network with strict names and shapes. Both networks then run on the same random inputs, and
+
+    relative error = sqrt(sum (y' - y)^2 / sum (y - mean y)^2)
+
+is compared with the bound, where the mean is over the inputs at each place of the output.
+
+Weights are those that the library draws. What it leaves at one number (norms, biases, layer scales of 1e-6, residual
+branches that start at zero) is drawn as well, so that every tensor matters; batch norms take their statistics from one
+pass over other inputs in training mode. Without `--feedback` weights are rounded one by one, which is quick and does
+more harm. Prints one line a network; exit code 1 names those that did not come back, or came back beyond the bound.
 """
 
 import argparse
@@ -12,7 +21,12 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 TORCHVISION = """
     densenet121 efficientnet_b0 googlenet mnasnet0_5 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_400mf
@@ -33,73 +47,199 @@ TIMM = """
     tiny_vit_5m_224 tinynet_e visformer_tiny vit_tiny_patch16_224 xcit_nano_12_p16_224
 """
 
+OTHER = "other/"
+"""Begins the names of networks from other_networks.py."""
+
+SIZES = (64, 96, 128, 224, 240, 256)
+"""Sides of the images; the first that the network runs on."""
+
+N_INPUTS = 16
+"""To compare outputs on, and as many others for the statistics of batch norms."""
+
+SPREAD, DEVIATION = 0.25, 0.05
+"""Standard deviation of scales, which are drawn around 1, and of other constants, which are drawn around 0."""
+
+SHOWN = 10
+"""Networks with the largest errors, named at the end."""
+
 
 def main() -> int:
     arguments = parsed()
     known = json.loads(arguments.cache.read_text()) if arguments.cache and arguments.cache.exists() else {}
+    options = f" {arguments.ratio:g}x" + " with feedback" * arguments.feedback
     results = {}
+    print("| network | weights | ratio | relative error | time |\n| --- | --- | --- | --- | --- |")
     for name in arguments.names or names():
-        results[name] = known.get(name) or attempt(name, arguments.ratio)
-        print(row(name, results[name]), flush=True)
+        results[name] = known.get(name + options) or attempt(name, arguments.ratio, feedback=arguments.feedback)
+        print(row(name, results[name], bound=arguments.bound), flush=True)
         if arguments.cache:
-            arguments.cache.write_text(json.dumps({**known, **results}, indent=1))
+            known[name + options] = results[name]
+            arguments.cache.write_text(json.dumps(known, indent=1))
     failed = [name for name, result in results.items() if "error" in result]
     print(f"{len(results) - len(failed)} of {len(results)} networks came back; failed: {', '.join(failed) or 'none'}")
-    return 1 if failed else 0
+    beyond = summarise(
+        {name: each["relative_error"] for name, each in results.items() if "error" not in each}, arguments
+    )
+    return 1 if failed or beyond else 0
+
+
+def summarise(errors: dict[str, float], arguments: argparse.Namespace) -> list[str]:
+    """Print the spread of the errors and the largest; return the networks beyond the bound."""
+    if not errors:
+        return []
+    ordered = sorted(errors, key=errors.__getitem__, reverse=True)
+    median, most = errors[ordered[len(ordered) // 2]], errors[ordered[len(ordered) // 10]]
+    print(f"relative error: median {median:.4f}, a tenth of the networks above {most:.4f}; the largest:")
+    print(", ".join(f"{name} {errors[name]:.4f}" for name in ordered[:SHOWN]))
+    beyond = [name for name in ordered if not errors[name] <= arguments.bound]
+    print(f"above {arguments.bound:g}: {', '.join(beyond) or 'none'}")
+    return beyond
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
-    parser.add_argument("--ratio", type=float, default=8)
+    parser.add_argument("--ratio", type=float, default=4)
+    parser.add_argument("--bound", type=float, default=0.15)
+    parser.add_argument("--feedback", action="store_true")
     parser.add_argument("--cache", type=Path)
     return parser.parse_args()
 
 
 def names() -> list[str]:
-    return [f"torchvision/{name}" for name in TORCHVISION.split()] + [f"timm/{name}" for name in TIMM.split()]
+    from other_networks import OTHERS
+
+    images = [f"torchvision/{name}" for name in TORCHVISION.split()] + [f"timm/{name}" for name in TIMM.split()]
+    return images + [OTHER + name for name in OTHERS]
 
 
-def attempt(name: str, ratio: float) -> dict:
+def attempt(name: str, ratio: float, *, feedback: bool) -> dict:
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = there_and_back(name, ratio, Path(folder))
+            result = there_and_back(name, ratio, Path(folder), feedback=feedback)
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {**result, "seconds": time.perf_counter() - start}
 
 
-def there_and_back(name: str, ratio: float, folder: Path) -> dict:
-    """Compress, decompress and load a network with random weights."""
+def there_and_back(name: str, ratio: float, folder: Path, *, feedback: bool) -> dict:
+    """Compress, decompress and load a network with random weights; compare the outputs of both."""
     import torch
     from safetensors.torch import load_file
 
     import gbnn_compress
-    from gbnn_compress.tasks import build_network, load_weights
+    from gbnn_compress.tasks import load_weights
 
     torch.manual_seed(0)
-    network = build_network(name)
+    make, some = case(name)
+    network = make()
+    inputs = drawn(network, some)
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     checkpoint, artifact, dense = (folder / part for part in ("net.pth", "net.gbnn.safetensors", "dense.safetensors"))
-    torch.save(before, checkpoint)
-    settings = {"feedback": False}  # of no meaning here, and most of the time
-    report = gbnn_compress.compress(checkpoint, target_ratio=ratio, output=artifact, settings=settings)
+    torch.save(network.state_dict(), checkpoint)
+    report = gbnn_compress.compress(checkpoint, target_ratio=ratio, output=artifact, settings={"feedback": feedback})
     gbnn_compress.decompress(artifact, dense)
     after = load_file(dense)
     expected = {key: (tensor.dtype, tensor.shape) for key, tensor in before.items()}
     assert {key: (tensor.dtype, tensor.shape) for key, tensor in after.items()} == expected, "other tensors came back"
     whole = [key for key, tensor in before.items() if not tensor.is_floating_point()]
     assert all(torch.equal(before[key], after[key]) for key in whole), "integers changed"
-    load_weights(build_network(name), after, spec=name)
-    return {"weights": report["checkpoint"]["parameters"], "ratio": report["ratio"], "met": report["target_met"]}
+    other = make()
+    load_weights(other, after, spec=name)
+    return {
+        "weights": report["checkpoint"]["parameters"],
+        "ratio": report["ratio"],
+        "met": report["target_met"],
+        "relative_error": relative_error(outputs(network, inputs), outputs(other, inputs)),
+    }
 
 
-def row(name: str, result: dict) -> str:
+def case(name: str) -> tuple[Callable[[], Any], Callable[[int], Iterator[Any]]]:
+    """What makes a network in evaluation mode, and that many inputs in each of the forms that it may take."""
+    if name.startswith(OTHER):
+        from other_networks import OTHERS
+
+        make, some = OTHERS[name.removeprefix(OTHER)]
+        return lambda: make().eval(), lambda n: iter([some(n)])
+    from gbnn_compress.tasks import build_network
+
+    return lambda: build_network(name), lambda n: (images(n, size) for size in SIZES)
+
+
+def images(n: int, size: int) -> "torch.Tensor":
+    """float32 (n, 3, size, size): noise of several scales, each image with its own share of each."""
+    import torch
+
+    scales = [torch.randn(n, 3, side, side) for side in (2, 4, 8, 16, size)]
+    grown = (torch.nn.functional.interpolate(each, size=size, mode="bilinear") for each in scales)
+    return sum(torch.rand(n, 3, 1, 1) * each for each in grown)
+
+
+def drawn(network: "torch.nn.Module", some: Callable[[int], Iterator[Any]]) -> Any:
+    """Draw what the library leaves constant, set the statistics of batch norms, and return inputs that fit."""
+    import torch
+
+    draw_constants(network)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for inputs in some(2 * N_INPUTS):
+        try:
+            with torch.no_grad():
+                settle(network, norms, inputs[N_INPUTS:])
+            result = outputs(network, inputs[:N_INPUTS])
+        except Exception:  # it does not take this size
+            network.load_state_dict(start)
+            continue
+        assert result.isfinite().all(), "outputs are not finite before compressing"
+        return inputs[:N_INPUTS]
+    raise AssertionError("the network runs on none of its inputs")
+
+
+def draw_constants(network: "torch.nn.Module") -> None:
+    """Numbers in place of one constant: around 1 for what scales, around 0 for biases, positions and tables."""
+    import torch
+
+    for name, parameter in network.named_parameters():
+        values = parameter.detach().flatten()
+        if len(values) < 2 or not values.is_floating_point() or bool((values != values[0]).any()):
+            continue
+        scales = float(values[0]) != 0 or (parameter.dim() == 1 and name.endswith("weight"))
+        noise = torch.randn_like(values)
+        values.copy_(1 + SPREAD * noise if scales else DEVIATION * noise)
+
+
+def settle(network: "torch.nn.Module", norms: list, inputs: Any) -> None:
+    """Statistics of batch norms from one pass, everything else in evaluation mode."""
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    try:
+        network(inputs)
+    finally:
+        network.eval()
+
+
+def outputs(network: "torch.nn.Module", inputs: Any) -> "torch.Tensor":
+    """float64 (inputs, places)."""
+    import torch
+
+    with torch.inference_mode():
+        return network(inputs).double().flatten(1)
+
+
+def relative_error(before: "torch.Tensor", after: "torch.Tensor") -> float:
+    return float(((after - before).square().sum() / (before - before.mean(dim=0)).square().sum()).sqrt())
+
+
+def row(name: str, result: dict, *, bound: float) -> str:
     if "error" in result:
         return f"| {name} | failed: {result['error']} |"
     met = "" if result["met"] else " (missed)"
-    return f"| {name} | {result['weights'] / 1e6:.1f} M | {result['ratio']:.2f}x{met} | {result['seconds']:.1f} s |"
+    error = result["relative_error"]
+    size, ratio = f"{result['weights'] / 1e6:.1f} M", f"{result['ratio']:.2f}x{met}"
+    mark = "" if error <= bound else " (above)"
+    return f"| {name} | {size} | {ratio} | {error:.4f}{mark} | {result['seconds']:.1f} s |"
 
 
 if __name__ == "__main__":

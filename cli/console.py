@@ -37,11 +37,13 @@ def render(*renderables: RenderableType) -> str:
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
+    columns, lines = shutil.get_terminal_size()
     text = io.StringIO()
     console = Console(
         file=text,
         force_terminal=terminal or None,
-        width=min(WIDTH, shutil.get_terminal_size().columns) if terminal else WIDTH,
+        width=min(WIDTH, columns) if terminal else WIDTH,
+        height=lines,  # rich takes the width of a dumb terminal for 80 otherwise
         markup=False,
         highlight=False,
         emoji=False,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich.cells import cell_len
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -11,13 +14,71 @@ from gbnn_compress.output import words
 from gbnn_compress.output.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 COVERAGE = "coverage_at_5_percent_risk"
 NAME_WIDTH = 36
 
+GAP = 3
+"""Blanks between columns."""
+
+SPLIT_BEYOND = 20
+"""Longer words, such as names of tensors and files, may go on in a second line of their column."""
+
 SEVERE, SERIOUS = 10.0, 2.0
 """Accuracy points lost from which a row is red, or yellow."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table, or where its columns would be cut or split within words, each row as a paragraph.
+
+    Attributes:
+        titles: Of the columns.
+        rows: Cells as strings; the first names the row.
+        styles: One a row.
+        left: Positions of the columns of words.
+    """
+
+    titles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    styles: tuple[str, ...]
+    left: frozenset[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if self._least_width() <= options.max_width:
+            yield self._columns()
+        else:
+            yield from self._paragraphs()
+
+    def _least_width(self) -> int:
+        """Of the columns side by side, where numbers stay whole, and words but the longest."""
+        columns = zip(self.titles, *self.rows, strict=True)
+        return sum(self._least_of(i, cells) + GAP for i, cells in enumerate(columns)) - GAP
+
+    def _least_of(self, position: int, cells: tuple[str, ...]) -> int:
+        if position not in self.left:
+            return max(map(cell_len, cells))
+        return max((min(cell_len(word), SPLIT_BEYOND) for cell in cells for word in cell.split()), default=0)
+
+    def _columns(self) -> Table:
+        made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
+        for position, title in enumerate(self.titles):
+            justify: Literal["left", "right"] = "left" if position in self.left else "right"
+            made.add_column(title, justify=justify, overflow="fold", no_wrap=position not in self.left)
+        for row, style in zip(self.rows, self.styles, strict=True):
+            made.add_row(*row, style=style)
+        return made
+
+    def _paragraphs(self) -> Iterator[RenderableType]:
+        yield Text(self.titles[0], style="bold")
+        for (name, *cells), style in zip(self.rows, self.styles, strict=True):
+            yield Text(name, style=style, overflow="fold")
+            pairs = zip(self.titles[1:], cells, strict=True)
+            rest = "; ".join(f"{title} {cell}".strip() for title, cell in pairs if cell)
+            yield Padding(Text(rest, style=style, overflow="fold"), (0, 0, 0, 2))
 
 
 def table(
@@ -26,7 +87,7 @@ def table(
     *,
     styles: Sequence[str] | None = None,
     left: Collection[int] = (0,),
-) -> Table:
+) -> Rows:
     """Names to the left, numbers to the right.
 
     Args:
@@ -35,18 +96,13 @@ def table(
         styles: One a row.
         left: Positions of the columns of words.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for position, title in enumerate(titles):
-        justify: Literal["left", "right"] = "left" if position in left else "right"
-        made.add_column(title, justify=justify, overflow="fold", no_wrap=position not in left)
-    for position, row in enumerate(rows):
-        made.add_row(*map(printable, row), style=styles[position] if styles else None)
-    return made
+    cells = tuple(tuple(map(printable, row)) for row in rows)
+    return Rows(tuple(titles), cells, tuple(styles or [""] * len(cells)), frozenset(left))
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     """Names and what they are, in two columns; long values wrap within theirs."""
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
     for name, value in pairs:
@@ -54,7 +110,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
     return made
 
 
-def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
     """Accuracy, NLL, ECE and Brier score, and adaptive ECE and coverage where there are any; one row a network."""
     networks = list(rows)
     shown = [key for key in words.MEASURES if all(key in values for _, values in networks)]
@@ -64,7 +120,7 @@ def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
     )
 
 
-def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Table:
+def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
     """AUROC and FPR95, one row a score."""
     return table(
         (title, "AUROC", "FPR95"),

@@ -31,6 +31,11 @@ class OutputError(GbnnError):
     """A place that cannot be written."""
 
 
+def one_line(error: Exception) -> str:
+    """An exception of another library, short enough for the brackets of a message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def require_seed(seed: int | None, *, option: str = "--seed") -> None:
     """Refuse a seed that generators would refuse; None is no seed.
 

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import FORMAT
-from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, require_seed
 from gbnn_compress.output import evaluation_page
 from gbnn_compress.output.evaluation_page import EvaluationPage
 from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.output.templated import require_writable
 from gbnn_compress.tasks import (
     Dataset,
+    Preprocessing,
     build_network,
     default_preprocessing,
     load_data,
@@ -357,11 +358,35 @@ class Bench:
 
     def _use(self, data: Dataset, *, option: str) -> None:
         """Take data, preprocessed as is usual for the architecture but for what was given instead."""
+        self.data, self.option = self._in_its_channels(data), option
+        self.preprocessing = self._preprocessing(self.data, "mean", "std", "image_size")
+        self.preprocessing.require_channels(self.data.n_channels, spec=data.spec)
+
+    def _in_its_channels(self, data: Dataset) -> Dataset:
+        """Grey images that are given in three channels in one, where the network runs on one only, or asks for it."""
+        grey = data.in_one_channel()
+        if grey is None:
+            return data
+        refusal = self._refusal_of(data)
+        wants_others = isinstance(refusal, DataError)  # and not, say, another size
+        return grey if refusal and (wants_others or not self._refusal_of(grey)) else data
+
+    def _preprocessing(self, data: Dataset, *options: str) -> Preprocessing:
+        """What is usual for the architecture, but for those of some options that were given."""
         usual = default_preprocessing(self.architecture, n_channels=data.n_channels)
-        given = {key: getattr(self.evaluation, key) for key in ("mean", "std", "image_size")}
-        self.data, self.option = data, option
-        self.preprocessing = replace(usual, **{key: value for key, value in given.items() if value is not None})
-        self.preprocessing.require_channels(data.n_channels, spec=data.spec)
+        given = {key: getattr(self.evaluation, key) for key in options}
+        return replace(usual, **{key: value for key, value in given.items() if value is not None})
+
+    def _refusal_of(self, data: Dataset) -> GbnnError | None:
+        """Why the network, whatever its weights, does not run on the first image; None if it does."""
+        import numpy as np
+
+        batches = data.take(np.arange(1)).batches(self._preprocessing(data, "image_size"))
+        try:
+            logits(self.network, [(images, None) for images, _ in batches])
+        except GbnnError as error:
+            return error
+        return None
 
 
 def device_named(name: str) -> torch.device:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from gbnn_compress.errors import DataError
+from gbnn_compress.errors import DataError, one_line
+from gbnn_compress.tasks.image_files import SUFFIXES, FolderImages, images_below
 from gbnn_compress.tasks.preprocessing import Preprocessing, preprocess
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 _FORMS = "digits, digits:train, digits:test, npz:FILE, imagefolder:DIR, torchvision/NAME:ROOT"
-_IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 # The attribute with the labels; those with `labels` also choose the split by name.
 _TORCHVISION_LABELS = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), "targets"),
@@ -69,8 +69,14 @@ class Dataset:
 
     def take(self, chosen: np.ndarray) -> Dataset:
         """The images at some positions, int64 (n,), with their labels."""
-        images = _Lazy(len(chosen), lambda index: self.images[int(chosen[index])])
-        return Dataset(self.spec, images, labels=None if self.labels is None else self.labels[chosen])
+        return Dataset(
+            self.spec, _Chosen(self.images, chosen), labels=None if self.labels is None else self.labels[chosen]
+        )
+
+    def in_one_channel(self) -> Dataset | None:
+        """The same in one channel, where the first image is a grey one of three equal channels; None otherwise."""
+        images = _in_one_channel(self.images)
+        return None if images is None else replace(self, images=images)
 
     def batches(self, preprocessing: Preprocessing, *, batch_size: int = 128) -> Iterator[Batch]:
         """Preprocessed inputs in the stored order.
@@ -101,8 +107,8 @@ def load_data(spec: str, *, labels: bool | None = True) -> Dataset:
     Args:
         spec: `digits`, `digits:train` or `digits:test` (scikit-learn's, all or a fixed stratified split of
             1,297 / 500); `npz:FILE` with `x` uint8 (N, H, W, C) or (N, H, W) and `y` integers (N,);
-            `imagefolder:DIR`, one folder a class, sorted by name; `torchvision/NAME:ROOT`, the test split of
-            a downloaded data set, or `torchvision/NAME/train:ROOT`.
+            `imagefolder:DIR`, one folder a class, sorted by name, in three channels (see `Dataset.in_one_channel`);
+            `torchvision/NAME:ROOT`, the test split of a downloaded data set, or `torchvision/NAME/train:ROOT`.
         labels: True: they are needed. None: kept where the data have them. False: left out and not looked at
             (any images below an `imagefolder` then serve).
 
@@ -132,9 +138,13 @@ def load_data(spec: str, *, labels: bool | None = True) -> Dataset:
     return Dataset(spec=spec, images=images, labels=_checked_labels(spec, found, n_images=len(images)))
 
 
-def one_line(error: Exception) -> str:
-    """An exception of another library, short enough for the brackets of a message."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _in_one_channel(images: Images) -> Images | None:
+    if isinstance(images, FolderImages):
+        return images.in_one_channel()
+    if isinstance(images, _Chosen):
+        fewer = _in_one_channel(images.images)
+        return None if fewer is None else replace(images, images=fewer)
+    return None
 
 
 def _unknown(spec: str) -> str:
@@ -216,6 +226,20 @@ def _check_pixels(path: Path, x: np.ndarray) -> None:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class _Chosen:
+    """Some images of others."""
+
+    images: Images
+    chosen: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return self.images[int(self.chosen[index])]
+
+
 @dataclass(frozen=True)
 class _Lazy:
     """Images that are decoded when indexed."""
@@ -235,34 +259,16 @@ def _image_folder(spec: str, folder: Path, *, labels: bool | None) -> tuple[Imag
         raise DataError(f"`{spec}`: no folder `{folder}`")
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if labels is False or (labels is None and not classes):
-        paths = _images_below(folder)
+        paths = images_below(folder)
         found = None
     else:
-        files = [_images_below(entry) for entry in classes]
+        files = [images_below(entry) for entry in classes]
         paths = [path for group in files for path in group]
         found = np.repeat(np.arange(len(files), dtype=np.int64), [len(group) for group in files])
     if not paths:
         inside = "" if found is None else "in class folders "
-        raise DataError(f"`{spec}` has no images {inside}({', '.join(sorted(_IMAGE_SUFFIXES))})")
-    return _Lazy(len(paths), lambda index: _read_image(paths[index])), found
-
-
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def _read_image(path: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"`{path}` cannot be read as an image ({one_line(error)}), remove it") from error
+        raise DataError(f"`{spec}` has no images {inside}({', '.join(sorted(SUFFIXES))})")
+    return FolderImages(paths), found
 
 
 def _torchvision(spec: str, name: str, root: Path) -> tuple[Images, np.ndarray]:

@@ -96,6 +96,27 @@ def test_the_report_is_plain_and_at_most_100_columns_when_piped(report):
     assert "[bold]not markup[/bold]" in text
 
 
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 100])
+def test_names_and_numbers_are_whole_at_any_width(report, monkeypatch, width):
+    monkeypatch.setattr(console, "WIDTH", width)
+    layer = report["layers"][0] | {"name": "layer4.0.conv.weight", "shape": [512, 512, 3, 3], "bytes": 1_234_567}
+    metrics = {"accuracy": 0.91, "nll": 0.25, "ece": 0.015, "brier": 0.12}
+    evaluation = {"data": "digits", "samples": 16, "before": metrics, "after": metrics, "mean": metrics}
+    text = text_of(report | {"layers": [layer], "evaluation": evaluation})
+    assert max(map(len, text.splitlines())) <= width
+    flat = " ".join(text.split())
+    for part in ("layer4.0.conv.weight", "512 x 512 x 3 x 3", "1,234,567", "91.00 %", "0.250", "0.015", "0.120"):
+        assert part in flat
+    for part in ("relative RMSE", "bits a weight", "NLL (nats)", "unshared", "outliers"):
+        assert part in flat
+
+
+def test_rows_are_paragraphs_only_where_columns_do_not_fit(report, monkeypatch):
+    assert "bits a weight   relative RMSE\n" in text_of(report)
+    monkeypatch.setattr(console, "WIDTH", 40)
+    assert "bits a weight   relative RMSE\n" not in text_of(report)
+
+
 def test_a_parameter_target_is_compared_with_the_parameter_ratio(report):
     asked = report | {"target_ratio": report["parameter_ratio"], "ratio_of": "parameters"}
     assert "of parameters: met" in text_of(asked)
