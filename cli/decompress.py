@@ -1,6 +1,5 @@
 """`gbnn-compress decompress`: dense weights back."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -32,7 +31,7 @@ def command(
     Names, dtypes, integer buffers and ties are those of the checkpoint.
     """
     with console.progress(quiet=quiet) as tell:
-        tell(f"rebuilding the weights of {Path(artifact).name}")
+        tell(f"rebuilding the weights of {words.name_of(artifact)}")
         import gbnn_compress
 
         size_bytes = gbnn_compress.decompress(artifact, output, seed=sample)

@@ -1,6 +1,5 @@
 """`gbnn-compress export`: an artifact as ONNX."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +51,7 @@ def command(
     console.check_json_target(json, the_artifact=artifact, the_model=output)
     shape = None if input_shape is None else _parse_shape(input_shape)
     with console.progress(quiet=quiet) as tell:
-        tell(f"exporting {Path(artifact).name} and running it in ONNX Runtime")
+        tell(f"exporting {words.name_of(artifact)} and running it in ONNX Runtime")
         import gbnn_compress
 
         result = gbnn_compress.export_onnx(

@@ -34,7 +34,10 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"expected a number, got `{text}`") from None
 
 
-CHECKPOINT_HELP = "A .safetensors, .pth, .pt, .th or .bin file with a network's weights."
+CHECKPOINT_HELP = (
+    "A .safetensors, .pth, .pt, .th, .bin or .ckpt file with a network's weights, or a Hugging Face folder (with"
+    " model.safetensors, pytorch_model.bin or an index of either)."
+)
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP, show_default=False)]
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="A file that `compress` wrote.", show_default=False)]
@@ -69,6 +72,15 @@ Architecture = Annotated[
         " Default: found by the names and shapes of the tensors.",
     ),
 ]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME|PREFIX.",
+        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
+        " ema_model.",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -78,7 +90,16 @@ Data = Annotated[
         " digits:train, npz:FILE, imagefolder:DIR or torchvision/CIFAR10/train:ROOT.",
     ),
 ]
-ValData = Annotated[
+ValKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME|PREFIX.",
+        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
+        " ema_model.",
+    ),
+]
+Data = Annotated[
     str | None,
     typer.Option(
         "--val-data",
@@ -96,7 +117,16 @@ Epochs = Annotated[
         help="Passes over `--data` to train for; 0: calibrate only. Default: the recipe's, 0 in most.",
     ),
 ]
-EvalData = Annotated[
+EvalKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME|PREFIX.",
+        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
+        " ema_model.",
+    ),
+]
+Data = Annotated[
     str | None,
     typer.Option(
         "--eval-data",

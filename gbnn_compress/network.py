@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
 from gbnn_compress.errors import DataError, GbnnError, require_seed
-from gbnn_compress.evaluation import known_architecture, shapes_of
+from gbnn_compress.evaluation import extra_notes, known_architecture, shapes_of
 from gbnn_compress.output import sizes
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact
@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 
 
 class CompressedNetwork:
-    """An artifact with the network to run it in, once that is known."""
+    """An artifact with the network to run it in, once that is known.
+
+    Attributes:
+        artifact: What the file holds.
+        notes: What the network that `to_module` loaded last left out, one sentence each.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.notes: tuple[str, ...] = ()
         self._module: torch.nn.Module | None = None
         self._source: Sampler | None = None
+        self._strict: bool | None = None
         self._device: torch.device | None = None
 
     def report(self) -> dict[str, Any]:
@@ -45,11 +52,15 @@ class CompressedNetwork:
         require_seed(seed, option="seed")
         return rebuild(self.artifact, seed=seed)
 
-    def to_module(self, network: torch.nn.Module | str | None = None) -> torch.nn.Module:
+    def to_module(self, network: torch.nn.Module | str | None = None, *, strict: bool | None = None) -> torch.nn.Module:
         """The network with the posterior-mean weights, in evaluation mode.
+
+        Names may differ by what wrappers put into them: `module.`, `_orig_mod.`, `model.`, or one common prefix.
 
         Args:
             network: A module to load into, an architecture's specification, or None for the recorded one.
+            strict: True: tensors that the network does not have are refused. None: they are left out, and `notes` names
+                them; missing ones are refused. False: missing ones keep the network's values, too.
 
         Raises:
             GbnnError: The architecture is not known, or the weights do not fit it.
@@ -59,8 +70,9 @@ class CompressedNetwork:
             network = build_network(spec, n_classes=find_architectures(shapes_of(self.artifact)).n_classes)
         else:
             spec = type(network).__name__
-        load_weights(network, self.state_dict(), spec=spec)
-        self._module, self._source = network.eval(), None
+        fit = load_weights(network, self.state_dict(), spec=spec, strict=strict)
+        self.notes = extra_notes(fit, spec=spec)
+        self._module, self._source, self._strict = network.eval(), None, strict
         return network
 
     def predict(self, x: torch.Tensor, *, samples: int = 16, seed: int = 0, batch_size: int = 128) -> torch.Tensor:
@@ -113,7 +125,9 @@ class CompressedNetwork:
         if self._source is None or self._device != device:
             network = copied(self._module or self.to_module()).to(device)
             self._source = sampler(
-                self.artifact, network, load=lambda tensors: load_weights(network, tensors, spec="the network")
+                self.artifact,
+                network,
+                load=lambda tensors: load_weights(network, tensors, spec="the network", strict=self._strict),
             )
             self._device = device
         return self._source

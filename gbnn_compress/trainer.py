@@ -53,6 +53,7 @@ class Trainer:
         prepared: The checkpoint.
         recipe: The configuration.
         network: Trained in place; holds norms, biases and batch-norm statistics.
+        names: Name in the checkpoint -> name in the network.
         shared: Its shared weights.
         target_ratio: Of the file in the end.
         ratio_of: As for `compress`.
@@ -63,6 +64,7 @@ class Trainer:
     prepared: Prepared
     recipe: Recipe
     network: torch.nn.Module
+    names: Mapping[str, str]
     shared: SharedWeights
     target_ratio: float
     ratio_of: str
@@ -72,12 +74,12 @@ class Trainer:
     def plain(self) -> dict[str, torch.Tensor]:
         """Name -> unshared tensors as they have become, on the CPU, at the checkpoint's dtypes."""
         own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
-        names = (name for name in self.prepared.selection.unshared if name in own)
-        return {name: _narrowed(own[name].cpu(), tensors[name].dtype) for name in names}
+        names = {name: self.names[name] for name in self.prepared.selection.unshared if name in self.names}
+        return {name: _narrowed(own[mine].cpu(), tensors[name].dtype) for name, mine in names.items()}
 
     @torch.no_grad()
     def mean_weights(self) -> dict[str, torch.Tensor]:
-        """Name -> weights of the posterior mean."""
+        """Name in the network -> weights of the posterior mean."""
         return self.shared.weights(self.shared.ids())
 
     def untrained(self) -> list[str]:
