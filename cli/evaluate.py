@@ -92,7 +92,7 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str 
     if "scaled" in result:
         rows.append((f"scaled, temperature {result['temperature']:.3g}", result["scaled"]))
     yield tables.metrics(f"on {data}", rows)
-    yield from (tables.line(note) for note in result["notes"])
+    yield from (tables.line(note) for note in result.get("notes", []))
     yield ""
     yield tables.line("coverage: share of inputs, the most confident first, with at most 5 % errors")
     if reference is not None:

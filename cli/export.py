@@ -84,7 +84,8 @@ def _view(result: dict[str, Any]) -> str:
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
         f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
-        f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
+        + "".join(f"{note}\n" for note in result.get("notes", []))
+        + f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
         + "".join(_loading(result["loading"]))
     )
 

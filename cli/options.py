@@ -90,16 +90,7 @@ Data = Annotated[
         " digits:train, npz:FILE, imagefolder:DIR or torchvision/CIFAR10/train:ROOT.",
     ),
 ]
-ValKey = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="NAME|PREFIX.",
-        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
-        " ema_model.",
-    ),
-]
-Data = Annotated[
+ValData = Annotated[
     str | None,
     typer.Option(
         "--val-data",
@@ -117,16 +108,7 @@ Epochs = Annotated[
         help="Passes over `--data` to train for; 0: calibrate only. Default: the recipe's, 0 in most.",
     ),
 ]
-EvalKey = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="NAME|PREFIX.",
-        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
-        " ema_model.",
-    ),
-]
-Data = Annotated[
+EvalData = Annotated[
     str | None,
     typer.Option(
         "--eval-data",

@@ -97,12 +97,12 @@ def evaluate(
         html: Where to write a page with reliability diagrams and histograms of the OOD scores.
 
     Returns:
-        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "notes", "warnings"}` and
+        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}` and
         `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`, `adaptive_ece`, `coverage_at_5_percent_risk`.
         With `ood`: `"ood": {"auroc", "fpr95"}` by predictive entropy, and the same in it by `max_probability` and, over
         several draws, `mutual_information`. With `reference`: `agreement` and `logit_kl` (nats). With `val_data`:
         `temperature`, and in `scaled` the measures and `ood` at it. `folded_temperature` where an artifact
-        holds one; everything else is then measured with it applied.
+        holds one; everything else is then measured with it applied. `notes` where the network left something out.
 
     Raises:
         GbnnError: Bad model, architecture or data.
@@ -132,7 +132,8 @@ def evaluate(
     if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
         result["folded_temperature"] = temperature.folded_temperature(loaded)
     result |= _measures(inside, bench.labels, outside)
-    result["notes"] = list(extra_notes(bench.fit, spec=bench.architecture))
+    if notes := extra_notes(bench.fit, spec=bench.architecture):
+        result["notes"] = list(notes)
     result["warnings"] = [
         *left_out_warnings(bench.fit, loaded, spec=bench.architecture),
         *baseline_warnings(bench, result, name=words.name_of(model)),

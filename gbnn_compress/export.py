@@ -65,10 +65,10 @@ def export_onnx(
     Returns:
         `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
         "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}, "loading":
-        {"folded", "not_folded"}, "notes"}`. `dense_bytes` is what the weights take in a runtime that decodes them once,
+        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once,
         when it loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading`
         what either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured;
-        `notes` what the network left out.
+        `notes` where the network left something out.
 
     Raises:
         GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
@@ -84,7 +84,8 @@ def export_onnx(
     expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
     data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
-    held = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
+    held: dict[str, Any] = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
+    held |= {"notes": notes} if notes else {}
     return {
         "schema": SCHEMA,
         "onnx": {
@@ -105,7 +106,6 @@ def export_onnx(
             "onnxruntime": version("onnxruntime"),
         },
         "loading": _loading(target, shape, decodes=weights != "mean"),
-        "notes": notes,
     }
 
 

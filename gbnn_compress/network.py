@@ -17,6 +17,7 @@ from gbnn_compress.variational.monte_carlo import monte_carlo
 from gbnn_compress.variational.predict import copied
 from gbnn_compress.variational.prediction import Prediction
 from gbnn_compress.weights.architecture import find_architectures
+from gbnn_compress.weights.original import laid_out, open_original
 from gbnn_compress.weights.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -142,33 +143,50 @@ def load(path: str | Path) -> CompressedNetwork:
     return CompressedNetwork(read_artifact(Path(path)))
 
 
-def decompress(path: str | Path, output: str | Path, *, seed: int | None = None) -> int:
-    """Write dense weights as a safetensors file.
+def decompress(path: str | Path, output: str | Path, *, seed: int | None = None, like: str | Path | None = None) -> int:
+    """Write dense weights as a safetensors file, or as a checkpoint was laid out.
 
     Args:
         path: The artifact.
         output: The file to write; tied tensors are written under each of their names.
         seed: None for the posterior mean, else the seed of one posterior sample.
+        like: The checkpoint that the artifact was made of, a file: its layout is written (wrappers, other entries,
+            names, ties, metadata) with the artifact's weights in place of its own.
 
     Returns:
         Bytes written.
 
     Raises:
-        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, or an output that cannot be written.
+        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, an output that cannot be written, or a
+            checkpoint that does not hold the artifact's tensors.
     """
-    import torch
-    from safetensors.torch import save
-
     target = Path(output)
-    if target.suffix != ".safetensors":
+    if like is None and target.suffix != ".safetensors":
         raise GbnnError(
-            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors"
+            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors, or the"
+            " checkpoint whose layout is wanted with `--like`"
         )
+    if like is not None and same_file(target, Path(like)):
+        raise GbnnError(f"cannot write `{target}`: it is the checkpoint that `--like` names; choose another `-o`")
     if same_file(target, Path(path)):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
     require_seed(seed, option="--sample")
     artifact = read_artifact(Path(path))
+    if like is not None:
+        original = open_original(Path(like))
+        data = laid_out(original, rebuild(artifact, seed=seed))
+    else:
+        data = _as_safetensors(artifact, target, path=path, seed=seed)
+    write_atomically(target, data)
+    return len(data)
+
+
+def _as_safetensors(artifact: Artifact, target: Path, *, path: str | Path, seed: int | None) -> bytes:
+    """The bytes of a safetensors file, under the checkpoint's names."""
+    import torch
+    from safetensors.torch import save
+
     ties = {info.name for info in artifact.tensors if info.kind == "tied"}
     tensors = rebuild(artifact, seed=seed)
     del artifact
@@ -179,6 +197,4 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
                 f"`{name}`; take it from `gbnn_compress.load({str(path)!r}).state_dict()`"
             )
     owned = {name: tensor.clone() if name in ties else tensor for name, tensor in tensors.items()}
-    data = save(owned, metadata={"format": "pt"})
-    write_atomically(target, data)
-    return len(data)
+    return save(owned, metadata={"format": "pt"})

@@ -90,7 +90,7 @@ def _load(parts: Parts) -> tuple[Any, list[Any], Notes]:
     pages = []
     for file in parts.files:
         opened = _open_shard(file)
-        check_shard(file, set(opened.loaded), parts)
+        check_shard(file, set(opened.loaded) - opened.tied, parts)
         tensors |= opened.loaded
         pages += [opened.pages] if opened.pages else []
     return tensors, pages, ()

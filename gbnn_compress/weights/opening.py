@@ -50,12 +50,14 @@ class Opened:
         kind: How it was read.
         pages: The mapped file, where large tensors are views of it.
         metadata: Texts that a safetensors file holds beside its tensors.
+        tied: Names that a safetensors file only mentions in its metadata, as other names of what it stores.
     """
 
     loaded: Any
     kind: Kind
     pages: mmap.mmap | None = None
     metadata: dict[str, str] | None = None
+    tied: frozenset[str] = frozenset()
 
 
 def open_file(path: Path) -> Opened:
@@ -132,7 +134,7 @@ def _load_safetensors(path: Path) -> Opened:
     except Exception as error:
         raise CheckpointError(DAMAGED.format("safetensors", reason(error))) from error
     tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
-    return Opened(tensors | tied, "safetensors", pages, metadata)
+    return Opened(tensors | tied, "safetensors", pages, metadata, frozenset(tied))
 
 
 def _load_torch(path: Path, *, kind: Kind) -> Any:
