@@ -8,19 +8,21 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, folder, options
+from gbnn_compress_cli import console, options
 
-OUTPUT_HELP = "The artifact, or for a folder of checkpoints the folder; default <stem>.gbnn.safetensors."
+from gbnn_compress.output import words
+
+OUTPUT_HELP = "The artifact; default <stem>.gbnn.safetensors, of a folder <folder>.gbnn.safetensors."
 
 
 def command(
-    context: typer.Context,
     checkpoint: options.Checkpoint,
     target_ratio: options.TargetRatio = None,
     max_drop: options.MaxDrop = None,
     ratio_of: options.RatioOf = "artifact",
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help=OUTPUT_HELP)] = None,
     arch: options.Architecture = None,
+    key: options.Key = None,
     data: options.Data = None,
     val_data: options.ValData = None,
     epochs: options.Epochs = None,
@@ -41,7 +43,7 @@ def command(
 ) -> int:
     """Compress a checkpoint into one small file.
 
-    Or each checkpoint of a folder. Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
+    Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
     cost; exit code 1 says that the file is written but misses the target.
     """
     follows = _rank() > 0
@@ -49,8 +51,6 @@ def command(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
     ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
-    if Path(checkpoint).is_dir():
-        return folder.compress_all(context, Path(checkpoint), quiet=quiet)
     with ExitStack() as stack:
         tell = stack.enter_context(console.progress(quiet=quiet or follows))
         import gbnn_compress
@@ -71,6 +71,7 @@ def command(
             ratio_of=ratio_of,
             output=artifact,
             arch=arch,
+            key=key,
             recipe=recipe,
             settings=chosen,
             data=reading(data),
@@ -92,7 +93,7 @@ def command(
     if in_table:
         from gbnn_compress_cli.report_view import report_view
 
-        view = report_view(report, name=source.name, arch=arch, every_layer=verbose)
+        view = report_view(report, name=words.name_of(source), arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1
 

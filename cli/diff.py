@@ -1,6 +1,5 @@
 """`gbnn-compress diff`: two networks side by side."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +23,7 @@ def command(
         typer.Option("--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."),
     ] = None,
     arch: options.Architecture = None,
+    key: options.Key = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -40,13 +40,13 @@ def command(
     """
     console.check_json_target(json, the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
-        tell(f"comparing {Path(first).name} and {Path(second).name}")
+        tell(f"comparing {words.name_of(first)} and {words.name_of(second)}")
         import gbnn_compress
 
         evaluation = options.parse_evaluation(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
-        result = gbnn_compress.diff(first, second, data=evaluation, arch=arch, seed=seed)
+        result = gbnn_compress.diff(first, second, data=evaluation, arch=arch, key=key, seed=seed)
     if console.write_json(result, json):
         console.write_stdout(console.render(*_view(result, data=data, every_tensor=verbose)))
     return 0
@@ -55,7 +55,7 @@ def command(
 def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
-    names = [Path(model).name for model in result["models"]]
+    names = [words.name_of(model) for model in result["models"]]
     sizes = [words.size(size) for size in result["bytes"]]
     yield tables.line(f"A  {names[0]}   {sizes[0]}", "bold")
     yield tables.line(f"B  {names[1]}   {sizes[1]}", "bold")

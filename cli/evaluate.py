@@ -1,6 +1,5 @@
 """`gbnn-compress evaluate`: metrics of a checkpoint or an artifact."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +25,7 @@ def command(
         ),
     ],
     arch: options.Architecture = None,
+    key: options.Key = None,
     ood: Annotated[
         str | None,
         typer.Option("--ood", metavar="SPEC", help="Out-of-distribution inputs to tell apart from `--data`."),
@@ -64,7 +64,7 @@ def command(
     """
     console.check_json_target(json, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
-        tell(f"evaluating {Path(model).name} on {data}")
+        tell(f"evaluating {words.name_of(model)} on {data}")
         import gbnn_compress
 
         evaluation = options.parse_evaluation(
@@ -72,7 +72,7 @@ def command(
         )
         assert evaluation is not None
         result = gbnn_compress.evaluate(
-            model, evaluation, arch=arch, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
+            model, evaluation, arch=arch, key=key, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
         )
     in_table = console.write_json(result, json)
     console.warn(result["warnings"], in_table=False)
@@ -88,16 +88,17 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str 
 
     draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
-    rows = [(f"{Path(result['model']).name}{draws}{folded}", result)]
+    rows = [(f"{words.name_of(result['model'])}{draws}{folded}", result)]
     if "scaled" in result:
         rows.append((f"scaled, temperature {result['temperature']:.3g}", result["scaled"]))
     yield tables.metrics(f"on {data}", rows)
+    yield from (tables.line(note) for note in result.get("notes", []))
     yield ""
     yield tables.line("coverage: share of inputs, the most confident first, with at most 5 % errors")
     if reference is not None:
         agreement = words.percent(result["agreement"])
         yield tables.line(
-            f"against {Path(reference).name}: the same top class for {agreement} of inputs,"
+            f"against {words.name_of(reference)}: the same top class for {agreement} of inputs,"
             f" mean KL {result['logit_kl']:.4f} nats"
         )
     if ood is not None:

@@ -1,6 +1,5 @@
 """`gbnn-compress export`: an artifact as ONNX."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,7 +51,7 @@ def command(
     console.check_json_target(json, the_artifact=artifact, the_model=output)
     shape = None if input_shape is None else _parse_shape(input_shape)
     with console.progress(quiet=quiet) as tell:
-        tell(f"exporting {Path(artifact).name} and running it in ONNX Runtime")
+        tell(f"exporting {words.name_of(artifact)} and running it in ONNX Runtime")
         import gbnn_compress
 
         result = gbnn_compress.export_onnx(
@@ -85,7 +84,8 @@ def _view(result: dict[str, Any]) -> str:
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
         f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
-        f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
+        + "".join(f"{note}\n" for note in result.get("notes", []))
+        + f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
         + "".join(_loading(result["loading"]))
     )
 

@@ -34,7 +34,10 @@ def number(text: str) -> float:
         raise typer.BadParameter(f"expected a number, got `{text}`") from None
 
 
-CHECKPOINT_HELP = "A .safetensors, .pth, .pt, .th or .bin file with a network's weights."
+CHECKPOINT_HELP = (
+    "A .safetensors, .pth, .pt, .th, .bin or .ckpt file with a network's weights, or a Hugging Face folder (with"
+    " model.safetensors, pytorch_model.bin or an index of either)."
+)
 
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT_HELP, show_default=False)]
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="A file that `compress` wrote.", show_default=False)]
@@ -67,6 +70,15 @@ Architecture = Annotated[
         metavar="SPEC",
         help="The network: torchvision/resnet18, timm/NAME, models.py:callable or package.module:callable."
         " Default: found by the names and shapes of the tensors.",
+    ),
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="NAME|PREFIX.",
+        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
+        " ema_model.",
     ),
 ]
 Data = Annotated[

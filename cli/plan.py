@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +28,7 @@ def command(
     ratio_of: options.RatioOf = "artifact",
     output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
     arch: options.Architecture = None,
+    key: options.Key = None,
     data: options.Data = None,
     val_data: options.ValData = None,
     epochs: options.Epochs = None,
@@ -56,7 +56,7 @@ def command(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
     with console.progress(quiet=quiet) as tell:
-        tell(f"reading and fitting {Path(checkpoint).name}")
+        tell(f"reading and fitting {words.name_of(checkpoint)}")
         import gbnn_compress
 
         console.check_json_target(json, the_checkpoint=checkpoint)
@@ -67,6 +67,7 @@ def command(
             ratio_of=ratio_of,
             output=output,
             arch=arch,
+            key=key,
             recipe=recipe,
             settings=options.parse_settings(settings),
             data=reading(data),
@@ -92,7 +93,7 @@ def _view(
 
     wanted, trained = plan["target_ratio"], bool(plan["epochs"])
     checkpoint, rates = plan["checkpoint"], plan["rates"]
-    name, size = Path(checkpoint["path"]).name, words.size(checkpoint["bytes"])
+    name, size = words.name_of(checkpoint["path"]), words.size(checkpoint["bytes"])
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
     yield ""
     notes = [("unwrapped", note) for note in checkpoint.get("notes", [])]

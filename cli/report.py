@@ -4,6 +4,8 @@ from pathlib import Path
 
 from gbnn_compress_cli import console, options
 
+from gbnn_compress.output import words
+
 
 def command(
     artifact: options.Artifact,
@@ -14,7 +16,7 @@ def command(
 ) -> int:
     """Show where every byte of an artifact went."""
     console.check_json_target(json, the_artifact=artifact, the_page=html)
-    name = Path(artifact).name
+    name = words.name_of(artifact)
     with console.progress(quiet=quiet) as tell:
         tell(f"reading {name}")
         import gbnn_compress
@@ -25,7 +27,7 @@ def command(
         network = gbnn_compress.load(artifact)
         report = network.report()
         if html is not None:
-            tell(f"writing {Path(html).name}")
+            tell(f"writing {words.name_of(html)}")
             page.write(page.file_page(network.artifact, name=name), Path(html))
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)

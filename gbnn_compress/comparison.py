@@ -9,8 +9,11 @@ from gbnn_compress.errors import require_seed
 from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
 from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.variational import metrics
+from gbnn_compress.weights.names import match_names, rename
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
 
@@ -20,16 +23,18 @@ def diff(
     *,
     data: str | Evaluation | None = None,
     arch: str | None = None,
+    key: str | None = None,
     samples: int = 16,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Two checkpoints or artifacts side by side.
+    """Two checkpoints or artifacts side by side; names that differ by wrappers' parts only are the same.
 
     Args:
         first: The reference.
         second: The other.
         data: For agreement and metrics; labels are optional. As for `evaluate`.
         arch: As for `evaluate`.
+        key: Which network, of each checkpoint that is no artifact.
         samples: As for `evaluate`.
         seed: Of the first posterior draw.
 
@@ -42,12 +47,13 @@ def diff(
     """
     require_seed(seed)
     paths = (Path(first), Path(second))
-    models = tuple(read_model(path) for path in paths)
+    models = tuple(read_model(path, key=key) for path in paths)
     a, b = (dense(model) for model in models)
+    b = _named_alike(b, a)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "models": [str(path) for path in paths],
-        "bytes": [path.stat().st_size for path in paths],
+        "bytes": [model.size_bytes for model in models],
         "tensors": [_tensor_difference(name, a[name], b[name]) for name in a if name in b],
         "only_in_first": [name for name in a if name not in b],
         "only_in_second": [name for name in b if name not in a],
@@ -61,6 +67,13 @@ def diff(
         drawn = [bench.probabilities(model, seed=seed) for model in models]
         result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
     return result
+
+
+def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names that others call them, where these differ by wrappers' parts."""
+    shapes, own = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, others))
+    spelled = rename(tensors, match_names(shapes, own))
+    return {spelled[name]: tensor for name, tensor in tensors.items()}
 
 
 def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:

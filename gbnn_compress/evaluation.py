@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import FORMAT
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, require_seed
-from gbnn_compress.output import evaluation_page
+from gbnn_compress.output import evaluation_page, words
 from gbnn_compress.output.evaluation_page import EvaluationPage
 from gbnn_compress.output.sizes import SCHEMA
 from gbnn_compress.output.templated import require_writable
@@ -24,7 +24,7 @@ from gbnn_compress.tasks import (
     load_data,
     load_weights,
 )
-from gbnn_compress.types import Artifact, Checkpoint, Reliability
+from gbnn_compress.types import Artifact, Checkpoint, Fit, Reliability
 from gbnn_compress.variational import metrics, temperature
 from gbnn_compress.variational.detection import detection, spreads
 from gbnn_compress.variational.draws import sampler
@@ -34,6 +34,7 @@ from gbnn_compress.variational.prediction import Prediction, at_temperature, ave
 from gbnn_compress.variational.reliability import reliability
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.weights.layouts import listed
 from gbnn_compress.weights.rebuild import rebuild
 from gbnn_compress.weights.select import floating_shapes
 
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 FEW_INPUTS = 50
 """A single one of fewer inputs is over two points of accuracy."""
+
+MOST_LEFT_OUT = 0.2
+"""Share of a checkpoint's weights that a network may leave out without a warning."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ def evaluate(
     data: str | Evaluation,
     *,
     arch: str | None = None,
+    key: str | None = None,
     ood: str | None = None,
     val_data: str | None = None,
     reference: str | Path | None = None,
@@ -81,9 +86,10 @@ def evaluate(
     """What the probabilities of a checkpoint or an artifact are worth.
 
     Args:
-        model: A checkpoint (evaluated as it is) or an artifact (averaged over posterior draws).
+        model: A checkpoint, file or folder (evaluated as it is), or an artifact (averaged over posterior draws).
         data: Labelled data's specification, or an `Evaluation` that also says how to read it.
         arch: Specification of the network; default: what the artifact records or the index finds.
+        key: Which network of the checkpoint, where it holds several: see `compress`.
         ood: Specification of out-of-distribution data to tell apart from `data`.
         val_data: Specification of labelled data to fit one temperature on, which neither trained nor judges it.
         reference: The checkpoint (or artifact, at its mean) that predictions are compared with.
@@ -92,12 +98,12 @@ def evaluate(
         html: Where to write a page with reliability diagrams and histograms of the OOD scores.
 
     Returns:
-        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}` and `metrics.measures`:
-        `accuracy`, `nll` (nats), `ece`, `brier`, `adaptive_ece`, `coverage_at_5_percent_risk`. With `ood`: `"ood":
-        {"auroc", "fpr95"}` by predictive entropy, and the same in it by `max_probability` and, over several draws,
-        `mutual_information`. With `reference`: `agreement` and `logit_kl` (nats). With `val_data`: `temperature`, and
-        in `scaled` the measures and `ood` at it. `folded_temperature` where an artifact holds one; everything else is
-        then measured with it applied.
+        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}` and
+        `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`, `adaptive_ece`, `coverage_at_5_percent_risk`.
+        With `ood`: `"ood": {"auroc", "fpr95"}` by predictive entropy, and the same in it by `max_probability` and, over
+        several draws, `mutual_information`. With `reference`: `agreement` and `logit_kl` (nats). With `val_data`:
+        `temperature`, and in `scaled` the measures and `ood` at it. `folded_temperature` where an artifact
+        holds one; everything else is then measured with it applied. `notes` where the network left something out.
 
     Raises:
         GbnnError: Bad model, architecture or data.
@@ -105,7 +111,7 @@ def evaluate(
     if html is not None:
         require_writable(Path(html), model=Path(model))
     require_seed(seed)
-    loaded = read_model(Path(model))
+    loaded = read_model(Path(model), key=key)
     bench = Bench(loaded, as_evaluation(data, samples=samples), arch)
     strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")
     held_out = None if val_data is None else bench.on(load_data(val_data), option="--val-data")
@@ -127,7 +133,12 @@ def evaluate(
     if isinstance(loaded, Artifact) and temperature.FACT in loaded.facts:
         result["folded_temperature"] = temperature.folded_temperature(loaded)
     result |= _measures(inside, bench.labels, outside)
-    result["warnings"] = baseline_warnings(bench, result, name=Path(model).name)
+    if notes := extra_notes(bench.fit, spec=bench.architecture):
+        result["notes"] = list(notes)
+    result["warnings"] = [
+        *left_out_warnings(bench.fit, loaded, spec=bench.architecture),
+        *baseline_warnings(bench, result, name=words.name_of(model)),
+    ]
     predictions = {"as it is": inside}
     if compared is not None:
         before = bench.predict(compared, samples=0).probabilities
@@ -141,12 +152,12 @@ def evaluate(
         result["scaled"] = _measures(predictions["scaled"], bench.labels, scaled_outside)
     if html is not None:
         shown = EvaluationPage(
-            name=Path(model).name,
+            name=words.name_of(model),
             result=result,
             reliability={name: reliability(each.probabilities, bench.labels) for name, each in predictions.items()},
             ood=ood,
             spreads={} if outside is None else spreads(inside, outside),
-            reference=None if reference is None else Path(reference).name,
+            reference=None if reference is None else words.name_of(reference),
         )
         evaluation_page.write(shown, Path(html))
     return result
@@ -216,13 +227,34 @@ def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:
     return data if isinstance(data, Evaluation) else Evaluation(data, samples=samples)
 
 
-def read_model(path: Path) -> Checkpoint | Artifact:
-    """Open a checkpoint or an artifact, told apart by what the file says of itself.
+def read_model(path: Path, *, key: str | None = None) -> Checkpoint | Artifact:
+    """Open a checkpoint (a file or a folder) or an artifact, told apart by what the file says of itself.
+
+    Args:
+        path: The file or folder.
+        key: Which network of the checkpoint; ignored for an artifact, which holds one.
 
     Raises:
         GbnnError: Neither.
     """
-    return read_artifact(path) if is_artifact(path) else read_checkpoint(path)
+    return read_artifact(path) if is_artifact(path) else read_checkpoint(path, key=key)
+
+
+def extra_notes(fit: Fit, *, spec: str) -> tuple[str, ...]:
+    """A sentence on what a network left out of a checkpoint, if there is something."""
+    if not fit.extra:
+        return ()
+    return (f"`{spec}` has no {listed(fit.extra)}: kept in the file, not used by the network.",)
+
+
+def left_out_warnings(fit: Fit, model: Checkpoint | Artifact, *, spec: str) -> list[str]:
+    """What to warn of where a network leaves out more of a checkpoint than counters, heads and losses are."""
+    sizes = {name: math.prod(shape) for name, shape in shapes_of(model).items()}
+    left = sum(sizes.get(name, 0) for name in fit.extra) / max(sum(sizes.values()), 1)
+    if left <= MOST_LEFT_OUT:
+        return []
+    found = f"`{spec}` has no tensor for {words.percent(left)} of the weights"
+    return [f"{found} ({listed(fit.extra)}): what is said of the network is said without them; check `--arch`"]
 
 
 def is_artifact(path: Path) -> bool:
@@ -285,7 +317,7 @@ class Bench:
             self.device
         )
         self._use(load_data(evaluation.data, labels=labels), option=option)
-        self._load(dense(model))
+        self.fit = self._load(dense(model))
 
     @property
     def labels(self) -> Any:
@@ -350,8 +382,8 @@ class Bench:
 
         return torch.cat([images for images, _ in self.data.sample(at_most).batches(self.preprocessing)])
 
-    def _load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        load_weights(self.network, tensors, spec=self.architecture)
+    def _load(self, tensors: Mapping[str, torch.Tensor]) -> Fit:
+        return load_weights(self.network, tensors, spec=self.architecture)
 
     def _batches(self) -> Iterator[Any]:
         return self.data.batches(self.preprocessing)

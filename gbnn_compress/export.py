@@ -65,9 +65,10 @@ def export_onnx(
     Returns:
         `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
         "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}, "loading":
-        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once, when it
-        loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading` what
-        either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured.
+        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once,
+        when it loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading`
+        what either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured;
+        `notes` where the network left something out.
 
     Raises:
         GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
@@ -76,14 +77,15 @@ def export_onnx(
     _check_request(target, Path(artifact), weights=weights, samples=samples)
     require_seed(seed)
     loaded = read_artifact(Path(artifact))
-    module, spec = _network(loaded, arch)
+    module, spec, notes = _network(loaded, arch)
     shape = _input_shape(input_shape, module, spec)
     batches = _inputs(shape).split(BATCH_SIZES)
     seeds = range(seed, seed + samples) if weights == "samples" else ()
     expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
     data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
-    held = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
+    held: dict[str, Any] = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
+    held |= {"notes": notes} if notes else {}
     return {
         "schema": SCHEMA,
         "onnx": {
@@ -107,13 +109,13 @@ def export_onnx(
     }
 
 
-def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str]:
-    """In float32 with the posterior mean, and what to call it; a module of the caller's stays as it is."""
+def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str, list[str]]:
+    """In float32 with the posterior mean, what to call it, and what it left out; the caller's module stays as it is."""
     network = CompressedNetwork(artifact)
     if arch is None or isinstance(arch, str):
         spec = arch or known_architecture(artifact)
-        return network.to_module(spec).float(), spec
-    return network.to_module(copy.deepcopy(arch)).float(), type(arch).__name__
+        return network.to_module(spec).float(), spec, list(network.notes)
+    return network.to_module(copy.deepcopy(arch)).float(), type(arch).__name__, list(network.notes)
 
 
 def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.calibration.calibrated import Calibration
-    from gbnn_compress.types import Checkpoint
+    from gbnn_compress.types import Checkpoint, Fit
 
 MOST_WEIGHTS = 16_000_000
 """Shared weights of the largest network that is looked at on noise: compressing it takes about a minute more."""
@@ -43,7 +43,7 @@ def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selectio
     first = bench.inputs(at_most=1)
     logits(bench.network, [(first, None)])  # what does not fit is said in one line
     inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
-    names = _names(bench.network, checkpoint, selection)
+    names = _names(bench.network, checkpoint, selection, bench.fit)
     return calibrate(bench.network, inputs, names=names, synthetic=False)
 
 
@@ -62,15 +62,15 @@ def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch:
         return None
     try:
         network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
-        load_weights(network, checkpoint.tensors, spec=arch)
+        fit = load_weights(network, checkpoint.tensors, spec=arch)
     except ArchitectureError:
         return None
     own = network.state_dict(keep_vars=True)
     kernels = [tensor for tensor in own.values() if tensor.dim() == 4]  # in the network's order, not the file's
     if not kernels:
         return None
-    names = _names(network, checkpoint, selection)
-    tensors = {name: own[name] for name in names if name in own}
+    names = _names(network, checkpoint, selection, fit)
+    tensors = {name: own[mine] for name, mine in names.items()}
     inputs = synthetic_inputs(network, tensors, channels=kernels[0].shape[1])
     return None if inputs is None else calibrate(network, inputs, names=names, synthetic=True)
 
@@ -114,8 +114,8 @@ def precisions_on(
     n_classes = logits(network, [(first, None)]).shape[1]
     at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)
     own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)
-    names = _names(network, checkpoint, selection)
-    tensors = {name: own[name] for name in names if name in selection.shared and name in own}
+    names = _names(network, checkpoint, selection, bench.fit)
+    tensors = {name: own[mine] for name, mine in names.items() if name in selection.shared}
     if not with_labels:
         return fisher_precisions(network, tensors, inputs, seed=seed)
     labels = torch.as_tensor(bench.data.sample(at_most).labels)
@@ -123,8 +123,14 @@ def precisions_on(
     return variational_precisions(network, tensors, inputs, labels, seed=seed)
 
 
-def _names(network: torch.nn.Module, checkpoint: Checkpoint, selection: Selection) -> tuple[str, ...]:
-    """Tensors that may be touched: what the file stores once must be one tensor in the network too."""
+def _names(network: torch.nn.Module, checkpoint: Checkpoint, selection: Selection, fit: Fit) -> dict[str, str]:
+    """Tensors that may be touched, by the checkpoint's names, with the network's names for them.
+
+    What the file stores once must be one tensor in the network too.
+    """
     own = network.state_dict(keep_vars=True)
-    apart = {target for name, target in checkpoint.ties.items() if own.get(name) is not own.get(target)}
-    return tuple(name for name in (*selection.shared, *selection.unshared) if name not in apart)
+    held = {name: own[mine] for name, mine in fit.names.items()}
+    ties = {name: kept for name, kept in checkpoint.ties.items() if name not in fit.extra}
+    apart = {kept for name, kept in ties.items() if held.get(name) is not held.get(kept)}
+    touched = (name for name in (*selection.shared, *selection.unshared) if name in held and name not in apart)
+    return {name: fit.names[name] for name in touched}

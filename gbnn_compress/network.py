@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.codec.container import require_writable, same_file, write_atomically
 from gbnn_compress.errors import DataError, GbnnError, require_seed
-from gbnn_compress.evaluation import known_architecture, shapes_of
+from gbnn_compress.evaluation import extra_notes, known_architecture, shapes_of
 from gbnn_compress.output import sizes
 from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Artifact
@@ -17,6 +17,7 @@ from gbnn_compress.variational.monte_carlo import monte_carlo
 from gbnn_compress.variational.predict import copied
 from gbnn_compress.variational.prediction import Prediction
 from gbnn_compress.weights.architecture import find_architectures
+from gbnn_compress.weights.original import laid_out, open_original
 from gbnn_compress.weights.rebuild import rebuild
 
 if TYPE_CHECKING:
@@ -24,12 +25,19 @@ if TYPE_CHECKING:
 
 
 class CompressedNetwork:
-    """An artifact with the network to run it in, once that is known."""
+    """An artifact with the network to run it in, once that is known.
+
+    Attributes:
+        artifact: What the file holds.
+        notes: What the network that `to_module` loaded last left out, one sentence each.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self.notes: tuple[str, ...] = ()
         self._module: torch.nn.Module | None = None
         self._source: Sampler | None = None
+        self._strict: bool | None = None
         self._device: torch.device | None = None
 
     def report(self) -> dict[str, Any]:
@@ -45,11 +53,15 @@ class CompressedNetwork:
         require_seed(seed, option="seed")
         return rebuild(self.artifact, seed=seed)
 
-    def to_module(self, network: torch.nn.Module | str | None = None) -> torch.nn.Module:
+    def to_module(self, network: torch.nn.Module | str | None = None, *, strict: bool | None = None) -> torch.nn.Module:
         """The network with the posterior-mean weights, in evaluation mode.
+
+        Names may differ by what wrappers put into them: `module.`, `_orig_mod.`, `model.`, or one common prefix.
 
         Args:
             network: A module to load into, an architecture's specification, or None for the recorded one.
+            strict: True: tensors that the network does not have are refused. None: they are left out, and `notes` names
+                them; missing ones are refused. False: missing ones keep the network's values, too.
 
         Raises:
             GbnnError: The architecture is not known, or the weights do not fit it.
@@ -59,8 +71,9 @@ class CompressedNetwork:
             network = build_network(spec, n_classes=find_architectures(shapes_of(self.artifact)).n_classes)
         else:
             spec = type(network).__name__
-        load_weights(network, self.state_dict(), spec=spec)
-        self._module, self._source = network.eval(), None
+        fit = load_weights(network, self.state_dict(), spec=spec, strict=strict)
+        self.notes = extra_notes(fit, spec=spec)
+        self._module, self._source, self._strict = network.eval(), None, strict
         return network
 
     def predict(self, x: torch.Tensor, *, samples: int = 16, seed: int = 0, batch_size: int = 128) -> torch.Tensor:
@@ -113,7 +126,9 @@ class CompressedNetwork:
         if self._source is None or self._device != device:
             network = copied(self._module or self.to_module()).to(device)
             self._source = sampler(
-                self.artifact, network, load=lambda tensors: load_weights(network, tensors, spec="the network")
+                self.artifact,
+                network,
+                load=lambda tensors: load_weights(network, tensors, spec="the network", strict=self._strict),
             )
             self._device = device
         return self._source
@@ -128,33 +143,50 @@ def load(path: str | Path) -> CompressedNetwork:
     return CompressedNetwork(read_artifact(Path(path)))
 
 
-def decompress(path: str | Path, output: str | Path, *, seed: int | None = None) -> int:
-    """Write dense weights as a safetensors file.
+def decompress(path: str | Path, output: str | Path, *, seed: int | None = None, like: str | Path | None = None) -> int:
+    """Write dense weights as a safetensors file, or as a checkpoint was laid out.
 
     Args:
         path: The artifact.
         output: The file to write; tied tensors are written under each of their names.
         seed: None for the posterior mean, else the seed of one posterior sample.
+        like: The checkpoint that the artifact was made of, a file: its layout is written (wrappers, other entries,
+            names, ties, metadata) with the artifact's weights in place of its own.
 
     Returns:
         Bytes written.
 
     Raises:
-        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, or an output that cannot be written.
+        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, an output that cannot be written, or a
+            checkpoint that does not hold the artifact's tensors.
     """
-    import torch
-    from safetensors.torch import save
-
     target = Path(output)
-    if target.suffix != ".safetensors":
+    if like is None and target.suffix != ".safetensors":
         raise GbnnError(
-            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors"
+            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors, or the"
+            " checkpoint whose layout is wanted with `--like`"
         )
+    if like is not None and same_file(target, Path(like)):
+        raise GbnnError(f"cannot write `{target}`: it is the checkpoint that `--like` names; choose another `-o`")
     if same_file(target, Path(path)):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
     require_seed(seed, option="--sample")
     artifact = read_artifact(Path(path))
+    if like is not None:
+        original = open_original(Path(like))
+        data = laid_out(original, rebuild(artifact, seed=seed))
+    else:
+        data = _as_safetensors(artifact, target, path=path, seed=seed)
+    write_atomically(target, data)
+    return len(data)
+
+
+def _as_safetensors(artifact: Artifact, target: Path, *, path: str | Path, seed: int | None) -> bytes:
+    """The bytes of a safetensors file, under the checkpoint's names."""
+    import torch
+    from safetensors.torch import save
+
     ties = {info.name for info in artifact.tensors if info.kind == "tied"}
     tensors = rebuild(artifact, seed=seed)
     del artifact
@@ -165,6 +197,4 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None)
                 f"`{name}`; take it from `gbnn_compress.load({str(path)!r}).state_dict()`"
             )
     owned = {name: tensor.clone() if name in ties else tensor for name, tensor in tensors.items()}
-    data = save(owned, metadata={"format": "pt"})
-    write_atomically(target, data)
-    return len(data)
+    return save(owned, metadata={"format": "pt"})

@@ -31,6 +31,7 @@ def compress(
     ratio_of: str = "artifact",
     output: str | Path | None = None,
     arch: str | None = None,
+    key: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
@@ -46,13 +47,17 @@ def compress(
     """Compress a checkpoint into one artifact file.
 
     Args:
-        checkpoint: `.safetensors`, `.pth`, `.pt`, `.th` or `.bin`.
+        checkpoint: `.safetensors`, `.pth`, `.pt`, `.th`, `.bin` or `.ckpt`, or a Hugging Face folder: one with
+            `model.safetensors`, `pytorch_model.bin` or an index of either.
         target_ratio: Wanted ratio, >= 1; give this or `max_drop`. Default: the recipe's.
         max_drop: Accuracy points that may be lost, measured on `val_data` or predicted; the smallest file within them.
         ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
-        output: The artifact; default `<stem>.gbnn.safetensors` in the working directory.
+        output: The artifact; default `<stem>.gbnn.safetensors` (of a folder `<folder>.gbnn.safetensors`) in the working
+            directory.
         arch: Specification of the network (see the README), which the weights must fit; default: looked up by names
             and shapes.
+        key: Which network of the checkpoint, where it holds several: an entry of the wrapper, such as `g_ema`, or a
+            prefix of names, such as `ema_model.`.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
         data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
@@ -89,11 +94,12 @@ def compress(
         epochs=epochs,
         html=html,
         seed=seed,
+        key=key,
     )
     clock = Clock()
     with clock("read"):
-        tell(f"reading {request.source.name}")
-        read, names = open_checkpoint(request.source, arch)
+        tell(f"reading {words.name_of(request.source)}")
+        read, names, misfits = open_checkpoint(request.source, arch, key=key)
         selection = select(read)
         bench, judge = benches(request, read, eval_data=eval_data, samples=samples)
     with clock("fit"):
@@ -109,7 +115,7 @@ def compress(
             tell("merging components until the file meets the target")
             result = _cut(request, prepared, judge)
     with clock("encode"):
-        tell(f"writing and verifying {request.path.name}")
+        tell(f"writing and verifying {words.name_of(request.path)}")
         artifact = write_verified(request.path, result)
         if state is not None and not result.unfinished:
             state.remove()
@@ -119,10 +125,12 @@ def compress(
         tell(f"evaluating on {bench.evaluation.data}")
         report, reliability = _evaluated(report, bench, read, artifact, seed=seed)
     missed = [] if report["target_met"] else [_missed(report)]
-    report["warnings"] = [*missed, *result.notes, *outlier_warnings(read, selection), *report["warnings"]]
+    report["warnings"] = [*missed, *result.notes, *misfits, *outlier_warnings(read, selection), *report["warnings"]]
     if html is not None:
-        tell(f"writing {Path(html).name}")
-        shown = run_page(prepared, artifact, report, name=request.source.name, arch=arch, reliability=reliability)
+        tell(f"writing {words.name_of(html)}")
+        shown = run_page(
+            prepared, artifact, report, name=words.name_of(request.source), arch=arch, reliability=reliability
+        )
         page.write(shown, Path(html))
     report["timings"] = clock.timings()
     return report

@@ -30,6 +30,7 @@ def plan(
     ratio_of: str = "artifact",
     output: str | Path | None = None,
     arch: str | None = None,
+    key: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
@@ -54,6 +55,7 @@ def plan(
         ratio_of: See `compress`.
         output: Not written.
         arch: See `compress`.
+        key: See `compress`.
         recipe: See `compress`.
         settings: See `compress`.
         data: See `compress`.
@@ -88,13 +90,14 @@ def plan(
         epochs=epochs,
         html=html,
         seed=seed,
+        key=key,
         planned=True,
     )
     by_bytes = request.target_ratio if ratio_of == "artifact" else None
     wanted = sorted({*ratios, by_bytes} if by_bytes else ratios)
     clock = Clock()
     with clock("read"):
-        read, names = open_checkpoint(request.source, arch)
+        read, names, misfits = open_checkpoint(request.source, arch, key=key)
         selection = select(read)
         benches(request, read, eval_data=eval_data, samples=1)
     with clock("fit"):
@@ -121,7 +124,7 @@ def plan(
         "ratio_of": ratio_of,
         "epochs": request.epochs,
         "memory_bytes": int(1.5 * prepared.floating_bytes) + 600_000_000,
-        "warnings": [*outlier_warnings(read, selection), *_caveats(request)],
+        "warnings": [*misfits, *outlier_warnings(read, selection), *_caveats(request)],
         "timings": clock.timings(),
     }
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gbnn_compress.codec import container
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
 from gbnn_compress.output import templated
+from gbnn_compress.weights.folders import SUFFIXES
 
 if TYPE_CHECKING:
     from gbnn_compress.evaluation import Evaluation
@@ -22,7 +23,7 @@ class Request:
     """Arguments that fit together; what is left to the recipe is filled in.
 
     Attributes:
-        source: The checkpoint.
+        source: The checkpoint, a file or a folder.
         path: The artifact.
         target_ratio: Wanted ratio; None with `max_drop`, or where only a plan is wanted.
         max_drop: Accuracy points that may be lost; None with `target_ratio`.
@@ -33,6 +34,7 @@ class Request:
         val_data: For choices.
         epochs: Passes over the data.
         seed: Of all chance.
+        key: Which network of the checkpoint.
     """
 
     source: Path
@@ -46,6 +48,7 @@ class Request:
     val_data: str | Evaluation | None
     epochs: int
     seed: int
+    key: str | None = None
 
 
 def requested(
@@ -62,6 +65,7 @@ def requested(
     epochs: int | None,
     html: str | Path | None,
     seed: int,
+    key: str | None = None,
     planned: bool = False,
 ) -> Request:
     """Arguments as they were given, checked.
@@ -71,7 +75,7 @@ def requested(
         target_ratio: None and no `max_drop`: the recipe's.
         max_drop: See `Request`.
         ratio_of: See `Request`.
-        output: Default `<stem>.gbnn.safetensors` in the working directory.
+        output: Default: see `default_output`.
         arch: See `Request`.
         recipe: Resolved.
         data: See `Request`.
@@ -79,6 +83,7 @@ def requested(
         epochs: None: the recipe's.
         html: The page that is to be written as well.
         seed: See `Request`.
+        key: See `Request`.
         planned: Whether nothing will be written: then there need not be a target, nor a place for the default output.
 
     Raises:
@@ -109,12 +114,14 @@ def requested(
         val_data=val_data,
         epochs=epochs,
         seed=seed,
+        key=key,
     )
 
 
 def default_output(checkpoint: str | Path) -> Path:
-    """`<stem>.gbnn.safetensors` in the working directory."""
-    return Path(Path(checkpoint).stem + SUFFIX)
+    """`<stem>.gbnn.safetensors` in the working directory; of a folder, its whole name (`Llama-3.2-1B`)."""
+    path = Path(checkpoint)
+    return Path(((path.resolve().name or "checkpoint") if path.is_dir() else path.stem) + SUFFIX)
 
 
 def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str, *, needed: bool) -> None:
@@ -161,4 +168,7 @@ def _check_data(
 def _check_output(source: Path, path: Path) -> None:
     if container.same_file(path, source):
         raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
+    taken = path.suffix.lower() in SUFFIXES and not path.name.endswith(SUFFIX)
+    if source.is_dir() and taken and container.same_file(path.parent, source):
+        raise OutputError(f"cannot write `{path}`: it may be taken for a part of the checkpoint; choose another `-o`")
     container.require_writable(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.allocation import cost_factors, cost_of_errors, rescue_factors
 from gbnn_compress.errors import CheckpointError
-from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, is_artifact
+from gbnn_compress.evaluation import Bench, Evaluation, as_evaluation, extra_notes, is_artifact, left_out_warnings
 from gbnn_compress.inputs import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.prepared import Prepared, prepare
 from gbnn_compress.tasks import build_network, load_weights
@@ -58,8 +58,15 @@ class Clock:
         return {**self._stages, "total": time.perf_counter() - self._start}
 
 
-def open_checkpoint(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str, ...]]:
-    """Read a checkpoint, and find the architectures that it fits: the given one, or those of the index.
+def open_checkpoint(
+    path: Path, arch: str | None, *, key: str | None = None
+) -> tuple[Checkpoint, tuple[str, ...], list[str]]:
+    """Read a checkpoint, find the architectures that it fits (the given one, or those of the index), and warn.
+
+    Args:
+        path: A file or a folder.
+        arch: Specification of the network.
+        key: Which network of the checkpoint.
 
     Raises:
         GbnnError: It cannot be read, is an artifact, or does not fit `arch`.
@@ -69,11 +76,13 @@ def open_checkpoint(path: Path, arch: str | None) -> tuple[Checkpoint, tuple[str
             f"`{path}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` gives dense "
             "weights back"
         )
-    checkpoint = read_checkpoint(path)
+    checkpoint, warnings = read_checkpoint(path, key=key), list[str]()
     if arch is not None:
         classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
-        load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
-    return checkpoint, _architectures(checkpoint, arch)
+        fit = load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(fit, spec=arch)))
+        warnings = left_out_warnings(fit, checkpoint, spec=arch)
+    return checkpoint, _architectures(checkpoint, arch), warnings
 
 
 def _bench_on(

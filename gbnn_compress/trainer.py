@@ -55,6 +55,7 @@ class Trainer:
         prepared: The checkpoint.
         recipe: The configuration.
         network: Trained in place; holds norms, biases and batch-norm statistics.
+        names: Name in the checkpoint -> name in the network.
         shared: Its shared weights.
         target_ratio: Of the file in the end.
         ratio_of: As for `compress`.
@@ -65,6 +66,7 @@ class Trainer:
     prepared: Prepared
     recipe: Recipe
     network: torch.nn.Module
+    names: Mapping[str, str]
     shared: SharedWeights
     target_ratio: float
     ratio_of: str
@@ -75,12 +77,12 @@ class Trainer:
         """Name -> unshared tensors and tables as they have become, on the CPU, at the checkpoint's dtypes."""
         own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
         selection = self.prepared.selection
-        names = (name for name in {*selection.unshared, *selection.tables} if name in own)
-        return {name: rounded(own[name].cpu(), tensors[name].dtype) for name in names}
+        names = {name: self.names[name] for name in (*selection.unshared, *selection.tables) if name in self.names}
+        return {name: rounded(own[mine].cpu(), tensors[name].dtype) for name, mine in names.items()}
 
     @torch.no_grad()
     def mean_weights(self) -> dict[str, torch.Tensor]:
-        """Name -> weights of the posterior mean."""
+        """Name in the network -> weights of the posterior mean."""
         return self.shared.weights(self.shared.ids())
 
     def untrained(self) -> list[str]:

@@ -116,7 +116,10 @@ def train_to_target(
         prepared=prepared,
         recipe=recipe,
         network=copied(train.network),
-        shared=SharedWeights(prepared.checkpoint.tensors, prepared.selection.shared, device=train.device),
+        names=train.fit.names,
+        shared=SharedWeights(
+            prepared.checkpoint.tensors, prepared.selection.shared, device=train.device, own=train.fit.names
+        ),
         target_ratio=target_ratio,
         ratio_of=ratio_of,
         safe_ratio=find_safe_ratio(prepared),
@@ -173,9 +176,11 @@ def _facts(settings: TrainingSettings, epochs: int) -> dict[str, Any]:
 
 def _check_names(prepared: Prepared, bench: Bench) -> None:
     """Refuse a network whose tensors are not those of the checkpoint: its weights could not be handed in."""
-    own = bench.network.state_dict(keep_vars=True)
-    names = [name for name in prepared.selection.shared if name not in own]
-    names += [name for name, other in prepared.checkpoint.ties.items() if own.get(name) is not own.get(other)]
+    own, fit = bench.network.state_dict(keep_vars=True), bench.fit
+    names = [name for name in prepared.selection.shared if name not in fit.names and name not in fit.extra]
+    held = {name: own[mine] for name, mine in fit.names.items()}
+    ties = ((name, other) for name, other in prepared.checkpoint.ties.items() if name not in fit.extra)
+    names += [name for name, other in ties if held.get(name) is not held.get(other)]
     if names:
         raise ArchitectureError(
             f"`--epochs`: `{bench.architecture}` holds `{names[0]}` under another name, or apart from what it is tied"

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state dict as read from a file, unwrapped.
+    """The state dict of one network, as read from a file or a folder.
 
     Attributes:
-        path: The file.
-        sha256: Hex digest of the file's bytes.
-        size_bytes: Size of the file.
-        tensors: Every tensor by its unwrapped name, in the file's order, on the CPU, ties included.
+        path: The file or folder.
+        sha256: Hex digest of the file's bytes; of several files in order of name, one after the other.
+        size_bytes: Size of the file, or of all.
+        tensors: Every tensor by its name as it is stored, in the file's order, on the CPU, ties included.
         ties: Name of a tied tensor -> the earlier name that holds the same storage.
-        notes: What was unwrapped, one sentence each.
+        notes: What was unwrapped and what was left, one sentence each.
     """
 
     path: Path
@@ -32,6 +32,19 @@ class Checkpoint:
     tensors: Mapping[str, torch.Tensor]
     ties: Mapping[str, str]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a checkpoint's tensors went into a network.
+
+    Attributes:
+        names: Name in the checkpoint -> name in the network, of all tensors that it has under some spelling.
+        extra: Names in the checkpoint that the network has no tensor for.
+    """
+
+    names: Mapping[str, str]
+    extra: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,7 @@ class TensorInfo:
     """One tensor of the state dict.
 
     Attributes:
-        name: Its unwrapped name.
+        name: Its name in the checkpoint.
         shape: Its shape.
         dtype: Its dtype's name, such as `float32`.
         kind: `shared`, `unshared`, `raw`, or `tied`.

@@ -51,17 +51,19 @@ class Calibration:
         return float(np.exp(np.mean([np.log(layer.gain) for layer in self.layers.values()]))) if self.layers else 1.0
 
 
-def calibrate(network: torch.nn.Module, inputs: torch.Tensor, *, names: Sequence[str], synthetic: bool) -> Calibration:
+def calibrate(
+    network: torch.nn.Module, inputs: torch.Tensor, *, names: Mapping[str, str], synthetic: bool
+) -> Calibration:
     """Survey a network.
 
     Args:
         network: In evaluation mode, holding the original weights; it is not changed.
         inputs: (N, ...), preprocessed.
-        names: Tensors of the checkpoint that may be touched.
+        names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
         synthetic: Whether the inputs are noise: then batch norm uses their statistics.
     """
     own = network.state_dict(keep_vars=True)
-    tensors = {name: own[name] for name in names if name in own}
+    tensors = {name: own[mine] for name, mine in names.items()}
     with single_thread():
         layers = survey(
             network,

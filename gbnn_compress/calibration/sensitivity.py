@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
-from gbnn_compress.variational.predict import run_with
+from gbnn_compress.variational.predict import own_names, run_with
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
 """Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
@@ -21,7 +21,7 @@ def label_gradients(
 
     Args:
         network: In evaluation mode.
-        weights: Name -> what takes the place of its own tensor, requiring gradients.
+        weights: Name in the network -> what takes the place of its own tensor, requiring gradients.
         inputs: (N, ...), preprocessed; each batch goes to the network as a copy, should it work in place.
         batch: Inputs at once.
         seed: Of the labels.
@@ -58,14 +58,15 @@ def error_costs(
         Name -> nats an input, of those tensors that the output depends on, none where the network runs without
         gradients only; and the number of inputs looked at.
     """
-    weights = {name: tensors[name].detach().clone().requires_grad_() for name in errors if name in tensors}
-    along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
+    own = own_names(network, {name: tensors[name] for name in errors if name in tensors})
+    weights = {own[name]: tensors[name].detach().clone().requires_grad_() for name in own}
+    along = {name: errors[name].to(tensors[name].dtype) for name in own}
     count = min(len(inputs), MOST_GRADIENTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
     sums: dict[str, float] = {}
     with single_thread():
         try:
             for gradients in label_gradients(network, weights, inputs[:count], batch=1, seed=0):
-                for name, gradient in zip(weights, gradients, strict=True):
+                for name, gradient in zip(own, gradients, strict=True):
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.calibration.sensitivity import label_gradients
-from gbnn_compress.variational.predict import run_with
+from gbnn_compress.variational.predict import own_names, run_with
 from gbnn_compress.variational.shared import gaussian_divergence_nats
 
 FISHER_BATCH = 8
@@ -49,11 +49,12 @@ def fisher_precisions(
     Returns:
         Name -> float64 (rows,), in nats an input and squared weight; tensors that do not matter to the output left out.
     """
-    weights = {name: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
+    own = own_names(network, tensors)
+    weights = {own[name]: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
     sums: dict[str, torch.Tensor] = {}
     with single_thread():
         for gradients in label_gradients(network, weights, inputs, batch=FISHER_BATCH, seed=seed):
-            for name, gradient in zip(weights, gradients, strict=True):
+            for name, gradient in zip(tensors, gradients, strict=True):
                 if gradient is not None:
                     squares = gradient.double().square().flatten(start_dim=1).mean(dim=1)
                     sums[name] = sums.get(name, 0) + squares
@@ -86,6 +87,7 @@ def variational_precisions(
         Name -> float64 (rows,), 1 / sigma^2.
     """
     generator = torch.Generator().manual_seed(seed)
+    own = own_names(network, tensors)
     means = {name: tensor.detach() for name, tensor in tensors.items()}
     spreads = {name: mean.double().square().mean().sqrt().clamp_min(1e-30).to(mean) for name, mean in means.items()}
     logs = {
@@ -97,7 +99,7 @@ def variational_precisions(
         for step, chosen in enumerate(_batches(len(inputs), generator)):
             optimiser.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / STEPS))
             moved = {name: _moved(log, means[name], generator) for name, log in logs.items()}
-            draws = [{name: mean + sign * moved[name] for name, mean in means.items()} for sign in (1, -1)]
+            draws = [{own[name]: mean + sign * moved[name] for name, mean in means.items()} for sign in (1, -1)]
             outputs = torch.cat([run_with(network, drawn, inputs[chosen]) for drawn in draws])
             misfit = functional.cross_entropy(outputs, labels[chosen].repeat(2))
             divergence = sum(

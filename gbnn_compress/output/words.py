@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 MEASURES = {
@@ -23,6 +24,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def name_of(path: str | Path) -> str:
+    """The last part of a path, also where it is `.` or ends in `..`; printable."""
+    found = Path(path).name
+    return printable(Path(path).resolve().name or str(path) if found in ("", "..") else found)
 
 
 def size(size_bytes: float) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.errors import ArchitectureError
 from gbnn_compress.tasks.data import one_line
 from gbnn_compress.tasks.preprocessing import Preprocessing
+from gbnn_compress.types import Fit
+from gbnn_compress.weights.names import is_counter, match_names, rename
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,39 +55,67 @@ def build_network(spec: str, *, n_classes: int | None = None) -> torch.nn.Module
     return network.eval()
 
 
-def load_weights(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, spec: str) -> None:
-    """Copy a checkpoint's tensors into a network, strictly, at the network's own dtypes.
+def load_weights(
+    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, spec: str, strict: bool | None = None
+) -> Fit:
+    """Copy a checkpoint's tensors into a network, at the network's own dtypes.
 
-    The network is changed in place, also where an error is raised. Missing `num_batches_tracked` counters are
-    left at their initial value: they are used in training only. Old names that the network itself renames on
-    loading (torchvision's vision transformers) are accepted, as is a network that asks which version of it was saved
-    (torchvision's MNASNet).
+    Names may differ by wrappers' parts (see `match_names`). The network is changed in place, also where an error is
+    raised. Missing `num_batches_tracked` counters are left at their initial value: they are used in training only.
+    What is tied in the network may be missing under all of its names but one. Old names that the network itself
+    renames on loading (torchvision's vision transformers) are accepted, as is a network that asks which version of it
+    was saved (torchvision's MNASNet).
 
     Args:
         network: Built from `spec`.
         tensors: By name, any floating dtype.
         spec: The architecture, for messages.
+        strict: Whether tensors that the network does not have are refused; None: left out, as long as none is missing;
+            False: those that are missing keep the network's values, too.
+
+    Returns:
+        The names, and what was left out.
 
     Raises:
-        ArchitectureError: Names are missing or unexpected, or shapes differ.
+        ArchitectureError: Names are missing or unexpected, nothing fits, or shapes differ.
     """
-    own = network.state_dict()
-    wrong = {
-        name: f"`{name}` is {list(tensor.shape)} in the checkpoint and {list(own[name].shape)} in `{spec}`"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
-    }
-    fitting = {name: tensor for name, tensor in tensors.items() if name not in wrong}
     misfit = f"the checkpoint does not fit `{spec}`"
-    missing, unexpected = _attempt(misfit, lambda: _copy(network, fitting))
-    missing = [name for name in missing if name not in wrong and not name.endswith("num_batches_tracked")]
-    if missing or unexpected or wrong:
-        parts = (
-            _some(list(wrong.values()), "{} of the wrong shape"),
-            _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
-            _some([f"`{name}`" for name in unexpected], "{} not in the architecture"),
+    held = network.state_dict(keep_vars=True)
+    own = {name: tuple(tensor.shape) for name, tensor in held.items() if hasattr(tensor, "shape")}
+    matched = match_names({name: tuple(tensor.shape) for name, tensor in tensors.items()}, own)
+    wrong = {
+        mine: f"`{name}` is {list(tensors[name].shape)} in the checkpoint and {list(own[mine])} in `{spec}`"
+        for name, mine in matched.items()
+        if own[mine] != tuple(tensors[name].shape)
+    }
+    spelled = rename(tensors, matched)
+    offered = {spelled[name]: tensor for name, tensor in tensors.items() if spelled[name] not in wrong}
+    missing, unexpected = _attempt(misfit, lambda: _copy(network, offered))
+    tied = {id(held[name]) for name in own.keys() - set(missing)}
+    missing = [name for name in missing if id(held.get(name)) not in tied]
+    missing = [name for name in missing if name not in wrong and not _may_be_missing(name)]
+    left = {*unexpected, *wrong}
+    extra = [name for name in tensors if spelled[name] in left and matched.get(name) not in wrong]
+    nothing = len(extra) == len(tensors)
+    if wrong or nothing or (missing and strict is not False) or (extra and strict):
+        raise ArchitectureError(
+            f"{misfit}: {_differences(wrong, missing, extra)}; give the `--arch` it was trained with"
         )
-        raise ArchitectureError(f"{misfit}: {'; '.join(filter(None, parts))}; give the `--arch` it was trained with")
+    return Fit({name: mine for name, mine in matched.items() if mine not in wrong}, tuple(extra))
+
+
+def _may_be_missing(name: str) -> bool:
+    """Whether a network works as well with its own initial value."""
+    return is_counter(name) or name.endswith("_extra_state")
+
+
+def _differences(wrong: Mapping[str, str], missing: Sequence[str], extra: Sequence[str]) -> str:
+    parts = (
+        _some(list(wrong.values()), "{} of the wrong shape"),
+        _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
+        _some([f"`{name}`" for name in extra], "{} not in the architecture"),
+    )
+    return "; ".join(filter(None, parts))
 
 
 def default_preprocessing(spec: str | None, *, n_channels: int) -> Preprocessing:

@@ -14,10 +14,11 @@ from gbnn_compress.weights.rebuild import draw, rebuild, shared_tensors
 if TYPE_CHECKING:
     import torch
 
-    from gbnn_compress.types import Artifact
+    from gbnn_compress.types import Artifact, Fit
     from gbnn_compress.weights.rebuild import SharedTensor
 
-Load = Callable[[Mapping[str, "torch.Tensor"]], None]
+Load = Callable[[Mapping[str, "torch.Tensor"]], "Fit"]
+"""Copies a state dict into a network, and says what went where."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +28,12 @@ class Sampler:
     Attributes:
         artifact: Where draws come from.
         network: What they are put into; its other tensors are the artifact's already.
-        load: Copies a whole state dict into the network.
+        load: See `Load`.
         shared: The posteriors of the shared tensors.
-        names: For each of them its name among the network's parameters and buffers, or several where the checkpoint
-            ties what the network does not. None where the network keeps its weights in another form (it renames or
-            changes them on loading): every draw is then rebuilt and loaded whole.
+        names: For each of them its name among the network's parameters and buffers, several where the checkpoint ties
+            what the network does not, and no name where the network does not have it. None in all where the network
+            keeps its weights in another form (it renames or changes them on loading): every draw is then rebuilt and
+            loaded whole.
         tensors: The network's parameters and buffers by name.
     """
 
@@ -49,20 +51,22 @@ def sampler(artifact: Artifact, network: torch.nn.Module, *, load: Load) -> Samp
     Args:
         artifact: From `read_artifact`.
         network: Changed in place; neither its device nor its dtypes may change while the result is used.
-        load: Copies a state dict into the network, strictly.
+        load: See `Load`.
 
     Raises:
         GbnnError: Whatever `load` raises where the weights do not fit.
     """
     mean = rebuild(artifact)
-    load(mean)
+    fit = load(mean)
     shared = shared_tensors(artifact)
+    extra = set(fit.extra)
     ties = [info for info in artifact.tensors if info.kind == "tied"]
-    names = tuple((each.name, *(tie.name for tie in ties if tie.tied_to == each.name)) for each in shared)
+    every = ((each.name, *(tie.name for tie in ties if tie.tied_to == each.name)) for each in shared)
+    groups = tuple({fit.names.get(name, name): name for name in group if name not in extra} for group in every)
     named = chain(network.named_parameters(remove_duplicate=False), network.named_buffers(remove_duplicate=False))
     tensors = {name: tensor.detach() for name, tensor in named}
-    held = all(_holds(tensors.get(name), mean[name]) for name in chain.from_iterable(names))
-    distinct = tuple(_one_a_storage(group, tensors) for group in names) if held else None
+    held = all(_holds(tensors.get(own), mean[name]) for group in groups for own, name in group.items())
+    distinct = tuple(_one_a_storage(list(group), tensors) for group in groups) if held else None
     return Sampler(artifact, network, load, shared, distinct, tensors)
 
 
@@ -119,6 +123,9 @@ def _one_a_storage(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) ->
 
 
 def _place(tensor: SharedTensor, generator: np.random.Generator | None, targets: list[torch.Tensor]) -> None:
+    if not targets:  # the network is a part of the checkpoint, and other draws are what they are with all of it
+        draw(tensor, generator)
+        return
     first, *others = targets
     if first.dtype == tensor.dtype and first.is_cpu and first.is_contiguous():
         draw(tensor, generator, out=first.view(-1))

@@ -189,7 +189,8 @@ class FineTuning:
 
     def _state(self, epoch: int, step: int) -> State:
         """Everything that `_begin` needs to go on as if nothing had happened, a copy."""
-        plain = {name: t for name, t in self.network.state_dict().items() if name not in self.shared.latent}
+        replaced = set(self.shared.own.values())
+        plain = {name: t for name, t in self.network.state_dict().items() if name not in replaced}
         state = {
             "epoch": epoch,
             "step": step,

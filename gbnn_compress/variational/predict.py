@@ -77,6 +77,21 @@ def run_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], imag
         return functional_call(network, dict(weights), (images,))
 
 
+def own_names(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """What a network calls its own tensors, for `run_with`.
+
+    Args:
+        network: Whose they are.
+        tensors: Its parameters and buffers by names of a checkpoint.
+
+    Returns:
+        Name in the checkpoint -> name in the network; the same for what is not the network's.
+    """
+    named = chain(network.named_parameters(), network.named_buffers())
+    places = {id(tensor): name for name, tensor in named}
+    return {name: places.get(id(tensor), name) for name, tensor in tensors.items()}
+
+
 def copied(network: torch.nn.Module) -> torch.nn.Module:
     """A deep copy, also where hooks make a weight from others (the old `weight_norm`): they will make it anew."""
     import torch

@@ -77,7 +77,8 @@ class Optimisers:
         self._shared, self._schedule = shared, schedule
         self._fixed = fixed(network, shared)
         named = network.named_parameters()
-        plain = [p for name, p in named if name not in shared.latent and p.requires_grad]
+        replaced = set(shared.own.values())
+        plain = [p for name, p in named if name not in replaced and p.requires_grad]
         self._plain = _adam([{"params": plain, "rate": schedule.plain_learning_rate}]) if plain else None
         self._latent = _adam([{"params": [latent], "rate": 0.0} for latent in shared.latent.values()])
         self._bank: torch.optim.Optimizer | None = None
@@ -139,7 +140,7 @@ class Optimisers:
 def fixed(network: torch.nn.Module, shared: SharedWeights) -> set[str]:
     """Shared tensors that a network does not train: its buffers, and parameters that need no gradient."""
     trained = {name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad}
-    return set(shared.latent) - trained
+    return {name for name in shared.latent if shared.own.get(name) not in trained}
 
 
 def _adam(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -90,7 +90,7 @@ def rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.devi
     return found
 
 
-GIVEN = ("device", "_dtypes", "_rules")
+GIVEN = ("device", "own", "_dtypes", "_rules")
 """Attributes that follow from what a network and its codebook are."""
 
 Ids = Mapping[str, torch.Tensor]
@@ -110,10 +110,19 @@ class SharedWeights:
         noise: Posterior deviation of a component with one member, over its e^log_sigma.
         book: What the bank and the rules were made from, with the members counted last.
         n_weights: Shared weights in all.
+        own: Name in the network, of those that it has; the others stay as they are.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], names: Sequence[str], *, device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        names: Sequence[str],
+        *,
+        device: torch.device,
+        own: Mapping[str, str] | None = None,
+    ) -> None:
         self.device = device
+        self.own = {name: name for name in names} if own is None else {n: own[n] for n in names if n in own}
         self.latent = {
             name: tensors[name].detach().to(device, torch.float32, copy=True).contiguous().requires_grad_()
             for name in names
@@ -184,7 +193,7 @@ class SharedWeights:
     def weights(
         self, ids: Ids, generator: torch.Generator | None = None, *, deviations: Deviations | None = None
     ) -> dict[str, torch.Tensor]:
-        """Name -> weights: a posterior draw, or the posterior mean without a generator.
+        """Name in the network -> weights: a posterior draw, or the posterior mean without a generator.
 
         Args:
             ids: Of the latent weights.
@@ -195,13 +204,15 @@ class SharedWeights:
         if generator is not None and deviations is None:
             deviations = self.deviations(ids)
         for name, own in ids.items():
+            if name not in self.own:
+                continue
             values = means
             if generator is not None and deviations is not None:
                 values = means + deviations[name] * torch.randn(len(means), generator=generator, device=self.device)
             latent = self.latent[name]
             shared = _Gather.apply(latent, values * self._rules[name].scale, own)
             mask = self.outliers.get(name)
-            drawn[name] = shared if mask is None else torch.where(mask, latent, shared)
+            drawn[self.own[name]] = shared if mask is None else torch.where(mask, latent, shared)
         return drawn
 
     def divergence_nats(self, ids: Ids, *, deviations: Deviations | None = None) -> torch.Tensor:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
 
+from gbnn_compress.weights.names import bare, spellings
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     Shape = tuple[int, ...]
 
 INDEX_NAME = "architectures.json"
+
+NEARLY_ALL = 0.99
+"""Share of a checkpoint's values that a part of it must have to be looked up by itself."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,44 @@ class _Index:
 def find_architectures(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
     """Looks a state dict up in the shipped index.
 
-    Names and shapes must match exactly, except that the classifier may have any number of classes.
+    Names and shapes must match exactly, except that the classifier may have any number of classes, and that names may
+    be wrapped: they are looked up as they are, then without what wrappers put into them, then as the part of the
+    checkpoint that nearly all of its values are in.
 
     Args:
-        shapes: Shape of each *floating* tensor of the state dict by its unwrapped name, buffers and ties
-            included, integer tensors (such as `num_batches_tracked`) left out.
+        shapes: Shape of each *floating* tensor of the state dict by its name, buffers and ties included, integer
+            tensors (such as `num_batches_tracked`) left out.
 
     Returns:
         Every network that fits. Several often do, and they may compute different things: `timm/resnet18` and
         `torchvision/resnet18` are one network, `timm/resnetblur18` with the same weights is another.
     """
+    for read in (*spellings(list(shapes)), *_parts(shapes)):
+        match = _find({spelled: shapes[name] for name, spelled in read.items()})
+        if match.names:
+            return match
+    return ArchitectureMatch(names=())
+
+
+def _parts(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
+    """Bare names under a common prefix, where what is beside them hardly counts (losses, running statistics)."""
+    current = {name: bare(name) for name in shapes}
+    total = sum(map(math.prod, shapes.values()))
+    while current:
+        sizes: dict[str, int] = {}
+        for name, read in current.items():
+            head, dot, _ = read.partition(".")
+            sizes[head + dot] = sizes.get(head + dot, 0) + math.prod(shapes[name])
+        prefix = max(sizes, key=lambda head: sizes[head])
+        if not prefix.endswith(".") or sizes[prefix] < NEARLY_ALL * total:
+            return
+        current = {name: read.removeprefix(prefix) for name, read in current.items() if read.startswith(prefix)}
+        if len(set(current.values())) == len(current):
+            yield current
+
+
+def _find(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
+    """The networks that fit names and shapes as they are."""
     index = _load_index()
     names = set(index.without_classifier.get(signature(shapes, classifier=()), ()))
     numbers: set[int] = set()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,19 +20,20 @@ LARGE_BYTES = 1 << 20
 
 
 class PagedTensors(Mapping[str, "torch.Tensor"]):
-    """A state dict that lets go of the file's pages whenever a large tensor is asked for.
+    """A state dict that lets go of its files' pages whenever a large tensor is asked for.
 
     Tensors handed out before stay as they are: what is read again comes from the file, most often from the system's
     own copy of it. Nobody may write to them.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], pages: mmap.mmap) -> None:
-        self._tensors, self._pages = tensors, pages
+    def __init__(self, tensors: Mapping[str, torch.Tensor], pages: Sequence[mmap.mmap]) -> None:
+        self._tensors, self._pages = tensors, tuple(pages)
 
     def __getitem__(self, name: str) -> torch.Tensor:
         tensor = self._tensors[name]
         if tensor.nbytes >= LARGE_BYTES and sys.platform == "linux":
-            self._pages.madvise(mmap.MADV_DONTNEED)
+            for pages in self._pages:
+                pages.madvise(mmap.MADV_DONTNEED)
         return tensor
 
     def __contains__(self, name: object) -> bool:

@@ -35,7 +35,8 @@ class Selection:
     Attributes:
         shared: Floating tensors with two or more dimensions: their weights go to components.
         unshared: Other floating tensors: each value is coded for itself.
-        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors, tables): kept bit for bit.
+        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors, tables, masks of one infinity
+            and one finite value): kept bit for bit.
         tables: Those of raw that are tables, or of unshared where they are coded after all (`with_coded_tables`).
     """
 
@@ -49,7 +50,7 @@ def select(checkpoint: Checkpoint) -> Selection:
     """Sort the tensors of a checkpoint.
 
     Raises:
-        CheckpointError: No tensor can be shared, or a floating tensor holds NaN or Inf.
+        CheckpointError: No tensor can be shared, or a floating tensor that is no mask holds NaN or Inf.
     """
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():
@@ -71,8 +72,10 @@ def select(checkpoint: Checkpoint) -> Selection:
             )
         if name not in checkpoint.ties:
             names[_kind(tensor)].append(name)
-    for name in names["shared"] + names["unshared"]:
-        _require_finite(name, checkpoint.tensors[name], checkpoint)
+    for kind in ("shared", "unshared"):
+        masks = [name for name in names[kind] if not _is_finite(name, checkpoint.tensors[name], checkpoint)]
+        names[kind] = [name for name in names[kind] if name not in masks]
+        names["raw"] += masks
     tables = _tables(names, checkpoint.tensors)
     for kind in ("shared", "unshared"):
         names[kind] = [name for name in names[kind] if name not in tables]
@@ -182,10 +185,26 @@ def _kind(tensor: torch.Tensor) -> str:
     return "shared" if tensor.dim() >= 2 else "unshared"
 
 
-def _require_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> None:
+def _is_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> bool:
+    """Whether all values are finite; else the tensor must be a mask.
+
+    Raises:
+        CheckpointError: It is none.
+    """
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(1 << 22))
-    if bad:
+    if bad and not _is_mask(tensor.detach()):
         raise CheckpointError(
             f"`{checkpoint.path}`: tensor `{name}` holds {bad} NaN or Inf of {tensor.numel()} values: "
             "only finite weights can be compressed; repair the checkpoint, or drop the tensor"
         )
+    return not bad
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds infinity of one sign and at most one finite value, as attention masks do."""
+    low, high = (float(end) for end in tensor.aminmax())  # NaN where there is one
+    if math.isinf(low) == math.isinf(high):
+        return math.isinf(low) and low == high
+    infinite = low if math.isinf(low) else high
+    finite = high if math.isinf(low) else low
+    return all(bool(((part == infinite) | (part == finite)).all()) for part in tensor.flatten().split(1 << 22))

@@ -43,10 +43,10 @@ class Reused(nn.Module):
 
 @pytest.mark.parametrize("synthetic", [False, True])
 def test_only_layers_that_run_once_are_calibrated(synthetic: bool) -> None:
-    names = ("again.weight", "head.weight", "unused.weight", "foreign")
+    names = {f"module.{name}": name for name in ("again.weight", "head.weight", "unused.weight")}
     calibration = calibrate(Reused().eval(), torch.randn(20, 4), names=names, synthetic=synthetic)
-    assert calibration.layers.keys() == {"head.weight"}
-    assert calibration.tensors.keys() == set(names[:3])
+    assert calibration.layers.keys() == {"module.head.weight"}
+    assert calibration.tensors.keys() == set(names)
 
 
 def test_threads_are_given_back() -> None:

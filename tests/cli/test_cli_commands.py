@@ -187,7 +187,7 @@ def test_decompress_mean_and_sample(run, files):
     assert outcome.out.startswith("wrote sample.safetensors: one posterior sample (seed 3), ")
     with safe_open("mean.safetensors", "numpy") as mean, safe_open("sample.safetensors", "numpy") as sample:
         assert list(mean.keys()) == list(sample.keys())
-        assert (mean.get_tensor("4.weight") != sample.get_tensor("4.weight")).any()
+        assert (mean.get_tensor("module.4.weight") != sample.get_tensor("module.4.weight")).any()
 
 
 @pytest.mark.parametrize("weights", ["codebook", "samples"])

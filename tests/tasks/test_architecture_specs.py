@@ -123,21 +123,35 @@ def test_error_names_and_shapes_that_do_not_fit():
         load_weights(small_network(), tensors, spec="m:f")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda tensors: tensors.pop("0.bias"),
-            r"fit `m:f`: 1 missing from the checkpoint \(`0.bias`\); give",
-        ),
-        (lambda tensors: tensors.update(a=torch.zeros(1)), r"`m:f`: 1 not in the architecture \(`a`\); give"),
-    ],
-)
-def test_error_names_that_do_not_fit(change, message):
+def test_missing_tensors_are_refused_unless_the_caller_takes_any():
     tensors = small_network().state_dict()
-    change(tensors)
-    with pytest.raises(ArchitectureError, match=message):
-        load_weights(small_network(), tensors, spec="m:f")
+    del tensors["0.bias"]
+    for strict in (None, True):
+        with pytest.raises(ArchitectureError, match=r"fit `m:f`: 1 missing from the checkpoint \(`0.bias`\); give"):
+            load_weights(small_network(), tensors, spec="m:f", strict=strict)
+    assert load_weights(small_network(), tensors, spec="m:f", strict=False).extra == ()
+
+
+def test_tensors_that_the_network_does_not_have_are_named_or_refused():
+    tensors = {**small_network().state_dict(), "a": torch.zeros(1)}
+    for strict in (None, False):
+        assert load_weights(small_network(), tensors, spec="m:f", strict=strict).extra == ("a",)
+    with pytest.raises(ArchitectureError, match=r"`m:f`: 1 not in the architecture \(`a`\); give"):
+        load_weights(small_network(), tensors, spec="m:f", strict=True)
+
+
+def test_a_network_that_nothing_fits_is_refused_even_so():
+    with pytest.raises(ArchitectureError, match=r"missing from the checkpoint .* 1 not in the architecture \(`a`\)"):
+        load_weights(small_network(), {"a": torch.zeros(1)}, spec="m:f", strict=False)
+
+
+def test_what_the_network_ties_may_be_stored_once():
+    network, other = (torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)}) for _ in range(2))
+    for each in (network, other):
+        each["b"].weight = each["a"].weight
+    tensors = {name: tensor for name, tensor in other.state_dict().items() if name != "a.weight"}
+    assert load_weights(network, tensors, spec="m:f").extra == ()
+    assert torch.equal(network["a"].weight, other["a"].weight)
 
 
 def test_error_loading_fails_otherwise():

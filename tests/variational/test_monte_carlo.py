@@ -12,6 +12,7 @@ from torch import nn
 
 from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.pipeline import compress
+from gbnn_compress.tasks import load_weights
 from gbnn_compress.variational import metrics, monte_carlo
 from gbnn_compress.variational.draws import place, sampler, stacked
 from gbnn_compress.variational.prediction import Prediction, average
@@ -103,7 +104,7 @@ def case(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Case:
 
 
 def bound(artifact: Artifact, network: nn.Module):
-    return sampler(artifact, network, load=network.load_state_dict)
+    return sampler(artifact, network, load=lambda tensors: load_weights(network, tensors, spec="m:f"))
 
 
 def batches(x: torch.Tensor, size: int = 3):

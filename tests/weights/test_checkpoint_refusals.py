@@ -21,7 +21,7 @@ def test_missing_file(tmp_path):
 
 
 def test_directory(tmp_path):
-    assert "is a directory: name the checkpoint file" in refusal(tmp_path)
+    assert "is a folder without model.safetensors, pytorch_model.bin or an index" in refusal(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -61,7 +61,8 @@ def test_git_lfs_pointer(tmp_path):
 
 def test_list_of_shards(tmp_path):
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {}}')
-    assert "shards: merge them" in refusal(tmp_path / "model.safetensors.index.json")
+    line = refusal(tmp_path / "model.safetensors.index.json")
+    assert f"is the index of a checkpoint in shards: name its folder, `{tmp_path}`" in line
 
 
 @pytest.mark.parametrize("share", [0.001, 0.05, 0.3, 0.6, 0.9, 0.999])
@@ -137,7 +138,7 @@ def test_no_mapping(tmp_path, content, kind):
 
 def test_several_state_dicts(tmp_path):
     path = saved(tmp_path, {"generator": weights(), "critic": weights()})
-    assert "several state dicts, `generator`, `critic`: save one of them alone" in refusal(path)
+    assert "several networks, `generator`, `critic`: choose one with `--key generator`" in refusal(path)
 
 
 def test_sparse_tensor(tmp_path):

@@ -74,7 +74,7 @@ def test_tables_are_coded_only_where_they_would_take_much_of_the_file() -> None:
 @pytest.mark.parametrize("name", ["w", "b"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_counted_and_named(name: str, value: float) -> None:
-    network = {"w": torch.ones(3, 4), "b": torch.ones(12)}
+    network = {"w": torch.arange(12.0).view(3, 4), "b": torch.arange(12.0)}
     network[name].view(-1)[[1, 5]] = value
     with pytest.raises(CheckpointError) as caught:
         select(checkpoint(network))

@@ -1,0 +1,173 @@
+"""Names of a checkpoint's tensors and names of a network's: which is which, whatever wrapped either of them.
+
+Wrappers put a part of their own into names: `module.` (DataParallel, AveragedModel), `_orig_mod.` (torch.compile),
+`model.` (Lightning and many others), anywhere and repeatedly. Nothing is stripped when a checkpoint is read: what a
+name means is settled here, when there is a network to compare with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    Shape = tuple[int, ...]
+    Shapes = Mapping[str, Shape]
+
+WRAPPER_PARTS = frozenset(
+    {
+        *("module", "_orig_mod", "model"),
+        *("_forward_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    }
+)
+"""Parts of names that a wrapper may have added."""
+
+OTHER_SHAPE = 1e6
+"""Cost of a pair of names whose tensors have other shapes: only where nothing else is left."""
+
+IMPOSSIBLE = 1e12
+
+
+def bare(name: str) -> str:
+    """The name without any wrapper's part; its last part is the tensor's own and stays."""
+    *modules, own = name.split(".")
+    return ".".join([*(part for part in modules if part not in WRAPPER_PARTS), own])
+
+
+def spellings(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Ways to read names that may be wrapped, likeliest first: as they are, without wrappers' prefixes, bare.
+
+    Args:
+        names: Of all tensors that are to be read the same way.
+
+    Yields:
+        Name -> how it is read; never two names read alike.
+    """
+    current = {name: name for name in names}
+    yield current
+    while names and len(heads := {name.partition(".")[0] for name in current.values()}) == 1:
+        (head,) = heads
+        if head not in WRAPPER_PARTS or any("." not in name for name in current.values()):
+            break
+        current = {name: read.partition(".")[2] for name, read in current.items()}
+        yield current
+    shortest = {name: bare(name) for name in names}
+    if len(set(shortest.values())) == len(names) and shortest != current:
+        yield shortest
+
+
+def match_names(tensors: Shapes, own: Shapes) -> dict[str, str]:
+    """Which of a network's tensors each of a checkpoint's tensors is.
+
+    Names that are the same but for wrappers' parts belong together; where several do, those that differ by as many
+    parts as the others, and of the same shape. Where that does not find all of the network, it may be a part of the
+    checkpoint: what has one common prefix, whatever its name (`net.`, `backbone.`).
+
+    Args:
+        tensors: Name in the checkpoint -> shape.
+        own: Name in the network -> shape.
+
+    Returns:
+        Name in the checkpoint -> name in the network, one to one, in the checkpoint's order. Shapes may differ where
+        only the names agree. What has no counterpart, or more than one that fits as well, is left out.
+    """
+    if all(name in tensors for name in own):
+        straight = {name: name for name in tensors if name in own}
+        if all(tensors[name] == own[name] for name in straight):
+            return straight
+    found = _match_bare(tensors, own)
+    if _is_complete(found, tensors, own):
+        return found
+    parts = [part for prefix in _prefixes(tensors, own) if (part := _match_part(prefix, tensors, own))]
+    return parts[0] if len(parts) == 1 else found
+
+
+def rename(names: Iterable[str], matched: Mapping[str, str]) -> dict[str, str]:
+    """How to spell names for a network, those too that it does not have under any spelling: it may know old ones.
+
+    Args:
+        names: All of a checkpoint.
+        matched: From `match_names`.
+
+    Returns:
+        Name in the checkpoint -> in the network; without counterpart its own, less the prefix that all others have
+        more than their counterparts. No two are the same.
+    """
+    prefixes = {name.removesuffix(own) if name.endswith(own) else None for name, own in matched.items()}
+    prefix = (prefixes.pop() if len(prefixes) == 1 else None) or ""
+    result, taken = dict(matched), set(matched.values())
+    for name in names:
+        if name not in matched:
+            read = name.removeprefix(prefix)
+            while read in taken:
+                read = f"{name}.{len(taken)}"  # of nothing that a network has
+            result[name] = read
+            taken.add(read)
+    return result
+
+
+def _match_bare(tensors: Shapes, own: Shapes) -> dict[str, str]:
+    """Pairs of names that are one without wrappers' parts."""
+    groups: dict[str, list[str]] = {}
+    for name in own:
+        groups.setdefault(bare(name), []).append(name)
+    alike: dict[str, list[str]] = {}
+    for name in tensors:
+        if (key := bare(name)) in groups:
+            alike.setdefault(key, []).append(name)
+    pairs = {name: mine for key, names in alike.items() for name, mine in _pair(names, groups[key], tensors, own)}
+    return {name: pairs[name] for name in tensors if name in pairs}
+
+
+def _pair(names: Sequence[str], mine: Sequence[str], tensors: Shapes, own: Shapes) -> Iterator[tuple[str, str]]:
+    """The cheapest assignment; squared differences prefer one wrapper around all to two around some."""
+    if len(names) == len(mine) == 1:
+        yield names[0], mine[0]
+        return
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    costs = np.array([[_cost(name, other, tensors, own) for other in mine] for name in names])
+    for row, column in zip(*linear_sum_assignment(costs), strict=True):
+        least = costs[row, column]
+        rivals = [other for other in range(len(names)) if other != row and costs[other, column] == least]
+        if least < IMPOSSIBLE and (len(names) <= len(mine) or not rivals):
+            yield names[row], mine[column]
+
+
+def _cost(name: str, mine: str, tensors: Shapes, own: Shapes) -> float:
+    longer, shorter = sorted((name.split("."), mine.split(".")), key=len, reverse=True)
+    rest = iter(longer)
+    if not all(part in rest for part in shorter):  # no subsequence: they differ in more than added wrappers
+        return IMPOSSIBLE
+    return (len(longer) - len(shorter)) ** 2 + OTHER_SHAPE * (tensors[name] != own[mine])
+
+
+def _is_complete(found: Mapping[str, str], tensors: Shapes, own: Shapes) -> bool:
+    held = {mine for name, mine in found.items() if tensors[name] == own[mine]}
+    return all(name in held for name in own if not is_counter(name))
+
+
+def is_counter(name: str) -> bool:
+    """Whether a tensor only counts the batches of a training, which checkpoints may lack."""
+    return name.endswith("num_batches_tracked")
+
+
+def _prefixes(tensors: Shapes, own: Shapes) -> list[str]:
+    """What stands before the network's first name in the checkpoint, wrappers' parts left out."""
+    first = next((bare(name) for name in own if not is_counter(name)), None)
+    if first is None:
+        return []
+    found = (read.removesuffix(first) for name in tensors if (read := bare(name)).endswith(f".{first}"))
+    return list(dict.fromkeys(found))
+
+
+def _match_part(prefix: str, tensors: Shapes, own: Shapes) -> dict[str, str] | None:
+    """The network as the part of the checkpoint with a prefix, if it is all there."""
+    inside = {name: read.removeprefix(prefix) for name in tensors if (read := bare(name)).startswith(prefix)}
+    if len(set(inside.values())) < len(inside):
+        return None
+    found = _match_bare({read: tensors[name] for name, read in inside.items()}, own)
+    matched = {name: found[read] for name, read in inside.items() if read in found}
+    return matched if _is_complete(matched, tensors, own) else None

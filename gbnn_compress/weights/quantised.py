@@ -1,0 +1,73 @@
+"""State dicts whose weights are codes already, told by their layout: integers with scales beside them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gbnn_compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+CODES = frozenset({"int8", "uint8", "int16", "int32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "uint4"})
+"""Dtypes that codes come in."""
+
+LAYOUTS = (
+    ("qweight", ("g_idx",), "GPTQ"),
+    ("qweight", ("qzeros",), "AWQ"),
+    ("qweight", ("scales", "scale"), "GPTQ or AWQ"),
+    ("weight", ("weight.absmax", "weight.quant_map", "weight.nested_absmax"), "bitsandbytes 4-bit"),
+    ("weight", ("weight.quant_state.",), "bitsandbytes 4-bit"),
+    ("weight", ("SCB", "weight.SCB", "weight_format"), "bitsandbytes 8-bit"),
+    ("weight_packed", ("weight_scale", "weight_global_scale"), "compressed-tensors"),
+    ("weight", ("weight_scale_inv", "weight_scale", "scale_weight"), "8-bit weights with scales"),
+    ("weight._data", ("weight._scale",), "quanto"),
+    ("W_q", ("meta", "scale", "zero"), "HQQ"),
+    ("_blocks", ("_scales",), "MXFP4"),
+)
+"""How the codes' name ends, how the names beside it end (one with a dot at its end begins so), and who writes that."""
+
+
+def check_not_quantised(entries: Mapping[object, object], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses weights that are stored as codes: sharing components among codes would make noise of them.
+
+    Args:
+        entries: All of the state dict.
+        tensors: Those of its entries that are tensors.
+
+    Raises:
+        CheckpointError: There are some. The message goes on from the file's name.
+    """
+    packed = [str(name) for name in entries if str(name).endswith("_packed_params")]
+    found = [(name, "torch's packed weights") for name in packed] or list(_codes(tensors))
+    if found:
+        name, layout = found[0]
+        more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+        raise CheckpointError(
+            f"holds quantised weights, `{name}`{more} ({layout}): dequantise first, or take the checkpoint from before"
+            " quantisation"
+        )
+
+
+def _codes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str]]:
+    """Names of tensors that are codes, and the layout that tells it."""
+    for name, tensor in tensors.items():
+        if str(tensor.dtype).removeprefix("torch.") not in CODES or tensor.numel() < 2:
+            continue
+        layouts = (layout for ending, beside, layout in LAYOUTS if _fits(name, ending, beside, tensors))
+        if (layout := next(layouts, None)) is not None:
+            yield name, layout
+
+
+def _fits(name: str, ending: str, beside: tuple[str, ...], tensors: Mapping[str, torch.Tensor]) -> bool:
+    if not name.endswith(ending):
+        return False
+    stem = name.removesuffix(ending)
+    if stem and not stem.endswith(".") and not ending.startswith("_"):
+        return False
+    return any(
+        any(other.startswith(stem + end) for other in tensors) if end.endswith(".") else stem + end in tensors
+        for end in beside
+    )
