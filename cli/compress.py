@@ -22,6 +22,7 @@ def command(
     ratio_of: options.RatioOf = "artifact",
     output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help=OUTPUT_HELP)] = None,
     arch: options.Architecture = None,
+    task: options.Task = None,
     key: options.Key = None,
     data: options.Data = None,
     val_data: options.ValData = None,

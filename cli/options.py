@@ -81,6 +81,15 @@ Key = Annotated[
         " ema_model.",
     ),
 ]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        "--task",
+        metavar="classifier|other",
+        help="Whether the network tells classes apart; lost points are predicted only then. Default: found out by"
+        " labels, the index of architectures, and outputs.",
+    ),
+]
 Data = Annotated[
     str | None,
     typer.Option(

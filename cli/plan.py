@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 REACHED = 0.995
 """A predicted ratio below this share of the wanted one counts as out of reach."""
 
+DAMAGE, LAYERS = ("accuracy lost", "predictions unchanged"), ("relative error of the layers",)
+"""Columns of what is predicted, with and without knowing that there is a classifier."""
+
 SOLVES = 4
 """Searches for a codebook that `compress` makes, about: one for the safe ratio, the others for the target."""
 
@@ -28,6 +31,7 @@ def command(
     ratio_of: options.RatioOf = "artifact",
     output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
     arch: options.Architecture = None,
+    task: options.Task = None,
     key: options.Key = None,
     data: options.Data = None,
     val_data: options.ValData = None,
@@ -67,6 +71,7 @@ def command(
             ratio_of=ratio_of,
             output=output,
             arch=arch,
+            task=task,
             key=key,
             recipe=recipe,
             settings=options.parse_settings(settings),
@@ -91,7 +96,7 @@ def _view(
 ) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
 
-    wanted, trained = plan["target_ratio"], bool(plan["epochs"])
+    wanted, trained, has_forecast = plan["target_ratio"], bool(plan["epochs"]), plan["safe_ratio"] is not None
     checkpoint, rates = plan["checkpoint"], plan["rates"]
     name, size = words.name_of(checkpoint["path"]), words.size(checkpoint["bytes"])
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
@@ -103,17 +108,21 @@ def _view(
     yield ""
     shown = [rate for rate in rates if _reached(rate) or rate["target_ratio"] == wanted]
     yield tables.table(
-        ("ratio", "file", "components", "accuracy lost", "predictions unchanged", ""),
+        ("ratio", "file", "components", *(DAMAGE if has_forecast else LAYERS), ""),
         [_row(rate, wanted=wanted) for rate in shown],
         styles=[tables.style_of(rate["drop"]) for rate in shown],
-        left=(0, 5),
+        left=(0, 3 + len(DAMAGE if has_forecast else LAYERS)),
     )
     if not all(map(_reached, rates)):
         smallest = max(rates, key=lambda rate: rate["ratio"])
         yield f"no file is predicted below {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
     yield ""
     source = "predicted with data" if plan["with_data"] else "predicted without data"
-    yield tables.line(f"{source}: {words.safe(plan['safe_ratio'], trained=trained)}", "bold")
+    if has_forecast:
+        condition = f", if this is an {plan['assumes']}" if plan["assumes"] else ""
+        yield tables.line(f"{source}{condition}: {words.safe(plan['safe_ratio'], trained=trained)}", "bold")
+    elif plan["task"] is None:
+        yield tables.line(words.UNKNOWN, "bold")
     if max_drop is not None:
         yield tables.line(_within(rates, max_drop))
     before = ", before training" if trained else ""
@@ -156,14 +165,11 @@ def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
     remark = "" if rate["target_ratio"] != wanted else "<- asked for"
     if not _reached(rate):
         remark = "<- asked for, out of reach"
-    return (
-        words.times(rate["target_ratio"]),
-        words.size(rate["bytes"]),
-        f"{rate['components']:,}",
-        f"{words.points(rate['drop'])} points",
-        words.percent(rate["agreement"]),
-        remark,
-    )
+    damage = [words.decimals(rate["relative_error"])]
+    if rate["drop"] is not None:
+        damage = [f"{words.points(rate['drop'])} points", words.percent(rate["agreement"])]
+    size, components = words.size(rate["bytes"]), f"{rate['components']:,}"
+    return (words.times(rate["target_ratio"]), size, components, *damage, remark)
 
 
 def _within(rates: list[dict[str, Any]], max_drop: float) -> str:

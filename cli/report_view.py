@@ -34,10 +34,10 @@ def report_view(
     met = report["target_met"]
     yield tables.line(_headline(report, name=name), "bold" if met else "bold red")
     yield ""
-    damage = report["damage"]
-    style = tables.style_of(damage["drop"])
-    yield tables.line(words.damage(damage, measured_on=statements.measured_on(report)), style or "green")
-    yield tables.line(words.safe(damage["safe_ratio"], trained="training" in report))
+    style = tables.style_of(report["damage"]["drop"])
+    first, *rest = statements.damage(report)
+    yield tables.line(first, style or "green")
+    yield from map(tables.line, rest)
     yield from (tables.line(f"warning: {warning}", style or "yellow") for warning in report["warnings"])
     yield ""
     yield tables.facts(statements.facts(report, arch=arch))

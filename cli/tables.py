@@ -128,8 +128,10 @@ def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows
     )
 
 
-def style_of(drop: float) -> str:
-    """Colour of so many accuracy points lost."""
+def style_of(drop: float | None) -> str:
+    """Colour of so many accuracy points lost; none where that is not known."""
+    if drop is None:
+        return ""
     return "bold red" if drop > SEVERE else "yellow" if drop > SERIOUS else ""
 
 

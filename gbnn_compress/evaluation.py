@@ -29,7 +29,7 @@ from gbnn_compress.variational import metrics, temperature
 from gbnn_compress.variational.detection import detection, spreads
 from gbnn_compress.variational.draws import sampler
 from gbnn_compress.variational.monte_carlo import monte_carlo
-from gbnn_compress.variational.predict import check_labels, logits
+from gbnn_compress.variational.predict import check_labels, logits, probabilities, require_classes
 from gbnn_compress.variational.prediction import Prediction, at_temperature, average
 from gbnn_compress.variational.reliability import reliability
 from gbnn_compress.weights.architecture import find_architectures
@@ -350,6 +350,7 @@ class Bench:
         import torch
 
         n_classes = logits(self.network, [(self.inputs(at_most=1), None)], option=self.option).shape[1]
+        require_classes(n_classes, option=self.option)
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
 
@@ -374,7 +375,7 @@ class Bench:
     def run(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """float64 (N, C), probabilities of one set of weights."""
         self._load(tensors)
-        return logits(self.network, self._batches(), option=self.option).double().softmax(dim=1)
+        return probabilities(self.network, self._batches(), option=self.option)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
         """float32 (N, ...), a fixed choice from all inputs (they may be sorted by class), preprocessed, on the CPU."""

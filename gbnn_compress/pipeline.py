@@ -14,7 +14,7 @@ from gbnn_compress.recipe import resolve
 from gbnn_compress.request import Request, requested
 from gbnn_compress.run_page import run_page
 from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
-from gbnn_compress.target import Result, damage_warnings, meet
+from gbnn_compress.target import LOST, Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 from gbnn_compress.weights.select import outlier_warnings, select
 from gbnn_compress.written import write_verified
@@ -32,6 +32,7 @@ def compress(
     output: str | Path | None = None,
     arch: str | None = None,
     key: str | None = None,
+    task: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
@@ -58,6 +59,8 @@ def compress(
             and shapes.
         key: Which network of the checkpoint, where it holds several: an entry of the wrapper, such as `g_ema`, or a
             prefix of names, such as `ema_model.`.
+        task: `classifier` or `other`: whether the network tells classes apart. Default: found out by labels, the index
+            of architectures, and outputs; lost points are predicted only where that is a classifier.
         recipe: Name of a shipped recipe, or a YAML file.
         settings: Further recipe values by key.
         data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
@@ -95,6 +98,7 @@ def compress(
         html=html,
         seed=seed,
         key=key,
+        task=task,
     )
     clock = Clock()
     with clock("read"):
@@ -104,7 +108,14 @@ def compress(
         bench, judge = benches(request, read, eval_data=eval_data, samples=samples)
     with clock("fit"):
         prepared = prepare_request(
-            request, read, selection, names, finest_ratio=finest_ratio(request), rescue=True, tell=tell
+            request,
+            read,
+            selection,
+            names,
+            finest_ratio=finest_ratio(request),
+            labels=bench is not None or judge is not None,
+            rescue=True,
+            tell=tell,
         )
     state = None
     if request.epochs:
@@ -191,6 +202,7 @@ def _evaluated(
     evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
     damage = {**report["damage"], **measured}
     warnings = [
+        *(warning for warning in report["warnings"] if warning.startswith(LOST)),
         *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
         *damage_warnings(damage["drop"], damage["safe_ratio"], measured=True),
     ]

@@ -31,6 +31,7 @@ def plan(
     output: str | Path | None = None,
     arch: str | None = None,
     key: str | None = None,
+    task: str | None = None,
     recipe: str | Path = "default",
     settings: Mapping[str, Any] | None = None,
     data: str | Evaluation | None = None,
@@ -56,6 +57,7 @@ def plan(
         output: Not written.
         arch: See `compress`.
         key: See `compress`.
+        task: See `compress`.
         recipe: See `compress`.
         settings: See `compress`.
         data: See `compress`.
@@ -67,7 +69,8 @@ def plan(
         progress: See `compress`.
 
     Returns:
-        `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`,
+        `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`, `task`
+        and `assumes` (what is known of the network's outputs: without either, only the layers' `relative_error` is),
         `with_data` (whether the prediction rests on `data`), `target_ratio`, `max_drop`, `ratio_of`, `epochs`,
         `memory_bytes` (about what compressing needs at its peak, without calibration or training), `warnings` and
         `timings`.
@@ -91,6 +94,7 @@ def plan(
         html=html,
         seed=seed,
         key=key,
+        task=task,
         planned=True,
     )
     by_bytes = request.target_ratio if ratio_of == "artifact" else None
@@ -99,14 +103,21 @@ def plan(
     with clock("read"):
         read, names, misfits = open_checkpoint(request.source, arch, key=key)
         selection = select(read)
-        benches(request, read, eval_data=eval_data, samples=1)
+        judged, chosen = benches(request, read, eval_data=eval_data, samples=1)
     with clock("fit"):
         prepared = prepare_request(
-            request, read, selection, names, finest_ratio=wanted[0], rescue=False, tell=progress or (lambda line: None)
+            request,
+            read,
+            selection,
+            names,
+            finest_ratio=wanted[0],
+            labels=judged is not None or chosen is not None,
+            rescue=False,
+            tell=progress or (lambda line: None),
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in wanted]
-        safe = find_safe_ratio(prepared)
+        safe = find_safe_ratio(prepared) if prepared.kind.has_forecast else None
     calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
     return {
         "schema": sizes.SCHEMA,
@@ -118,6 +129,8 @@ def plan(
         "tensors": [asdict(info) for info in tensor_infos(read, prepared.selection)],
         "rates": rates,
         "safe_ratio": safe,
+        "task": prepared.kind.task,
+        "assumes": prepared.kind.assumes,
         "target_ratio": by_bytes,
         "with_data": calibrated or prepared.precisions is not None,
         "max_drop": max_drop,

@@ -19,6 +19,7 @@ from gbnn_compress.rate.share import share_meter
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
 from gbnn_compress.weights.blocks import raw_bytes_of
+from gbnn_compress.weights.kind import Kind
 from gbnn_compress.weights.posterior import data_free_posterior, magnitude_posterior, typical_size
 from gbnn_compress.weights.select import (
     Selection,
@@ -53,6 +54,7 @@ class Prepared:
         value_bits: int64 (T,), bits of a value of each shared tensor.
         typical: Size of a typical tensor (see `typical_size`).
         problem: For rate control.
+        kind: What is known of the network's outputs.
         n_classes: Rows of the last matrix, taken as the number of classes.
         floating_bytes: Bytes that the ratio counts.
         n_unshared: Floating values that are not shared, raw ones included.
@@ -71,6 +73,7 @@ class Prepared:
     value_bits: np.ndarray
     typical: float
     problem: RateProblem
+    kind: Kind
     n_classes: int
     floating_bytes: int
     n_unshared: int
@@ -88,6 +91,7 @@ def prepare(
     recipe: Recipe,
     finest_ratio: float,
     facts: Mapping[str, Any],
+    kind: Kind,
     calibration: Calibration | None = None,
     precisions: Mapping[str, np.ndarray] | None = None,
     importances: Mapping[str, float] | None = None,
@@ -101,6 +105,7 @@ def prepare(
         recipe: The configuration.
         finest_ratio: Smallest ratio that will be asked for.
         facts: What the manifest will say of the checkpoint.
+        kind: What is known of the network's outputs.
         calibration: The network with inputs, real or synthetic.
         precisions: See `data_free_posterior`.
         importances: See `data_free_posterior`.
@@ -153,6 +158,7 @@ def prepare(
         value_bits=value_bits,
         typical=typical,
         problem=problem,
+        kind=kind,
         n_classes=_class_count(checkpoint, selection),
         floating_bytes=counted,
         n_unshared=floating_values(tensors, checkpoint.ties) - int(sizes_.sum()),

@@ -10,6 +10,7 @@ from gbnn_compress.codec import container
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
 from gbnn_compress.output import templated
 from gbnn_compress.weights.folders import SUFFIXES
+from gbnn_compress.weights.kind import check_task
 
 if TYPE_CHECKING:
     from gbnn_compress.evaluation import Evaluation
@@ -35,6 +36,7 @@ class Request:
         epochs: Passes over the data.
         seed: Of all chance.
         key: Which network of the checkpoint.
+        task: `classifier` or `other`; None where that is to be found out.
     """
 
     source: Path
@@ -49,6 +51,7 @@ class Request:
     epochs: int
     seed: int
     key: str | None = None
+    task: str | None = None
 
 
 def requested(
@@ -66,6 +69,7 @@ def requested(
     html: str | Path | None,
     seed: int,
     key: str | None = None,
+    task: str | None = None,
     planned: bool = False,
 ) -> Request:
     """Arguments as they were given, checked.
@@ -84,6 +88,7 @@ def requested(
         html: The page that is to be written as well.
         seed: See `Request`.
         key: See `Request`.
+        task: See `Request`.
         planned: Whether nothing will be written: then there need not be a target, nor a place for the default output.
 
     Raises:
@@ -96,6 +101,7 @@ def requested(
     epochs = recipe.epochs if epochs is None else epochs
     _check_data(data, recipe, epochs=epochs, said=said, val_data=val_data, max_drop=max_drop)
     require_seed(seed)
+    check_task(task)
     source = Path(checkpoint)
     path = default_output(source) if output is None else Path(output)
     if output is not None or not planned:
@@ -115,6 +121,7 @@ def requested(
         epochs=epochs,
         seed=seed,
         key=key,
+        task=task,
     )
 
 

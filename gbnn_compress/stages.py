@@ -19,6 +19,7 @@ from gbnn_compress.tasks import build_network, load_weights
 from gbnn_compress.types import Checkpoint
 from gbnn_compress.weights.architecture import find_architectures
 from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.weights.kind import CLASSIFIER, FACT, require_forecast, settle_kind
 from gbnn_compress.weights.select import Selection, floating_shapes, floating_values
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def prepare_request(
     names: Sequence[str],
     *,
     finest_ratio: float,
+    labels: bool,
     rescue: bool,
     tell: Tell,
 ) -> Prepared:
@@ -145,6 +147,7 @@ def prepare_request(
         selection: Its tensors by kind.
         names: Architectures that it fits.
         finest_ratio: Smallest ratio that the mixture must serve.
+        labels: Whether there are data with labels to measure on.
         rescue: Whether layers that would vanish at the target are weighed up, where no training is to come.
         tell: See `Tell`.
 
@@ -154,6 +157,15 @@ def prepare_request(
     recipe, calibration = request.recipe, None
     if recipe.feedback and not request.epochs:
         calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
+    kind = settle_kind(
+        request.task,
+        labels=labels or request.epochs > 0,
+        indexed_classes=find_architectures(floating_shapes(read.tensors)).n_classes,
+        outputs=None if calibration is None else calibration.columns,
+        tensors=read.tensors,
+    )
+    if request.max_drop is not None:
+        require_forecast(kind, measured=request.val_data is not None)
     precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
     tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
     fitted = partial(
@@ -167,12 +179,15 @@ def prepare_request(
             "target_ratio": request.target_ratio,
             "max_drop": request.max_drop,
             "ratio_of": request.ratio_of,
+            **({} if kind.task is None else {FACT: kind.task}),
         },
+        kind=kind,
         calibration=calibration,
         precisions=precisions,
     )
     prepared = fitted()
-    if calibration is not None and not calibration.synthetic and recipe.allocation == "costs":
+    by_costs = recipe.allocation == "costs" and kind.task == CLASSIFIER
+    if calibration is not None and not calibration.synthetic and by_costs:
         tell("weighing layers by what their errors cost, and fitting again")
         factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
         if factors:

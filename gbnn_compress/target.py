@@ -13,11 +13,22 @@ from gbnn_compress.parallel import in_order
 from gbnn_compress.prepared import Prepared, tensor_infos
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.control import codebook_at, parameters_of, predicted_bytes, solve_damage, solve_size
-from gbnn_compress.rate.damage import SAFE_DROP, WARN_DROP, Damage, predict_damage, relative_error
+from gbnn_compress.rate.damage import (
+    DEAD_ERROR,
+    SAFE_DROP,
+    WARN_DROP,
+    WARN_ERROR,
+    Damage,
+    Difference,
+    layer_error,
+    predict_damage,
+    relative_error,
+)
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors, with_outliers
 from gbnn_compress.types import IndexMap
 from gbnn_compress.weights.blocks import raw_bytes_of
 from gbnn_compress.weights.divided import with_parts_kept
+from gbnn_compress.weights.kind import CLASSIFIER
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.values import code_values, read_unshared
 
@@ -39,6 +50,12 @@ CLOSE_IN_LOCKSTEP = 0.98
 
 ATTEMPTS = 6
 
+LOST = "the network is lost"
+"""How a warning of outputs begins that say nothing of the checkpoint's any more."""
+
+NO_FORECAST = dict.fromkeys(("drop", "agreement", "logit_kl"))
+"""What is predicted of lost points where nothing is known."""
+
 CURVE_OCTAVES = range(-6, 7)
 """Where the rate-distortion curve is worked out, in octaves of lambda from the chosen cut."""
 
@@ -51,6 +68,7 @@ class Assigned:
         maps: One a shared tensor.
         statistics: Name -> corrected unshared tensor.
         damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
+        warnings: What outputs say against the file.
         noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
         facts: What the manifest says besides.
         finer: How much finer unshared values are coded than lambda says.
@@ -59,7 +77,8 @@ class Assigned:
 
     maps: Sequence[IndexMap]
     statistics: Mapping[str, torch.Tensor]
-    damage: Damage | None
+    damage: Damage | Difference | None
+    warnings: tuple[str, ...] = ()
     noise: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     finer: float = 1.0
@@ -82,7 +101,7 @@ class Cut:
     book: Codebook
     exponent: int
     assigned: Assigned
-    safe_ratio: float
+    safe_ratio: float | None
 
     @property
     def meant(self) -> dict[str, torch.Tensor]:
@@ -145,7 +164,7 @@ class Result:
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
     """Find the codebook that meets the target, and encode it."""
-    safe_ratio = find_safe_ratio(prepared)
+    safe_ratio = find_safe_ratio(prepared) if prepared.kind.has_forecast else None
 
     if target_ratio is None:
         book, exponent = predicted_cut(prepared, max_drop=float(max_drop or 0.0))
@@ -191,7 +210,7 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
     )
 
 
-def _meet_budget(prepared: Prepared, budget: Budget, safe_ratio: float) -> Result:
+def _meet_budget(prepared: Prepared, budget: Budget, safe_ratio: float | None) -> Result:
     """Aim, write, correct the aim by what the prediction missed; spend what is left on exact outliers."""
     aim, seen, overs = MARGIN * budget.limit, set[float](), 0
     best: _Attempt | None = None
@@ -283,7 +302,7 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     if prepared.calibration is None:
         maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
         return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
-    from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage
+    from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage, measured_difference
 
     outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
     dtype = np.min_scalar_type(len(book.bank.means))
@@ -296,8 +315,12 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: vector.to(tensors[name].dtype) for name, vector in outcome.statistics.items()}
-    measured = not prepared.calibration.synthetic and len(outcome.ids) == len(maps)
-    return Assigned(maps, statistics, measured_damage(outcome.logits) if measured else None)
+    difference = measured_difference(outcome.logits) if prepared.calibration.columns else Difference(None, None)
+    damage: Damage | Difference | None = None
+    if not prepared.calibration.synthetic and len(outcome.ids) == len(maps):
+        damage = measured_damage(outcome.logits) if prepared.kind.task == CLASSIFIER else difference
+    inputs = "noise" if prepared.calibration.synthetic else "the calibration inputs"
+    return Assigned(maps, statistics, damage, warnings=tuple(dead_warnings(difference, inputs=inputs)))
 
 
 def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
@@ -315,7 +338,7 @@ def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
     return replace(book, counts=counts)
 
 
-def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float) -> bytes:
+def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float | None) -> bytes:
     """The bytes of the file."""
     checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
     meant = {**checkpoint.tensors, **assigned.statistics}
@@ -339,7 +362,7 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
         raw=[raw_bytes_of(meant[name]) for name in selection.raw],
         facts={
             **prepared.facts,
-            **_damage_facts(prepared, book, assigned.damage, safe_ratio),
+            **_damage_facts(prepared, book, assigned, safe_ratio),
             "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
             **assigned.facts,
@@ -361,6 +384,8 @@ def _gain(prepared: Prepared) -> float:
 def _damage(prepared: Prepared, book: Codebook) -> Damage:
     # What feedback on noise gains on real inputs is not known; none is counted.
     known = prepared.calibration is not None and not prepared.calibration.synthetic
+    base = prepared.before or prepared
+    book = replace(book, distortion=book.distortion * _importances(base) / _importances(prepared))
     error = relative_error(book, typical=prepared.typical) / (_gain(prepared) if known else 1.0)
     return predict_damage(error, n_classes=prepared.n_classes)
 
@@ -377,26 +402,75 @@ def find_safe_ratio(prepared: Prepared) -> float:
     return prepared.floating_bytes / predicted_bytes((prepared.before or prepared).problem, book, exponent)
 
 
-def _damage_facts(prepared: Prepared, book: Codebook, measured: Damage | None, safe_ratio: float) -> dict[str, Any]:
-    damage = measured or _damage(prepared, book)
-    safe = float(f"{safe_ratio:.3g}")
-    rounded = {key: float(f"{value:.3g}") for key, value in asdict(damage).items()}
+def _damage_facts(prepared: Prepared, book: Codebook, assigned: Assigned, safe_ratio: float | None) -> dict[str, Any]:
+    """What the manifest says of damage; lost points only of classifiers, known or assumed."""
+    measured = assigned.damage
+    damage = measured or (_damage(prepared, book) if prepared.kind.has_forecast else None)
+    facts: dict[str, Any] = {**NO_FORECAST, "measured": measured is not None, "safe_ratio": safe_ratio}
+    if isinstance(damage, Damage):
+        facts |= asdict(damage)
+        if measured is None and prepared.kind.assumes is not None:
+            facts["assumes"] = prepared.kind.assumes
+        warnings = damage_warnings(damage.drop, safe_ratio, measured=measured is not None, assumes=facts.get("assumes"))
+    elif damage is not None:
+        facts |= asdict(damage)
+        warnings = []
+    else:
+        facts["relative_error"] = layer_error(layer_errors(prepared, book))
+        warnings = layer_warnings(facts["relative_error"])
     return {
         "components_before_merging": prepared.problem.mixture_size,
-        "damage": {**rounded, "measured": measured is not None, "safe_ratio": safe},
-        "warnings": damage_warnings(damage.drop, safe, measured=measured is not None),
+        "damage": {key: float(f"{value:.3g}") if type(value) is float else value for key, value in facts.items()},
+        "warnings": [*assigned.warnings, *warnings],
     }
 
 
-def damage_warnings(drop: float, safe_ratio: float, *, measured: bool) -> list[str]:
+def layer_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
+    """float64 (T,), predicted relative output error of each shared tensor, squared: noise over signal power."""
+    return np.asarray(book.distortion / prepared.typical / _importances(prepared))
+
+
+def _importances(prepared: Prepared) -> np.ndarray:
+    """float64 (T,), how much more an error of each shared tensor costs than its norm says."""
+    return np.array([prepared.importances.get(posterior.name, 1.0) for posterior in prepared.posteriors])
+
+
+def damage_warnings(drop: float, safe_ratio: float | None, *, measured: bool, assumes: str | None = None) -> list[str]:
     """What to warn of at a drop in points: nothing up to WARN_DROP."""
     if drop <= WARN_DROP:
         return []
     if measured:
         return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
+    condition = f", if this is an {assumes}" if assumes else ""
     return [
-        f"predicted accuracy drop of {drop:.0f} points: without data this network is thought safe up to about "
+        f"predicted accuracy drop of {drop:.0f} points{condition}: without data this network is thought safe up to about "
         f"{safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+    ]
+
+
+def layer_warnings(error: float) -> list[str]:
+    """What to warn of at a predicted relative output error of the layers: nothing up to WARN_ERROR."""
+    if error <= WARN_ERROR:
+        return []
+    return [
+        f"predicted relative output error of the layers: {error:.2g} on average; what that means for this network is"
+        " not known; run the file before use, or ask for a smaller ratio"
+    ]
+
+
+def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
+    """What to warn of where outputs of the compressed network say nothing of the checkpoint's.
+
+    Args:
+        difference: Between them.
+        inputs: On what they were compared.
+    """
+    error = difference.relative_error
+    if error is None or error < DEAD_ERROR:
+        return []
+    return [
+        f"{LOST}: on {inputs} its outputs are no nearer to the checkpoint's than their mean"
+        f" (relative error {error:.2g}); ask for a smaller ratio"
     ]
 
 
@@ -414,8 +488,10 @@ def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, dict[str, Any]]
         size_bytes: Of the file whose cut the curve is to go through.
 
     Returns:
-        By octaves of lambda above that cut's: 0 is the cut itself.
+        By octaves of lambda above that cut's: 0 is the cut itself; empty where lost points cannot be predicted.
     """
+    if not prepared.kind.has_forecast:
+        return {}
     cut = _of_size(prepared, size_bytes)
     around = {octaves: codebook_at(prepared.problem, cut[0].penalty * 2.0**octaves) for octaves in CURVE_OCTAVES}
     return {octaves: _foreseen(prepared, *codebook) for octaves, codebook in {**around, 0: cut}.items()}
@@ -432,5 +508,6 @@ def _foreseen(prepared: Prepared, book: Codebook, exponent: int) -> dict[str, An
         "ratio": prepared.floating_bytes / size,
         "bytes": round(size),
         "components": len(book.bank.means),
-        **asdict(_damage(prepared, book)),
+        **(asdict(_damage(prepared, book)) if prepared.kind.has_forecast else NO_FORECAST),
+        "relative_error": layer_error(layer_errors(prepared, book)),
     }

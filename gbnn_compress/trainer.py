@@ -111,6 +111,7 @@ class Trainer:
             recipe=self.recipe,
             finest_ratio=ratio if self.ratio_of == "artifact" else FIRST_RATIO,
             facts=self.prepared.facts,
+            kind=self.prepared.kind,
             precisions=self.prepared.precisions,
             size_power=self.recipe.finetune.size_power,
         )

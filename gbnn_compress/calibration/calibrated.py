@@ -12,7 +12,7 @@ import torch
 from gbnn_compress.calibration.lockstep import Outcome, Sharing, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.damage import Damage, drop_at
+from gbnn_compress.rate.damage import Damage, Difference, drop_at, output_difference
 from gbnn_compress.rate.feedback import Alphabet
 from gbnn_compress.types import IndexMap, Posterior
 
@@ -37,6 +37,7 @@ class Calibration:
         inputs: (N, ...), preprocessed.
         synthetic: Whether the inputs are noise.
         layers: Name -> statistics of every layer that one pass uses once.
+        columns: C where the network gives one floating (N, C) tensor; 0 where it gives something else.
     """
 
     network: torch.nn.Module
@@ -44,6 +45,7 @@ class Calibration:
     inputs: torch.Tensor
     synthetic: bool
     layers: Mapping[str, LayerStatistics]
+    columns: int
 
     @property
     def gain(self) -> float:
@@ -73,7 +75,14 @@ def calibrate(
             match_batch_norm=synthetic,
         )
     once = {name: layer for name, layer in layers.items() if layer.calls == 1}
-    return Calibration(network, tensors, inputs, synthetic, once)
+    return Calibration(network, tensors, inputs, synthetic, once, _columns(network, inputs[:2]))
+
+
+@torch.no_grad()
+def _columns(network: torch.nn.Module, inputs: torch.Tensor) -> int:
+    output = network(inputs)
+    is_one = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == 2
+    return int(output.shape[1]) if is_one and len(output) == len(inputs) else 0
 
 
 def compress_in_lockstep(
@@ -125,12 +134,22 @@ def measured_damage(logits: torch.Tensor) -> Damage:
     """Damage on the inputs of a lockstep pass, labels not needed; the drop is what usually comes of such agreement.
 
     Args:
-        logits: (2N, C), of the original network, then of the compressed one.
+        logits: (2N, C), of the original network, then of the compressed one; C >= 2.
     """
     before, after = logits.double().log_softmax(dim=1).chunk(2)
     agreement = float((before.argmax(dim=1) == after.argmax(dim=1)).double().mean())
     divergence = float((before.exp() * (before - after)).sum(dim=1).mean())
     return Damage(drop_at(agreement), agreement, max(divergence, 0.0))
+
+
+def measured_difference(outputs: torch.Tensor) -> Difference:
+    """How the outputs of a lockstep pass differ.
+
+    Args:
+        outputs: (2N, ...), of the original network, then of the compressed one.
+    """
+    before, after = outputs.double().flatten(1).chunk(2)
+    return output_difference(before.numpy(), after.numpy())
 
 
 @contextmanager

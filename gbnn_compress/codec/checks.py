@@ -92,7 +92,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     named = isinstance(architecture, str) and architecture.startswith(_LIBRARIES)
     _require("checkpoint.architecture", architecture, architecture is None or named)
     for key in ("drop", "agreement", "logit_kl", "safe_ratio"):
-        _require(f"damage.{key}", damage[key], _is_number(damage[key]))
+        _require(f"damage.{key}", damage[key], damage[key] is None or _is_number(damage[key]))
     _require("damage.measured", damage["measured"], isinstance(damage["measured"], bool))
     _require("warnings", facts["warnings"], _are_texts(facts["warnings"]))
     _require("seed", facts["seed"], _is_number(facts["seed"]) and type(facts["seed"]) is int)
@@ -104,15 +104,22 @@ def check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _check_target(facts: Mapping[str, Any]) -> None:
-    """A ratio or a drop, the other is null."""
-    ratio, drop = facts["target_ratio"], facts["max_drop"]
-    if (ratio is None) == (drop is None):
-        raise ValueError("expected one of `target_ratio` and `max_drop`")
-    _require("target", (ratio, drop), _is_number(drop if ratio is None else ratio))
+    """A ratio, a drop or an error, the others are null."""
+    targets = [facts["target_ratio"], facts["max_drop"], facts.get("max_error")]
+    given = [target for target in targets if target is not None]
+    if len(given) != 1:
+        raise ValueError("expected one of `target_ratio`, `max_drop` and `max_error`")
+    _require("target", targets, _is_number(given[0]))
     _require("ratio_of", facts["ratio_of"], facts["ratio_of"] in ("artifact", "parameters"))
 
 
 def _check_optional(facts: Mapping[str, Any]) -> None:
+    damage = facts["damage"]
+    for key in ("relative_error", "cosine"):
+        _require(f"damage.{key}", damage.get(key), damage.get(key) is None or _is_number(damage[key]))
+    assumes, task = damage.get("assumes"), facts.get("task")
+    _require("damage.assumes", assumes, assumes is None or isinstance(assumes, str))
+    _require("task", task, task in (None, "classifier", "other"))
     blends = facts.get("blends", [])
     _require("blends", blends, isinstance(blends, list) and all(_is_count(k) for k in blends))
     temperature = facts.get("temperature", 1.0)

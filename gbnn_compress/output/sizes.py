@@ -11,8 +11,12 @@ import numpy as np
 
 from gbnn_compress.codec.counts import id_counts
 from gbnn_compress.types import Artifact, TensorInfo
+from gbnn_compress.weights.kind import FACT, is_known_classifier
 
 SCHEMA = 1
+
+GUESSED = "predicted accuracy drop"
+"""How a warning of predicted points begins."""
 
 
 def report(artifact: Artifact) -> dict[str, Any]:
@@ -38,9 +42,10 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "sections": dict(artifact.sections),
         "layers": layers(artifact),
         "not_shared": [info.name for info in artifact.tensors if info.kind in ("unshared", "raw")],
-        "damage": dict(facts["damage"]),
+        "task": facts.get(FACT),
+        "damage": _damage(artifact),
         "evaluation": None,
-        "warnings": list(facts["warnings"]),
+        "warnings": _warnings(artifact),
         "recipe": dict(facts["recipe"]),
         "seed": facts["seed"],
         "versions": dict(facts["versions"]),
@@ -48,11 +53,38 @@ def report(artifact: Artifact) -> dict[str, Any]:
     }
 
 
+def _has_guess(artifact: Artifact) -> bool:
+    """Whether a file predicts lost points though nothing says that its network is a classifier, as files of 0.1 do."""
+    damage = artifact.facts["damage"]
+    return damage["drop"] is not None and not damage["measured"] and not is_known_classifier(artifact.facts)
+
+
+def _damage(artifact: Artifact) -> dict[str, Any]:
+    """What the file says of damage, without guesses."""
+    damage = dict(artifact.facts["damage"])
+    if not _has_guess(artifact):
+        return damage
+    errors = np.minimum(artifact.relative_rmse, 1.0)
+    known = {"relative_error": float(errors.mean()) if len(errors) else 0.0}
+    return {**damage, **dict.fromkeys(("drop", "agreement", "logit_kl", "safe_ratio")), **known}
+
+
+def _warnings(artifact: Artifact) -> list[str]:
+    warnings = list(artifact.facts["warnings"])
+    if not _has_guess(artifact):
+        return warnings
+    return [warning for warning in warnings if not warning.startswith(GUESSED)]
+
+
 def _is_met(artifact: Artifact, weights: Mapping[str, int]) -> bool:
     """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
     facts = artifact.facts
+    if facts["max_drop"] is not None:
+        drop = facts["damage"]["drop"]
+        return drop is not None and bool(drop <= facts["max_drop"])
     if facts["target_ratio"] is None:
-        return bool(facts["damage"]["drop"] <= facts["max_drop"])
+        error = facts["damage"].get("relative_error")
+        return error is not None and bool(error <= facts["max_error"])
     by_bytes = facts["ratio_of"] == "artifact"
     ratio = floating_bytes(artifact) / artifact.size_bytes if by_bytes else parameter_ratio(artifact, weights)
     return bool(ratio >= facts["target_ratio"] * (1 - 1e-12))

@@ -30,6 +30,20 @@ def measured_on(report: dict[str, Any]) -> str | None:
     return words.CALIBRATION if report["max_drop"] is None else None
 
 
+def damage(report: dict[str, Any]) -> Iterator[str]:
+    """What compressing did to the outputs, and as far as what ratio it is thought to do little."""
+    values = report["damage"]
+    yield words.damage(values, measured_on=measured_on(report))
+    if values["safe_ratio"] is not None:
+        assumed = bool(values.get("assumes")) and not values["measured"]
+        yield words.safe(values["safe_ratio"], trained="training" in report, assumed=assumed)
+    elif not values["measured"]:
+        worst = max(report["layers"], key=lambda layer: layer["relative_rmse"])
+        yield f"worst layer: `{words.printable(worst['name'])}`, {words.decimals(worst['relative_rmse'])}"
+        if report.get("task") is None:
+            yield words.UNKNOWN
+
+
 def verdict(report: dict[str, Any]) -> str:
     """What was asked for, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)

@@ -95,33 +95,49 @@ CALIBRATION = "calibration inputs"
 CHOICES = "the data for choices"
 
 
-def damage(values: dict[str, float], *, measured_on: str | None = None) -> str:
-    """What compressing did to the predictions, in words.
+def damage(values: dict[str, Any], *, measured_on: str | None = None) -> str:
+    """What compressing did to the outputs, in words.
 
     Args:
         values: The report's `damage`.
         measured_on: The data, when it was measured.
     """
     drop, measured = values["drop"], bool(values["measured"])
-    if measured:
-        source = f"measured on {measured_on}" if measured_on else "measured"
-        about = "about " if measured_on == CALIBRATION else ""
-    else:
-        source, about = "predicted", "about "
+    source = (f"measured on {measured_on}" if measured_on else "measured") if measured else "predicted"
+    if drop is None:
+        return f"{source}: {_difference(values)}"
+    about = "about " if not measured or measured_on == CALIBRATION else ""
     if drop == 0:
         lost = "no accuracy lost"
     else:
         amount = points(drop)
         about = "" if amount.startswith("less") else about
         lost = f"{about}{amount} points of accuracy {'lost' if drop > 0 else 'gained'}"
-    unchanged = f"{percent(values['agreement'])} of predictions unchanged"
-    return f"{source}: {lost}, {unchanged}"
+    condition = f" if this is an {values['assumes']}" if values.get("assumes") and not measured else ""
+    return f"{source}{condition}: {lost}, {percent(values['agreement'])} of predictions unchanged"
 
 
-def safe(ratio: float, *, trained: bool = False) -> str:
+def _difference(values: dict[str, Any]) -> str:
+    """Outputs of a network that is no classifier, or whose outputs are not known."""
+    error, cosine = values.get("relative_error"), values.get("cosine")
+    if not values["measured"]:
+        return f"relative output error of the layers {decimals(error)} on average"
+    if error is None:
+        return "the checkpoint's outputs do not vary, so that nothing is known of the damage"
+    return f"relative output error {decimals(error)}, cosine {decimals(cosine, 4)}"
+
+
+UNKNOWN = (
+    "without inputs nobody knows what that means for this network's outputs: measure on yours (`--data`), or say"
+    " `--task classifier` if it is an image classifier"
+)
+"""Said of networks whose lost points are not predicted."""
+
+
+def safe(ratio: float, *, trained: bool = False, assumed: bool = False) -> str:
     """Up to where the damage is thought small; what training makes safe nobody knows before."""
     where = "without training thought" if trained else "thought"
-    return f"{where} safe (within 1 point of accuracy) up to about {times(ratio)}"
+    return f"{'then ' if assumed else ''}{where} safe (within 1 point of accuracy) up to about {times(ratio)}"
 
 
 def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:

@@ -20,6 +20,12 @@ SAFE_DROP = 1.0
 WARN_DROP = 2.0
 """Predicted points from which a warning is given."""
 
+WARN_ERROR = 0.3
+"""Predicted relative output error of the layers, in the mean, from which a warning is given for other networks."""
+
+DEAD_ERROR = 1.0
+"""Relative error of outputs that are no nearer to the checkpoint's than their mean is."""
+
 
 @dataclass(frozen=True)
 class Damage:
@@ -34,6 +40,46 @@ class Damage:
     drop: float
     agreement: float
     logit_kl: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What compression did to the outputs of a network that is no classifier.
+
+    Attributes:
+        relative_error: Root of the squared error over the squared distance of the outputs from their mean; None where
+            the outputs do not vary.
+        cosine: Between outputs before and after, mean over the inputs; None where outputs are zero.
+    """
+
+    relative_error: float | None
+    cosine: float | None
+
+
+def output_difference(before: np.ndarray, after: np.ndarray) -> Difference:
+    """Compare outputs of two networks on the same inputs.
+
+    Args:
+        before: float64 (N, C).
+        after: float64 (N, C).
+    """
+    spread = float(((before - before.mean(axis=0)) ** 2).sum())
+    norms = np.sqrt((before**2).sum(axis=1) * (after**2).sum(axis=1))
+    alive = norms > 0
+    cosines = (before * after).sum(axis=1)[alive] / norms[alive]
+    return Difference(
+        relative_error=float(np.sqrt(((after - before) ** 2).sum() / spread)) if spread > 0 else None,
+        cosine=float(cosines.mean()) if alive.any() else None,
+    )
+
+
+def layer_error(errors: np.ndarray) -> float:
+    """The relative output error of a layer, in the mean over layers.
+
+    Args:
+        errors: float64 (T,), of each layer, squared: noise over signal power.
+    """
+    return float(np.sqrt(np.minimum(errors, 1.0)).mean())
 
 
 def relative_error(book: Codebook, *, typical: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gbnn_compress.variational.draws import Sampler, place, stacked, stacked_bytes
-from gbnn_compress.variational.predict import evaluating, logits
+from gbnn_compress.variational.predict import evaluating, probabilities
 from gbnn_compress.variational.prediction import Prediction, at_temperature, average, joined
 from gbnn_compress.variational.temperature import folded_temperature
 
@@ -75,7 +75,7 @@ def _draws(source: Sampler, block: list[Batch], seeds: Sequence[int | None], *, 
         return
     for seed in seeds:
         place(source, seed)
-        yield logits(source.network, block, option=option).double().softmax(dim=1)
+        yield probabilities(source.network, block, option=option)
 
 
 def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -> Iterable[torch.Tensor] | None:
@@ -91,7 +91,8 @@ def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -
         outputs = torch.cat([_side_by_side(source, block[0][0], chunk) for chunk in chunks])
     except Exception:  # whatever `vmap` or the user's network raises: one at a time it works, or says why not
         return None
-    fits = outputs.ndim == 3 and outputs.shape[1] == len(block[0][0]) and bool(outputs.isfinite().all())
+    fits = outputs.ndim == 3 and outputs.shape[1] == len(block[0][0]) and outputs.shape[2] >= 2
+    fits = fits and bool(outputs.isfinite().all())
     return outputs.double().softmax(dim=2) if fits else None
 
 

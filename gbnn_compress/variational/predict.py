@@ -50,6 +50,33 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
     return torch.cat(outputs)
 
 
+def probabilities(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
+    """The softmax of `logits`, whose arguments and errors it has.
+
+    Returns:
+        float64 (N, C) on the CPU.
+
+    Raises:
+        ArchitectureError: The network tells no classes apart.
+    """
+    found = logits(network, batches, option=option)
+    require_classes(found.shape[1], option=option)
+    return found.double().softmax(dim=1)
+
+
+def require_classes(n_outputs: int, *, option: str) -> None:
+    """Refuse a network whose single output would have the probability 1, whatever it is.
+
+    Raises:
+        ArchitectureError: It has one output.
+    """
+    if n_outputs < 2:
+        raise ArchitectureError(
+            f"`{option}`: the network gives one number for each input, and accuracy, NLL and ECE need two or more"
+            " classes; leave the data out, or compare the outputs of `to_module()` and the checkpoint yourself"
+        )
+
+
 @contextmanager
 def evaluating(network: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode inside the block; each module's own mode afterwards."""
