@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) 
         raise GbnnError(f"`--samples`: expected at least 1, got {samples}")
     if target.suffix != ".onnx":
         raise GbnnError(f"`-o {target}`: give a name that ends in .onnx")
+    if os.fspath(target.absolute()).encode(errors="replace").decode() != os.fspath(target.absolute()):
+        raise GbnnError(f"`-o {target}`: ONNX Runtime opens no file whose path is not valid UTF-8; choose another")
     if same_file(target, artifact):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)

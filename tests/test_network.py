@@ -128,3 +128,10 @@ def test_bad_inputs_are_one_line(network, x, change, options, error, words):
 def test_an_unknown_network_is_refused(artifact: Path, x):
     with pytest.raises(ArchitectureError, match="the network is not known"):
         gbnn_compress.load(artifact).predict(x)
+
+
+def test_masks_come_back_bit_for_bit(tmp_path: Path):
+    mask = torch.full((40, 40), float("-inf")).triu(1)
+    torch.save({"a.weight": torch.randn(96, 64), "mask": mask}, tmp_path / "net.pth")
+    gbnn_compress.compress(tmp_path / "net.pth", target_ratio=4, output=tmp_path / "net.gbnn.safetensors")
+    assert torch.equal(gbnn_compress.load(tmp_path / "net.gbnn.safetensors").state_dict()["mask"], mask)

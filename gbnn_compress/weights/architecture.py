@@ -78,8 +78,8 @@ def find_architectures(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
 
 
 def _parts(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
-    """Bare names under a common prefix, where what is beside them hardly counts (losses, running statistics)."""
-    current = {name: bare(name) for name in shapes}
+    """Names under a common prefix, where what is beside them hardly counts (losses, statistics of a trainer)."""
+    current = {name: name for name in shapes}
     total = sum(map(math.prod, shapes.values()))
     while current:
         sizes: dict[str, int] = {}
@@ -90,8 +90,10 @@ def _parts(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
         if not prefix.endswith(".") or sizes[prefix] < NEARLY_ALL * total:
             return
         current = {name: read.removeprefix(prefix) for name, read in current.items() if read.startswith(prefix)}
-        if len(set(current.values())) == len(current):
-            yield current
+        yield current
+        shortest = {name: bare(read) for name, read in current.items()}
+        if len(set(shortest.values())) == len(shortest):
+            yield shortest
 
 
 def _find(shapes: Mapping[str, Shape]) -> ArchitectureMatch:

@@ -26,6 +26,9 @@ WRAPPER_PARTS = frozenset(
 OTHER_SHAPE = 1e6
 """Cost of a pair of names whose tensors have other shapes: only where nothing else is left."""
 
+NOT_IN_FRONT = 0.1
+"""Cost of added parts that do not all stand before the name: wrappers around the whole network come first."""
+
 IMPOSSIBLE = 1e12
 
 
@@ -79,8 +82,11 @@ def match_names(tensors: Shapes, own: Shapes) -> dict[str, str]:
     found = _match_bare(tensors, own)
     if _is_complete(found, tensors, own):
         return found
-    parts = [part for prefix in _prefixes(tensors, own) if (part := _match_part(prefix, tensors, own))]
-    return parts[0] if len(parts) == 1 else found
+    parts = [_match_part(prefix, tensors, own) for prefix in _prefixes(tensors, own)]
+    whole = [part for part in parts if _is_complete(part, tensors, own)]
+    if not whole and not found:
+        whole = parts  # not all is there, and what is says where it was looked for
+    return whole[0] if len(whole) == 1 else found
 
 
 def rename(names: Iterable[str], matched: Mapping[str, str]) -> dict[str, str]:
@@ -141,7 +147,8 @@ def _cost(name: str, mine: str, tensors: Shapes, own: Shapes) -> float:
     rest = iter(longer)
     if not all(part in rest for part in shorter):  # no subsequence: they differ in more than added wrappers
         return IMPOSSIBLE
-    return (len(longer) - len(shorter)) ** 2 + OTHER_SHAPE * (tensors[name] != own[mine])
+    inside = longer[-len(shorter) :] != shorter
+    return (len(longer) - len(shorter)) ** 2 + NOT_IN_FRONT * inside + OTHER_SHAPE * (tensors[name] != own[mine])
 
 
 def _is_complete(found: Mapping[str, str], tensors: Shapes, own: Shapes) -> bool:
@@ -163,11 +170,10 @@ def _prefixes(tensors: Shapes, own: Shapes) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _match_part(prefix: str, tensors: Shapes, own: Shapes) -> dict[str, str] | None:
-    """The network as the part of the checkpoint with a prefix, if it is all there."""
+def _match_part(prefix: str, tensors: Shapes, own: Shapes) -> dict[str, str]:
+    """The network as the part of the checkpoint with a prefix."""
     inside = {name: read.removeprefix(prefix) for name in tensors if (read := bare(name)).startswith(prefix)}
     if len(set(inside.values())) < len(inside):
-        return None
+        return {}
     found = _match_bare({read: tensors[name] for name, read in inside.items()}, own)
-    matched = {name: found[read] for name, read in inside.items() if read in found}
-    return matched if _is_complete(matched, tensors, own) else None
+    return {name: found[read] for name, read in inside.items() if read in found}

@@ -11,11 +11,14 @@ import argparse
 import io
 import mmap
 import re
+import tempfile
 import textwrap
 import warnings
 import zipfile
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gbnn_compress.errors import CheckpointError
@@ -24,6 +27,7 @@ from gbnn_compress.weights.pickles import check_pickles
 from gbnn_compress.weights.unread import stand_ins
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     Kind = Literal["safetensors", "torch zip", "torch legacy"]
@@ -123,7 +127,7 @@ def _load_safetensors(path: Path) -> Opened:
     import safetensors
 
     try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+        with _unicode(path) as name, safetensors.safe_open(name, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
             metadata = file.metadata() or {}
         pages = map_file(path)
@@ -141,10 +145,8 @@ def _load_torch(path: Path, *, kind: Kind) -> Any:
     """Reads a `torch.save` file without running anything that it names."""
     import torch
 
-    # torch believes a `.safetensors` in a name, and takes no name that is no Unicode; such a file is passed open,
-    # which excludes mapping it.
-    mapped = kind == "torch zip" and _check_archive(path)
-    mapped = mapped and path.suffix.lower() not in SAFETENSORS_SUFFIXES and _is_unicode(path)
+    # torch believes a `.safetensors` in a name; such a file is passed open, which excludes mapping it.
+    mapped = kind == "torch zip" and _check_archive(path) and path.suffix.lower() not in SAFETENSORS_SUFFIXES
     if kind == "torch legacy":
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             check_pickles(content, count=LEGACY_PICKLES)
@@ -152,10 +154,11 @@ def _load_torch(path: Path, *, kind: Kind) -> Any:
         warnings.catch_warnings(),
         torch.serialization.safe_globals([argparse.Namespace, *stand_ins()]),
         path.open("rb") as file,
+        _unicode(path) as name,
     ):
         warnings.simplefilter("ignore")
         try:
-            source: Any = path if mapped else file
+            source: Any = name if mapped else file
             return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except OSError:
             raise
@@ -163,8 +166,16 @@ def _load_torch(path: Path, *, kind: Kind) -> Any:
             raise _load_failure(error, protocol=_protocol(path, kind)) from error
 
 
-def _is_unicode(path: Path) -> bool:
-    return str(path).encode(errors="replace").decode() == str(path)
+@contextmanager
+def _unicode(path: Path) -> Iterator[Path]:
+    """A name of the file that is Unicode, which torch and safetensors want: a link where its own is not."""
+    if str(path).encode(errors="replace").decode() == str(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, "file")
+        link.symlink_to(path.resolve())
+        yield link
 
 
 def _check_archive(path: Path) -> bool:

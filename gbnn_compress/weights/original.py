@@ -77,8 +77,8 @@ def _places(loaded: object, weights: Tensors) -> dict[str, torch.Tensor]:
             missing = [name for name in weights if name not in read or not _agree(read[name], weights[name])]
             if not missing:
                 found.append(read)
-                break
-            closest = missing if closest is None or len(missing) < len(closest) else closest
+            elif closest is None or len(missing) < len(closest):
+                closest = missing
     if not found:
         few = f", such as {listed(closest or weights, most=1)}" if len(closest or weights) > 1 else ""
         named = "" if few else f" (`{(closest or list(weights))[0]}`)"

@@ -18,11 +18,11 @@ RANDOM = (
 )
 CORE = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 NAMES = (
-    *("numpy.ndarray", "numpy.dtype", "random.Random"),
+    *("numpy.ndarray", "numpy.dtype", "random.Random", "builtins.bytes", "__builtin__.bytes"),
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in CORE),
     *(f"numpy.random.{name}" for name in RANDOM),
 )
-"""What pickles of numbers, plain arrays and generators call, by any version of numpy."""
+"""What pickles of numbers, plain arrays and generators call, by any version of numpy; `bytes` where there are none."""
 
 
 class Unread:
@@ -77,5 +77,6 @@ def _stand_in(value: object) -> type[Unread] | None:
 def _real(name: str) -> Any:
     """What one of NAMES names in the numpy that is installed."""
     assert name in NAMES
-    module, _, attribute = name.replace("numpy.core.", "numpy._core.").rpartition(".")
+    name = name.replace("numpy.core.", "numpy._core.").replace("__builtin__.", "builtins.")
+    module, _, attribute = name.rpartition(".")
     return getattr(importlib.import_module(module), attribute)

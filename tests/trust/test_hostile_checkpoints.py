@@ -144,6 +144,22 @@ def one(**changes: Any) -> str:
 
 TWO = '{"w":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"v":{"dtype":"F32","shape":[2],"data_offsets":%s}}'
 
+
+def numpy_call(name: str, *arguments: object, state: object = None) -> bytes:
+    """A pickle of a state dict beside an object that numpy would make: a name, arguments and state at will."""
+
+    def packed(value: object) -> bytes:
+        if isinstance(value, str) and value.startswith("!"):
+            module, _, attribute = value[1:].rpartition(".")
+            return f"c{module}\n{attribute}\n".encode()
+        if isinstance(value, tuple):
+            return b"(" + b"".join(map(packed, value)) + b"t"
+        return pickle.dumps(value, protocol=2)[2:-1]
+
+    call = packed(f"!{name}") + packed(arguments) + b"R" + (b"" if state is None else packed(state) + b"b")
+    return b"\x80\x02}(X\x01\x00\x00\x00a" + call + b"u."
+
+
 PICKLES = {
     "os.system": lambda: command("os.system", f"touch {OWNED}"),
     "posix.system": lambda: command("posix.system", f"touch {OWNED}"),
@@ -159,6 +175,24 @@ PICKLES = {
     "zip-eval-beside-weights": lambda: saved({**GOOD, "x": Calls(eval, f"open('{OWNED}', 'w')")}),
     "legacy-eval": lambda: legacy({**GOOD, "x": Calls(eval, f"open('{OWNED}', 'w')")}),
     "hidden-in-optimizer": lambda: saved({"state_dict": GOOD, "optimizer": Calls(exec, f"open('{OWNED}', 'w')")}),
+    "numpy-huge": lambda: archive(numpy_call("numpy._core.multiarray._reconstruct", "!numpy.ndarray", (2**40,), 1)),
+    "numpy-huge-zeros": lambda: archive(numpy_call("numpy.ndarray", (2**40,))),
+    "numpy-huge-bytes": lambda: archive(numpy_call("builtins.bytes", 2**40)),
+    "numpy-objects": lambda: archive(
+        numpy_call(
+            "numpy.core.multiarray._reconstruct", "!numpy.ndarray", (0,), 1, state=(1, (9,), "O", False, [8] * 9)
+        )
+    ),
+    "numpy-scalar-of-objects": lambda: archive(numpy_call("numpy.core.multiarray.scalar", "O", 8)),
+    "numpy-fromfile": lambda: archive(numpy_call("numpy.fromfile", "/etc/passwd")),
+    "numpy-load": lambda: archive(numpy_call("numpy.load", "x.npy", None, True)),
+    "numpy-f2py": lambda: archive(numpy_call("numpy.f2py.capi_maps.eval", "1")),
+    "numpy-hidden-call": lambda: archive(numpy_call("numpy.ndarray", "!os.system")),
+    "numpy-runstring": lambda: archive(
+        numpy_call("numpy.testing._private.utils.runstring", f"open('{OWNED}','w')", {})
+    ),
+    "numpy-generator": lambda: archive(numpy_call("numpy.random._pickle.__generator_ctor", "!posix.system")),
+    "numpy-attribute": lambda: archive(numpy_call("numpy.ndarray.tofile", OWNED)),
     "whole-module": lambda: saved(torch.nn.Linear(2, 2)),
     "torchscript": lambda: archive(b"", others={"net/constants.pkl": b"", "net/code/x.py": b"import os"}),
     "cut": lambda: saved(GOOD)[:-40],

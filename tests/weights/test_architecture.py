@@ -189,3 +189,32 @@ def test_builder_agrees_with_the_shipped_index(index):
     assert built["classifiers"] == ["fc", "last_linear"]
     shipped = {name: digest for name, digest in index["with_classifier"].items() if "resnet18" in name}
     assert built["with_classifier"] == shipped
+
+
+@pytest.mark.parametrize(
+    ("spec", "spell"),
+    [
+        ("torchvision/shufflenet_v2_x0_5", lambda name: f"module.{name}"),
+        ("torchvision/shufflenet_v2_x0_5", lambda name: f"_orig_mod.module.model.{name}"),
+        ("torchvision/shufflenet_v2_x0_5", lambda name: name.replace("stage2.", "stage2.module.", 1)),
+        ("torchvision/shufflenet_v2_x0_5", lambda name: f"net.{name}"),
+        ("timm/test_resnet", lambda name: f"model.{name}"),
+    ],
+)
+def test_wrapped_names_are_looked_up_too(spec, spell):
+    from gbnn_compress.tasks import build_network
+
+    network = build_network(spec, n_classes=7)
+    shapes = {spell(name): tuple(t.shape) for name, t in network.state_dict().items() if t.is_floating_point()}
+    for beside in ({}, {"criterion.weight": (7,)} if spell("x.y").partition(".")[0] != "x" else {}):
+        match = find_architectures(shapes | beside)
+        assert spec in match.names
+        assert match.n_classes == 7
+
+
+def test_a_network_beside_another_is_not_looked_up():
+    from gbnn_compress.tasks import build_network
+
+    network = build_network("torchvision/shufflenet_v2_x0_5")
+    shapes = {f"a.{name}": tuple(t.shape) for name, t in network.state_dict().items() if t.is_floating_point()}
+    assert find_architectures(shapes | {"b.weight": (1000, 1000)}).names == ()

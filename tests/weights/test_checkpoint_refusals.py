@@ -104,8 +104,16 @@ def test_attack_by_a_bare_pickle_does_not_run(tmp_path, protocol):
 
 def test_pickle_of_other_things(tmp_path):
     path = tmp_path / "net.bin"
-    path.write_bytes(pickle.dumps({"a": {1, 2}}, protocol=4))
-    assert "holds a damaged pickle, or other things than weights" in refusal(path)
+    path.write_bytes(pickle.dumps({"a": {1, 2}}, protocol=2))
+    assert "cut short" in refusal(path) or "other things than weights" in refusal(path)
+
+
+@pytest.mark.parametrize("options", [{}, LEGACY], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_later_pickle_protocols_are_refused_by_what_they_are(tmp_path, protocol, options):
+    line = refusal(saved(tmp_path, weights(), pickle_protocol=protocol, **options))
+    assert f"is written with pickle protocol {protocol}" in line
+    assert "torch.save's default, pickle_protocol=2" in line
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -170,3 +170,24 @@ def test_a_value_that_hides_all_others_is_warned_of(dtype: torch.dtype) -> None:
     assert warning.startswith(
         "`hidden`: one value of -3.28e+04 has over 99 % of the sum of squares and hides the 299 others"
     )
+
+
+INFINITY = float("inf")
+
+
+@pytest.mark.parametrize("infinity", [INFINITY, -INFINITY])
+@pytest.mark.parametrize("finite", [0.0, 1.0, -65504.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_masks_are_kept_bit_for_bit(infinity: float, finite: float, dtype: torch.dtype) -> None:
+    mask = torch.full((4, 4), finite, dtype=dtype)
+    mask[torch.ones(4, 4).triu(1).bool()] = infinity
+    network = {"n": torch.tensor(3), "mask": mask, "w": torch.ones(3, 3), "row": mask[0], "k": torch.tensor(4)}
+    selection = select(checkpoint(network))
+    assert selection.raw == ("n", "mask", "row", "k")  # in the file's order
+    assert selection.shared == ("w",)
+
+
+@pytest.mark.parametrize("values", [[INFINITY, -INFINITY], [0.0, 1.0, INFINITY], [0.0, INFINITY, float("nan")]])
+def test_other_infinities_are_refused(values: list[float]) -> None:
+    with pytest.raises(CheckpointError, match="`mask` holds"):
+        select(checkpoint({"w": torch.ones(3, 3), "mask": torch.tensor(values).repeat(5)}))
