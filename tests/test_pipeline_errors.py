@@ -88,7 +88,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 def test_directory(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
-    assert "is a directory" in refusal(tmp_path / "net")
+    assert "is a folder without model.safetensors" in refusal(tmp_path / "net")
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])

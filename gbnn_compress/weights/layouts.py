@@ -40,6 +40,7 @@ SOURCES = frozenset({"source", "src"})
 """What a `target` beside it translates or adapts from: then it is no copy."""
 
 NEARLY_ALL = 0.9
+DWARFED = 100
 MAX_NAMED = 5
 MAX_LEFT = 12
 MAX_DEPTH = 32
@@ -125,7 +126,7 @@ def _choose(mapping: Entries) -> Any:
     networks = [key for key in nested if _n_weights(mapping[key])[1]]
     if not networks and not _n_weights(loose)[1]:
         networks = nested  # nothing has a weight matrix, and whatever has tensors is as good
-    known = [key for key in WRAPPERS if key in networks]
+    known = [key for key in WRAPPERS if key in networks and not _is_dwarfed(mapping[key], loose)]
     if known:
         return known[0]
     candidates = [key for key in networks if not TRAINING_STATE.search(str(key))]
@@ -142,6 +143,11 @@ def _is_network_beside(loose: Mapping[str, torch.Tensor], nested: list[Entries])
     tensors, weights = _n_weights(loose)
     others = [_n_weights(each) for each in nested]
     return all(tensors > count and weights > size for count, size in others)
+
+
+def _is_dwarfed(nested: Entries, loose: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a mapping is small change beside loose tensors, whatever it is called."""
+    return _is_network_beside(loose, [nested]) and _n_weights(loose)[1] > DWARFED * _n_weights(nested)[1]
 
 
 def _is_tensor(value: object) -> bool:
@@ -169,9 +175,9 @@ def _has_tensors(value: object) -> bool:
 
 
 def _n_weights(value: Entries) -> tuple[int, int]:
-    """How many tensors a mapping has, scalars left out, and how many values in those of two or more dimensions."""
+    """How many tensors a mapping has, scalars left out, and how many values in those that are more than a vector."""
     tensors = [tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor) and tensor.numel() > 1]
-    return len(tensors), sum(tensor.numel() for tensor in tensors if tensor.dim() >= 2)
+    return len(tensors), sum(tensor.numel() for tensor in tensors if tensor.numel() > max(tensor.shape))
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -222,7 +228,7 @@ def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
     groups: dict[str, dict[str, Shape]] = {}
     for name, shape in shapes.items():
         head, dot, inner = name.removeprefix(lead).partition(".")
-        groups.setdefault(head + dot, {})[bare(inner)] = shape
+        groups.setdefault(head + dot, {})[_squeezed(inner)] = shape
     for prefix in sorted(groups, key=lambda prefix: not _words(prefix) & AVERAGES):
         alike = _alike(prefix, groups)
         if len(alike) > 1:
@@ -240,12 +246,20 @@ def _alike(prefix: str, groups: Mapping[str, Mapping[str, Shape]]) -> list[str]:
     if any(_words(other) & SOURCES for other in alike):
         return []
     rest = {
-        bare(f"{other}{name}"): s for other, inner in groups.items() if other != prefix for name, s in inner.items()
+        _squeezed(f"{other}{name}"): s
+        for other, inner in groups.items()
+        if other != prefix
+        for name, s in inner.items()
     }
     if len(alike) == 1 and _matrices(rest) == wanted:
         return [prefix, "(no prefix)"]
     size = {other: sum(map(math.prod, _matrices(inner).values())) for other, inner in groups.items()}
     return alike if sum(size[other] for other in alike) >= NEARLY_ALL * sum(size.values()) else []
+
+
+def _squeezed(name: str) -> str:
+    """Without wrappers' parts and dots, which averages that are registered as buffers lose (latent diffusion)."""
+    return bare(name).replace(".", "")
 
 
 def _matrices(shapes: Mapping[str, Shape]) -> dict[str, Shape]:

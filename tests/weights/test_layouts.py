@@ -41,6 +41,7 @@ def refused(folder: Path, content: object, *, key: str | None = None) -> str:
         {"torch_rng": torch.get_rng_state()},
         {"stats": {"mean": torch.ones(9), "std": torch.ones(9), "n": torch.tensor(3)}},
         {"ema": {"decay": torch.tensor(0.9)}},
+        {"dino_loss": {"center": torch.ones(1, 100)}},
     ],
 )
 @pytest.mark.parametrize("key", ["g_ema", "encoder", "state_dict"])
@@ -67,6 +68,16 @@ def test_loose_tensors_are_the_network_where_the_nested_ones_are_small_things(tm
     checkpoint = read(tmp_path, {**network(), "statistics": {"covariance": torch.ones(2, 2)}})
     assert list(checkpoint.tensors) == list(network())
     assert "`statistics`" in checkpoint.notes[0]
+
+
+def test_a_small_thing_of_a_wrapper_s_name_hides_no_loose_network(tmp_path):
+    large = {f"{i}.weight": torch.ones(20, 20) for i in range(3)}
+    assert list(read(tmp_path, {**large, "model": {"w": torch.ones(2, 2)}}).tensors) == list(large)
+
+
+def test_averages_whose_names_lost_their_dots_are_told(tmp_path):
+    averaged = {f"model_ema.{name.replace('.', '')}": tensor for name, tensor in network().items()}
+    assert "choose one with `--key model_ema.`" in refused(tmp_path, {**under("model."), **averaged})
 
 
 def test_an_average_without_weights_is_no_network(tmp_path):
