@@ -73,6 +73,7 @@ def command(
             output=artifact,
             arch=arch,
             key=key,
+            task=task,
             recipe=recipe,
             settings=chosen,
             data=reading(data),

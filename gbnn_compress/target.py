@@ -443,8 +443,8 @@ def damage_warnings(drop: float, safe_ratio: float | None, *, measured: bool, as
         return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
     condition = f", if this is an {assumes}" if assumes else ""
     return [
-        f"predicted accuracy drop of {drop:.0f} points{condition}: without data this network is thought safe up to about "
-        f"{safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+        f"predicted accuracy drop of {drop:.0f} points{condition}: without data this network is thought safe up to "
+        f"about {safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
     ]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from gbnn_compress import compress
+from gbnn_compress import compress, load
 from gbnn_compress.allocation import HALF_TRUSTED, POWER, cost_factors
 from gbnn_compress.evaluation import Evaluation
 from gbnn_compress.inputs import calibration_on
@@ -18,6 +18,7 @@ from gbnn_compress.prepared import prepare
 from gbnn_compress.recipe import resolve
 from gbnn_compress.tasks import build_network
 from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.weights.kind import CLASSIFIER, Kind
 from gbnn_compress.weights.posterior import data_free_posterior
 from gbnn_compress.weights.select import select
 
@@ -71,6 +72,7 @@ def found(folder: Path, *, name: str = "Branches", ratio: float = 10) -> dict[st
         recipe=resolve(settings=QUICK),
         finest_ratio=ratio,
         facts={"checkpoint": {"sha256": read.sha256}, "recipe": {}},
+        kind=Kind(CLASSIFIER),
         calibration=calibration,
     )
     return cost_factors(prepared, ratio=ratio)
@@ -131,3 +133,31 @@ def test_a_network_without_gradients_is_calibrated_all_the_same(folder: Path, tm
     )
     by_norms = compressed(folder, tmp_path / "out.gbnn.safetensors", settings={**QUICK, "allocation": "norms"})
     assert opaque == by_norms
+
+
+def vanished(folder: Path, tensors: dict[str, torch.Tensor], *, ratio: float) -> dict[str, float]:
+    """Deviation after compression over deviation before, of each tensor."""
+    save_file(tensors, folder / "net.safetensors")
+    path = folder / "net.gbnn.safetensors"
+    report = compress(folder / "net.safetensors", target_ratio=ratio, output=path, settings=QUICK)
+    assert report["target_met"]
+    return {name: float(dense.std() / tensors[name].std()) for name, dense in load(path).state_dict().items()}
+
+
+def test_large_layers_do_not_vanish_for_the_sum_of_all_errors(tmp_path: Path) -> None:
+    """Each of the small layers costs as much as the large one that has most of the weights."""
+    random = torch.Generator().manual_seed(0)
+    small = {f"{i}.weight": torch.randn(64, 64, generator=random) for i in range(12)}
+    large = {f"large.{i}.weight": torch.randn(512, 256, generator=random) for i in range(2)}
+    left = vanished(tmp_path, small | large, ratio=45)
+    assert min(left.values()) > 0.1
+
+
+def test_layers_are_left_alone_where_none_would_vanish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    tensors = {f"{i}.weight": torch.randn(64, 64, generator=random) for i in range(4)}
+    save_file(tensors, tmp_path / "net.safetensors")
+    told: list[str] = []
+    options = {"output": tmp_path / "net.gbnn.safetensors", "settings": QUICK, "progress": told.append}
+    compress(tmp_path / "net.safetensors", target_ratio=8, **options)
+    assert not any("vanish" in line for line in told)

@@ -202,7 +202,7 @@ def test_options_go_over_the_target_and_epochs_of_a_recipe(tmp_path: Path) -> No
         compressed()
     by_recipe, by_option = compressed(epochs=0), compressed(epochs=0, target_ratio=4)
     assert (by_recipe["target_ratio"], by_option["target_ratio"]) == (6, 4)
-    assert compressed(epochs=0, max_drop=5.0)["target_ratio"] is None
+    assert compressed(epochs=0, max_drop=5.0, task="classifier")["target_ratio"] is None
     same = compressed(epochs=0, target_ratio=6.0)
     assert same["artifact"]["sha256"] == by_recipe["artifact"]["sha256"] != by_option["artifact"]["sha256"]
 

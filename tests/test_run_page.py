@@ -22,7 +22,9 @@ def shown(tmp_path_factory):
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.page, "write", lambda page, path: kept.append(page))
-        compress(folder / "net.pth", target_ratio=8, output=folder / "net.gbnn", html=folder / "net.html")
+        compress(
+            folder / "net.pth", target_ratio=8, output=folder / "net.gbnn", html=folder / "net.html", task="classifier"
+        )
     return kept[0], network
 
 

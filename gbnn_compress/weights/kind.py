@@ -6,6 +6,7 @@ networks they would be guesses, so they are said only where it is known, or assu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,13 @@ from gbnn_compress.errors import GbnnError
 if TYPE_CHECKING:
     import torch
 
+    Shape = tuple[int, ...]
+
 CLASSIFIER, OTHER = "classifier", "other"
 TASKS = (CLASSIFIER, OTHER)
+
+HEAD = re.compile(r"(^|\.)(fc|head|heads\.head|classifier|linear|logits|last_linear|output)(\.\d+)?\.weight$")
+"""Names of a classifier's last matrix."""
 
 FACT = "task"
 """The manifest's entry for a kind that is known."""
@@ -84,19 +90,37 @@ def settle_kind(
 def looks_like_image_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether the first kernel reads 1 or 3 channels in two dimensions, and a linear layer comes last.
 
+    Some files are sorted by name. In these any kernel may be the first, and the last layer goes by its usual names.
+
     Args:
         tensors: The state dict, in the file's order.
     """
-    floating = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
-    kernels = [shape for shape in floating.values() if len(shape) > 2 and shape[0] > 1]
-    matrices = [name for name, shape in floating.items() if len(shape) >= 2]
-    if not kernels or not matrices or len(kernels[0]) != 4 or kernels[0][1] not in (1, 3):
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    kernels = [shape for shape in shapes.values() if len(shape) > 2 and shape[0] > 1]
+    matrices = [name for name, shape in shapes.items() if len(shape) >= 2]
+    if not kernels or not matrices:
         return False
-    last = matrices[-1]
-    names = list(floating)
-    after, bias = names[names.index(last) + 1 :], last.removesuffix("weight") + "bias"
-    is_linear = last.endswith("weight") and len(floating[last]) == 2 and floating[last][0] > 1
-    return is_linear and (not after or (after == [bias] and floating[bias] == floating[last][:1]))
+    if list(shapes) != sorted(shapes):
+        return _reads_images(kernels[0]) and _is_last(matrices[-1], shapes)
+    heads = [name for name in matrices if HEAD.search(name) and _is_linear(name, shapes)]
+    return any(map(_reads_images, kernels)) and bool(heads)
+
+
+def _reads_images(shape: Shape) -> bool:
+    return len(shape) == 4 and shape[1] in (1, 3)
+
+
+def _is_linear(name: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a tensor is the matrix of a linear layer of several outputs, whose bias fits if it is there."""
+    shape, bias = shapes[name], shapes.get(name.removesuffix("weight") + "bias")
+    return name.endswith("weight") and len(shape) == 2 and shape[0] > 1 and bias in (None, shape[:1])
+
+
+def _is_last(name: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a linear layer's matrix is followed by its bias only."""
+    names = list(shapes)
+    after = names[names.index(name) + 1 :]
+    return _is_linear(name, shapes) and after in ([], [name.removesuffix("weight") + "bias"])
 
 
 def is_known_classifier(facts: Mapping[str, Any]) -> bool:

@@ -41,7 +41,7 @@ def test_version(run):
 
 
 def test_compress_max_drop(run, files):
-    outcome = run("-q", files.checkpoint, "--max-drop", "0.5")
+    outcome = run("-q", files.checkpoint, "--max-drop", "0.5", "--task", "classifier")
     assert (outcome.code, outcome.err) == (0, "")
     assert "(asked for: at most 0.5 points lost)" in outcome.out
     assert "wrote tiny.gbnn.safetensors in " in outcome.out
@@ -98,7 +98,10 @@ def test_plan_refuses_what_compress_refuses_before_it_writes(run, files, command
 
 
 def test_plan_within_a_drop(run, files):
-    assert "predicted to lose at most 1 point\n" in run("plan", files.checkpoint, "-q", "--max-drop", "1").out
+    assert (
+        "predicted to lose at most 1 point\n"
+        in run("plan", files.checkpoint, "-q", "--max-drop", "1", "--task", "classifier").out
+    )
 
 
 def test_compress_and_plan_with_data(run, files, monkeypatch):

