@@ -61,7 +61,7 @@ def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: P
 def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gbnn_compress.trainer.ROOM", 1.1)
+    monkeypatch.setattr("gbnn_compress.trainer.ROOM", 1.2)
     with monkeypatch.context() as patch:
         patch.setattr("gbnn_compress.trainer.FINEST_OCTAVES", 0.0)
         small = trained(checkpoint, tmp_path, "small")
