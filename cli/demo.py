@@ -47,7 +47,7 @@ def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
     console.write_stdout(
         f"\nThe report to look at in a browser: {checkpoint.with_suffix('.html')}\n"
         f"\nNow your own: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
-        f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --max-drop 1` writes the smallest file thought safe.\n"
+        f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --target-ratio 8` writes a file of that size.\n"
     )
     return 0
 
