@@ -16,6 +16,7 @@ from gbnn_compress.run_page import run_page
 from gbnn_compress.stages import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
 from gbnn_compress.target import LOST, Result, damage_warnings, meet
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
+from gbnn_compress.weights.divided import uneven_warnings
 from gbnn_compress.weights.select import outlier_warnings, select
 from gbnn_compress.written import write_verified
 
@@ -127,7 +128,7 @@ def compress(
             result = _cut(request, prepared, judge)
     with clock("encode"):
         tell(f"writing and verifying {words.name_of(request.path)}")
-        artifact = write_verified(request.path, result)
+        artifact, result = write_verified(request.path, result)
         if state is not None and not result.unfinished:
             state.remove()
     report = _reported(request, artifact, result, names)
@@ -136,7 +137,14 @@ def compress(
         tell(f"evaluating on {bench.evaluation.data}")
         report, reliability = _evaluated(report, bench, read, artifact, seed=seed)
     missed = [] if report["target_met"] else [_missed(report)]
-    report["warnings"] = [*missed, *result.notes, *misfits, *outlier_warnings(read, selection), *report["warnings"]]
+    report["warnings"] = [
+        *missed,
+        *result.notes,
+        *misfits,
+        *outlier_warnings(read, selection),
+        *uneven_warnings(read.tensors, selection.shared),
+        *report["warnings"],
+    ]
     if html is not None:
         tell(f"writing {words.name_of(html)}")
         shown = run_page(

@@ -18,6 +18,7 @@ from gbnn_compress.request import Request, requested
 from gbnn_compress.stages import Clock, Tell, benches, open_checkpoint, prepare_request
 from gbnn_compress.target import find_safe_ratio, planned_rate
 from gbnn_compress.types import Checkpoint
+from gbnn_compress.weights.divided import uneven_warnings
 from gbnn_compress.weights.select import Selection, outlier_warnings, select
 
 PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
@@ -126,7 +127,7 @@ def plan(
         )
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in wanted]
-        safe = find_safe_ratio(prepared) if prepared.kind.has_forecast else None
+        safe = find_safe_ratio(prepared)
     calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
     return {
         "schema": sizes.SCHEMA,
@@ -146,7 +147,12 @@ def plan(
         "ratio_of": ratio_of,
         "epochs": request.epochs,
         "memory_bytes": _peak_bytes(prepared.floating_bytes) + ENCODING_BYTES * _shared_weights(read, selection),
-        "warnings": [*misfits, *outlier_warnings(read, selection), *_caveats(request)],
+        "warnings": [
+            *misfits,
+            *outlier_warnings(read, selection),
+            *uneven_warnings(read.tensors, selection.shared),
+            *_caveats(request),
+        ],
         "timings": clock.timings(),
     }
 

@@ -26,9 +26,10 @@ from gbnn_compress.rate.damage import (
 )
 from gbnn_compress.rate.maps import index_maps, spend_on_outliers, squared_errors, with_outliers
 from gbnn_compress.types import IndexMap
-from gbnn_compress.weights.blocks import raw_bytes_of
+from gbnn_compress.weights.blocks import raw_bytes_of, rounded
 from gbnn_compress.weights.divided import with_parts_kept
 from gbnn_compress.weights.kind import CLASSIFIER
+from gbnn_compress.weights.posterior import batch_norm_after
 from gbnn_compress.weights.recentre import recentred_statistics
 from gbnn_compress.weights.values import code_values, read_unshared
 
@@ -118,7 +119,7 @@ class Cut:
         return replace(self, assigned=replace(self.assigned, maps=maps))
 
     def with_exact(self, names: Collection[str]) -> Cut:
-        """The same with some tensors kept exactly, whatever they cost."""
+        """The same with some tensors kept exactly, whatever they cost; what made up for their errors goes with them."""
         tensors, escape = self.prepared.checkpoint.tensors, len(self.book.bank.means)
         maps = [
             with_outliers(tensors[each.name], each.name, np.full_like(each.ids, escape), escape=escape)
@@ -126,7 +127,13 @@ class Cut:
             else each
             for each in self.assigned.maps
         ]
-        return replace(self, assigned=replace(self.assigned, maps=maps, exact=self.assigned.exact | {*names}))
+        followers = {name.removesuffix("weight") + "bias" for name in names}
+        for name in {each.name for each in maps} & {*names}:
+            prefix = batch_norm_after(name, tensors)
+            followers |= set() if prefix is None else {f"{prefix}running_mean", f"{prefix}running_var"}
+        statistics = {name: each for name, each in self.assigned.statistics.items() if name not in followers}
+        exact = self.assigned.exact | {*names}
+        return replace(self, assigned=replace(self.assigned, maps=maps, statistics=statistics, exact=exact))
 
     def encoded(self) -> bytes:
         """The bytes of the file."""
@@ -159,13 +166,13 @@ class Result:
     def with_exact(self, names: Collection[str]) -> Result:
         """The file with some tensors kept exactly, whatever that costs."""
         cut = self.cut.with_exact(names)
-        return replace(self, encoded=cut.encoded(), cut=cut)
+        note = f"kept exactly, as their codes were not right: {', '.join(f'`{name}`' for name in sorted(names))}"
+        return replace(self, encoded=cut.encoded(), cut=cut, notes=(*self.notes, note))
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
     """Find the codebook that meets the target, and encode it."""
-    safe_ratio = find_safe_ratio(prepared) if prepared.kind.has_forecast else None
-
+    safe_ratio = find_safe_ratio(prepared)
     if target_ratio is None:
         book, exponent = predicted_cut(prepared, max_drop=float(max_drop or 0.0))
         cut = Cut(prepared, book, exponent, assign(prepared, book), safe_ratio)
@@ -314,13 +321,14 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     ]
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
-    statistics |= {name: vector.to(tensors[name].dtype) for name, vector in outcome.statistics.items()}
-    difference = measured_difference(outcome.logits) if prepared.calibration.columns else Difference(None, None)
+    statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}
+    difference = measured_difference(outcome.logits)
     damage: Damage | Difference | None = None
     if not prepared.calibration.synthetic and len(outcome.ids) == len(maps):
         damage = measured_damage(outcome.logits) if prepared.kind.task == CLASSIFIER else difference
     inputs = "noise" if prepared.calibration.synthetic else "the calibration inputs"
-    return Assigned(maps, statistics, damage, warnings=tuple(dead_warnings(difference, inputs=inputs)))
+    warnings = () if difference is None else tuple(dead_warnings(difference, inputs=inputs))
+    return Assigned(maps, statistics, damage, warnings=warnings)
 
 
 def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
@@ -396,8 +404,10 @@ def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int
     return solve_damage(base.problem, lambda book: _damage(base, book).drop, limit=max_drop)
 
 
-def find_safe_ratio(prepared: Prepared) -> float:
-    """The largest ratio at which the predicted drop stays within SAFE_DROP."""
+def find_safe_ratio(prepared: Prepared) -> float | None:
+    """The largest ratio at which the predicted drop stays within SAFE_DROP; None where it cannot be predicted."""
+    if not prepared.kind.has_forecast:
+        return None
     book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
     return prepared.floating_bytes / predicted_bytes((prepared.before or prepared).problem, book, exponent)
 
@@ -420,9 +430,16 @@ def _damage_facts(prepared: Prepared, book: Codebook, assigned: Assigned, safe_r
         warnings = layer_warnings(facts["relative_error"])
     return {
         "components_before_merging": prepared.problem.mixture_size,
-        "damage": {key: float(f"{value:.3g}") if type(value) is float else value for key, value in facts.items()},
+        "damage": {key: _recorded(value) for key, value in facts.items()},
         "warnings": [*assigned.warnings, *warnings],
     }
+
+
+def _recorded(value: Any) -> Any:
+    """Three digits of a number; null for one that JSON has not."""
+    if type(value) is not float:
+        return value
+    return float(f"{value:.3g}") if np.isfinite(value) else None
 
 
 def layer_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
@@ -468,6 +485,8 @@ def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
     error = difference.relative_error
     if error is None or error < DEAD_ERROR:
         return []
+    if error == float("inf"):
+        return [f"{LOST}: on {inputs} its outputs are not finite; ask for a smaller ratio"]
     return [
         f"{LOST}: on {inputs} its outputs are no nearer to the checkpoint's than their mean"
         f" (relative error {error:.2g}); ask for a smaller ratio"

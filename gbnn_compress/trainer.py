@@ -70,7 +70,7 @@ class Trainer:
     shared: SharedWeights
     target_ratio: float
     ratio_of: str
-    safe_ratio: float
+    safe_ratio: float | None
     facts: Mapping[str, Any]
 
     def plain(self) -> dict[str, torch.Tensor]:

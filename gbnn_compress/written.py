@@ -19,7 +19,7 @@ class _Faulty(Exception):
         self.names = frozenset(faults)
 
 
-def write_verified(path: Path, result: Result) -> Artifact:
+def write_verified(path: Path, result: Result) -> tuple[Artifact, Result]:
     """Write a file that holds what it was meant to hold.
 
     Ids are compared one by one, and the numbers that they stand for as `find_faults` does. A tensor at fault is kept
@@ -30,18 +30,18 @@ def write_verified(path: Path, result: Result) -> Artifact:
         result: The file.
 
     Returns:
-        What is in it.
+        What is in it, and what it was made of.
 
     Raises:
         OutputError: It cannot be written.
         RuntimeError: A tensor is at fault although it is kept exactly; nothing is written.
     """
     try:
-        return _written(path, result)
+        return _written(path, result), result
     except _Faulty as faulty:
-        names = faulty.names
+        mended = result.with_exact(faulty.names)
     try:
-        return _written(path, result.with_exact(names))
+        return _written(path, mended), mended
     except _Faulty as faulty:
         raise RuntimeError(f"the file does not hold what it should: {faulty}") from None
 

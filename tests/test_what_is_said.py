@@ -199,6 +199,21 @@ def test_relative_error_and_cosine_by_hand() -> None:
     assert output_difference(np.ones((3, 2)), np.zeros((3, 2))) == Difference(None, None)
 
 
+def test_outputs_that_are_not_finite_are_a_warning_and_null_in_the_facts(
+    single: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gbnn_compress.calibration import calibrated
+
+    arch, data = f"{single / 'models.py'}:single", f"npz:{single / 'images.npz'}"
+    monkeypatch.setattr(
+        calibrated, "output_difference", lambda before, after: output_difference(before, np.full_like(after, np.nan))
+    )
+    options = {"arch": arch, "data": data, "settings": QUICK}
+    report = gbnn_compress.compress(single / "net.pth", target_ratio=8, output=single / "nan.gbnn", **options)
+    assert report["damage"]["relative_error"] is None
+    assert any("its outputs are not finite" in warning for warning in report["warnings"])
+
+
 @pytest.mark.parametrize(("error", "warned"), [(None, False), (0.9, False), (1.0, True), (7.0, True)])
 def test_a_lost_network_is_warned_of(error: float | None, warned: bool) -> None:
     assert len(dead_warnings(Difference(error, 0.5), inputs="noise")) == warned

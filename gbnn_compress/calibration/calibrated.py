@@ -142,12 +142,19 @@ def measured_damage(logits: torch.Tensor) -> Damage:
     return Damage(drop_at(agreement), agreement, max(divergence, 0.0))
 
 
-def measured_difference(outputs: torch.Tensor) -> Difference:
+def measured_difference(outputs: object) -> Difference | None:
     """How the outputs of a lockstep pass differ.
 
     Args:
         outputs: (2N, ...), of the original network, then of the compressed one.
+
+    Returns:
+        None where the outputs are not one floating tensor with as many rows.
     """
+    if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point() or outputs.dim() < 2:
+        return None
+    if len(outputs) % 2:
+        return None
     before, after = outputs.double().flatten(1).chunk(2)
     return output_difference(before.numpy(), after.numpy())
 

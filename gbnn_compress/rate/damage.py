@@ -48,8 +48,8 @@ class Difference:
 
     Attributes:
         relative_error: Root of the squared error over the squared distance of the outputs from their mean; None where
-            the outputs do not vary.
-        cosine: Between outputs before and after, mean over the inputs; None where outputs are zero.
+            the outputs do not vary, infinite where those after are not finite.
+        cosine: Between outputs before and after, mean over the inputs; None where outputs are zero or not finite.
     """
 
     relative_error: float | None
@@ -63,6 +63,8 @@ def output_difference(before: np.ndarray, after: np.ndarray) -> Difference:
         before: float64 (N, C).
         after: float64 (N, C).
     """
+    if not np.isfinite(after).all():
+        return Difference(float("inf"), None)
     spread = float(((before - before.mean(axis=0)) ** 2).sum())
     norms = np.sqrt((before**2).sum(axis=1) * (after**2).sum(axis=1))
     alive = norms > 0

@@ -18,9 +18,10 @@ from gbnn_compress.weights.layouts import choose_network, listed
 from gbnn_compress.weights.opening import FREE_BYTES, RESAVE, Opened, misnamed, open_file
 from gbnn_compress.weights.paged import PagedTensors
 from gbnn_compress.weights.quantised import check_not_quantised
+from gbnn_compress.weights.unread import Unread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import NoReturn
 
     import torch
@@ -90,7 +91,8 @@ def _load(parts: Parts) -> tuple[Any, list[Any], Notes]:
     pages = []
     for file in parts.files:
         opened = _open_shard(file)
-        check_shard(file, set(opened.loaded) - opened.tied, parts)
+        held = {name for name, value in opened.loaded.items() if isinstance(name, str) and _is_tensor(value)}
+        check_shard(file, held - opened.tied, parts)
         tensors |= opened.loaded
         pages += [opened.pages] if opened.pages else []
     return tensors, pages, ()
@@ -140,7 +142,16 @@ def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], 
     check_not_quantised(entries, tensors)
     _check_held(tensors)
     ignored = [name for name in entries if name not in tensors]
+    _check_siblings(ignored, entries, tensors)
     return tensors, (f"Ignored entries that are not tensors: {listed(ignored)}.",) if ignored else ()
+
+
+def _check_siblings(ignored: Iterable[Any], entries: Mapping[Any, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses numpy arrays among the tensors of a module: they are a part of the network, and no tensors."""
+    modules = {name.rpartition(".")[0] for name in tensors} - {""}
+    for name in ignored:
+        if isinstance(name, str) and name.rpartition(".")[0] in modules and isinstance(entries[name], Unread):
+            raise CheckpointError(f"holds `{name}` as a numpy value: convert it with torch.from_numpy and save again")
 
 
 def _check_dense(name: str, tensor: torch.Tensor) -> None:

@@ -31,6 +31,10 @@ _SPECTRAL_NORMS = (
 """How the name of a matrix ends, and the name of its singular vector."""
 
 
+UNEVEN = 64.0
+"""Parts whose largest value is so many times smaller than the median part's are warned of."""
+
+
 def divided_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The tensors that a network divides by norms of theirs.
 
@@ -44,6 +48,29 @@ def divided_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[in
     return {name: axes for name in names if (axes := _axes(name, shapes)) is not None}
 
 
+def uneven_warnings(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> list[str]:
+    """A line on each tensor that the network divides by norms so unequal that one scale does not serve all its parts.
+
+    Args:
+        tensors: The state dict.
+        names: Of the tensors that are shared.
+    """
+    axes = divided_weights({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    lines = []
+    for name in names:
+        if name not in axes:
+            continue
+        largest = np.abs(values(tensors[name]))[_parts(tensors[name], axes[name])].max(axis=1)
+        alive = largest[largest > 0]
+        small = int((UNEVEN * alive < np.median(alive)).sum()) if alive.size else 0
+        if small:
+            lines.append(
+                f"`{name}`: {small:,} of {len(largest):,} parts that the network divides by their norms are over"
+                f" {UNEVEN:g} times smaller than the others, and lose more than these: evaluate the file before use"
+            )
+    return lines
+
+
 def vanished_places(before: torch.Tensor, after: torch.Tensor, *, axes: Sequence[int]) -> np.ndarray:
     """Where the largest value of each part lies that was not all zeros and is now.
 
@@ -55,14 +82,18 @@ def vanished_places(before: torch.Tensor, after: torch.Tensor, *, axes: Sequence
     Returns:
         int64 (parts,), positions in C order, ascending.
     """
-    size, apart = before.numel(), sorted(axes)
-    places = np.arange(size).reshape(before.shape)
-    others = [axis for axis in range(before.dim()) if axis not in apart]
-    count = int(np.prod([before.shape[axis] for axis in apart], dtype=np.int64))
-    parts = places.transpose(*apart, *others).reshape(count, -1)
+    parts = _parts(before, axes)
     old, new = (np.abs(values(tensor))[parts] for tensor in (before, after))
     lost = np.flatnonzero((new.max(axis=1) == 0) & (old.max(axis=1) > 0))
     return np.sort(parts[lost, old[lost].argmax(axis=1)])
+
+
+def _parts(tensor: torch.Tensor, axes: Sequence[int]) -> np.ndarray:
+    """int64 (parts, values), positions in C order of the values of each part."""
+    apart = sorted(axes)
+    others = [axis for axis in range(tensor.dim()) if axis not in apart]
+    count = int(np.prod([tensor.shape[axis] for axis in apart], dtype=np.int64))
+    return np.arange(tensor.numel()).reshape(tuple(tensor.shape)).transpose(*apart, *others).reshape(count, -1)
 
 
 def with_parts_kept(

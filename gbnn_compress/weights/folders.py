@@ -24,7 +24,7 @@ SINGLE_FILES = (
 
 WANTED = "model.safetensors, pytorch_model.bin or an index of either (model.safetensors.index.json)"
 SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES)
-SHARD = re.compile(r"-\d+-of-0*(\d+)\.(safetensors|bin|pth?|ckpt)$", re.IGNORECASE)
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin|pth?|ckpt)$", re.IGNORECASE)
 MOST_INDEX_BYTES, MOST_SHARDS = 1 << 26, 10_000
 
 
@@ -60,7 +60,7 @@ def parts_of(path: Path) -> Parts:
     for name in SINGLE_FILES:
         ending = name[name.rindex(".") :]
         indices = [path / f"{name}{INDEX}"] if (path / f"{name}{INDEX}").is_file() else []
-        if name in ("model.safetensors", "pytorch_model.bin") and not indices:
+        if name in ("model.safetensors", "pytorch_model.bin") and not indices and not (path / name).is_file():
             indices = sorted(path.glob(f"*{ending}{INDEX}"))
             indices = [each for each in indices if each.name.removesuffix(INDEX) not in SINGLE_FILES]
         if len(indices) > 1:

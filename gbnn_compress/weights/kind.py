@@ -76,6 +76,11 @@ def settle_kind(
             "`--task classifier`: the network gives one number for each input, expected one for each of two or more "
             "classes; leave the option out"
         )
+    if task == OTHER and labels:
+        raise GbnnError(
+            "`--task other`: accuracy is measured of classifiers only; leave out labelled data (`--eval-data`, "
+            "`--val-data`, `--epochs`), or the option"
+        )
     if task is not None:
         return Kind(task)
     if single:
@@ -149,6 +154,11 @@ def require_forecast(kind: Kind, *, measured: bool) -> None:
     Raises:
         GbnnError: They cannot.
     """
+    if kind.task == OTHER:
+        raise GbnnError(
+            "`--max-drop`: points of accuracy are lost by classifiers only, and this network is none; give "
+            "`--target-ratio`"
+        )
     if not measured and kind.task != CLASSIFIER:
         raise GbnnError(
             "`--max-drop`: lost points are predicted only for networks that are known to be image classifiers; say "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,9 @@ SOURCES = frozenset({"source", "src"})
 """What a `target` beside it translates or adapts from: then it is no copy."""
 
 NEARLY_ALL = 0.9
-DWARFED = 100
+SMALL = 10
+"""A state dict of so many times fewer weights is no second network."""
+
 MAX_NAMED = 5
 MAX_LEFT = 12
 MAX_DEPTH = 32
@@ -126,28 +129,52 @@ def _choose(mapping: Entries) -> Any:
     networks = [key for key in nested if _n_weights(mapping[key])[1]]
     if not networks and not _n_weights(loose)[1]:
         networks = nested  # nothing has a weight matrix, and whatever has tensors is as good
-    known = [key for key in WRAPPERS if key in networks and not _is_dwarfed(mapping[key], loose)]
-    if known:
-        return known[0]
     candidates = [key for key in networks if not TRAINING_STATE.search(str(key))]
-    if not candidates or _is_network_beside(loose, [mapping[key] for key in candidates]):
+    if _loose_are_the_network(loose, {key: mapping[key] for key in candidates}):
         return None
-    if len(candidates) > 1:
-        likeliest = min(candidates, key=lambda key: not _words(str(key)) & AVERAGES)
-        raise CheckpointError(f"holds several networks, {listed(candidates)}: choose one with `--key {likeliest}`")
-    return candidates[0]
+    known = [key for key in WRAPPERS if key in candidates]
+    chosen = [key for key in known if all(_goes_with(mapping[key], mapping[other]) for other in candidates)]
+    if chosen or len(candidates) == 1:
+        return (chosen or candidates)[0]
+    likeliest = min(candidates, key=lambda key: not _words(str(key)) & AVERAGES)
+    raise CheckpointError(f"holds several networks, {listed(candidates)}: choose one with `--key {likeliest}`")
+
+
+def _loose_are_the_network(loose: Mapping[str, torch.Tensor], nested: Mapping[Any, Entries]) -> bool:
+    """Whether loose tensors are the network, and what is nested beside them is not.
+
+    Raises:
+        CheckpointError: Either could be.
+    """
+    if not nested:
+        return True
+    if not _is_network_beside(loose, list(nested.values())):
+        return False
+    others = [key for key, each in nested.items() if not (_words(str(key)) & AVERAGES or _goes_with(loose, each))]
+    if others:
+        raise CheckpointError(
+            f"holds loose tensors beside a network, {listed(others)}, that could be one themselves: choose it with "
+            f"`--key {others[0]}`, or save the loose ones alone"
+        )
+    return True
 
 
 def _is_network_beside(loose: Mapping[str, torch.Tensor], nested: list[Entries]) -> bool:
-    """Whether loose tensors are the network and the nested ones are not: both more tensors and more weights."""
+    """Whether loose tensors have both more tensors and more weights than all that is nested."""
     tensors, weights = _n_weights(loose)
     others = [_n_weights(each) for each in nested]
     return all(tensors > count and weights > size for count, size in others)
 
 
-def _is_dwarfed(nested: Entries, loose: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a mapping is small change beside loose tensors, whatever it is called."""
-    return _is_network_beside(loose, [nested]) and _n_weights(loose)[1] > DWARFED * _n_weights(nested)[1]
+def _goes_with(chosen: Entries, other: Entries) -> bool:
+    """Whether another state dict is a copy of a chosen one, or of a part of it, or small beside it."""
+    shapes, others = _matrix_shapes(chosen), _matrix_shapes(other)
+    return others <= shapes or SMALL * _n_weights(other)[1] <= _n_weights(chosen)[1]
+
+
+def _matrix_shapes(value: Entries) -> Counter[Shape]:
+    tensors = (tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor))
+    return Counter(tuple(tensor.shape) for tensor in tensors if tensor.numel() > max((1, *tensor.shape)))
 
 
 def _is_tensor(value: object) -> bool:

@@ -142,7 +142,7 @@ def code_norm(
         channel puts out what it did to MOST_STEPS steps of the coded weight; where no grid serves, all are exact.
     """
     norm = BatchNorm(weight, bias, mean, variance)
-    if not (spans_too_much(weight) or spans_too_much(bias)):
+    if variance.min() >= 0 and not (spans_too_much(weight) or spans_too_much(bias)):
         for grids in _grids(variance):
             tried = [_coded(norm, step=step, grid=grid, exact=exact, dtypes=dtypes) for grid in grids]
             found = [vectors for vectors in tried if vectors is not None]
@@ -167,7 +167,7 @@ def code_statistics(
         Both coded vectors, exact where the outputs would differ by more than `code_norm` allows.
     """
     norm = BatchNorm(np.ones_like(mean), np.zeros_like(mean), mean, variance)
-    for grid in itertools.chain.from_iterable(_grids(variance)):
+    for grid in itertools.chain.from_iterable(_grids(variance) if variance.min() >= 0 else ()):
         steps = (step * grid.finer_mean, 2 * step * grid.finer_variance)
         floored = np.maximum(variance, grid.floor)
         statistics = _statistics(mean, floored, steps=steps, exact=exact, dtypes=dtypes)

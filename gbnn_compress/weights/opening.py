@@ -137,7 +137,9 @@ def _load_safetensors(path: Path) -> Opened:
         raise
     except Exception as error:
         raise CheckpointError(DAMAGED.format("safetensors", reason(error))) from error
-    tied = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    # `format` is of the file ("pt"), and no tensor, even where one is called `pt`.
+    named = {name: kept for name, kept in metadata.items() if name not in tensors and name != "format"}
+    tied = {name: tensors[kept] for name, kept in named.items() if kept in tensors}
     return Opened(tensors | tied, "safetensors", pages, metadata, frozenset(tied))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gbnn_compress.types import IndexMap
-from gbnn_compress.weights.divided import divided_weights, vanished_places, with_parts_kept
+from gbnn_compress.weights.divided import divided_weights, uneven_warnings, vanished_places, with_parts_kept
 
 
 def names_of(network: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -76,3 +76,14 @@ def test_a_part_that_would_vanish_keeps_its_largest_value(dtype: torch.dtype) ->
     assert len(kept.outliers) == 1
     assert same is plain
     assert zeros.ids.tolist() == [1, 1, 1, 1, 2, 1]
+
+
+def test_parts_far_smaller_than_the_others_are_warned_of() -> None:
+    direction = torch.randn(32, 40, generator=torch.Generator().manual_seed(0))
+    even = {"l.weight_v": direction, "l.weight_g": torch.ones(32, 1)}
+    assert uneven_warnings(even, ["l.weight_v"]) == []
+    uneven = direction.clone()
+    uneven[::3] *= 1e-4
+    (line,) = uneven_warnings({**even, "l.weight_v": uneven}, ["l.weight_v"])
+    assert line.startswith("`l.weight_v`: 11 of 32 parts")
+    assert uneven_warnings({"l.weight": uneven}, ["l.weight"]) == []

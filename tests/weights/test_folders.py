@@ -161,7 +161,7 @@ def test_a_hostile_index(tmp_path: Path, text: str, words: str) -> None:
     assert len(line) < 400 + len(str(folder))
 
 
-@pytest.mark.parametrize("name", [shard("safetensors", 0), "pytorch_model-00001-of-00003.bin", "x-1-of-2.pt"])
+@pytest.mark.parametrize("name", [shard("safetensors", 0), "pytorch_model-00001-of-00003.bin", "x-00001-of-00002.pt"])
 def test_a_shard_alone_is_refused_with_the_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, PARTS[0])
     assert f"is one shard of several: name its folder, `{tmp_path}`" in refused(tmp_path / name)
@@ -185,3 +185,19 @@ def test_other_folders_say_what_they_lack_and_what_lies_there(tmp_path: Path) ->
     assert "name one of its files, `net.pth`" in refused(tmp_path)
     write(tmp_path / shard("safetensors", 0), PARTS[0])
     assert "but not their index: download that too" in refused(tmp_path)
+
+
+def test_a_name_with_counts_is_no_shard(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(20, 20)}, tmp_path / "resnet-fold-3-of-5.pth")
+    assert list(read_checkpoint(tmp_path / "resnet-fold-3-of-5.pth").tensors) == ["a.weight"]
+
+
+def test_a_foreign_index_does_not_hide_a_single_file(tmp_path: Path) -> None:
+    save_file({"a.weight": torch.ones(20, 20)}, tmp_path / "model.safetensors")
+    (tmp_path / "x.safetensors.index.json").write_text("{}")
+    assert list(read_checkpoint(tmp_path).tensors) == ["a.weight"]
+
+
+def test_a_tensor_called_as_the_format_is(tmp_path: Path) -> None:
+    save_file({"pt": torch.ones(20, 20)}, tmp_path / "net.safetensors", metadata={"format": "pt"})
+    assert list(read_checkpoint(tmp_path / "net.safetensors").tensors) == ["pt"]

@@ -26,7 +26,7 @@ ASSUMED = Kind(assumes=IMAGE_CLASSIFIER)
     [
         ({}, ASSUMED),
         ({"task": "classifier"}, CLASSIFIER),
-        ({"task": "other", "labels": True, "indexed_classes": 10, "outputs": 10}, OTHER),
+        ({"task": "other", "indexed_classes": 10, "outputs": 10}, OTHER),
         ({"labels": True}, CLASSIFIER),
         ({"labels": True, "outputs": 1}, OTHER),
         ({"indexed_classes": 10}, CLASSIFIER),
@@ -97,7 +97,6 @@ def test_a_vision_transformer_looks_like_one_too() -> None:
         (CLASSIFIER, False, False),
         (ASSUMED, False, True),
         (UNKNOWN, False, True),
-        (OTHER, False, True),
         (ASSUMED, True, False),
     ],
 )
@@ -107,6 +106,17 @@ def test_points_are_promised_only_where_they_are_known(kind: Kind, measured: boo
         return
     with pytest.raises(GbnnError, match=r"--max-drop.*--task classifier.*--val-data.*--target-ratio"):
         require_forecast(kind, measured=measured)
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_no_points_of_what_is_no_classifier(measured: bool) -> None:
+    with pytest.raises(GbnnError, match=r"--max-drop.*give `--target-ratio`"):
+        require_forecast(OTHER, measured=measured)
+
+
+def test_labelled_data_of_what_is_said_to_be_no_classifier_are_refused() -> None:
+    with pytest.raises(GbnnError, match=r"`--task other`.*leave out labelled data"):
+        settle_kind("other", labels=True, indexed_classes=None, outputs=10, tensors=IMAGES)
 
 
 def test_an_unknown_task_is_refused() -> None:

@@ -199,3 +199,40 @@ def test_lazy_views_are_read_as_torch_reads_them(tmp_path):
         assert tensor.is_contiguous()
         assert torch.equal(tensor, content[name])
     assert checkpoint.ties == {}
+
+
+def matrices(**shapes: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    return {name.replace("_", "."): torch.ones(shape) for name, shape in shapes.items()}
+
+
+BACKBONE = matrices(conv_weight=(16, 3, 3, 3), fc_weight=(10, 16), fc_bias=(10,))
+
+
+@pytest.mark.parametrize("key", ["backbone", "model"])
+def test_a_queue_beside_a_network_hides_it_not_and_is_not_taken_for_it(tmp_path, key):
+    queue = matrices(queue=(32, 512), labels=(512,), proto=(100, 32), centre=(32,))
+    line = refused(tmp_path, {key: BACKBONE, **queue})
+    assert f"`{key}`" in line
+    assert f"`--key {key}`" in line
+    assert list(read(tmp_path, {key: BACKBONE, **queue}, key=key).tensors) == list(BACKBONE)
+
+
+def test_a_part_of_a_network_under_a_wrapper_s_name_does_not_stand_for_it(tmp_path):
+    part = {"fc.weight": BACKBONE["fc.weight"]}
+    assert list(read(tmp_path, {**BACKBONE, "module": part}).tensors) == list(BACKBONE)
+    assert list(read(tmp_path, {"state_dict": BACKBONE, "ema": part}).tensors) == list(BACKBONE)
+
+
+@pytest.mark.parametrize("keys", [("model", "discriminator"), ("net", "network")])
+def test_two_networks_of_other_shapes_are_refused_whatever_they_are_called(tmp_path, keys):
+    other = matrices(conv_weight=(8, 3, 5, 5), fc_weight=(1, 8), head_weight=(16, 16))
+    line = refused(tmp_path, dict(zip(keys, (BACKBONE, other), strict=True)))
+    assert all(f"`{key}`" in line for key in keys)
+    assert "--key" in line
+
+
+def test_a_numpy_value_among_a_module_s_tensors_is_refused(tmp_path):
+    import numpy as np
+
+    line = refused(tmp_path, {**BACKBONE, "conv.running_mean": np.ones(16)})
+    assert "`conv.running_mean` as a numpy value: convert it with torch.from_numpy" in line

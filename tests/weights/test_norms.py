@@ -188,3 +188,16 @@ def test_inputs_are_left_as_they_are() -> None:
     coded(vectors, step=0.1)
     for key, vector in vectors.items():
         np.testing.assert_array_equal(vector, before[key])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_variance_below_zero_is_kept_exactly_without_a_word() -> None:
+    vectors = norm(8, size=16)
+    vectors["running_var"][3] = -1e-9
+    exact = [vector.astype(np.float32).view(np.uint32) for vector in vectors.values()]
+    result = code_norm(*vectors.values(), step=0.01, exact=exact, dtypes=[torch.float32] * 4)
+    assert [vector.mode for vector in result] == [EXACT] * 4
+    statistics = code_statistics(
+        vectors["running_mean"], vectors["running_var"], step=0.01, exact=exact[2:], dtypes=[torch.float32] * 2
+    )
+    assert [vector.mode for vector in statistics] == [EXACT] * 2
