@@ -150,7 +150,9 @@ def _loose_are_the_network(loose: Mapping[str, torch.Tensor], nested: Mapping[An
         return True
     if not _is_network_beside(loose, list(nested.values())):
         return False
-    others = [key for key, each in nested.items() if not (_words(str(key)) & AVERAGES or _goes_with(loose, each))]
+    shapes = _matrix_shapes(loose)
+    found = {key: _matrix_shapes(each) for key, each in nested.items() if not _words(str(key)) & AVERAGES}
+    others = [key for key, each in found.items() if each.total() > 1 and not each <= shapes]
     if others:
         raise CheckpointError(
             f"holds loose tensors beside a network, {listed(others)}, that could be one themselves: choose it with "
