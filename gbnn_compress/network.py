@@ -175,7 +175,7 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None,
     artifact = read_artifact(Path(path))
     if like is not None:
         original = open_original(Path(like))
-        data = laid_out(original, rebuild(artifact, seed=seed))
+        data = laid_out(original, rebuild(artifact, seed=seed), sha256=artifact.facts["checkpoint"]["sha256"])
     else:
         data = _as_safetensors(artifact, target, path=path, seed=seed)
     write_atomically(target, data)

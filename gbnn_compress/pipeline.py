@@ -227,7 +227,8 @@ def _missed(report: dict[str, Any]) -> str:
     missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
         allowed, kept = statements.dense_bytes(report) / target, report["sections"]["unshared"]
-        needed = f"; biases, norms and tensors kept bit for bit take {words.size(kept)} of {words.size(allowed)}"
+        exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
+        needed = f"{exact}, the target allows {words.size(allowed)} in all"
         return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
     most = 2 * sum(weights.values()) / (weights["unshared"] + 2)

@@ -57,6 +57,9 @@ MOST_SPAN = 1e4
 FLOORS = (1e-12, 0.0)
 """Variances below this share of the largest one are coded as that: next to it a channel is as good as dead."""
 
+HIGHEST_FLOOR = 1e-9
+"""No floor is higher: beside an eps of 1e-5 such a variance makes no difference."""
+
 SMALLEST_VARIANCE = 1e-37
 """The same without regard to the others: zero has no logarithm."""
 
@@ -195,7 +198,8 @@ class _Grid:
 
 def _grids(variance: np.ndarray) -> Iterator[list[_Grid]]:
     """Grids that take about equally many bits, coarsest first."""
-    floors = [max(share * float(variance.max()), SMALLEST_VARIANCE) for share in FLOORS]
+    largest = float(variance.max())
+    floors = [max(min(share * largest, HIGHEST_FLOOR), SMALLEST_VARIANCE) for share in FLOORS]
     for floor in floors if variance.min() < floors[0] else floors[:1]:
         for halves in range(MOST_FINER + 1):
             yield [_Grid(floor, 2.0 ** (-part / 2), 2.0 ** ((part - halves) / 2)) for part in range(halves + 1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.errors import CheckpointError
+from gbnn_compress.weights.blocks import raw_bytes_of
 from gbnn_compress.weights.checkpoint import refuse
 from gbnn_compress.weights.folders import parts_of
 from gbnn_compress.weights.layouts import listed
@@ -43,7 +45,7 @@ def open_original(path: Path) -> tuple[Path, Opened]:
         refuse(path, str(error), error.__cause__)
 
 
-def laid_out(original: tuple[Path, Opened], weights: Tensors) -> bytes:
+def laid_out(original: tuple[Path, Opened], weights: Tensors, *, sha256: str | None = None) -> bytes:
     """The original's bytes with other weights in place of its own.
 
     The state dict that holds all of them is found at whatever depth, under their names, these with one prefix more
@@ -53,13 +55,14 @@ def laid_out(original: tuple[Path, Opened], weights: Tensors) -> bytes:
     Args:
         original: From `open_original`. Its tensors are overwritten.
         weights: Those of an artifact.
+        sha256: Of the file that the artifact was made of; in another file names must be the same. None: not known.
 
     Raises:
         CheckpointError: Not all of them are in it with the same shapes and dtypes, or they cannot be written.
     """
     path, opened = original
     try:
-        places = _places(opened.loaded, weights)
+        places = _places(opened.loaded, weights, exactly=sha256 is not None and _digest(path) != sha256)
         if opened.kind == "safetensors":
             return _safetensors_bytes(opened, places, weights)
         _overwrite(places, weights)
@@ -68,12 +71,17 @@ def laid_out(original: tuple[Path, Opened], weights: Tensors) -> bytes:
         refuse(path, str(error), error.__cause__)
 
 
-def _places(loaded: object, weights: Tensors) -> dict[str, torch.Tensor]:
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, torch.Tensor]:
     """Name in the artifact -> the tensor of the original that it takes the place of."""
     closest: list[str] | None = None
     found: list[dict[str, torch.Tensor]] = []
     for tensors in _state_dicts(loaded, set()):
-        for read in _readings(tensors, weights):
+        for read in [tensors] if exactly else _readings(tensors, weights):
             missing = [name for name in weights if name not in read or not _agree(read[name], weights[name])]
             if not missing:
                 found.append(read)
@@ -140,6 +148,16 @@ def _overwrite(places: Tensors, weights: Tensors) -> None:
                     f"holds `{name}` as a view that repeats values: `--like` cannot write into it; decompress to"
                     " safetensors without it"
                 ) from error
+    for name, tensor in places.items():
+        if name in weights and raw_bytes_of(_resolved(tensor)) != raw_bytes_of(_resolved(weights[name])):
+            raise CheckpointError(
+                f"holds `{name}` in memory that other tensors overlap: `--like` cannot give each its weights; "
+                "decompress to safetensors without it"
+            )
+
+
+def _resolved(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().resolve_conj().resolve_neg()
 
 
 def _torch_bytes(opened: Opened) -> bytes:

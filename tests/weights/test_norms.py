@@ -201,3 +201,13 @@ def test_a_variance_below_zero_is_kept_exactly_without_a_word() -> None:
         vectors["running_mean"], vectors["running_var"], step=0.01, exact=exact[2:], dtypes=[torch.float32] * 2
     )
     assert [vector.mode for vector in statistics] == [EXACT] * 2
+
+
+@pytest.mark.parametrize("epsilon", [EPSILON, LARGEST_EPSILON])
+def test_a_dead_channel_beside_a_huge_one_is_the_same_function_far_from_its_mean_too(epsilon: float) -> None:
+    vectors = norm(9, size=24)
+    vectors["running_var"][:2] = (1e-20, 1e8)
+    vectors["running_mean"][0] = 1e-10
+    got = coded(vectors, step=0.01)
+    near, far = (each["weight"] / np.sqrt(each["running_var"] + epsilon) for each in (vectors, got))
+    assert abs(far[0] / near[0] - 1) < 0.02

@@ -148,3 +148,19 @@ def test_bad_places_are_refused(tmp_path, artifact):
     with pytest.raises(GbnnError, match="lacks 2 of 2 tensors"):
         gbnn_compress.decompress(artifact, tmp_path / "back.pth", like=artifact)
     assert not (tmp_path / "back.pth").exists()
+
+
+def test_views_that_overlap_are_refused(tmp_path):
+    flat = torch.randn(48)
+    path = saved(tmp_path, {"flat": flat, "a.weight": flat[:24].view(4, 6), "b.weight": flat[24:].view(4, 6)})
+    weights = {"flat": torch.ones(48), "a.weight": torch.zeros(4, 6), "b.weight": torch.zeros(4, 6)}
+    with pytest.raises(CheckpointError, match="in memory that other tensors overlap"):
+        laid_out(open_original(path), weights)
+
+
+def test_another_file_must_have_the_same_names(tmp_path):
+    weights = {"a.weight": torch.zeros(4, 6)}
+    path = saved(tmp_path, {"module.a.weight": torch.ones(4, 6)})
+    assert laid_out(open_original(path), weights)
+    with pytest.raises(CheckpointError, match="give the checkpoint that it was made of"):
+        laid_out(open_original(path), weights, sha256="0" * 64)
