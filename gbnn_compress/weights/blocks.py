@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,8 +67,8 @@ def rounded(values: np.ndarray | torch.Tensor, dtype: torch.dtype) -> torch.Tens
     import torch
 
     tensor = torch.from_numpy(np.array(values)) if isinstance(values, np.ndarray) else values
-    ends = torch.finfo(dtype)
-    return tensor.clamp(ends.min, ends.max).to(dtype)
+    end = torch.finfo(dtype).max
+    return tensor.to(dtype).nan_to_num(nan=math.nan, posinf=end, neginf=-end)
 
 
 def raw_bytes_of(tensor: torch.Tensor) -> bytes:
