@@ -23,9 +23,9 @@ import torch
 
 import gbnn_compress
 from gbnn_compress.calibration import calibrated
-from gbnn_compress.evaluation import Bench, dense, read_model
-from gbnn_compress.tasks import load_data
-from gbnn_compress.variational import metrics
+from gbnn_compress.data import load_data
+from gbnn_compress.predict import metrics
+from gbnn_compress.predict.evaluation import Bench, dense, read_model
 
 ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
 

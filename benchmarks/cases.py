@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gbnn_compress.evaluation import Bench, Evaluation
-from gbnn_compress.tasks import load_data
-from gbnn_compress.variational import metrics
-from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.data import load_data
+from gbnn_compress.predict import metrics
+from gbnn_compress.predict.evaluation import Bench, Evaluation
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CALIBRATION_INPUTS = 512

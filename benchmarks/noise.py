@@ -16,13 +16,13 @@ import numpy as np
 import torch
 
 import gbnn_compress
-from gbnn_compress.codec.artifact import read_artifact
-from gbnn_compress.evaluation import Bench
-from gbnn_compress.tasks import load_data
+from gbnn_compress.data import load_data
+from gbnn_compress.format.artifact import read_artifact
+from gbnn_compress.predict import metrics
+from gbnn_compress.predict.evaluation import Bench
+from gbnn_compress.predict.prediction import average
+from gbnn_compress.predict.rebuild import SharedTensor, rebuild, shared_tensors
 from gbnn_compress.types import Artifact
-from gbnn_compress.variational import metrics
-from gbnn_compress.variational.prediction import average
-from gbnn_compress.weights.rebuild import SharedTensor, rebuild, shared_tensors
 
 ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
 SAMPLES = 16

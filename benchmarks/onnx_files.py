@@ -108,7 +108,7 @@ def command(*words):
 def make(spec: str, path: Path, *, size: int) -> None:
     import torch
 
-    from gbnn_compress.tasks import build_network
+    from gbnn_compress.data import build_network
 
     torch.manual_seed(0)
     network = build_network(spec).train()
@@ -127,7 +127,7 @@ def fixed_width_bytes(path: Path) -> int:
     """Ids at 2, 4, 8 or 16 bits, as few as a tensor's components need, and 4 bytes an unshared value."""
     import numpy as np
 
-    from gbnn_compress.codec.artifact import read_artifact
+    from gbnn_compress.format.artifact import read_artifact
 
     artifact = read_artifact(path)
     total = 4 * sum(values.size for values in artifact.values.values())

@@ -35,8 +35,8 @@ def code(which: str, name: str, *peer: str) -> dict[str, Any]:
 
 
 def contexts(ids: np.ndarray, shape: tuple[int, ...], means: np.ndarray) -> tuple[int, float, float]:
-    from gbnn_compress.codec.contexts import whole_values
-    from gbnn_compress.codec.symbols import decode_maps, encode_maps
+    from gbnn_compress.format.contexts import whole_values
+    from gbnn_compress.format.symbols import decode_maps, encode_maps
 
     values = whole_values(means)
     tables, stream = encode_maps([ids], [shape], values)

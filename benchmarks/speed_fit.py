@@ -60,7 +60,7 @@ def points_of(tensor: Any, posterior: Any, *, most: int) -> np.ndarray:
 
 def likelihood(mixture: Mixture, points: np.ndarray, counts: np.ndarray | None = None) -> float:
     """Mean over points, nats."""
-    from gbnn_compress.gaussian.mixture import expectation
+    from gbnn_compress.mixture.em import expectation
 
     return expectation(mixture, points, np.ones(len(points)) if counts is None else counts)[1]
 
@@ -83,7 +83,7 @@ def fit(which: str, size: str, *peer: str) -> dict[str, Any]:
 
 
 def ours(tensor: Any, posterior: Any, scored: np.ndarray) -> dict[str, Any]:
-    from gbnn_compress.gaussian.mixture import fit_mixture
+    from gbnn_compress.mixture.em import fit_mixture
     from gbnn_compress.rate.cells import build_cells
 
     start = time.process_time()
@@ -120,7 +120,7 @@ def pooled(cells: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def first_mixture(tensor: Any, posterior: Any) -> Mixture:
     """Where ours starts."""
-    from gbnn_compress.gaussian.mixture import initial_mixture
+    from gbnn_compress.mixture.em import initial_mixture
     from gbnn_compress.rate.cells import build_cells
 
     points, counts = pooled(build_cells({"w": tensor}, [posterior], resolution=2 * RESOLUTION))
@@ -178,7 +178,7 @@ def faiss(points: np.ndarray, python: str) -> tuple[float, np.ndarray]:
 
 def clusters(points: np.ndarray, labels: np.ndarray) -> Mixture:
     """The mixture that clusters stand for: their shares, means and covariances."""
-    from gbnn_compress.gaussian.density import floor_eigenvalues
+    from gbnn_compress.mixture.density import floor_eigenvalues
 
     _, labels = np.unique(labels, return_inverse=True)
     count = np.bincount(labels)

@@ -23,10 +23,10 @@ from torch.nn import functional
 
 import gbnn_compress
 from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.training.objective import loss_of
+from gbnn_compress.training.schedule import Optimisers, Schedule
+from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.types import Bank, Posterior
-from gbnn_compress.variational.objective import loss_of
-from gbnn_compress.variational.schedule import Optimisers, Schedule
-from gbnn_compress.variational.shared import SharedWeights
 
 SAMPLES, BATCH, STEPS = 16, 128, 4
 INPUTS = (1, 2, 4, 8, 32, 128)

@@ -30,12 +30,12 @@ from timing import median_processor_seconds
 from torch.nn import functional
 
 import gbnn_compress
-from gbnn_compress.evaluation import Bench, Evaluation, read_model
-from gbnn_compress.variational import metrics
-from gbnn_compress.variational.augment import Augmentation
-from gbnn_compress.variational.objective import half_precision, runs_bfloat16
-from gbnn_compress.variational.temperature import fit_temperature, scale
-from gbnn_compress.weights.checkpoint import read_checkpoint
+from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.predict import metrics
+from gbnn_compress.predict.evaluation import Bench, Evaluation, read_model
+from gbnn_compress.predict.temperature import fit_temperature, scale
+from gbnn_compress.training.augment import Augmentation
+from gbnn_compress.training.objective import half_precision, runs_bfloat16
 
 ARCH = f"{NETWORKS}:resnet20"
 FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
-from gbnn_compress_cli import console, options
 
-from gbnn_compress.output import words
+from gbnn_compress.report import words
+from gbnn_compress_cli import console, options
 
 OUTPUT_HELP = "The artifact; default <stem>.gbnn.safetensors, of a folder <folder>.gbnn.safetensors."
 
@@ -55,8 +55,8 @@ def command(
     with ExitStack() as stack:
         tell = stack.enter_context(console.progress(quiet=quiet or follows))
         import gbnn_compress
-        from gbnn_compress.request import default_output
-        from gbnn_compress.variational import processes
+        from gbnn_compress.pipeline.request import default_output
+        from gbnn_compress.training import processes
 
         stack.enter_context(processes.joined())
         if follows:  # The first process is the one that is heard of; what the others write goes nowhere.

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from gbnn_compress_cli import console, options
 
-from gbnn_compress.output import words
+from gbnn_compress.report import words
+from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

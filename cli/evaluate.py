@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from gbnn_compress_cli import console, options
 
-from gbnn_compress.output import words
+from gbnn_compress.report import words
+from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,9 +82,8 @@ def command(
 
 
 def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
+    from gbnn_compress.report.evaluation_page import detection
     from gbnn_compress_cli import tables
-
-    from gbnn_compress.output.evaluation_page import detection
 
     draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
-
-from gbnn_compress.output import words
 
 
 def command(
@@ -20,7 +19,7 @@ def command(
     with console.progress(quiet=quiet) as tell:
         tell(f"reading {name}")
         import gbnn_compress
-        from gbnn_compress.output import page, templated
+        from gbnn_compress.report import page, templated
 
         if html is not None:
             templated.require_writable(Path(html), artifact=Path(artifact))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.report import statements, words
 from gbnn_compress_cli import tables
-
-from gbnn_compress.output import statements, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

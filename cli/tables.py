@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gbnn_compress.output import words
-from gbnn_compress.output.words import printable
+from gbnn_compress.report import words
+from gbnn_compress.report.words import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from gbnn_compress.tasks import Dataset, Preprocessing, build_network, default_preprocessing, load_data
-from gbnn_compress.variational.augment import Augmentation
-from gbnn_compress.variational.objective import half_precision, runs_bfloat16
+from gbnn_compress.data import Dataset, Preprocessing, build_network, default_preprocessing, load_data
+from gbnn_compress.training.augment import Augmentation
+from gbnn_compress.training.objective import half_precision, runs_bfloat16
 
 Inputs = tuple[torch.Tensor, torch.Tensor]
 

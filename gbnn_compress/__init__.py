@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gbnn_compress.comparison import diff
     from gbnn_compress.errors import GbnnError
-    from gbnn_compress.evaluation import Evaluation, evaluate
-    from gbnn_compress.export import export_onnx
-    from gbnn_compress.network import CompressedNetwork, decompress, load
-    from gbnn_compress.pipeline import compress
-    from gbnn_compress.planning import plan
+    from gbnn_compress.onnx_files.export import export_onnx
+    from gbnn_compress.pipeline.compress import compress
+    from gbnn_compress.pipeline.plan import plan
+    from gbnn_compress.predict.comparison import diff
+    from gbnn_compress.predict.evaluation import Evaluation, evaluate
+    from gbnn_compress.predict.network import CompressedNetwork, decompress, load
 
 __all__ = [
     "CompressedNetwork",
@@ -32,15 +32,15 @@ __all__ = [
 
 _HOMES = {
     "GbnnError": "errors",
-    "Evaluation": "evaluation",
-    "diff": "comparison",
-    "evaluate": "evaluation",
-    "export_onnx": "export",
-    "CompressedNetwork": "network",
-    "decompress": "network",
-    "load": "network",
-    "compress": "pipeline",
-    "plan": "planning",
+    "Evaluation": "predict.evaluation",
+    "diff": "predict.comparison",
+    "evaluate": "predict.evaluation",
+    "export_onnx": "onnx_files.export",
+    "CompressedNetwork": "predict.network",
+    "decompress": "predict.network",
+    "load": "predict.network",
+    "compress": "pipeline.compress",
+    "plan": "pipeline.plan",
 }
 
 

@@ -233,3 +233,18 @@ class Artifact:
     table_bytes: int
     size_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What compression did to the predictions.
+
+    Attributes:
+        drop: Accuracy lost, in points (percent).
+        agreement: Share of inputs on which the top-1 class is still the checkpoint's.
+        logit_kl: Mean KL from the checkpoint's probabilities, in nats.
+    """
+
+    drop: float
+    agreement: float
+    logit_kl: float

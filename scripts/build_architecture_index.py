@@ -1,4 +1,4 @@
-"""Builds `gbnn_compress/weights/architectures.json` from the installed torchvision and timm.
+"""Builds `gbnn_compress/checkpoint/architectures.json` from the installed torchvision and timm.
 
 Run it again when either is upgraded: `python scripts/build_architecture_index.py`. Networks are built on the
 meta device, so no weight is allocated or downloaded.
@@ -18,8 +18,8 @@ import torch
 import torchvision
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-import gbnn_compress.weights
-from gbnn_compress.weights.architecture import INDEX_NAME, signature
+import gbnn_compress.checkpoint
+from gbnn_compress.checkpoint.architecture_index import INDEX_NAME, signature
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Shapes = dict[str, tuple[int, ...]]
     Build = Callable[[int | None], torch.nn.Module]
 
-DEFAULT_OUTPUT = Path(gbnn_compress.weights.__path__[0]) / INDEX_NAME
+DEFAULT_OUTPUT = Path(gbnn_compress.checkpoint.__path__[0]) / INDEX_NAME
 # Two unlikely numbers: a dimension that follows from one to the other is the number of classes.
 N_CLASSES = (7, 11)
 

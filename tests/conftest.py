@@ -21,9 +21,9 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def fewer_stages() -> Iterator[None]:
     """Rate control is asked a quarter as often: short trainings spend nine tenths of their time on it."""
-    from gbnn_compress.variational import finetune
+    from gbnn_compress.training import loop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "STAGES", 4)
-        patch.setattr(finetune, "CHECKS", 4)
+        patch.setattr(loop, "STAGES", 4)
+        patch.setattr(loop, "CHECKS", 4)
         yield

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import gbnn_compress
-from gbnn_compress.weights.tables import is_faithful, is_table
+from gbnn_compress.checkpoint.exact_tables import is_faithful, is_table
 
 QUICK = {"n_components": 128, "em_iterations": 4}
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 from gbnn_compress import compress, evaluate
+from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.data import load_data
 from gbnn_compress.errors import DataError, GbnnError
-from gbnn_compress.evaluation import Bench, Evaluation
-from gbnn_compress.tasks import load_data
+from gbnn_compress.predict.evaluation import Bench, Evaluation
 from gbnn_compress.types import Checkpoint
-from gbnn_compress.weights.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gbnn_compress import compress, decompress, plan
-from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.format.artifact import read_artifact
 
 
 def network() -> dict[str, torch.Tensor]:

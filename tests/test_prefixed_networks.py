@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import gbnn_compress
-from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.types import Artifact
 
 MODELS = """

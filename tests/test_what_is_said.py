@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gbnn_compress_cli.report_view import report_view
 from torch import nn
 
 import gbnn_compress
-from gbnn_compress.codec.artifact import read_artifact
 from gbnn_compress.errors import GbnnError
-from gbnn_compress.output import page, sizes
-from gbnn_compress.output.statements import damage as damage_lines
+from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.rate.damage import Difference, output_difference
-from gbnn_compress.target import dead_warnings
+from gbnn_compress.report import page, sizes
+from gbnn_compress.report.statements import damage as damage_lines
+from gbnn_compress.target.budget import dead_warnings
+from gbnn_compress_cli.report_view import report_view
 
 QUICK = {"n_components": 128, "em_iterations": 4}
 POINTS = ("drop", "agreement", "logit_kl", "safe_ratio")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.lockstep import Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.feedback import Alphabet
+from gbnn_compress.calibration.side_by_side import Outcome, Sharing, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.damage import Damage, Difference, drop_at, output_difference
-from gbnn_compress.rate.feedback import Alphabet
-from gbnn_compress.types import IndexMap, Posterior
+from gbnn_compress.rate.damage import Difference, drop_at, output_difference
+from gbnn_compress.types import Damage, IndexMap, Posterior
 
 MOST_PATHS, PATH_WEIGHTS = 16, 2**24
 """Paths of each filter's search, and what they times the network's weights may come to: feedback then takes up to a

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
-from gbnn_compress.variational.predict import own_names, run_with
+from gbnn_compress.predict.running import own_names, run_with
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
 """Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.calibration.sensitivity import label_gradients
-from gbnn_compress.variational.predict import own_names, run_with
-from gbnn_compress.variational.shared import gaussian_divergence_nats
+from gbnn_compress.mixture.divergence import gaussian_divergence_nats
+from gbnn_compress.predict.running import own_names, run_with
 
 FISHER_BATCH = 8
 """Inputs whose gradients are squared together: labels drawn from the network make their products vanish on average."""

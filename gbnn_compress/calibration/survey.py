@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.calls import Call, Interceptor, NormCall, channel_moments, sampled_patches
-from gbnn_compress.rate.feedback import by_falling_variance, damped, inverse_factor, reordered
+from gbnn_compress.calibration.feedback import by_falling_variance, damped, inverse_factor, reordered
+from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
 
 LONGEST_BLOCK = 1024
 """Most columns of a layer whose errors are fed back together; wider layers are cut into equal blocks."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from gbnn_compress.calibration.calls import Call, Interceptor
+from gbnn_compress.calibration.interceptor import Call, Interceptor
 from gbnn_compress.calibration.survey import normaliser
 
 SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)

@@ -1,1 +1,1 @@
-"""Rate control: cells, codebooks, targets."""
+"""Bits: from checkpoint and lambda to components, index maps and coded vectors."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from gbnn_compress.gaussian.density import floor_eigenvalues, log_density
+from gbnn_compress.mixture.density import floor_eigenvalues, log_density
 from gbnn_compress.rate.codebook import (
     HIGH_RATE_STEP,
     Codebook,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.checkpoint.arrays import blocks
 from gbnn_compress.parallel import in_order
 from gbnn_compress.types import Cells, Posterior
-from gbnn_compress.weights.blocks import blocks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gbnn_compress.gaussian.assign import decision_intervals
+from gbnn_compress.mixture.intervals import decision_intervals
 from gbnn_compress.types import Bank, Cells
 
 HIGH_RATE_STEP = 6 / float(np.log(2))

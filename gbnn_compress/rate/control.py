@@ -8,9 +8,9 @@ from functools import cache, partial
 
 import numpy as np
 
-from gbnn_compress.codec.bank import encode_bank, round_bank
-from gbnn_compress.codec.tables import coarse_levels, code_lengths, table_bits
-from gbnn_compress.gaussian.mixture import fit_mixture
+from gbnn_compress.format.bank import encode_bank, round_bank
+from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
+from gbnn_compress.mixture.em import fit_mixture
 from gbnn_compress.rate.blend import with_blends
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, refine

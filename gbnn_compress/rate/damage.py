@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.types import Damage
 
 SAFE_DROP = 1.0
 """Points of accuracy within which a ratio is called safe."""
@@ -25,21 +26,6 @@ WARN_ERROR = 0.3
 
 DEAD_ERROR = 1.0
 """Relative error of outputs that are no nearer to the checkpoint's than their mean is."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """What compression did to the predictions.
-
-    Attributes:
-        drop: Accuracy lost, in points (percent).
-        agreement: Share of inputs on which the top-1 class is still the checkpoint's.
-        logit_kl: Mean KL from the checkpoint's probabilities, in nats.
-    """
-
-    drop: float
-    agreement: float
-    logit_kl: float
 
 
 @dataclass(frozen=True)

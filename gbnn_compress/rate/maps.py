@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gbnn_compress.codec.counts import id_counts
+from gbnn_compress.checkpoint.arrays import BLOCK_SIZE, bit_patterns, from_bit_patterns
+from gbnn_compress.checkpoint.select import dtype_name
+from gbnn_compress.format.counts import id_counts
 from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
 from gbnn_compress.types import IndexMap, Posterior
-from gbnn_compress.weights.blocks import BLOCK_SIZE, bit_patterns, from_bit_patterns
-from gbnn_compress.weights.select import dtype_name
 
 if TYPE_CHECKING:
     import torch

@@ -7,8 +7,8 @@ from functools import partial
 
 import numpy as np
 
-from gbnn_compress.gaussian.merge import MergePath, merge_path
-from gbnn_compress.gaussian.segment import Moments, merge_exactly
+from gbnn_compress.mixture.merge_exactly import Moments, merge_exactly
+from gbnn_compress.mixture.merge_path import MergePath, merge_path
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, curvature_of
 from gbnn_compress.types import Cells, Mixture
 

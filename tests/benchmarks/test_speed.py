@@ -7,7 +7,7 @@ import pytest
 import speed_fit
 import speed_report
 
-from gbnn_compress.gaussian.mixture import fit_mixture
+from gbnn_compress.mixture.em import fit_mixture
 
 
 def results() -> dict[str, dict]:

@@ -14,7 +14,7 @@ from gbnn_compress.calibration.calibrated import (
     n_paths,
     single_thread,
 )
-from gbnn_compress.variational import metrics
+from gbnn_compress.predict import metrics
 
 
 def test_measured_damage_agrees_with_the_metrics() -> None:

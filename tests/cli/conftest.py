@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
 from gbnn_compress_cli.main import main
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     import torch
 
     import gbnn_compress
-    from gbnn_compress.tasks import build_network
+    from gbnn_compress.data import build_network
 
     folder: Path = tmp_path_factory.mktemp("files")
     (folder / "models.py").write_text(MODELS)

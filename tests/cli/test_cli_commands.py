@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import typer.main
 import yaml
-from gbnn_compress_cli.main import app
 from safetensors import safe_open
+
+from gbnn_compress_cli.main import app
 
 
 @pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], []])
@@ -209,8 +210,8 @@ def test_export(run, files, weights):
 
 
 def test_export_takes_the_input_shape_from_the_architecture(run, monkeypatch):
-    from gbnn_compress import export
-    from gbnn_compress.tasks import build_network
+    from gbnn_compress.data import build_network
+    from gbnn_compress.onnx_files import export
 
     spec = "timm/test_vit"
     assert export._input_shape(None, build_network(spec), spec) == (3, 160, 160)

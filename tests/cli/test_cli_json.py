@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress_cli import console
 
 SCHEMA = {
     "schema": None,

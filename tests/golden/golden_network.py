@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gbnn_compress.codec.artifact import encode_artifact, read_artifact
-from gbnn_compress.codec.values import RELATIVE, quantise
+from gbnn_compress.checkpoint.arrays import bit_patterns
+from gbnn_compress.format.artifact import encode_artifact, read_artifact
+from gbnn_compress.format.vectors import RELATIVE, quantise
+from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
-from gbnn_compress.weights.blocks import bit_patterns
-from gbnn_compress.weights.rebuild import rebuild
 
 FOLDER = Path(__file__).parent
 ARTIFACT = FOLDER / "version1.gbnn.safetensors"

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from golden_network import ARTIFACT, EXPECTED, FACTS, MEAN_CODES, TENSORS, as_arrays, encoder_input
 
-from gbnn_compress.codec.artifact import encode_artifact, read_artifact
-from gbnn_compress.codec.container import unpack
-from gbnn_compress.codec.dictionary import DICTIONARY
-from gbnn_compress.codec.manifest import MOST_BYTES, inflate
+from gbnn_compress.format.artifact import encode_artifact, read_artifact
+from gbnn_compress.format.container import unpack
+from gbnn_compress.format.dictionary import DICTIONARY
+from gbnn_compress.format.manifest import MOST_BYTES, inflate
 
 if TYPE_CHECKING:
     from pathlib import Path

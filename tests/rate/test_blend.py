@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from rate_networks import cells_of, random_network
+from small_networks import cells_of, random_network
 
 from gbnn_compress.rate.blend import ALPHAS, find_candidates, with_blends
 from gbnn_compress.rate.codebook import Codebook, Groups, assign_cells, group_cells, ideal_lengths, refine

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rate_networks import cells_of, random_network
+from small_networks import cells_of, random_network
 
 from gbnn_compress.rate.cells import LEVELS, build_cells, nearest_cells, pooled_points, row_blocks, sigma_levels
 from gbnn_compress.types import Posterior

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rate_networks import cells_of, random_network
+from small_networks import cells_of, random_network
 
 from gbnn_compress.rate import maps as rate_maps
 from gbnn_compress.rate.cells import LEVELS, sigma_levels

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rate_networks import cells_of, problem_of, random_network
+from small_networks import cells_of, problem_of, random_network
 
-from gbnn_compress.gaussian.merge import merge_path
+from gbnn_compress.mixture.merge_path import merge_path
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
 from gbnn_compress.rate.control import codebook_at
 from gbnn_compress.rate.partition import LARGEST_GRID, grid_step, moments_of

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rate_networks import cells_of, problem_of, random_network
+from small_networks import cells_of, problem_of, random_network
 
-from gbnn_compress.codec.bank import encode_bank
-from gbnn_compress.codec.contexts import whole_values
-from gbnn_compress.codec.symbols import encode_maps
-from gbnn_compress.codec.tables import encode_tables
+from gbnn_compress.format.bank import encode_bank
+from gbnn_compress.format.contexts import whole_values
+from gbnn_compress.format.symbols import encode_maps
+from gbnn_compress.format.tables import encode_tables
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import (
     LOWEST,
@@ -24,9 +24,9 @@ from gbnn_compress.rate.control import (
     solve_damage,
     solve_size,
 )
-from gbnn_compress.rate.damage import Damage, predict_damage, relative_error
+from gbnn_compress.rate.damage import predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps
-from gbnn_compress.types import Bank, Posterior
+from gbnn_compress.types import Bank, Damage, Posterior
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gbnn_compress.codec import container
-from gbnn_compress.codec.bits import BitWriter, read_length, write_length
-from gbnn_compress.codec.dictionary import DICTIONARY
-from gbnn_compress.codec.manifest import MOST_BYTES, deflate, inflate
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.format import container
+from gbnn_compress.format.bits import BitWriter, read_length, write_length
+from gbnn_compress.format.dictionary import DICTIONARY
+from gbnn_compress.format.manifest import MOST_BYTES, deflate, inflate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 

@@ -10,9 +10,9 @@ import pytest
 from mutations import GOLDEN
 from reader import with_contexts
 
-from gbnn_compress.codec.artifact import read_artifact
-from gbnn_compress.codec.container import SECTIONS
 from gbnn_compress.errors import ArtifactError
+from gbnn_compress.format.artifact import read_artifact
+from gbnn_compress.format.container import SECTIONS
 
 FLIPS = 5_000
 

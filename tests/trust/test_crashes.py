@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gbnn_compress.codec import container
-from gbnn_compress.codec.container import write_atomically
+from gbnn_compress.format import container
+from gbnn_compress.format.container import write_atomically
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -21,7 +21,7 @@ OLD, NEW = b"old" * 100, b"new" * 70_000
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from gbnn_compress.codec import container
+from gbnn_compress.format import container
 
 path, step, data = Path(sys.argv[1]), sys.argv[2], b"new" * 70_000
 

@@ -19,11 +19,11 @@ from mutations import GOLDEN, manifest_of, mutated, sections_of, with_manifest
 from reader import corpus, read_fully
 
 import gbnn_compress
-from gbnn_compress.codec import container
-from gbnn_compress.codec.bits import BitWriter
-from gbnn_compress.codec.dictionary import DICTIONARY
-from gbnn_compress.codec.manifest import deflate
 from gbnn_compress.errors import ArtifactError, GbnnError
+from gbnn_compress.format import container
+from gbnn_compress.format.bits import BitWriter
+from gbnn_compress.format.dictionary import DICTIONARY
+from gbnn_compress.format.manifest import deflate
 
 CORPUS = corpus()
 
@@ -129,7 +129,7 @@ BOMBS = {
 MEASURE = """
 import json, resource, sys, time, warnings
 import torch, safetensors.numpy
-import gbnn_compress, gbnn_compress.codec.artifact, gbnn_compress.output.sizes
+import gbnn_compress, gbnn_compress.format.artifact, gbnn_compress.report.sizes
 from gbnn_compress.errors import ArtifactError
 gbnn_compress.load(sys.argv[1]).state_dict()
 for path in sys.argv[2:]:

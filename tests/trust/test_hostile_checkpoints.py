@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from gbnn_compress_cli.main import main
 
 GOOD = {"fc.weight": torch.arange(12.0).reshape(4, 3)}
@@ -286,7 +287,7 @@ def test_nothing_runs_and_one_line_says_why(
 
 
 def test_the_attacks_differ_from_a_good_file_in_one_thing_only(tmp_path: Path) -> None:
-    from gbnn_compress.weights.checkpoint import read_checkpoint
+    from gbnn_compress.checkpoint.read import read_checkpoint
 
     good = {
         "described.pth": described((2, 2), (2, 1)),

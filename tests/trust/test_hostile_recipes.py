@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from gbnn_compress_cli.main import main
 
 LAUGHS = "\n".join(

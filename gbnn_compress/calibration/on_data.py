@@ -1,0 +1,136 @@
+"""A checkpoint's network with the user's inputs, or with synthetic ones: calibration, and where sigma comes from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gbnn_compress.checkpoint.architecture_index import find_architectures
+from gbnn_compress.checkpoint.select import Selection, floating_shapes
+from gbnn_compress.data import build_network, load_weights
+from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation
+from gbnn_compress.predict.running import check_labels, logits
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import torch
+
+    from gbnn_compress.calibration.calibrated import Calibration
+    from gbnn_compress.types import Checkpoint, Fit
+
+MOST_WEIGHTS = 16_000_000
+"""Shared weights of the largest network that is looked at on noise: compressing it takes about a minute more."""
+
+MOST_PIXELS = 6_500_000
+"""Height times width times number of the inputs that are used: all layers' activations of a block are in memory."""
+
+MOST_INPUTS = 2048
+"""Inputs by which sigma is found."""
+
+
+def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selection, *, arch: str | None) -> Calibration:
+    """Survey the network on the user's inputs; labels are not looked at.
+
+    Raises:
+        GbnnError: Bad data or architecture.
+    """
+    from gbnn_compress.calibration.calibrated import calibrate
+
+    bench = Bench(checkpoint, data, arch, labels=False)
+    bench.network.cpu()
+    first = bench.inputs(at_most=1)
+    logits(bench.network, [(first, None)])  # what does not fit is said in one line
+    inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
+    names = _names(bench.network, checkpoint, selection, bench.fit)
+    return calibrate(bench.network, inputs, names=names, synthetic=False)
+
+
+def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch: str) -> Calibration | None:
+    """Survey the network on noise.
+
+    Returns:
+        None without batch norm, beyond MOST_WEIGHTS, and where it cannot be built or does not run on noise.
+    """
+    from gbnn_compress.calibration.calibrated import calibrate
+    from gbnn_compress.calibration.synthetic import synthetic_inputs
+
+    weights = sum(checkpoint.tensors[name].numel() for name in selection.shared)
+    has_norms = any(name.endswith("running_var") for name in selection.unshared)
+    if not has_norms or weights > MOST_WEIGHTS:
+        return None
+    try:
+        network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
+        fit = load_weights(network, checkpoint.tensors, spec=arch)
+    except ArchitectureError:
+        return None
+    own = network.state_dict(keep_vars=True)
+    kernels = [tensor for tensor in own.values() if tensor.dim() == 4]  # in the network's order, not the file's
+    if not kernels:
+        return None
+    names = _names(network, checkpoint, selection, fit)
+    tensors = {name: own[mine] for name, mine in names.items()}
+    inputs = synthetic_inputs(network, tensors, channels=kernels[0].shape[1])
+    return None if inputs is None else calibrate(network, inputs, names=names, synthetic=True)
+
+
+def precisions_on(
+    source: str,
+    data: str | Evaluation | None,
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    arch: str | None,
+    seed: int,
+) -> Mapping[str, np.ndarray] | None:
+    """1 / sigma^2 of the filters of shared tensors, by the recipe's `posterior`.
+
+    Args:
+        source: `data_free`, `fisher` or `variational`.
+        data: The user's inputs; `variational` needs their labels.
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        arch: As for `compress`.
+        seed: Of labels, batches and draws.
+
+    Returns:
+        Name -> float64 (rows,); None for `data_free`.
+
+    Raises:
+        GbnnError: No data, bad data or architecture.
+    """
+    import torch
+
+    if source == "data_free":
+        return None
+    if data is None:
+        raise GbnnError(f"`posterior: {source}`: sigma comes from inputs; name them with `--data`")
+    from gbnn_compress.calibration.sources import fisher_precisions, variational_precisions
+
+    with_labels = source == "variational"
+    bench = Bench(checkpoint, as_evaluation(data, samples=1), arch, labels=with_labels)
+    network, first = bench.network.cpu(), bench.inputs(at_most=1)
+    n_classes = logits(network, [(first, None)]).shape[1]
+    at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)
+    own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)
+    names = _names(network, checkpoint, selection, bench.fit)
+    tensors = {name: own[mine] for name, mine in names.items() if name in selection.shared}
+    if not with_labels:
+        return fisher_precisions(network, tensors, inputs, seed=seed)
+    labels = torch.as_tensor(bench.data.sample(at_most).labels)
+    check_labels(labels, n_classes, option="--data")
+    return variational_precisions(network, tensors, inputs, labels, seed=seed)
+
+
+def _names(network: torch.nn.Module, checkpoint: Checkpoint, selection: Selection, fit: Fit) -> dict[str, str]:
+    """Tensors that may be touched, by the checkpoint's names, with the network's names for them.
+
+    What the file stores once must be one tensor in the network too.
+    """
+    own = network.state_dict(keep_vars=True)
+    held = {name: own[mine] for name, mine in fit.names.items()}
+    ties = {name: kept for name, kept in checkpoint.ties.items() if name not in fit.extra}
+    apart = {kept for name, kept in ties.items() if held.get(name) is not held.get(kept)}
+    touched = (name for name in (*selection.shared, *selection.unshared) if name in held and name not in apart)
+    return {name: fit.names[name] for name in touched}

@@ -1,0 +1,311 @@
+"""Which part of what a file holds is the network: nested state dicts, loose tensors, several networks in one."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.checkpoint.opening import RESAVE
+from gbnn_compress.data.names import bare
+from gbnn_compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    import torch
+
+    Notes = tuple[str, ...]
+    Entries = Mapping[Any, Any]
+    Shape = tuple[int, ...]
+
+# Averaged weights first, as timm does.
+WRAPPERS = (
+    *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
+    *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module"),
+    *("weights", "params", "parameters"),
+)
+TRAINING_STATE = re.compile(r"optim|sched|scaler|callback|^amp|^rng|rng_state|random_state", re.IGNORECASE)
+AVERAGES = frozenset({"ema", "swa", "avg", "average", "averaged", "shadow", "momentum", "teacher"})
+COPIES = frozenset(
+    {
+        *AVERAGES,
+        *("student", "online", "target", "copy", "old", "frozen"),
+    }
+)
+"""Words in a prefix that say: these are the weights of another prefix again, averaged or as they once were."""
+
+SOURCES = frozenset({"source", "src"})
+"""What a `target` beside it translates or adapts from: then it is no copy."""
+
+NEARLY_ALL = 0.9
+SMALL = 10
+"""A state dict of so many times fewer weights is no second network."""
+
+MAX_NAMED = 5
+MAX_LEFT = 12
+MAX_DEPTH = 32
+
+
+def listed(names: Iterable[object], *, most: int = MAX_NAMED) -> str:
+    """Names the first few in backticks."""
+    quoted = [f"`{name}`" for name in names]
+    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
+    return ", ".join(quoted[:most]) + more
+
+
+def choose_network(loaded: object, *, key: str | None) -> tuple[Entries, Notes]:
+    """Descends to the state dict of one network, and notes each step.
+
+    Args:
+        loaded: What a file holds.
+        key: The entry of a wrapper (dotted where they are nested), or the prefix of names, that the user chose.
+
+    Returns:
+        The entries, with names as they are stored, less a chosen prefix; and one sentence a step.
+
+    Raises:
+        CheckpointError: There is none, there are several, or none under that key. The message goes on from the file's
+            name.
+    """
+    if key is None:
+        entries, notes = _unwrap(loaded)
+        _check_single(entries)
+        return entries, notes
+    mapping = _require_mapping(loaded)
+    found = _find(mapping, key)
+    before: Notes = ()
+    if found is None:
+        try:
+            inner, before = _unwrap(mapping)
+        except CheckpointError:  # several networks: then the key must be of one of them
+            inner, before = {}, ()
+        found = _find(inner, key)
+    if found is None:
+        raise CheckpointError(f"holds no tensors under `--key {key}`: expected one of {listed(_keys(mapping), most=9)}")
+    chosen, steps = found
+    entries, notes = _unwrap(chosen)
+    _check_single(entries, chosen=key)
+    return entries, (*before, *steps, *notes)
+
+
+def _require_mapping(loaded: object) -> Entries:
+    if not isinstance(loaded, Mapping):
+        raise CheckpointError(f"holds a `{type(loaded).__name__}`, expected a state dict: {RESAVE}")
+    return loaded
+
+
+def _unwrap(loaded: object, *, depth: int = 0) -> tuple[Entries, Notes]:
+    """Descends to the innermost state dict and notes each step."""
+    if depth > MAX_DEPTH:
+        raise CheckpointError(f"nests state dicts more than {MAX_DEPTH} deep, or in themselves: {RESAVE}")
+    mapping = _require_mapping(loaded)
+    key = _choose(mapping)
+    if key is None:
+        return mapping, ()
+    entries, notes = _unwrap(mapping[key], depth=depth + 1)
+    return entries, (_took(f"the state dict under `{key}`", mapping, {key}), *notes)
+
+
+def _took(what: str, mapping: Entries, keys: set[Any]) -> str:
+    """A note that names all that is left, state dicts and tensors first; names of a common prefix by it."""
+    rest: Iterable[Any] = (other for other in mapping if other not in keys)
+    rest = sorted(rest, key=lambda other: not _has_tensors(mapping[other]))
+    if len(keys) > 1:
+        rest = dict.fromkeys(f"{other}".partition(".")[0] + "." * ("." in f"{other}") for other in rest)
+    return f"Took {what}{f', left {listed(rest, most=MAX_LEFT)}' if rest else ''}."
+
+
+def _choose(mapping: Entries) -> Any:
+    """Picks the entry that holds the state dict; None where `mapping` is one itself.
+
+    Raises:
+        CheckpointError: Several do.
+    """
+    nested = [key for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
+    loose = {name: value for name, value in mapping.items() if isinstance(name, str) and _is_tensor(value)}
+    networks = [key for key in nested if _n_weights(mapping[key])[1]]
+    if not networks and not _n_weights(loose)[1]:
+        networks = nested  # nothing has a weight matrix, and whatever has tensors is as good
+    candidates = [key for key in networks if not TRAINING_STATE.search(str(key))]
+    if _loose_are_the_network(loose, {key: mapping[key] for key in candidates}):
+        return None
+    known = [key for key in WRAPPERS if key in candidates]
+    chosen = [key for key in known if all(_goes_with(mapping[key], mapping[other]) for other in candidates)]
+    if chosen or len(candidates) == 1:
+        return (chosen or candidates)[0]
+    likeliest = min(candidates, key=lambda key: not _words(str(key)) & AVERAGES)
+    raise CheckpointError(f"holds several networks, {listed(candidates)}: choose one with `--key {likeliest}`")
+
+
+def _loose_are_the_network(loose: Mapping[str, torch.Tensor], nested: Mapping[Any, Entries]) -> bool:
+    """Whether loose tensors are the network, and what is nested beside them is not.
+
+    Raises:
+        CheckpointError: Either could be.
+    """
+    if not nested:
+        return True
+    if not _is_network_beside(loose, list(nested.values())):
+        return False
+    shapes = _matrix_shapes(loose)
+    found = {key: _matrix_shapes(each) for key, each in nested.items() if not _words(str(key)) & AVERAGES}
+    others = [key for key, each in found.items() if each.total() > 1 and not each <= shapes]
+    if others:
+        raise CheckpointError(
+            f"holds loose tensors beside a network, {listed(others)}, that could be one themselves: choose it with "
+            f"`--key {others[0]}`, or save the loose ones alone"
+        )
+    return True
+
+
+def _is_network_beside(loose: Mapping[str, torch.Tensor], nested: list[Entries]) -> bool:
+    """Whether loose tensors have both more tensors and more weights than all that is nested."""
+    tensors, weights = _n_weights(loose)
+    others = [_n_weights(each) for each in nested]
+    return all(tensors > count and weights > size for count, size in others)
+
+
+def _goes_with(chosen: Entries, other: Entries) -> bool:
+    """Whether another state dict is a copy of a chosen one, or of a part of it, or small beside it."""
+    shapes, others = _matrix_shapes(chosen), _matrix_shapes(other)
+    return others <= shapes or SMALL * _n_weights(other)[1] <= _n_weights(chosen)[1]
+
+
+def _matrix_shapes(value: Entries) -> Counter[Shape]:
+    tensors = (tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor))
+    return Counter(tuple(tensor.shape) for tensor in tensors if tensor.numel() > max((1, *tensor.shape)))
+
+
+def _is_tensor(value: object) -> bool:
+    """Tells a tensor of any kind."""
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _tensors_in(value: object, seen: set[int], *, depth: int = 0) -> Iterator[torch.Tensor]:
+    """Named tensors of a nested mapping at any bearable depth; looks into none twice."""
+    if not isinstance(value, Mapping) or id(value) in seen or depth > MAX_DEPTH:
+        return
+    seen.add(id(value))
+    for name, item in value.items():
+        if isinstance(name, str):
+            if _is_tensor(item):
+                yield item
+            else:
+                yield from _tensors_in(item, seen, depth=depth + 1)
+
+
+def _has_tensors(value: object) -> bool:
+    return _is_tensor(value) or any(True for _ in _tensors_in(value, set()))
+
+
+def _n_weights(value: Entries) -> tuple[int, int]:
+    """How many tensors a mapping has, scalars left out, and how many values in those that are more than a vector."""
+    tensors = [tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor) and tensor.numel() > 1]
+    return len(tensors), sum(tensor.numel() for tensor in tensors if tensor.numel() > max(tensor.shape))
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's size may be asked for."""
+    return not tensor.is_nested
+
+
+def _keys(mapping: Entries) -> list[str]:
+    """What `--key` may name: entries with tensors, dotted, or else prefixes of names."""
+    entries = [str(key) for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
+    names = [name for name, value in mapping.items() if isinstance(name, str) and _is_tensor(value)]
+    prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
+    if not entries and not prefixes and len(mapping) == 1:
+        return _keys(_require_mapping(next(iter(mapping.values()))))
+    return [*entries, *prefixes]
+
+
+def _find(mapping: Entries, key: str, *, depth: int = 0) -> tuple[Entries, Notes] | None:
+    """The entry of that name, at whatever depth its dots lead to, or else all names with that prefix."""
+    if depth > MAX_DEPTH:
+        return None
+    inside = {str(name): value for name, value in mapping.items() if isinstance(value, Mapping)}
+    plain = key.rstrip(".")
+    if plain in inside and _has_tensors(inside[plain]):
+        kept = {name for name in mapping if str(name) == plain}
+        return inside[plain], (_took(f"the state dict under `{plain}`", mapping, kept),)
+    for head, value in inside.items():
+        if plain.startswith(f"{head}.") and (found := _find(value, plain[len(head) + 1 :], depth=depth + 1)):
+            kept = {name for name in mapping if str(name) == head}
+            return found[0], (_took(f"the state dict under `{head}`", mapping, kept), *found[1])
+    prefix = f"{plain}."
+    names = [name for name in mapping if isinstance(name, str) and name.startswith(prefix) and name != prefix]
+    if not any(_is_tensor(mapping[name]) for name in names):
+        return None
+    note = _took(f"the tensors under the prefix `{prefix}`", mapping, set(names))
+    return {name.removeprefix(prefix): mapping[name] for name in names}, (note,)
+
+
+def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
+    """Refuses a state dict that is two networks under two prefixes, one an average or a copy of the other.
+
+    They must have the same names and shapes of weight matrices, and nearly all of the weights: so towers, generators
+    with discriminators, actors with critics and encoders with decoders pass.
+    """
+    tensors = {n: t for n, t in entries.items() if isinstance(n, str) and _is_tensor(t) and _is_plain(t)}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.numel() > 1}
+    lead = _common_prefix(shapes)
+    groups: dict[str, dict[str, Shape]] = {}
+    for name, shape in shapes.items():
+        head, dot, inner = name.removeprefix(lead).partition(".")
+        groups.setdefault(head + dot, {})[_squeezed(inner)] = shape
+    for prefix in sorted(groups, key=lambda prefix: not _words(prefix) & AVERAGES):
+        alike = _alike(prefix, groups)
+        if len(alike) > 1:
+            key = ".".join(filter(None, ((chosen or "").rstrip("."), f"{lead}{prefix}")))
+            named = listed(f"{lead}{other}" for other in alike)
+            raise CheckpointError(f"holds several networks in one state dict, {named}: choose one with `--key {key}`")
+
+
+def _alike(prefix: str, groups: Mapping[str, Mapping[str, Shape]]) -> list[str]:
+    """Prefixes of the networks that one prefix names a copy of, itself included; fewer than two where it does not."""
+    wanted = _matrices(groups[prefix])
+    if not wanted or len(groups[prefix]) < 2 or not _words(prefix) & COPIES:
+        return []
+    alike = [other for other, inner in groups.items() if _matrices(inner) == wanted]
+    if any(_words(other) & SOURCES for other in alike):
+        return []
+    rest = {
+        _squeezed(f"{other}{name}"): s
+        for other, inner in groups.items()
+        if other != prefix
+        for name, s in inner.items()
+    }
+    if len(alike) == 1 and _matrices(rest) == wanted:
+        return [prefix, "(no prefix)"]
+    size = {other: sum(map(math.prod, _matrices(inner).values())) for other, inner in groups.items()}
+    return alike if sum(size[other] for other in alike) >= NEARLY_ALL * sum(size.values()) else []
+
+
+def _squeezed(name: str) -> str:
+    """Without wrappers' parts and dots, which averages that are registered as buffers lose (latent diffusion)."""
+    return bare(name).replace(".", "")
+
+
+def _matrices(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    return {name: shape for name, shape in shapes.items() if len(shape) >= 2}
+
+
+def _common_prefix(names: Iterable[str]) -> str:
+    """The leading parts that all names share, each with its dot."""
+    split = [name.split(".")[:-1] for name in names]
+    lead = ""
+    for parts in zip(*split, strict=False):
+        if len(set(parts)) > 1:
+            break
+        lead += f"{parts[0]}."
+    return lead
+
+
+def _words(prefix: str) -> set[str]:
+    """Lower-case words of a prefix in snake or camel case: `modelEMA` has `model` and `ema`."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", prefix)}

@@ -1,0 +1,186 @@
+"""A checkpoint's own layout with other weights in it, for the loader that belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.checkpoint.arrays import raw_bytes_of
+from gbnn_compress.checkpoint.folders import parts_of
+from gbnn_compress.checkpoint.layouts import listed
+from gbnn_compress.checkpoint.opening import Opened, open_file
+from gbnn_compress.checkpoint.read import refuse
+from gbnn_compress.checkpoint.unread import Pickler
+from gbnn_compress.data.names import match_names
+from gbnn_compress.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    Tensors = Mapping[str, torch.Tensor]
+
+MAX_DEPTH = 32
+
+
+def open_original(path: Path) -> tuple[Path, Opened]:
+    """Loads the file whose layout is wanted.
+
+    Raises:
+        CheckpointError: It cannot be read, or is a folder.
+    """
+    try:
+        if path.is_dir():
+            raise CheckpointError("is a folder: `--like` takes one file; decompress to safetensors without it")
+        parts_of(path)
+        return path, open_file(path)
+    except OSError as error:
+        refuse(path, f"cannot be read: {error.strerror or error}", error)
+    except CheckpointError as error:
+        refuse(path, str(error), error.__cause__)
+
+
+def laid_out(original: tuple[Path, Opened], weights: Tensors, *, sha256: str | None = None) -> bytes:
+    """The original's bytes with other weights in place of its own.
+
+    The state dict that holds all of them is found at whatever depth, under their names, these with one prefix more
+    (where one of several networks was chosen by it), or names that differ by wrappers' parts; of several the one whose
+    values are nearest. All else stays, ties too; what was read past is written as it was.
+
+    Args:
+        original: From `open_original`. Its tensors are overwritten.
+        weights: Those of an artifact.
+        sha256: Of the file that the artifact was made of; in another file names must be the same. None: not known.
+
+    Raises:
+        CheckpointError: Not all of them are in it with the same shapes and dtypes, or they cannot be written.
+    """
+    path, opened = original
+    try:
+        places = _places(opened.loaded, weights, exactly=sha256 is not None and _digest(path) != sha256)
+        if opened.kind == "safetensors":
+            return _safetensors_bytes(opened, places, weights)
+        _overwrite(places, weights)
+        return _torch_bytes(opened)
+    except CheckpointError as error:
+        refuse(path, str(error), error.__cause__)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, torch.Tensor]:
+    """Name in the artifact -> the tensor of the original that it takes the place of."""
+    closest: list[str] | None = None
+    found: list[dict[str, torch.Tensor]] = []
+    for tensors in _state_dicts(loaded, set()):
+        for read in [tensors] if exactly else _readings(tensors, weights):
+            missing = [name for name in weights if name not in read or not _agree(read[name], weights[name])]
+            if not missing:
+                found.append(read)
+            elif closest is None or len(missing) < len(closest):
+                closest = missing
+    if not found:
+        few = f", such as {listed(closest or weights, most=1)}" if len(closest or weights) > 1 else ""
+        named = "" if few else f" (`{(closest or list(weights))[0]}`)"
+        raise CheckpointError(
+            f"lacks {len(closest or weights)} of {len(weights)} tensors of the artifact{few}{named}, by name, shape and"
+            " dtype: give the checkpoint that it was made of with `--like`"
+        )
+    return found[0] if len(found) == 1 else min(found, key=lambda read: _distance(read, weights))
+
+
+def _distance(read: Tensors, weights: Tensors) -> float:
+    """Squared differences of the floating tensors: of several copies, the artifact was made of the nearest."""
+    floating = (name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dim() >= 2)
+    return sum(float((read[name].detach().float() - weights[name].float()).square().sum()) for name in floating)
+
+
+def _agree(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    return tensor.shape == other.shape and tensor.dtype == other.dtype
+
+
+def _state_dicts(value: object, seen: set[int], *, depth: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    """Named tensors of every mapping in a nested value, outermost first."""
+    import torch
+
+    if not isinstance(value, Mapping) or id(value) in seen or depth > MAX_DEPTH:
+        return
+    seen.add(id(value))
+    tensors = {name: each for name, each in value.items() if isinstance(name, str) and isinstance(each, torch.Tensor)}
+    if tensors:
+        yield tensors
+    for each in value.values():
+        yield from _state_dicts(each, seen, depth=depth + 1)
+
+
+def _readings(tensors: Tensors, weights: Tensors) -> Iterator[dict[str, torch.Tensor]]:
+    """A state dict by the artifact's names, in each way that these may be meant."""
+    yield dict(tensors)
+    first = next(iter(weights))
+    for name in tensors:
+        if name.endswith(f".{first}"):
+            start = len(name) - len(first)
+            yield {other[start:]: each for other, each in tensors.items() if other.startswith(name[:start])}
+    shapes, own = ({name: tuple(each.shape) for name, each in group.items()} for group in (weights, tensors))
+    matched = match_names(shapes, own)
+    yield {name: tensors[mine] for name, mine in matched.items()}
+
+
+def _overwrite(places: Tensors, weights: Tensors) -> None:
+    """Writes into the memory of the original's tensors, so that ties and views stay what they are."""
+    import torch
+
+    for name, tensor in places.items():
+        if name in weights:
+            try:
+                with torch.no_grad():
+                    tensor.detach().copy_(weights[name])
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"holds `{name}` as a view that repeats values: `--like` cannot write into it; decompress to"
+                    " safetensors without it"
+                ) from error
+    for name, tensor in places.items():
+        if name in weights and raw_bytes_of(_resolved(tensor)) != raw_bytes_of(_resolved(weights[name])):
+            raise CheckpointError(
+                f"holds `{name}` in memory that other tensors overlap: `--like` cannot give each its weights; "
+                "decompress to safetensors without it"
+            )
+
+
+def _resolved(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().resolve_conj().resolve_neg()
+
+
+def _torch_bytes(opened: Opened) -> bytes:
+    import pickle
+
+    import torch
+
+    writer: Any = SimpleNamespace(Pickler=Pickler, dump=pickle.dump, __name__="pickle")
+    file = io.BytesIO()
+    try:
+        torch.save(opened.loaded, file, pickle_module=writer, _use_new_zipfile_serialization=opened.kind == "torch zip")
+    except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"holds what cannot be written again ({type(error).__name__}): decompress to safetensors without `--like`"
+        ) from error
+    return file.getvalue()
+
+
+def _safetensors_bytes(opened: Opened, places: Tensors, weights: Tensors) -> bytes:
+    """A safetensors file with the same names, order of bytes and metadata."""
+    from safetensors.torch import save
+
+    metadata = opened.metadata or {}
+    new = {id(tensor): weights[name] for name, tensor in places.items() if name in weights}
+    stored = {name: new.get(id(tensor), tensor) for name, tensor in opened.loaded.items() if name not in opened.tied}
+    return save({name: tensor.contiguous().clone() for name, tensor in stored.items()}, metadata=metadata or None)

@@ -1,0 +1,208 @@
+"""Foreign checkpoints, a file or a folder, opened here and nowhere else.
+
+Nothing in a file is ever run. Names stay as they are stored, prefixes included: which of a network's tensors they mean
+is settled where there is a network (`names.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.checkpoint.folders import Parts, check_shard, parts_of
+from gbnn_compress.checkpoint.layouts import choose_network, listed
+from gbnn_compress.checkpoint.opening import FREE_BYTES, RESAVE, Opened, misnamed, open_file
+from gbnn_compress.checkpoint.paged import PagedTensors
+from gbnn_compress.checkpoint.quantised import check_not_quantised
+from gbnn_compress.checkpoint.unread import Unread
+from gbnn_compress.errors import CheckpointError
+from gbnn_compress.types import Checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import NoReturn
+
+    import torch
+
+    Notes = tuple[str, ...]
+
+# Views seldom overlap: what goes far beyond is made to fill the memory.
+MOST_VIEWED = 8
+DIGEST_BYTES = 1 << 20
+
+
+def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
+    """Reads the state dict of one network from a `.safetensors` or PyTorch file, or from a Hugging Face folder.
+
+    Nested state dicts are unwrapped, entries that are no tensors left out; notes say so. Names stay as they are.
+
+    Args:
+        path: The file, in either PyTorch format (zip, and the legacy one from before 1.6) or safetensors; or a folder
+            with `model.safetensors`, `pytorch_model.bin` or an index of either.
+        key: Which network, where there are several: an entry of the wrapper (dotted where they are nested), or a
+            prefix of names, which they then lose.
+
+    Returns:
+        The tensors at their own dtype on the CPU, contiguous and detached; mostly views of the mapped files.
+
+    Raises:
+        CheckpointError: If there is no such file or key, it is damaged or of another kind, needs code to be run, or
+            holds no tensors, several networks, or tensors that are not plain dense ones. One line, which names the
+            path.
+    """
+    path = Path(path)
+    try:
+        parts = parts_of(path)
+        loaded, pages, aside = _load(parts)
+        sha256, size_bytes = _digest(parts)
+        entries, unwrapped = choose_network(loaded, key=key)
+        tensors, ignored = _only_tensors(entries)
+        del loaded, entries
+        ties = _find_ties(tensors)
+        tensors = _settle(tensors, ties=ties)
+    except OSError as error:
+        refuse(path, f"cannot be read: {error.strerror or error}", error)
+    except CheckpointError as error:
+        refuse(path, str(error), error.__cause__)
+    notes = (*aside, *unwrapped, *ignored)
+    kept = PagedTensors(tensors, pages) if pages else tensors
+    return Checkpoint(path, sha256=sha256, size_bytes=size_bytes, tensors=kept, ties=ties, notes=notes)
+
+
+def refuse(path: Path, text: str, cause: BaseException | None) -> NoReturn:
+    """Raises the one line that the user reads, whatever characters the file put into it.
+
+    Raises:
+        CheckpointError: Always.
+    """
+    line = f"`{path}` {text}"
+    raise CheckpointError("".join(letter if letter.isprintable() else " " for letter in line)) from cause
+
+
+def _load(parts: Parts) -> tuple[Any, list[Any], Notes]:
+    """What the files hold, the pages that it lies in, and notes; shards become one state dict."""
+    if parts.index is None:
+        (file,) = parts.files
+        opened = open_file(file)
+        return opened.loaded, [opened.pages] if opened.pages else [], misnamed(file, opened.kind)
+    tensors: dict[str, torch.Tensor] = {}
+    pages = []
+    for file in parts.files:
+        opened = _open_shard(file)
+        held = {name for name, value in opened.loaded.items() if isinstance(name, str) and _is_tensor(value)}
+        check_shard(file, held - opened.tied, parts)
+        tensors |= opened.loaded
+        pages += [opened.pages] if opened.pages else []
+    return tensors, pages, ()
+
+
+def _open_shard(file: Path) -> Opened:
+    try:
+        opened = open_file(file)
+    except CheckpointError as error:
+        raise CheckpointError(f"has a shard, `{file.name}`, that {error}") from error.__cause__
+    if not isinstance(opened.loaded, Mapping):
+        raise CheckpointError(f"has a shard, `{file.name}`, that holds a `{type(opened.loaded).__name__}`")
+    return opened
+
+
+def _digest(parts: Parts) -> tuple[str, int]:
+    """SHA-256 over the files one after the other, in order of name, and the sum of their sizes."""
+    digest, size_bytes = hashlib.sha256(), 0
+    for file in parts.files:
+        with file.open("rb") as opened:
+            for block in _blocks(opened):
+                digest.update(block)
+                size_bytes += len(block)
+    return digest.hexdigest(), size_bytes
+
+
+def _blocks(file: Any) -> Iterator[bytes]:
+    while block := file.read(DIGEST_BYTES):
+        yield block
+
+
+def _is_tensor(value: object) -> bool:
+    """Tells a tensor of any kind."""
+    import torch
+
+    return isinstance(value, torch.Tensor)
+
+
+def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], Notes]:
+    """Leaves out, with a note, whatever is no named tensor; refuses tensors that are not dense."""
+    tensors = {name: value for name, value in entries.items() if isinstance(name, str) and _is_tensor(value)}
+    if not tensors:
+        check_not_quantised(entries, {})
+        raise CheckpointError(f"holds no tensors, expected a state dict: {RESAVE}")
+    for name, tensor in tensors.items():
+        _check_dense(name, tensor)
+    check_not_quantised(entries, tensors)
+    _check_held(tensors)
+    ignored = [name for name in entries if name not in tensors]
+    _check_siblings(ignored, entries, tensors)
+    return tensors, (f"Ignored entries that are not tensors: {listed(ignored)}.",) if ignored else ()
+
+
+def _check_siblings(ignored: Iterable[Any], entries: Mapping[Any, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses numpy arrays among the tensors of a module: they are a part of the network, and no tensors."""
+    modules = {name.rpartition(".")[0] for name in tensors} - {""}
+    for name in ignored:
+        if isinstance(name, str) and name.rpartition(".")[0] in modules and isinstance(entries[name], Unread):
+            raise CheckpointError(f"holds `{name}` as a numpy value: convert it with torch.from_numpy and save again")
+
+
+def _check_dense(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a tensor that has no plain dense values."""
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise CheckpointError(f"tensor `{name}` is a {type(tensor).__name__}, expected a plain torch.Tensor")
+    if tensor.is_meta:
+        raise CheckpointError(f"tensor `{name}` has no values (meta device): save the model with its weights")
+    if tensor.is_quantized:
+        raise CheckpointError(f"tensor `{name}` is quantised ({tensor.dtype}): call .dequantize() first")
+    if tensor.is_nested:
+        raise CheckpointError(f"tensor `{name}` is nested: store its parts as dense tensors")
+    if tensor.layout != torch.strided:
+        only = "only dense tensors can be stored; call .to_dense() first"
+        raise CheckpointError(f"tensor `{name}` is sparse ({tensor.layout}): {only}")
+
+
+def _check_held(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors that are views of far fewer values than they have, which would be made when they are copied."""
+    storages = [tensor.untyped_storage() for tensor in tensors.values()]
+    held = {storage.data_ptr(): storage.nbytes() for storage in storages}
+    most, needed = FREE_BYTES + MOST_VIEWED * sum(held.values()), 0
+    for name, tensor in tensors.items():
+        needed += tensor.numel() * tensor.element_size()
+        if needed > most:
+            what = f"tensor `{name}` of shape {tuple(tensor.shape)} does not fit in memory"
+            raise CheckpointError(f"{what}: it repeats the few values that the file holds")
+
+
+def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """Maps each name to the first one with the same memory, dtype, shape and strides."""
+    first: dict[object, str] = {}
+    ties: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg())
+        kept = first.setdefault(place, name)
+        if kept != name and tensor.numel() > 0:
+            ties[name] = kept
+    return ties
+
+
+def _settle(tensors: Mapping[str, torch.Tensor], *, ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Detaches every tensor, carries out what is lazy, and makes it contiguous; ties go on sharing their memory."""
+    settled: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        try:
+            plain = tensor.detach().resolve_conj().resolve_neg()
+            settled[name] = settled[ties[name]] if name in ties else plain.contiguous()
+        except (RuntimeError, MemoryError) as error:
+            shape = tuple(tensor.shape)
+            raise CheckpointError(f"tensor `{name}` of shape {shape} does not fit in memory") from error
+    return settled

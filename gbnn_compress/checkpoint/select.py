@@ -1,0 +1,210 @@
+"""Which tensors of a checkpoint are shared, which are coded one by one, which pass through as they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gbnn_compress.checkpoint.arrays import raw_bytes_of
+from gbnn_compress.checkpoint.exact_tables import MOST_SHARE, code_table, is_narrow, is_table
+from gbnn_compress.errors import CheckpointError
+from gbnn_compress.format.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
+from gbnn_compress.format.manifest import deflate
+from gbnn_compress.format.vectors import EXACT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from gbnn_compress.types import Checkpoint
+
+
+DOMINANT = 0.99
+"""Share of a tensor's sum of squares that one value may have before a warning says so."""
+
+SUSPECT_SIZE = 100
+"""Tensors with fewer values may well have one that is large."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Names of a checkpoint's tensors by what becomes of them, ties left out, in the file's order.
+
+    Attributes:
+        shared: Floating tensors with two or more dimensions: their weights go to components.
+        unshared: Other floating tensors: each value is coded for itself.
+        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors, tables, masks of one infinity
+            and one finite value): kept bit for bit.
+        tables: Those of raw that are tables, or of unshared where they are coded after all (`with_coded_tables`).
+    """
+
+    shared: tuple[str, ...]
+    unshared: tuple[str, ...]
+    raw: tuple[str, ...]
+    tables: tuple[str, ...] = ()
+
+
+def select(checkpoint: Checkpoint) -> Selection:
+    """Sort the tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: No tensor can be shared, or a floating tensor that is no mask holds NaN or Inf.
+    """
+    names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
+    for name, tensor in checkpoint.tensors.items():
+        if name.encode(errors="replace").decode() != name:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor {name!r} has a name that is no valid Unicode; rename it"
+            )
+        if name == "__metadata__":
+            raise CheckpointError(f"`{checkpoint.path}`: safetensors files cannot hold a tensor `{name}`; rename it")
+        if tensor.dim() > MOST_DIMENSIONS:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor `{name}` has {tensor.dim()} dimensions: expected at most "
+                f"{MOST_DIMENSIONS}; drop the tensor"
+            )
+        if dtype_name(tensor) not in RAW_BYTES:
+            raise CheckpointError(
+                f"`{checkpoint.path}`: tensor `{name}` has the dtype {dtype_name(tensor)}: expected a floating, "
+                "integer, boolean or complex one; convert it, or drop the tensor"
+            )
+        if name not in checkpoint.ties:
+            names[_kind(tensor)].append(name)
+    for kind in ("shared", "unshared"):
+        masks = [name for name in names[kind] if not _is_finite(name, checkpoint.tensors[name], checkpoint)]
+        names[kind] = [name for name in names[kind] if name not in masks]
+        names["raw"] += masks
+    tables = _tables(names, checkpoint.tensors)
+    for kind in ("shared", "unshared"):
+        names[kind] = [name for name in names[kind] if name not in tables]
+    names["raw"] = [name for name in checkpoint.tensors if name in {*names["raw"], *tables}]
+    if not names["shared"]:
+        raise CheckpointError(
+            f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
+            f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint, names['raw'])}; "
+            "is this a state dict of a network?"
+        )
+    shared, unshared, raw = (tuple(names[kind]) for kind in ("shared", "unshared", "raw"))
+    return Selection(shared, unshared, raw, tables)
+
+
+def with_coded_tables(selection: Selection, tensors: Mapping[str, torch.Tensor], *, file_bytes: float) -> Selection:
+    """The same with tables among the unshared tensors where exact ones would take over MOST_SHARE of a file.
+
+    Args:
+        selection: From `select`.
+        tensors: The state dict.
+        file_bytes: About the bytes of the file.
+    """
+    exact_bytes = len(deflate(b"".join(raw_bytes_of(tensors[name]) for name in selection.tables)))
+    if exact_bytes <= MOST_SHARE * file_bytes:
+        return selection
+    coded = {name for name in selection.tables if code_table(tensors[name]).mode != EXACT}
+    unshared, raw = {*selection.unshared, *coded}, tuple(name for name in selection.raw if name not in coded)
+    return replace(selection, unshared=tuple(name for name in tensors if name in unshared), raw=raw)
+
+
+def _tables(names: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """Tables among the tensors that would be shared or coded.
+
+    Where there is no larger matrix, small ones are the network's weights; where there is none of these, narrow ones.
+    """
+    coded = {*names["shared"], *names["unshared"]}
+    found = [name for name in tensors if name in coded and is_table(name, tensors[name])]
+    vectors = tuple(name for name in found if name in names["unshared"])
+    narrow = tuple(name for name in found if is_narrow(tensors[name]))
+    for tables in (tuple(found), narrow):
+        if set(names["shared"]) - set(tables):
+            return tables
+    return vectors
+
+
+def _kept_dtype(checkpoint: Checkpoint, raw: Sequence[str]) -> str:
+    """The first tensor with two or more dimensions that is kept for its dtype, if there is one."""
+    for name in raw:
+        tensor = checkpoint.tensors[name]
+        if tensor.dim() >= 2 and tensor.numel():
+            return f" (`{name}` is {dtype_name(tensor)}, kept bit for bit: convert weights to float16 or wider)"
+    return ""
+
+
+def outlier_warnings(checkpoint: Checkpoint, selection: Selection) -> list[str]:
+    """A line on each shared tensor of which one value outweighs all others, unless they are zeros anyway."""
+    found = ((name, checkpoint.tensors[name].detach().flatten()) for name in selection.shared)
+    return [
+        f"`{name}`: one value of {float(values[values.abs().argmax()]):.3g} has over 99 % of the sum of squares and"
+        f" hides the {len(values) - 1:,} others: check the checkpoint"
+        for name, values in found
+        if len(values) >= SUSPECT_SIZE and _dominated(values)
+    ]
+
+
+def _dominated(values: torch.Tensor) -> bool:
+    """Whether one value has more than DOMINANT of the sum of squares."""
+    low, high = values.aminmax()
+    largest = max(-float(low), float(high))
+    if largest == 0:
+        return False
+    total = 0.0
+    for part in values.split(1 << 20):
+        total += float((part / largest).float().square().sum())
+        if total * DOMINANT >= 1:
+            return False
+    return int(values.count_nonzero()) > 1
+
+
+def dtype_name(tensor: torch.Tensor) -> str:
+    """The dtype's name without the module: `float32`."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def floating_bytes(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
+    """Bytes of all floating tensors at their stored dtype, buffers included, ties once."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for name, tensor in tensors.items()
+        if name not in ties and tensor.is_floating_point()
+    )
+
+
+def floating_values(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
+    """Number of values in all floating tensors, ties once."""
+    return sum(t.numel() for name, t in tensors.items() if name not in ties and t.is_floating_point())
+
+
+def floating_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the floating tensors, ties included: what architectures are looked up by."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    if dtype_name(tensor) not in BITS or math.prod(tensor.shape) == 0:
+        return "raw"
+    return "shared" if tensor.dim() >= 2 else "unshared"
+
+
+def _is_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> bool:
+    """Whether all values are finite; else the tensor must be a mask.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    bad = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(1 << 22))
+    if bad and not _is_mask(tensor.detach()):
+        raise CheckpointError(
+            f"`{checkpoint.path}`: tensor `{name}` holds {bad} NaN or Inf of {tensor.numel()} values: "
+            "only finite weights can be compressed; repair the checkpoint, or drop the tensor"
+        )
+    return not bad
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds infinity of one sign and at most one finite value, as attention masks do."""
+    low, high = (float(end) for end in tensor.aminmax())  # NaN where there is one
+    if math.isinf(low) == math.isinf(high):
+        return math.isinf(low) and low == high
+    infinite = low if math.isinf(low) else high
+    finite = high if math.isinf(low) else low
+    return all(bool(((part == infinite) | (part == finite)).all()) for part in tensor.flatten().split(1 << 22))

@@ -1,1 +1,0 @@
-"""Integers, sections and files."""

@@ -1,0 +1,289 @@
+"""Networks by an architecture specification, their weights and their published preprocessing."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.data.datasets import one_line
+from gbnn_compress.data.names import is_counter, match_names, rename
+from gbnn_compress.data.preprocessing import Preprocessing
+from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.types import Fit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    import torch
+
+_IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=None)
+# Their pretrained weights need the inputs of the original networks; the slow initialisation is for nothing.
+_TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
+    name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")
+}
+_N_NAMES_SHOWN = 3
+
+
+def build_network(spec: str, *, n_classes: int | None = None) -> torch.nn.Module:
+    """Build an architecture with fresh weights, in evaluation mode; nothing is downloaded.
+
+    Args:
+        spec: `torchvision/NAME` (classifiers), `timm/NAME`, `path/to/models.py:callable` or
+            `package.module:callable`. The last two run the user's own code, called without arguments.
+        n_classes: Passed on to torchvision and timm; None keeps the architecture's own.
+
+    Raises:
+        ArchitectureError: An unknown name, or the user's code cannot be loaded, fails or returns no module.
+    """
+    import torch
+
+    options = {} if n_classes is None else {"num_classes": n_classes}
+    if spec.startswith("torchvision/"):
+        network = _torchvision_network(spec, options)
+    elif spec.startswith("timm/"):
+        network = _timm_network(spec, options)
+    else:
+        network = _own_network(spec)
+    if not isinstance(network, torch.nn.Module):
+        raise ArchitectureError(f"`{spec}` must return a torch.nn.Module, got `{type(network).__name__}`")
+    return network.eval()
+
+
+def load_weights(
+    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, spec: str, strict: bool | None = None
+) -> Fit:
+    """Copy a checkpoint's tensors into a network, at the network's own dtypes.
+
+    Names may differ by wrappers' parts (see `match_names`). The network is changed in place, also where an error is
+    raised. Missing `num_batches_tracked` counters are left at their initial value: they are used in training only.
+    What is tied in the network may be missing under all of its names but one. Old names that the network itself
+    renames on loading (torchvision's vision transformers) are accepted, as is a network that asks which version of it
+    was saved (torchvision's MNASNet).
+
+    Args:
+        network: Built from `spec`.
+        tensors: By name, any floating dtype.
+        spec: The architecture, for messages.
+        strict: Whether tensors that the network does not have are refused; None: left out, as long as none is missing;
+            False: those that are missing keep the network's values, too.
+
+    Returns:
+        The names, and what was left out.
+
+    Raises:
+        ArchitectureError: Names are missing or unexpected, nothing fits, or shapes differ.
+    """
+    misfit = f"the checkpoint does not fit `{spec}`"
+    held = network.state_dict(keep_vars=True)
+    own = {name: tuple(tensor.shape) for name, tensor in held.items() if hasattr(tensor, "shape")}
+    matched = match_names({name: tuple(tensor.shape) for name, tensor in tensors.items()}, own)
+    wrong = {
+        mine: f"`{name}` is {list(tensors[name].shape)} in the checkpoint and {list(own[mine])} in `{spec}`"
+        for name, mine in matched.items()
+        if own[mine] != tuple(tensors[name].shape)
+    }
+    spelled = rename(tensors, matched)
+    offered = {spelled[name]: tensor for name, tensor in tensors.items() if spelled[name] not in wrong}
+    missing, unexpected = _attempt(misfit, lambda: _copy(network, offered))
+    tied = {id(held[name]) for name in own.keys() - set(missing)}
+    missing = [name for name in missing if id(held.get(name)) not in tied]
+    missing = [name for name in missing if name not in wrong and not _may_be_missing(name)]
+    left = {*unexpected, *wrong}
+    extra = [name for name in tensors if spelled[name] in left and matched.get(name) not in wrong]
+    nothing = len(extra) == len(tensors)
+    if wrong or nothing or (missing and strict is not False) or (extra and strict):
+        raise ArchitectureError(
+            f"{misfit}: {_differences(wrong, missing, extra)}; give the `--arch` it was trained with"
+        )
+    return Fit({name: mine for name, mine in matched.items() if mine not in wrong}, tuple(extra))
+
+
+def _may_be_missing(name: str) -> bool:
+    """Whether a network works as well with its own initial value."""
+    return is_counter(name) or name.endswith("_extra_state")
+
+
+def _differences(wrong: Mapping[str, str], missing: Sequence[str], extra: Sequence[str]) -> str:
+    parts = (
+        _some(list(wrong.values()), "{} of the wrong shape"),
+        _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
+        _some([f"`{name}`" for name in extra], "{} not in the architecture"),
+    )
+    return "; ".join(filter(None, parts))
+
+
+def default_preprocessing(spec: str | None, *, n_channels: int) -> Preprocessing:
+    """The preprocessing that an architecture's published weights were trained with.
+
+    timm: the model's data config. torchvision: the default weights' transforms. Others: ImageNet's mean and
+    standard deviation at the stored size. Where the data have not the 3 channels of those: mean 0, standard
+    deviation 1.
+
+    Args:
+        spec: As `build_network`, or None.
+        n_channels: Channels of the data.
+
+    Raises:
+        ArchitectureError: An unknown torchvision or timm name.
+    """
+    if spec is not None and spec.startswith("torchvision/"):
+        found = _torchvision_preprocessing(spec)
+    elif spec is not None and spec.startswith("timm/"):
+        found = _timm_preprocessing(spec)
+    else:
+        found = _IMAGENET
+    if len(found.mean) == n_channels:
+        return found
+    return replace(found, mean=(0.0,) * n_channels, std=(1.0,) * n_channels)
+
+
+def _torchvision_network(spec: str, options: dict[str, Any]) -> object:
+    import torchvision
+
+    name = _torchvision_name(spec)
+    options = _TORCHVISION_OPTIONS.get(name, {}) | options
+    return _attempt(f"`{spec}` cannot be built", lambda: torchvision.models.get_model(name, weights=None, **options))
+
+
+def _torchvision_preprocessing(spec: str) -> Preprocessing:
+    import torchvision
+
+    transforms = torchvision.models.get_model_weights(_torchvision_name(spec)).DEFAULT.transforms()
+    size = transforms.crop_size[0]
+    return Preprocessing(
+        mean=tuple(transforms.mean),
+        std=tuple(transforms.std),
+        image_size=size,
+        crop_fraction=size / transforms.resize_size[0],
+    )
+
+
+def _torchvision_name(spec: str) -> str:
+    import torchvision
+
+    name = spec.removeprefix("torchvision/")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ArchitectureError(f"torchvision has no classifier `{spec}`{_nearest(name, known)}")
+    return name
+
+
+def _timm_network(spec: str, options: dict[str, Any]) -> object:
+    import timm
+
+    name = _timm_name(spec)
+    return _attempt(f"`{spec}` cannot be built", lambda: timm.create_model(name, pretrained=False, **options))
+
+
+def _timm_preprocessing(spec: str) -> Preprocessing:
+    from timm.models import get_pretrained_cfg
+
+    name = _timm_name(spec)
+    config = _attempt(f"`{spec}` cannot be built", lambda: get_pretrained_cfg(name))
+    if config is None:
+        return _IMAGENET
+    return Preprocessing(
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        image_size=config.input_size[1],
+        crop_fraction=min(1.0, config.crop_pct),  # a few pad instead
+    )
+
+
+def _timm_name(spec: str) -> str:
+    import timm
+
+    # timm takes more than the names it lists: schemes that read a hub or the disk, and deprecated aliases
+    # that have no data config.
+    name = spec.removeprefix("timm/")
+    architecture, known = name.partition(".")[0], timm.list_models()
+    if architecture not in known:
+        raise ArchitectureError(f"timm has no `{spec}`{_nearest(architecture, known)}")
+    return name
+
+
+def _own_network(spec: str) -> object:
+    import torch
+
+    source, _, attribute = spec.rpartition(":")
+    if not (source and attribute):
+        raise ArchitectureError(
+            f"unknown architecture `{spec}`, expected torchvision/NAME, timm/NAME, path/to/models.py:callable"
+            " or package.module:callable"
+        )
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).is_file():
+        raise ArchitectureError(f"`{spec}`: no file `{source}`")
+    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
+        module = _attempt(
+            f"`{source}` cannot be imported",
+            lambda: _run_file(Path(source)) if is_file else importlib.import_module(source),
+        )
+        if not hasattr(module, attribute):
+            raise ArchitectureError(f"`{source}` has no `{attribute}`{_nearest(attribute, vars(module))}")
+        factory = getattr(module, attribute)
+        if isinstance(factory, torch.nn.Module):
+            return factory
+        if not callable(factory):
+            raise ArchitectureError(f"`{spec}` must be callable, got `{type(factory).__name__}`")
+        return _attempt(f"`{spec}` fails when called without arguments", factory)
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Make the modules of a folder importable inside the block, as `python FILE` does."""
+    before = list(sys.path)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _run_file(path: Path) -> Any:
+    # A name of its own, so that a user's `random.py` or `types.py` shadows nothing.
+    name = f"_gbnn_architecture_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None
+    assert module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    return module
+
+
+def _copy(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Without versions first, as a safetensors file has none: what renames old names does it only then."""
+    try:
+        return network.load_state_dict(tensors, strict=False)
+    except ValueError:
+        own = network.state_dict()
+        own.clear()
+        own.update(tensors)  # and keep the versions that came with it
+        return network.load_state_dict(own, strict=False)
+
+
+def _attempt(what: str, action: Callable[[], Any]) -> Any:
+    """Run code that is not ours; whatever it raises becomes one line."""
+    try:
+        return action()
+    except Exception as error:
+        raise ArchitectureError(f"{what} ({one_line(error)})") from error
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean `{matches[0]}`?)" if matches else ""
+
+
+def _some(items: Sequence[str], heading: str) -> str:
+    if not items:
+        return ""
+    shown = ", ".join(items[:_N_NAMES_SHOWN]) + (", ..." if len(items) > _N_NAMES_SHOWN else "")
+    return f"{heading.format(len(items))} ({shown})"

@@ -1,0 +1,1 @@
+"""The artifact file (docs/format.md): sections, codes, checks."""

@@ -1,0 +1,124 @@
+"""The manifest <-> bytes: the checkpoint's SHA-256, then deflated JSON of the tensors and the facts."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gbnn_compress.format.dictionary import DICTIONARY
+from gbnn_compress.types import TensorInfo
+
+KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
+
+MOST_BYTES = 1 << 22
+"""Of the JSON: the names of a hundred thousand tensors."""
+
+MOST_NAME_CHARACTERS = 1 << 23
+"""Of all names together: each may repeat most of the one before, which costs a file next to nothing."""
+
+_DIGEST_BYTES = 32
+
+_HEAD = re.compile(r"([0-9]+)(?:([surt])([0-9]+(?:,[0-9]+)*)?:([a-z0-9_]+))?")
+"""Parts shared with the name before; kind, shape and dtype where they are not those of the tensor before."""
+
+
+def encode_manifest(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> bytes:
+    """Write what describes the tensors, and the facts.
+
+    Args:
+        tensors: Every tensor of the state dict, in order.
+        facts: JSON; `checkpoint.sha256` is 64 hexadecimal digits.
+    """
+    checkpoint = dict(facts["checkpoint"])
+    digest = bytes.fromhex(checkpoint.pop("sha256"))
+    described = {
+        "tensors": _rows(tensors),
+        "ties": {info.name: info.tied_to for info in tensors if info.tied_to is not None},
+        **facts,
+        "checkpoint": checkpoint,
+    }
+    text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
+    return digest + deflate(text, dictionary=DICTIONARY)
+
+
+def decode_manifest(data: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
+    """Read what `encode_manifest` wrote: the tensors, not yet checked, and the facts.
+
+    Raises:
+        LookupError, TypeError, AttributeError, ValueError, zlib.error: Not a manifest.
+    """
+    facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY))
+    rows, ties = facts.pop("tensors"), facts.pop("ties")
+    facts["checkpoint"] = {"sha256": data[:_DIGEST_BYTES].hex(), **facts["checkpoint"]}
+    return _infos(rows, ties), facts
+
+
+def deflate(data: bytes, *, dictionary: bytes = b"") -> bytes:
+    """A raw deflate stream (RFC 1951), with a preset dictionary."""
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15, 8, zlib.Z_DEFAULT_STRATEGY, dictionary)
+    return coder.compress(data) + coder.flush()
+
+
+def inflate(data: bytes, *, most: int, dictionary: bytes = b"") -> bytes:
+    """The inverse of `deflate`.
+
+    Args:
+        data: The stream.
+        most: Bytes that it may hold; no more are ever made of it.
+        dictionary: The preset dictionary.
+
+    Raises:
+        ValueError, zlib.error: The bytes are not exactly one stream of at most that size.
+    """
+    decoder = zlib.decompressobj(-15, dictionary)
+    # One byte more, because 0 would mean no limit, and so that the end is reached.
+    result = decoder.decompress(data, most + 1)
+    if len(result) > most:
+        raise ValueError(f"a compressed stream holds more than {most:,} bytes")
+    if not decoder.eof or decoder.unused_data:
+        raise ValueError("a compressed stream does not end where it should")
+    return result
+
+
+def _rows(tensors: Sequence[TensorInfo]) -> list[str]:
+    """One string a tensor: what it shares with the tensor before is left out."""
+    rows: list[str] = []
+    before: list[str] = []
+    described = ""
+    for info in tensors:
+        parts = info.name.split(".")
+        common = 0
+        while common < min(len(parts) - 1, len(before)) and parts[common] == before[common]:
+            common += 1
+        kind = f"{info.kind[0]}{','.join(map(str, info.shape))}:{info.dtype}"
+        rows.append(f"{common}{'' if kind == described else kind} {'.'.join(parts[common:])}")
+        before, described = parts, kind
+    return rows
+
+
+def _infos(rows: Sequence[str], ties: Mapping[str, str]) -> tuple[TensorInfo, ...]:
+    """The inverse of `_rows`."""
+    infos: list[TensorInfo] = []
+    characters = 0
+    for row in rows:
+        head, space, rest = row.partition(" ")
+        match = _HEAD.fullmatch(head)
+        if match is None or not space:
+            raise ValueError(f"`{row}` describes no tensor")
+        common, letter, dims, dtype = match.groups()
+        before = infos[-1].name.split(".") if infos else []
+        if int(common) > len(before):
+            raise ValueError(f"`{row}` shares more than there is")
+        name = ".".join([*before[: int(common)], rest])
+        characters += len(name)
+        if characters > MOST_NAME_CHARACTERS:
+            raise ValueError(f"the names have more than {MOST_NAME_CHARACTERS:,} characters")
+        if letter is None:
+            infos.append(TensorInfo(name, infos[-1].shape, infos[-1].dtype, infos[-1].kind, ties.get(name)))
+        else:
+            shape = tuple(map(int, dims.split(","))) if dims else ()
+            infos.append(TensorInfo(name, shape, dtype, KINDS[letter], ties.get(name)))
+    return tuple(infos)

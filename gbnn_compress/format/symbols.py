@@ -1,0 +1,157 @@
+"""Ids <-> bits: the entropy coder. The only user of constriction.
+
+constriction is handed `frequency - 1` as probabilities: its leaky fixed-point rule then gives back exactly the integer
+frequencies of a table, since every cumulative sum is a whole number that a float64 holds, whatever the rounding
+(`perfect=False`, stated in docs/format.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import constriction
+import numpy as np
+
+from gbnn_compress.errors import ArtifactError
+from gbnn_compress.format.contexts import factors, walk
+from gbnn_compress.format.table_choice import Block, choose
+from gbnn_compress.format.tables import Table, frequencies
+from gbnn_compress.parallel import in_order
+
+MODEL_ENTRIES = 1 << 20
+"""Frequencies that are worked out at once."""
+
+CODED_AT_ONCE = 1 << 20
+"""Ids of a tensor without contexts that are coded at once."""
+
+KEPT_ENTRIES = 1 << 24
+"""Frequencies that are kept for contexts that come again."""
+
+
+def encode_maps(
+    maps: Sequence[np.ndarray], shapes: Sequence[Sequence[int]], values: np.ndarray, *, contexts: bool = True
+) -> tuple[list[Table], bytes]:
+    """Entropy-code index maps into one ANS stream of little-endian 32-bit words.
+
+    Args:
+        maps: One integer array (n_t,) a tensor.
+        shapes: Of each tensor.
+        values: int64 (K + 1,), from `whole_values`.
+        contexts: Whether contexts may be used, where they pay.
+
+    Returns:
+        The tables that were chosen, one a tensor, and the stream.
+    """
+    coder = constriction.stream.stack.AnsCoder()
+    tables = []
+    backwards = list(zip(reversed(maps), reversed(shapes), strict=True))
+    choices = in_order(
+        lambda pair: choose(*pair, values, contexts=contexts), backwards, weights=sum(len(ids) for ids in maps)
+    )
+    for choice, (ids, _) in zip(choices, backwards, strict=True):
+        tables.append(choice.table)
+        _encode(coder, choice.table, choice.blocks, ids, values)
+    return tables[::-1], coder.get_compressed().astype("<u4", copy=False).tobytes()
+
+
+def decode_maps(
+    data: bytes,
+    tables: Sequence[Table],
+    shapes: Sequence[Sequence[int]],
+    values: np.ndarray,
+    *,
+    consume: Callable[[int, np.ndarray], None],
+) -> np.ndarray:
+    """Decode index maps, handing each to `consume(tensor index, ids)` in order.
+
+    Returns:
+        float64 (T,), bits that each tensor's ids take. The ids come in the smallest unsigned integers that hold K.
+
+    Raises:
+        ArtifactError: The stream is not exactly used up.
+    """
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
+    left = [coder.num_valid_bits()]
+    for index, (table, shape) in enumerate(zip(tables, shapes, strict=True)):
+        consume(index, _decode(coder, table, shape, values))
+        left.append(coder.num_valid_bits())
+    if not coder.is_empty():
+        raise ArtifactError("damaged artifact: the index maps do not end where they should")
+    return -np.diff(left).astype(np.float64)
+
+
+def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarray, values: np.ndarray) -> None:
+    live = np.flatnonzero(table.levels)
+    if len(live) == 1:
+        return
+    positions = np.zeros(len(values), dtype=np.int32)
+    positions[live] = np.arange(len(live), dtype=np.int32)
+    if table.rule is None:
+        model = _model(frequencies(table.levels[live]))
+        for start in reversed(range(0, len(ids), CODED_AT_ONCE)):
+            coder.encode_reverse(positions[ids[start : start + CODED_AT_ONCE]], model)  # type: ignore[attr-defined]
+        return
+    models = _Models(table, live, values)
+    for block in reversed(blocks):
+        symbols = positions.take(block.ids)
+        for start, stop, model in reversed(models.runs(block.contexts)):
+            coder.encode_reverse(symbols[start:stop], model)  # type: ignore[attr-defined]
+
+
+def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
+    live = np.flatnonzero(table.levels).astype(np.min_scalar_type(len(values) - 1))
+    if len(live) == 1:
+        return np.full(math.prod(shape), live[0])
+    if table.rule is None:
+        return _decode_plainly(coder, table, live, math.prod(shape))
+    models = _Models(table, live, values)
+
+    def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+        order = np.argsort(contexts, kind="stable")
+        symbols = np.empty(len(order), dtype=np.int32)
+        for start, stop, model in models.runs(contexts.take(order)):
+            symbols[start:stop] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
+        part = np.empty(len(order), dtype=live.dtype)
+        part[order] = live.take(symbols)
+        return part
+
+    ids = walk(shape, values, table.rule, visit)
+    return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
+
+
+def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) -> np.ndarray:
+    """In parts: the coder's own numbers take several times the memory of ids."""
+    model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
+    for start in range(0, size, CODED_AT_ONCE):
+        part = ids[start : start + CODED_AT_ONCE]
+        part[:] = live[coder.decode(model, len(part))]  # type: ignore[attr-defined]
+    return ids
+
+
+class _Models:
+    """The coder's models of one tensor's contexts, made when first asked for."""
+
+    def __init__(self, table: Table, live: np.ndarray, values: np.ndarray) -> None:
+        assert table.rule is not None
+        self._rule, self._live, self._levels, self._values = table.rule, live, table.levels[live], values
+        self._known: dict[int, object] = {}
+
+    def runs(self, contexts: np.ndarray) -> list[tuple[int, int, object]]:
+        """Start, stop and model of each run of equal contexts; they come sorted."""
+        edges = [0, *(1 + np.flatnonzero(contexts[1:] != contexts[:-1])).tolist(), len(contexts)]
+        found = contexts[edges[:-1]]
+        if len(self._known) * len(self._levels) > KEPT_ENTRIES:
+            self._known.clear()
+        missing = np.array([context for context in found.tolist() if context not in self._known], dtype=np.int64)
+        step = max(1, MODEL_ENTRIES // len(self._levels))
+        for start in range(0, len(missing), step):
+            part = missing[start : start + step]
+            rows = frequencies(self._levels, factors(part, self._live, self._values, self._rule))
+            self._known.update(zip(part.tolist(), map(_model, rows), strict=True))
+        models = [self._known[context] for context in found.tolist()]
+        return list(zip(edges[:-1], edges[1:], models, strict=True))
+
+
+def _model(rows: np.ndarray) -> object:
+    return constriction.stream.model.Categorical((rows - 1).astype(np.float64), perfect=False)

@@ -1,0 +1,181 @@
+"""Frequency tables: how often each symbol occurs in a tensor, and how that depends on its context.
+
+Frequencies are exact integers that sum to 2^24.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gbnn_compress.errors import ArtifactError
+from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
+from gbnn_compress.format.contexts import FACTOR_BITS, Rule, kernel_of
+
+PRECISION = 24
+"""Frequencies of a table sum to 2 ** PRECISION."""
+
+_QUARTER_OCTAVES = np.array([16, 19, 23, 27])
+"""16 * 2^(i/4), rounded: the mantissas of the coarse frequencies."""
+
+_TOP = 25
+"""Exponent of the largest weights: mantissas of 5 bits make them numbers of 30."""
+
+_OFFSET = 5
+_NEIGHBOUR = 32
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a file says of the ids of one tensor before they come.
+
+    Attributes:
+        levels: int64 (K + 1,), quarter octaves from 1 of each symbol's frequency, 0 where it does not occur.
+        rule: How frequencies follow the context; None where they do not.
+    """
+
+    levels: np.ndarray
+    rule: Rule | None = None
+
+
+def coarse_levels(counts: np.ndarray) -> np.ndarray:
+    """Counts in quarter octaves, as a table stores them.
+
+    Args:
+        counts: int64 (K,), >= 0.
+
+    Returns:
+        int64 (K,), 0 for a symbol that does not occur, else 1 + round(4 log2 count).
+    """
+    return np.where(counts > 0, 1 + np.rint(4 * np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
+
+
+def frequencies(levels: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
+    """Integer frequencies of the symbols that occur.
+
+    A level has the weight (16, 19, 23, 27)[(level - 1) mod 4] * 2^((level - 1) div 4), scaled by a power of two so that
+    the largest take 30 bits; a factor multiplies it. A symbol gets 1 + floor(w (2^24 - n) / sum w), and the one with
+    the largest weight (the first of them) what is left.
+
+    Args:
+        levels: int64 (n,), all >= 1, n < 2^24.
+        factors: int64 (m, n), in 2 ** -FACTOR_BITS; none are 1.
+
+    Returns:
+        int64 (n,) or (m, n), all >= 1, the last axis summing to 2^24.
+    """
+    exponents = (levels - 1) // 4
+    exponents = exponents - exponents.max() + _TOP
+    weights = (_QUARTER_OCTAVES[(levels - 1) % 4] << np.maximum(exponents, 0)) >> np.minimum(
+        np.maximum(-exponents, 0), 63
+    )
+    if factors is not None:
+        weights = (weights * factors) >> (FACTOR_BITS - 4)
+    free = (1 << PRECISION) - len(levels)
+    result = 1 + weights * free // np.maximum(weights.sum(axis=-1, keepdims=True), 1)
+    top = np.argmax(weights, axis=-1)[..., None]
+    rest = (1 << PRECISION) - result.sum(axis=-1, keepdims=True)
+    np.put_along_axis(result, top, np.take_along_axis(result, top, axis=-1) + rest, axis=-1)
+    return result
+
+
+def code_lengths(levels: np.ndarray) -> np.ndarray:
+    """float64 (n,), bits of each symbol of a table without contexts; infinite where it does not occur."""
+    lengths = np.full(len(levels), np.inf)
+    live = levels > 0
+    if live.sum() == 1:
+        lengths[live] = 0.0
+    elif live.any():
+        lengths[live] = PRECISION - np.log2(frequencies(levels[live]))
+    return lengths
+
+
+def encode_tables(tables: Sequence[Table], shapes: Sequence[Sequence[int]]) -> bytes:
+    """Write one table a tensor.
+
+    Each: first symbol that occurs and number of symbols up to the last (Exp-Golomb of order 4), the Exp-Golomb
+    order of what follows (2 bits), the first level (8 bits), then the steps from level to level, zigzag. Then, unless
+    only one symbol occurs, whether there is a rule (1 bit), and if so its start (7 bits), the neighbours' weights + 32
+    where there is a kernel (6 bits each), tail (2 bits), offset + 5 (3 bits) and floor (7 bits).
+    """
+    writer = BitWriter()
+    for table, shape in zip(tables, shapes, strict=True):
+        _write_levels(writer, table.levels)
+        if np.count_nonzero(table.levels) > 1:
+            writer.write(int(table.rule is not None), width=1)
+            if table.rule is not None:
+                _write_rule(writer, table.rule, has_kernel=kernel_of(shape) != (1, 1))
+    return writer.getvalue()
+
+
+def decode_tables(data: bytes, *, shapes: Sequence[Sequence[int]], alphabet: int) -> list[Table]:
+    """Read what `encode_tables` wrote.
+
+    Raises:
+        ArtifactError: The tables do not fit the alphabet, or end early.
+    """
+    reader = BitReader(data)
+    tables = []
+    for shape in shapes:
+        levels = _read_levels(reader, alphabet)
+        has_rule = np.count_nonzero(levels) > 1 and reader.read_int(width=1)
+        rule = _read_rule(reader, has_kernel=kernel_of(shape) != (1, 1)) if has_rule else None
+        tables.append(Table(levels, rule))
+    return tables
+
+
+def table_bits(levels: np.ndarray) -> int:
+    """Bits that the levels of one table take."""
+    writer = BitWriter()
+    _write_levels(writer, levels)
+    return len(writer)
+
+
+def rule_bits(shape: Sequence[int]) -> int:
+    """Bits that a rule takes."""
+    return 19 if kernel_of(shape) == (1, 1) else 37
+
+
+def _write_levels(writer: BitWriter, levels: np.ndarray) -> None:
+    live = np.flatnonzero(levels)
+    first, last = int(live[0]), int(live[-1])
+    steps = zigzag(np.diff(levels[first : last + 1]))
+    order = min(range(4), key=lambda order: exp_golomb_bits(steps, order=order))
+    writer.write_exp_golomb(first, order=4)
+    writer.write_exp_golomb(last - first, order=4)
+    writer.write(order, width=2)
+    writer.write(int(levels[first]), width=8)
+    writer.write_exp_golomb(steps, order=order)
+
+
+def _read_levels(reader: BitReader, alphabet: int) -> np.ndarray:
+    first, extra = reader.read_exp_golomb(order=4), reader.read_exp_golomb(order=4)
+    if first + extra >= alphabet:
+        raise ArtifactError("damaged artifact: a frequency table names a component past the bank")
+    order = reader.read_int(width=2)
+    levels = [reader.read_int(width=8)]
+    for _ in range(extra):
+        levels.append(levels[-1] + unzigzag(reader.read_exp_golomb(order=order)))
+    if min(levels) < 0 or not any(levels):
+        raise ArtifactError("damaged artifact: a frequency table holds an impossible level")
+    table = np.zeros(alphabet, dtype=np.int64)
+    table[first : first + extra + 1] = levels
+    return table
+
+
+def _write_rule(writer: BitWriter, rule: Rule, *, has_kernel: bool) -> None:
+    writer.write(rule.start, width=7)
+    if has_kernel:
+        writer.write(np.array(rule.neighbours) + _NEIGHBOUR, width=6)
+    writer.write(rule.tail, width=2)
+    writer.write(rule.offset + _OFFSET, width=3)
+    writer.write(rule.floor, width=7)
+
+
+def _read_rule(reader: BitReader, *, has_kernel: bool) -> Rule:
+    start = reader.read_int(width=7)
+    left, above, corner = (reader.read_int(width=6) - _NEIGHBOUR if has_kernel else 0 for _ in range(3))
+    tail, offset = reader.read_int(width=2), reader.read_int(width=3) - _OFFSET
+    return Rule(start, (left, above, corner), tail, offset, reader.read_int(width=7))

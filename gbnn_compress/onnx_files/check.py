@@ -1,0 +1,83 @@
+"""An ONNX file in ONNX Runtime, beside what it should give."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.errors import OutputError
+from gbnn_compress.onnx_files.loading import runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+TOLERANCE = 1e-4
+"""Largest relative difference of a file that is any good."""
+
+
+def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """Outputs of a model on the CPU.
+
+    Args:
+        path: The file.
+        batches: Inputs float32 (B, ...), of any B each.
+
+    Returns:
+        Name of an output -> float32 (N, ...), over all batches.
+
+    Raises:
+        OutputError: ONNX Runtime does not take the file.
+    """
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        runs = [session.run(names, {session.get_inputs()[0].name: batch}) for batch in batches]
+    except Exception as error:  # its exceptions have no base of their own
+        reason = " ".join(str(error).split())
+        raise OutputError(
+            f"nothing written: ONNX Runtime does not run the network ({reason}); please report it, with the network"
+        ) from error
+    return {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
+
+
+def largest_difference(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """Largest difference of an output, relative to the largest value that it has on any input.
+
+    Entropies and mutual informations, which are differences of numbers of about 1 nat, are compared in nats where
+    they are smaller.
+
+    Args:
+        got: By the output's name.
+        expected: The same, finite.
+
+    Returns:
+        Infinity where an output is NaN, infinite or of another shape.
+    """
+    return max(_difference(got[name], expected[name], name=name) for name in expected)
+
+
+def require_equal(difference: float) -> None:
+    """Refuse a file whose outputs are not those of the network.
+
+    Raises:
+        OutputError: The difference is above TOLERANCE.
+    """
+    if not difference <= TOLERANCE:
+        raise OutputError(
+            f"nothing written: in ONNX Runtime the network differs by {difference:.1e} from what it should give,"
+            f" more than {TOLERANCE:.0e}; one with random outputs cannot be checked, any other please report"
+        )
+
+
+def _difference(got: np.ndarray, expected: np.ndarray, *, name: str) -> float:
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf")
+    largest = float(np.abs(expected).max())
+    scale = max(largest, 1.0) if name in ("entropy", "mutual_information") else largest
+    difference = float(np.abs(got.astype(np.float64) - expected).max())
+    return difference / scale if scale else (0.0 if difference == 0 else float("inf"))

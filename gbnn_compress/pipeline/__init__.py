@@ -1,0 +1,1 @@
+"""What `compress` and `plan` do, from the request to the report."""

@@ -1,0 +1,1 @@
+"""A compressed network that predicts, and what its predictions are worth."""

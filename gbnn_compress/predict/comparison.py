@@ -1,0 +1,98 @@
+"""Two checkpoints or artifacts side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.data.names import match_names, rename
+from gbnn_compress.errors import require_seed
+from gbnn_compress.predict import metrics
+from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
+from gbnn_compress.report.sizes import SCHEMA
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+
+def diff(
+    first: str | Path,
+    second: str | Path,
+    *,
+    data: str | Evaluation | None = None,
+    arch: str | None = None,
+    key: str | None = None,
+    samples: int = 16,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Two checkpoints or artifacts side by side; names that differ by wrappers' parts only are the same.
+
+    Args:
+        first: The reference.
+        second: The other.
+        data: For agreement and metrics; labels are optional. As for `evaluate`.
+        arch: As for `evaluate`.
+        key: Which network, of each checkpoint that is no artifact.
+        samples: As for `evaluate`.
+        seed: Of the first posterior draw.
+
+    Returns:
+        `bytes` of both files, `tensors` (relative error and largest error of each common tensor),
+        `only_in_first`, `only_in_second`, and with data `agreement`, `logit_kl` (posterior means) and the metrics.
+
+    Raises:
+        GbnnError: Bad model, architecture or data.
+    """
+    require_seed(seed)
+    paths = (Path(first), Path(second))
+    models = tuple(read_model(path, key=key) for path in paths)
+    a, b = (dense(model) for model in models)
+    b = _named_alike(b, a)
+    result: dict[str, Any] = {
+        "schema": SCHEMA,
+        "models": [str(path) for path in paths],
+        "bytes": [model.size_bytes for model in models],
+        "tensors": [_tensor_difference(name, a[name], b[name]) for name in a if name in b],
+        "only_in_first": [name for name in a if name not in b],
+        "only_in_second": [name for name in b if name not in a],
+    }
+    if data is None:
+        return result
+    bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
+    p, q = (bench.predict(model, samples=0).probabilities for model in models)
+    result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
+    if bench.data.labels is not None:
+        drawn = [bench.probabilities(model, seed=seed) for model in models]
+        result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
+    return result
+
+
+def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors by the names that others call them, where these differ by wrappers' parts."""
+    shapes, own = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, others))
+    spelled = rename(tensors, match_names(shapes, own))
+    return {spelled[name]: tensor for name, tensor in tensors.items()}
+
+
+def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+    import torch
+
+    if a.shape != b.shape:
+        return {
+            "name": name,
+            "shapes": [list(a.shape), list(b.shape)],
+            "relative_rmse": None,
+            "max_error": None,
+        }
+    wide = torch.complex128 if a.is_complex() or b.is_complex() else torch.float64
+    difference, reference = (b.to(wide) - a.to(wide)).abs(), a.to(wide).abs()
+    norm = float((reference**2).sum().sqrt())
+    error = float((difference**2).sum().sqrt())
+    return {
+        "name": name,
+        "shapes": [list(a.shape)],
+        "relative_rmse": error / norm if norm else (0.0 if error == 0 else None),
+        "max_error": float(difference.max()) if difference.numel() else 0.0,
+    }

@@ -1,0 +1,56 @@
+"""What contexts save: the share of their plain code lengths that ids take, measured on a part of the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gbnn_compress.format.contexts import whole_values
+from gbnn_compress.format.table_choice import choose
+from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.types import Posterior
+
+if TYPE_CHECKING:
+    import torch
+
+SAMPLE = 1 << 18
+"""Weights that the share is measured on, about."""
+
+
+def share_meter(
+    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, value_bits: np.ndarray
+) -> Callable[[Codebook], float]:
+    """A function from a codebook to the share of `code_lengths` that a file's ids will take.
+
+    It assigns and weighs the first rows and columns of every tensor, the same part of each, under the codebook. Fewer
+    rows and columns say a little less of each other than all do.
+
+    Args:
+        tensors: The state dict.
+        posteriors: One a shared tensor.
+        value_bits: int64 (T,), bits of an outlier's value.
+    """
+    total = sum(tensors[posterior.name].numel() for posterior in posteriors)
+    part = min(1.0, float(np.sqrt(SAMPLE / max(total, 1))))
+    corners = {posterior.name: _corner(tensors[posterior.name], part) for posterior in posteriors}
+    cut = [replace(p, log_sigma=p.log_sigma[: corners[p.name].shape[0]]) for p in posteriors]
+
+    def measure(book: Codebook) -> float:
+        maps = index_maps(corners, cut, book, value_bits=value_bits)
+        values = whole_values(book.bank.means)
+        choices = [choose(m.ids, corners[m.name].shape, values, smooth=False) for m in maps]
+        whole = [tensors[m.name].numel() / len(m.ids) for m in maps]
+        plain = sum(size * choice.plain_bits for size, choice in zip(whole, choices, strict=True))
+        coded = sum(size * choice.id_bits for size, choice in zip(whole, choices, strict=True))
+        return coded / plain if plain else 1.0
+
+    return measure
+
+
+def _corner(tensor: torch.Tensor, part: float) -> torch.Tensor:
+    rows, columns = (int(np.ceil(part * size)) for size in tensor.shape[:2])
+    return tensor[:rows, :columns].contiguous()

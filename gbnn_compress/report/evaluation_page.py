@@ -1,0 +1,98 @@
+"""An evaluation as a page: the measures, reliability diagrams, and how other data are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gbnn_compress.format.container import write_atomically
+from gbnn_compress.report import figures, words
+from gbnn_compress.report.templated import filled
+from gbnn_compress.types import Histogram, Reliability
+
+SHARES = ("accuracy", "coverage_at_5_percent_risk")
+"""Measures that are shown in per cent."""
+
+
+@dataclass(frozen=True)
+class EvaluationPage:
+    """What a page shows.
+
+    Attributes:
+        name: Of the model, a file's name.
+        result: What `evaluate` returns.
+        reliability: Of the model `as it is`, and `scaled` where a temperature was fitted.
+        ood: Specification of the other data.
+        spreads: Of the scores that tell those apart, by the scores' names; empty without.
+        reference: Name of the checkpoint that it was compared with.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+    reliability: Mapping[str, Reliability]
+    ood: str | None = None
+    spreads: Mapping[str, Histogram] = field(default_factory=dict)
+    reference: str | None = None
+
+
+def render(page: EvaluationPage) -> str:
+    """The page as HTML; the same page gives the same text."""
+    result = page.result
+    columns = {name: result if name == "as it is" else result[name] for name in page.reliability}
+    return filled(
+        "evaluation.html",
+        page=page,
+        result=result,
+        columns=columns,
+        measures=words.MEASURES,
+        shares=SHARES,
+        facts=dict(_facts(page)),
+        reliabilities={
+            name: (figures.reliability_figure(each), columns[name]["ece"]) for name, each in page.reliability.items()
+        },
+        histograms={
+            name: figures.histogram_figure(spread, title=f"{name} (nats)") for name, spread in page.spreads.items()
+        },
+        detection=dict(detection(result)) if page.spreads else {},
+    )
+
+
+def write(page: EvaluationPage, path: Path) -> None:
+    """Render a page into a file, at once or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    write_atomically(path, render(page).encode())
+
+
+def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+    """AUROC and FPR95 by what tells other data apart; mutual information is the same at any temperature.
+
+    Args:
+        result: What `evaluate` returns, with `ood`.
+    """
+    ood = result["ood"]
+    yield "by entropy", ood
+    yield "by max probability", ood["max_probability"]
+    if "mutual_information" in ood:
+        yield "by mutual information", ood["mutual_information"]
+    if "scaled" in result:
+        yield "by entropy, scaled", result["scaled"]["ood"]
+        yield "by max probability, scaled", result["scaled"]["ood"]["max_probability"]
+
+
+def _facts(page: EvaluationPage) -> Iterator[tuple[str, str]]:
+    result = page.result
+    if "folded_temperature" in result:
+        yield "temperature", f"{result['folded_temperature']:.3g}, held by the file and applied throughout"
+    if "temperature" in result:
+        yield "scaled", f"at the temperature {result['temperature']:.3g}, fitted on other data"
+    if page.reference is not None:
+        agreement = words.percent(result["agreement"])
+        yield (
+            f"against {page.reference}",
+            f"the same top class for {agreement} of inputs, mean KL {result['logit_kl']:.4f} nats",
+        )

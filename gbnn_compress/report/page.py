@@ -1,0 +1,121 @@
+"""The report as one self-contained HTML page: no script, nothing fetched, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.format.container import write_atomically
+from gbnn_compress.mixture.plane import plane_of, reach
+from gbnn_compress.report import figures, sizes, statements, words
+from gbnn_compress.report.templated import filled
+from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
+
+LAYERS_SHOWN = 30
+"""A longer network shows its worst layers first, and all of them on demand."""
+
+WORST_LAYERS = 5
+
+FAR = 1e100
+"""Where outliers are put in the plane of a file, which does not say how wide they are."""
+
+LAYER_MEASURES = {"bits_per_weight": "bits a weight", "relative_rmse": "relative RMSE"}
+
+MEASURES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE", "brier": "Brier"}
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
+
+    Attributes:
+        name: What it is about, a file's name.
+        report: Schema 1.
+        plane: The weights and the components.
+        arch: The architecture that the user named.
+        before: The mixture before merging, in the coordinates of the plane; None where it is not known.
+        curve: Predicted sizes and damage along the merge path, by octaves of lambda from the chosen cut; may be empty.
+        reliability: Diagrams by the names of the report's evaluation; may be empty.
+    """
+
+    name: str
+    report: dict[str, Any]
+    plane: Plane
+    arch: str | None = None
+    before: Mixture | None = None
+    curve: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
+
+
+def file_page(artifact: Artifact, *, name: str) -> Page:
+    """The page of what a file holds; a weight is where its component is, outliers are out of sight."""
+    bank = artifact.bank
+    x, y = np.append(bank.means, FAR), np.append(bank.log_sigmas, 0.0)
+    maps = [index_map.ids for index_map in artifact.maps]
+    plane = plane_of(((ids, x[ids], y[ids]) for ids in maps), size=len(bank.means), x_limit=reach(bank.means, maps))
+    return Page(name=name, report=sizes.report(artifact), plane=plane)
+
+
+def render(page: Page) -> str:
+    """The page as HTML; the same page gives the same text."""
+    report, layers = page.report, page.report["layers"]
+    return filled(
+        "page.html",
+        page=page,
+        report=report,
+        dense_bytes=statements.dense_bytes(report),
+        verdict=statements.verdict(report),
+        facts=list(statements.facts(report, arch=page.arch)),
+        meanings=statements.SECTION_MEANINGS,
+        measures=MEASURES,
+        planes=_planes(page),
+        has_spread=_has_spread(page.plane),
+        shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
+        curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
+        reliabilities={
+            name: (figures.reliability_figure(each), report["evaluation"][name]["ece"])
+            for name, each in page.reliability.items()
+        },
+        depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
+        largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},
+        worst=_worst(layers) if len(layers) > LAYERS_SHOWN else [],
+    )
+
+
+def write(page: Page, path: Path) -> None:
+    """Render a page into a file, at once or not at all.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    write_atomically(path, render(page).encode())
+
+
+def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
+    """Captions and pictures of the components, before and after merging as far as known."""
+    known = [("before merging", page.before)] if page.before is not None else []
+    dots = not _has_spread(page.plane)
+    banks = [*known, ("after merging" if known else "in the file", page.plane.components)]
+    return [
+        (
+            f"{when}: {words.counted(len(components.weights), 'component')}",
+            figures.plane_figure(page.plane, components, dots=dots),
+        )
+        for when, components in banks
+    ]
+
+
+def _has_spread(plane: Plane) -> bool:
+    """Whether the members of components are known to differ; in a file they do not."""
+    return bool(plane.components.covariances.any())
+
+
+def _worst(layers: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    return [
+        (title, sorted(layers, key=lambda layer: -layer[key])[:WORST_LAYERS])
+        for title, key in (("layers that cost most", "bytes"), ("layers that lost most", "relative_rmse"))
+    ]

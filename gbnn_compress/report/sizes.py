@@ -1,0 +1,150 @@
+"""The report on an artifact, from what the file holds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.data.kind import FACT, is_known_classifier
+from gbnn_compress.format.counts import id_counts
+from gbnn_compress.types import Artifact, TensorInfo
+
+SCHEMA = 1
+
+GUESSED = "predicted accuracy drop"
+"""How a warning of predicted points begins."""
+
+
+def report(artifact: Artifact) -> dict[str, Any]:
+    """Where every byte went, as JSON-able data (schema 1 of the interface), without timings and paths."""
+    facts = artifact.facts
+    weights = weight_counts(artifact)
+    return {
+        "schema": SCHEMA,
+        "checkpoint": dict(facts["checkpoint"]),
+        "artifact": {"sha256": artifact.sha256, "bytes": artifact.size_bytes},
+        "target_ratio": facts["target_ratio"],
+        "max_drop": facts["max_drop"],
+        "ratio_of": facts["ratio_of"],
+        "target_met": _is_met(artifact, weights),
+        "ratio": floating_bytes(artifact) / artifact.size_bytes,
+        "parameter_ratio": parameter_ratio(artifact, weights),
+        "bits_per_weight": 8 * artifact.sections["index_maps"] / max(weights["shared"], 1),
+        "bank": {
+            "components": len(artifact.bank.means),
+            "components_before_merging": facts["components_before_merging"],
+        },
+        "weights": weights,
+        "sections": dict(artifact.sections),
+        "layers": layers(artifact),
+        "not_shared": [info.name for info in artifact.tensors if info.kind in ("unshared", "raw")],
+        "task": facts.get(FACT),
+        "damage": _damage(artifact),
+        "evaluation": None,
+        "warnings": _warnings(artifact),
+        "recipe": dict(facts["recipe"]),
+        "seed": facts["seed"],
+        "versions": dict(facts["versions"]),
+        **{key: facts[key] for key in ("temperature", "training") if key in facts},
+    }
+
+
+def _has_guess(artifact: Artifact) -> bool:
+    """Whether a file predicts lost points though nothing says that its network is a classifier, as files of 0.1 do."""
+    damage = artifact.facts["damage"]
+    return damage["drop"] is not None and not damage["measured"] and not is_known_classifier(artifact.facts)
+
+
+def _damage(artifact: Artifact) -> dict[str, Any]:
+    """What the file says of damage, without guesses."""
+    damage = dict(artifact.facts["damage"])
+    if not _has_guess(artifact):
+        return damage
+    errors = np.minimum(artifact.relative_rmse, 1.0)
+    known = {"relative_error": float(errors.mean()) if len(errors) else 0.0}
+    return {**damage, **dict.fromkeys(("drop", "agreement", "logit_kl", "safe_ratio")), **known}
+
+
+def _warnings(artifact: Artifact) -> list[str]:
+    warnings = list(artifact.facts["warnings"])
+    if not _has_guess(artifact):
+        return warnings
+    return [warning for warning in warnings if not warning.startswith(GUESSED)]
+
+
+def _is_met(artifact: Artifact, weights: Mapping[str, int]) -> bool:
+    """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
+    facts = artifact.facts
+    if facts["max_drop"] is not None:
+        drop = facts["damage"]["drop"]
+        return drop is not None and bool(drop <= facts["max_drop"])
+    if facts["target_ratio"] is None:
+        error = facts["damage"].get("relative_error")
+        return error is not None and bool(error <= facts["max_error"])
+    by_bytes = facts["ratio_of"] == "artifact"
+    ratio = floating_bytes(artifact) / artifact.size_bytes if by_bytes else parameter_ratio(artifact, weights)
+    return bool(ratio >= facts["target_ratio"] * (1 - 1e-12))
+
+
+def floating_bytes(artifact: Artifact) -> int:
+    """Bytes of all floating tensors of the checkpoint at their stored dtype, ties once."""
+    return sum(_bytes(info) for info in artifact.tensors if info.kind != "tied" and "float" in info.dtype)
+
+
+def weight_counts(artifact: Artifact) -> dict[str, int]:
+    """How many weights are shared, blended, outliers and unshared; together all floating values."""
+    outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
+    in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
+    blends = artifact.facts.get("blends", [])
+    blended = sum(int(np.isin(index_map.ids, blends).sum()) for index_map in artifact.maps) if blends else 0
+    unshared = sum(
+        math.prod(info.shape)
+        for info in artifact.tensors
+        if info.kind == "unshared" or (info.kind == "raw" and "float" in info.dtype)
+    )
+    shared = in_maps - outliers - blended
+    return {"shared": shared, "blended": blended, "outliers": outliers, "unshared": unshared}
+
+
+def parameter_ratio(artifact: Artifact, weights: Mapping[str, int]) -> float:
+    """2 x weights over (2 a live component + 2 an outlier + 1 an unshared number), the paper's measure."""
+    live = len(artifact.bank.means)
+    return 2 * sum(weights.values()) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
+
+
+def layers(artifact: Artifact) -> list[dict[str, Any]]:
+    """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
+    infos = {info.name: info for info in artifact.tensors}
+    escape = len(artifact.bank.means)
+    costs = [
+        bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes
+        for index_map, bits in zip(artifact.maps, artifact.map_bits.tolist(), strict=True)
+    ]
+    shares = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
+    return [
+        {
+            "name": index_map.name,
+            "shape": list(infos[index_map.name].shape),
+            "parameters": len(index_map.ids),
+            "bytes": size,
+            "bits_per_weight": 8 * size / len(index_map.ids),
+            "relative_rmse": float(error),
+            "components": int(np.count_nonzero(id_counts(index_map.ids, escape + 1)[:escape])),
+        }
+        for index_map, size, error in zip(artifact.maps, shares, artifact.relative_rmse, strict=True)
+    ]
+
+
+def _apportion(costs: np.ndarray, total: int) -> list[int]:
+    """Whole bytes in proportion to `costs` that add up to `total`."""
+    edges = np.rint(np.cumsum(costs) / costs.sum() * total).astype(np.int64) if costs.sum() else np.zeros(len(costs))
+    return [int(size) for size in np.diff(edges, prepend=0)]
+
+
+def _bytes(info: TensorInfo) -> int:
+    match = re.search(r"\d+", info.dtype)
+    return math.prod(info.shape) * (int(match.group()) if match else 8) // 8

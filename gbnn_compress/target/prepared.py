@@ -1,0 +1,188 @@
+"""A checkpoint made ready for any target: posterior, cells, mixture and merge path."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gbnn_compress.checkpoint.arrays import raw_bytes_of
+from gbnn_compress.checkpoint.select import (
+    Selection,
+    dtype_name,
+    floating_bytes,
+    floating_values,
+    with_coded_tables,
+)
+from gbnn_compress.data.kind import Kind
+from gbnn_compress.format.artifact import compress_raw, header_bytes
+from gbnn_compress.format.bank import short_floats_bits
+from gbnn_compress.format.checks import BITS
+from gbnn_compress.format.vectors import role, vector_bits
+from gbnn_compress.rate.cells import build_cells
+from gbnn_compress.rate.codebook import relative_step
+from gbnn_compress.rate.context_savings import share_meter
+from gbnn_compress.rate.control import RateProblem, fit_path
+from gbnn_compress.rate.posterior import data_free_posterior, magnitude_posterior, typical_size
+from gbnn_compress.rate.unshared import code_values, read_unshared
+from gbnn_compress.recipe import Recipe
+from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
+
+if TYPE_CHECKING:
+    from gbnn_compress.calibration.calibrated import Calibration
+
+DAMAGE_PLACEHOLDER = {
+    "components_before_merging": 1000,
+    "noise": 0.1234,
+    "damage": {"drop": 0.123, "agreement": 0.123, "logit_kl": 0.123, "measured": False, "safe_ratio": 12.3},
+    "warnings": [],
+}
+"""As long as what a target says of damage, for the prediction of sizes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checkpoint, ready for any target.
+
+    Attributes:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        posteriors: One a shared tensor.
+        sizes: float64 (T,), weights of each shared tensor.
+        value_bits: int64 (T,), bits of a value of each shared tensor.
+        typical: Size of a typical tensor (see `typical_size`).
+        problem: For rate control.
+        kind: What is known of the network's outputs.
+        n_classes: Rows of the last matrix, taken as the number of classes.
+        floating_bytes: Bytes that the ratio counts.
+        n_unshared: Floating values that are not shared, raw ones included.
+        facts: What the manifest says of the checkpoint.
+        calibration: The network with inputs, if it is known.
+        precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
+        importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
+        before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
+            targets rests on it.
+    """
+
+    checkpoint: Checkpoint
+    selection: Selection
+    posteriors: tuple[Posterior, ...]
+    sizes: np.ndarray
+    value_bits: np.ndarray
+    typical: float
+    problem: RateProblem
+    kind: Kind
+    n_classes: int
+    floating_bytes: int
+    n_unshared: int
+    facts: Mapping[str, Any]
+    calibration: Calibration | None
+    precisions: Mapping[str, np.ndarray] | None
+    importances: Mapping[str, float]
+    before: Prepared | None = None
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    selection: Selection,
+    *,
+    recipe: Recipe,
+    finest_ratio: float,
+    facts: Mapping[str, Any],
+    kind: Kind,
+    calibration: Calibration | None = None,
+    precisions: Mapping[str, np.ndarray] | None = None,
+    importances: Mapping[str, float] | None = None,
+    size_power: float = 1.0,
+) -> Prepared:
+    """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
+
+    Args:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        recipe: The configuration.
+        finest_ratio: Smallest ratio that will be asked for.
+        facts: What the manifest will say of the checkpoint.
+        kind: What is known of the network's outputs.
+        calibration: The network with inputs, real or synthetic.
+        precisions: See `data_free_posterior`.
+        importances: See `data_free_posterior`.
+        size_power: See `data_free_posterior`.
+    """
+    tensors = checkpoint.tensors
+    counted = floating_bytes(tensors, checkpoint.ties)
+    selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
+    if recipe.sigma == "magnitude":
+        posteriors = magnitude_posterior(tensors, selection.shared)
+    else:
+        posteriors = data_free_posterior(
+            tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
+        )
+    sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
+    typical = typical_size([tensors[name].numel() for name in selection.shared])
+    bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
+    infos = tensor_infos(checkpoint, selection)
+    unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
+    roles = [role(name) for name in selection.unshared]
+    fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    # The errors of the tensors are about as like each other as their scales.
+    fixed_bytes += 2 * short_floats_bits(np.array([posterior.scale for posterior in posteriors])) // 8
+    fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
+    value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
+    problem = fit_path(
+        build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
+        n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
+        log_sigma_weight=recipe.log_sigma_weight,
+        max_iterations=recipe.em_iterations,
+        value_bits=value_bits,
+        other_bytes=lambda penalty: (
+            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
+            + fixed_bytes
+        ),
+        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if recipe.contexts else lambda book: 1.0,
+        bank=recipe.bank,
+        merging=recipe.merging,
+        merge_distance=recipe.merge_distance,
+        merge_variance=recipe.merge_variance,
+        refinements=recipe.refinements,
+        limits=_limits(posteriors, recipe.outlier_threshold) if recipe.outliers == "magnitude" else None,
+        blending=recipe.blending,
+    )
+    return Prepared(
+        checkpoint=checkpoint,
+        selection=selection,
+        posteriors=posteriors,
+        sizes=sizes_,
+        value_bits=value_bits,
+        typical=typical,
+        problem=problem,
+        kind=kind,
+        n_classes=_class_count(checkpoint, selection),
+        floating_bytes=counted,
+        n_unshared=floating_values(tensors, checkpoint.ties) - int(sizes_.sum()),
+        facts=facts,
+        calibration=calibration,
+        precisions=precisions,
+        importances=importances or {},
+    )
+
+
+def _limits(posteriors: Sequence[Posterior], threshold: float) -> np.ndarray:
+    """float64 (T,), a magnitude of weights in the unit of each tensor."""
+    return threshold / np.array([posterior.scale for posterior in posteriors])
+
+
+def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:
+    """Every tensor of the checkpoint with what becomes of it."""
+    kind = {name: kind for kind in ("shared", "unshared", "raw") for name in getattr(selection, kind)}
+    return [
+        TensorInfo(name, tuple(t.shape), dtype_name(t), kind.get(name, "tied"), checkpoint.ties.get(name))
+        for name, t in checkpoint.tensors.items()
+    ]
+
+
+def _class_count(checkpoint: Checkpoint, selection: Selection) -> int:
+    matrices = [name for name in selection.shared if checkpoint.tensors[name].dim() == 2]
+    return int(checkpoint.tensors[matrices[-1]].shape[0]) if matrices else 1000

@@ -1,0 +1,1 @@
+"""Variational training of the shared weights to a target."""

@@ -1,0 +1,43 @@
+"""Batch-norm statistics of a network whose weights have changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gbnn_compress.predict.running import evaluating, run_with
+
+
+@torch.no_grad()
+def settle_batch_norm(
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: Iterator[torch.Tensor]
+) -> None:
+    """Estimate batch-norm statistics anew: plain averages over batches, under given weights; modes stay."""
+    norms = _tracking(network)
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+    with evaluating(network):
+        for norm in norms:
+            norm.train()
+        for batch in images:
+            run_with(network, weights, batch)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.eval()
+            norm.momentum = momentum
+
+
+def running_statistics(network: torch.nn.Module) -> list[torch.Tensor]:
+    """The means and variances themselves, of all layers that keep them."""
+    return [
+        tensor for norm in _tracking(network) for tensor in (norm.running_mean, norm.running_var) if tensor is not None
+    ]
+
+
+def _tracking(network: torch.nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]

@@ -1,0 +1,98 @@
+"""What training minimises.
+
+    (1 - a) CE + a KL(checkpoint || network) + beta KL(q || prior) / N
+
+with one posterior draw a step. The first two are the expected negative log likelihood (of the labels, and of the
+checkpoint's own probabilities: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network"), the third
+the divergence of the evidence lower bound (Graves 2011, "Practical variational inference for neural networks").
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from gbnn_compress.predict.running import run_with
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from gbnn_compress.training.shared_weights import SharedWeights
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The parts of the objective, scalars with gradients, in nats an input.
+
+    Attributes:
+        cross_entropy: Of the labels.
+        distillation: KL from the checkpoint's probabilities.
+        divergence: KL(q || prior) / N.
+    """
+
+    cross_entropy: torch.Tensor
+    distillation: torch.Tensor
+    divergence: torch.Tensor
+
+    def total(self, *, distillation: float, beta: float) -> torch.Tensor:
+        """The weighted sum, a = `distillation`."""
+        likelihood = (1 - distillation) * self.cross_entropy + distillation * self.distillation
+        return likelihood + beta * self.divergence
+
+
+def loss_of(
+    network: torch.nn.Module,
+    teacher: torch.nn.Module,
+    shared: SharedWeights,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    dataset_size: int,
+    half: bool,
+    generator: torch.Generator | None,
+) -> Loss:
+    """One batch under one posterior draw.
+
+    Args:
+        network: In training mode.
+        teacher: The checkpoint, in evaluation mode.
+        shared: The network's shared weights.
+        images: float32 (B, C, H, W).
+        labels: int64 (B,).
+        dataset_size: N.
+        half: Whether layers run in bfloat16.
+        generator: Of the draw; None for the posterior mean.
+    """
+    ids = shared.ids()
+    deviations = shared.deviations(ids) if generator is not None else None
+    with half_precision(shared.device, enabled=half):
+        with torch.no_grad():
+            wanted = teacher(images).float().log_softmax(dim=1)
+        output = run_with(network, shared.weights(ids, generator, deviations=deviations), images)
+        output = getattr(output, "logits", output)  # beside those of auxiliary heads
+        got = output.float().log_softmax(dim=1)
+    divergence = torch.zeros(()) if deviations is None else shared.divergence_nats(ids, deviations=deviations)
+    return Loss(
+        cross_entropy=functional.nll_loss(got, labels),
+        distillation=functional.kl_div(got, wanted, log_target=True, reduction="batchmean"),
+        divergence=divergence / dataset_size,
+    )
+
+
+def half_precision(device: torch.device, *, enabled: bool) -> AbstractContextManager[object]:
+    """Layers in bfloat16 inside the block."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else nullcontext()
+
+
+def runs_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is faster than float32 on a device."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    return capability in ("AVX512", "AMX") and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())

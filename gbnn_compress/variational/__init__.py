@@ -1,1 +1,0 @@
-"""Prediction and its metrics."""

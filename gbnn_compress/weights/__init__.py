@@ -1,1 +1,0 @@
-"""Checkpoints and tensors: read, select, posterior, rebuild."""

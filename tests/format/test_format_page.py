@@ -1,0 +1,152 @@
+"""The decoder written from docs/format.md must agree with the library bit for bit."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from codec_facts import FACTS
+from format_page import decode, dictionary, rounded
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
+
+
+def assert_agrees(path: Path, *, by_context: set[str] | None = None) -> None:
+    """The page's decoder and the library's give the same ids and weights; some tensors at least have a rule."""
+    from gbnn_compress.checkpoint.arrays import bit_patterns, raw_bytes_of
+    from gbnn_compress.format.artifact import read_artifact
+    from gbnn_compress.predict.rebuild import component_deviations, rebuild
+
+    page, artifact = decode(path.read_bytes()), read_artifact(path)
+    library = rebuild(artifact)
+    kinds = {info.name: info.kind for info in artifact.tensors}
+    assert page["by_context"] >= (by_context or set())
+    assert page["bank"]["means"] == artifact.bank.means.tolist()
+    assert page["bank"]["logs"] == artifact.bank.log_sigmas.tolist()
+    assert page["bank"]["scales"] == artifact.scales.tolist()
+    assert page["bank"]["errors"] == artifact.relative_rmse.tolist()
+    for index, index_map in enumerate(artifact.maps):
+        ids = page["ids"][index_map.name]
+        assert ids == index_map.ids.tolist()
+        deviations = posterior_deviations(page, ids, page["bank"]["scales"][index])
+        np.testing.assert_allclose(component_deviations(artifact, index), deviations, rtol=1e-12)
+    assert list(page["dense"]) == list(library)
+    for name, tensor in library.items():
+        got = page["dense"][name]
+        if kinds[name] == "raw":
+            assert got == raw_bytes_of(tensor), name
+            continue
+        assert got.shape == tuple(tensor.shape)
+        np.testing.assert_array_equal(got, bit_patterns(tensor).reshape(tensor.shape), err_msg=name)
+
+
+def posterior_deviations(page: dict[str, Any], ids: list[int], scale: float) -> list[float]:
+    bank = page["bank"]
+    members = [ids.count(k) for k in range(len(bank["means"]))]
+    return [
+        page["noise"] * scale * math.exp(log) / math.sqrt(count) if count and mean else 0.0
+        for mean, log, count in zip(bank["means"], bank["logs"], members, strict=True)
+    ]
+
+
+def test_dictionary_is_that_of_the_page() -> None:
+    from gbnn_compress.format.dictionary import DICTIONARY
+
+    assert dictionary() == DICTIONARY
+
+
+def test_golden_file() -> None:
+    assert_agrees(GOLDEN, by_context={"tête.weight"})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_compressed_network(tmp_path: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from gbnn_compress.pipeline.compress import compress
+
+    random = np.random.RandomState(7)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(random.laplace(size=shape)).to(getattr(torch, dtype))
+
+    network = {
+        "conv.weight": tensor(16, 8, 3, 3),
+        "bn.weight": tensor(16),
+        "bn.bias": tensor(16),
+        "bn.running_mean": tensor(16),
+        "bn.running_var": tensor(16).abs() + 0.1,
+        "bn.num_batches_tracked": torch.tensor(7),
+        "zeros.weight": torch.zeros(3, 5, dtype=getattr(torch, dtype)),
+        "fc.weight": tensor(20, 64),
+        "fc.bias": tensor(20),
+    }
+    network["fc.weight"][0, 0] = 3e4
+    network["conv.weight"] += 3 * tensor(16, 8, 1, 1)
+    network["deep.weight"] = tensor(4, 3, 2, 3, 2) + 3 * tensor(4, 3, 1, 1, 1)
+    network["depthwise.weight"] = tensor(40, 1, 5, 5) * tensor(40, 1, 1, 1).exp()
+    save_file(network, tmp_path / "net.safetensors")
+    path = tmp_path / "net.gbnn.safetensors"
+    compress(tmp_path / "net.safetensors", target_ratio=4, output=path)
+    assert_agrees(path, by_context={"conv.weight", "depthwise.weight"})
+
+
+def test_a_bank_of_many_components(tmp_path: Path) -> None:
+    from gbnn_compress.format.artifact import encode_artifact
+    from gbnn_compress.format.bank import round_bank
+    from gbnn_compress.types import Bank, IndexMap, TensorInfo
+
+    random = np.random.RandomState(3)
+    bank = round_bank(Bank(np.sort(random.normal(size=700)), random.normal(size=700)), exponent=-14)
+    maps = [
+        IndexMap("wide", random.randint(0, 700, 600).astype(np.uint16), np.empty(0, np.uint16)),
+        IndexMap("few", random.choice([3, 650], 40, p=[0.95, 0.05]).astype(np.uint16), np.empty(0, np.uint32)),
+        IndexMap("outliers", np.full(6, 700, dtype=np.uint16), random.randint(0, 99, 6).astype(np.uint64)),
+    ]
+    data = encode_artifact(
+        tensors=[
+            TensorInfo("wide", (20, 30), "bfloat16", "shared"),
+            TensorInfo("few", (4, 10), "float32", "shared"),
+            TensorInfo("outliers", (2, 3), "float64", "shared"),
+        ],
+        bank=bank,
+        exponent=-14,
+        scales=np.array([0.0625, 3.0, 1.0]),
+        relative_rmse=np.zeros(3),
+        maps=maps,
+        vectors=[],
+        raw=[],
+        facts=FACTS,
+    )
+    path = tmp_path / "net.gbnn.safetensors"
+    path.write_bytes(data)
+    assert_agrees(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "pattern"),
+    [
+        # One and a half steps, and a little: rounding twice loses the little.
+        (1 + 2.0**-11 + 2.0**-40, "float16", 0x3C00),
+        (1 + 2.0**-8 + 2.0**-40, "bfloat16", 0x3F80),
+        (1 + 2.0**-24, "float32", 0x3F800000),
+        (7e4, "float16", 0x7BFF),
+        (-65519.0, "float16", 0xFBFF),
+        (1e39, "bfloat16", 0x7F7F),
+        (-1e39, "float32", 0xFF7FFFFF),
+        (math.inf, "float64", 0x7FEFFFFFFFFFFFFF),
+    ],
+)
+def test_rounding_is_that_of_the_library(value: float, dtype: str, pattern: int) -> None:
+    import torch
+
+    from gbnn_compress.checkpoint.arrays import bit_patterns
+    from gbnn_compress.checkpoint.arrays import rounded as library
+
+    tensor = library(torch.full((33,), value, dtype=torch.float64), getattr(torch, dtype))
+    assert rounded([value], dtype).tolist() == [pattern]
+    assert set(bit_patterns(tensor).tolist()) == {pattern}

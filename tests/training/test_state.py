@@ -1,0 +1,242 @@
+"""A training that was stopped goes on, to the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gbnn_compress import compress
+from gbnn_compress.data import Dataset, load_data
+from gbnn_compress.errors import OutputError
+from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.training import state
+from gbnn_compress.training.loop import FineTuning
+from gbnn_compress.training.state import fingerprint, packed, state_path, unpacked
+from gbnn_compress.types import Bank, Posterior
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MODELS = """
+from torch import nn
+
+def tiny():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(288, 10)
+    )
+"""
+EPOCHS = 3
+
+KILLED = """
+import os, signal, sys
+from gbnn_compress import compress
+from gbnn_compress.training.loop import FineTuning
+
+step = FineTuning._step
+
+def killed(self, images, labels, number):
+    if number == {number}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    step(self, images, labels, number)
+
+FineTuning._step = killed
+compress(**{options!r})
+"""
+
+
+class Stop(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A network with batch norm and dropout, and 160 digits: ten steps an epoch."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "models.py").write_text(MODELS)
+    from gbnn_compress.data import build_network
+
+    arch = f"{folder / 'models.py'}:tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(build_network(arch).state_dict(), folder / "tiny.pth")
+    data = load_data("digits:train")
+    x = np.stack([data.images[i] for i in range(220)])
+    assert data.labels is not None
+    np.savez(folder / "train.npz", x=x[:160], y=data.labels[:160])
+    np.savez(folder / "dev.npz", x=x[160:], y=data.labels[160:220])
+    return {
+        "checkpoint": str(folder / "tiny.pth"),
+        "target_ratio": 5,
+        "arch": arch,
+        "data": f"npz:{folder / 'train.npz'}",
+        "val_data": f"npz:{folder / 'dev.npz'}",
+        "epochs": EPOCHS,
+        "settings": {"n_components": 16, "em_iterations": 2, "finetune.precision": "float32"},
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The artifact of a run that nothing stopped."""
+    return finished(options, tmp_path_factory.mktemp("whole"))
+
+
+def finished(options: dict[str, Any], folder: Path, **more: Any) -> bytes:
+    output = folder / "out.gbnn.safetensors"
+    compress(**options, output=output, **more)
+    assert sorted(path.name for path in folder.iterdir()) == ["out.gbnn.safetensors"]
+    return output.read_bytes()
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]) -> None:
+    step = FineTuning._step
+
+    def stopped(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, at: int) -> None:
+        if at == number:
+            raise error
+        step(self, images, labels, at)
+
+    monkeypatch.setattr(FineTuning, "_step", stopped)
+
+
+def stop(options: dict[str, Any], folder: Path, number: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        stop_at(patched, number, Stop)
+        with pytest.raises(Stop):
+            compress(**options, output=folder / "out.gbnn.safetensors")
+
+
+@pytest.mark.long
+def test_a_run_that_was_killed_ends_with_the_same_bytes(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
+    output = tmp_path / "out.gbnn.safetensors"
+    program = KILLED.format(number=15, options={**options, "output": str(output)})
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == -9, done.stderr
+    assert not output.exists()
+    assert state_path(output).exists()
+    lines: list[str] = []
+    assert finished(options, tmp_path, progress=lines.append) == whole
+    assert "going on after epoch 1 from `out.gbnn.state.safetensors`; --restart starts over" in lines
+    assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 2/3", "epoch 3/3"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [0, 9, 10, 29])
+def test_wherever_it_was_stopped(options: dict[str, Any], whole: bytes, tmp_path: Path, number: int) -> None:
+    stop(options, tmp_path, number)
+    assert state_path(tmp_path / "out.gbnn.safetensors").exists() == (number >= 10)
+    assert finished(options, tmp_path) == whole
+
+
+def test_stopped_after_the_last_epoch_nothing_is_trained_again(
+    options: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("gbnn_compress.training.train.choose_noise", lambda *_, **__: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            compress(**options, output=tmp_path / "out.gbnn.safetensors")
+    stop_at(monkeypatch, 0, Stop)
+    lines: list[str] = []
+    assert finished(options, tmp_path, progress=lines.append) == whole
+    assert not any(line.startswith("epoch ") for line in lines)
+
+
+def test_ctrl_c_writes_a_file_and_the_same_command_goes_on(
+    options: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        stop_at(patched, 25, KeyboardInterrupt)
+        lines: list[str] = []
+        report = compress(**options, output=tmp_path / "out.gbnn.safetensors", progress=lines.append)
+    assert "interrupted: finishing with what there is; Ctrl-C again writes nothing" in lines
+    assert "training stopped after 2.5 of 3 epochs; the same command goes on after epoch 2" in report["warnings"]
+    assert (tmp_path / "out.gbnn.safetensors").exists()
+    assert finished(options, tmp_path) == whole
+
+
+def test_ctrl_c_in_the_first_epoch_says_that_the_command_starts_over(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(monkeypatch, 5, KeyboardInterrupt)
+    report = compress(**options, output=tmp_path / "out.gbnn.safetensors")
+    assert "training stopped after 0.5 of 3 epochs; the same command starts over" in report["warnings"]
+
+
+@pytest.mark.long
+def test_restart_and_other_runs_start_over(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
+    stop(options, tmp_path, 15)
+    state = state_path(tmp_path / "out.gbnn.safetensors").read_bytes()
+    lines: list[str] = []
+    assert finished(options, tmp_path, restart=True, progress=lines.append) == whole
+    assert sum(line.startswith("epoch ") for line in lines) == EPOCHS
+    state_path(tmp_path / "out.gbnn.safetensors").write_bytes(state)
+    lines.clear()
+    assert finished({**options, "epochs": 1}, tmp_path, seed=1, progress=lines.append) != whole
+    assert "starting over: `out.gbnn.state.safetensors` is of a run with other epochs, seed" in lines
+
+
+def test_a_file_that_is_no_state_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
+    other = state_path(tmp_path / "out.gbnn.safetensors")
+    for content in (b"mine", Path(options["checkpoint"]).read_bytes()):
+        other.write_bytes(content)
+        with pytest.raises(OutputError, match=r"`.*out\.gbnn\.state\.safetensors`: another file is there"):
+            compress(**options, output=tmp_path / "out.gbnn.safetensors")
+        assert other.read_bytes() == content
+
+
+def test_a_state_that_cannot_be_written_does_not_stop_training(
+    options: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OutputError("cannot write `x`: No space left on device")
+
+    monkeypatch.setattr(state, "write_atomically", full)
+    lines: list[str] = []
+    assert finished(options, tmp_path, progress=lines.append) == whole
+    assert "the state of training is not kept: cannot write `x`: No space left on device" in lines
+
+
+def test_packing_keeps_every_bit() -> None:
+    bank = Bank(np.array([-1.0, np.pi]), np.array([0.1, 1e-300]))
+    book = Codebook(bank, np.arange(6.0).reshape(2, 3), penalty=1 / 3, distortion=np.ones(2))
+    value = {
+        "step": 7,
+        "shared": {"book": book, "posteriors": (Posterior("w", 0.1, np.zeros(3)),), "noise": np.float64(0.1)},
+        "moments": {0: {"exp_avg": torch.randn(2, 3).T, "step": torch.tensor(3.0)}, 2: {}},
+        "rates": [0.1, 1e-9],
+        "mask": torch.tensor([True, False]),
+        "none": None,
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    tree = packed(value, tensors)
+    again = unpacked(tree, tensors, device=torch.device("cpu"))
+    assert repr(again) == repr({**value, "shared": {**value["shared"], "noise": 0.1}})  # type: ignore[dict-item]
+    assert again["shared"]["book"].counts.dtype == np.float64
+    assert torch.equal(again["moments"][0]["exp_avg"], value["moments"][0]["exp_avg"])  # type: ignore[index]
+
+
+def changed_image(x: np.ndarray, y: np.ndarray) -> None:
+    x[-1] += 1
+
+
+def changed_label(x: np.ndarray, y: np.ndarray) -> None:
+    y[50] += 1
+
+
+@pytest.mark.parametrize("change", [changed_image, changed_label])
+def test_the_fingerprint_tells_data_apart_by_content(change: Callable[[np.ndarray, np.ndarray], None]) -> None:
+    x, y = np.zeros((100, 4, 4), dtype=np.uint8), np.arange(100) % 10
+    found = fingerprint(Dataset("a", x, y))
+    assert found == fingerprint(Dataset("b", x.copy(), y.copy()))
+    assert found != fingerprint(Dataset("a", x[:99], y[:99]))
+    change(x, y)
+    assert found != fingerprint(Dataset("a", x, y))
