@@ -113,7 +113,7 @@ def check_json_target(target: str | None, **taken: str | Path | None) -> None:
     """
     if target is None or target == "-":
         return
-    from gbnn_compress.format.container import require_writable, same_file
+    from gbnn_compress.files import require_writable, same_file
 
     path = Path(target)
     for what, other in taken.items():
@@ -147,7 +147,7 @@ def write_json(data: Mapping[str, Any], target: str | None) -> bool:
         except OSError as error:
             raise OutputError(f"cannot write `--json {target}`: {error.strerror or error}") from None
         return True
-    from gbnn_compress.format.container import write_atomically
+    from gbnn_compress.files import write_atomically
 
     write_atomically(path, text.encode())
     return True

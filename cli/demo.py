@@ -105,7 +105,7 @@ def _make(directory: Path) -> None:
 def _train(checkpoint: Path) -> None:
     import torch
 
-    from gbnn_compress.format.container import require_writable, write_atomically
+    from gbnn_compress.files import require_writable, write_atomically
     from gbnn_compress_cli.digits_network import train
 
     require_writable(checkpoint)

@@ -47,7 +47,7 @@ def cp(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to put it; not overwritten.")],
 ) -> int:
     """Copy a shipped recipe to a file, to edit."""
-    from gbnn_compress.format.container import write_atomically
+    from gbnn_compress.files import write_atomically
     from gbnn_compress.recipe import shipped_recipes
 
     shipped = shipped_recipes()

@@ -16,7 +16,7 @@ LIBRARY = ROOT / "gbnn_compress"
 
 ORDER = (
     ("errors", "types", "parallel"),
-    ("recipe", "data", "mixture", "format"),
+    ("files", "recipe", "data", "mixture", "format"),
     ("checkpoint", "report"),
     ("rate", "predict"),
     ("calibration", "onnx_files"),

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data import default_preprocessing, load_weights
 from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
+from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.format.container import require_writable, same_file, write_atomically
 from gbnn_compress.predict.draws import place, sampler
 from gbnn_compress.predict.evaluation import known_architecture
 from gbnn_compress.predict.network import CompressedNetwork

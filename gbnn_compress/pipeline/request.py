@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gbnn_compress.checkpoint.folders import SUFFIXES
 from gbnn_compress.data.kind import check_task
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
-from gbnn_compress.format import container
+from gbnn_compress.files import require_writable, same_file
 from gbnn_compress.report import templated
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ def _check_data(
 
 
 def _check_output(source: Path, path: Path) -> None:
-    if container.same_file(path, source):
+    if same_file(path, source):
         raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
     taken = path.suffix.lower() in SUFFIXES and not path.name.endswith(SUFFIX)
-    if source.is_dir() and taken and container.same_file(path.parent, source):
+    if source.is_dir() and taken and same_file(path.parent, source):
         raise OutputError(f"cannot write `{path}`: it may be taken for a part of the checkpoint; choose another `-o`")
-    container.require_writable(path)
+    require_writable(path)

@@ -9,8 +9,8 @@ from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.original import laid_out, open_original
 from gbnn_compress.data import build_network, load_weights
 from gbnn_compress.errors import DataError, GbnnError, require_seed
+from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.format.container import require_writable, same_file, write_atomically
 from gbnn_compress.predict.draws import Sampler, sampler
 from gbnn_compress.predict.evaluation import extra_notes, known_architecture, shapes_of
 from gbnn_compress.predict.monte_carlo import monte_carlo

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gbnn_compress.format.container import write_atomically
+from gbnn_compress.files import write_atomically
 from gbnn_compress.report import figures, words
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Histogram, Reliability

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gbnn_compress.format.container import write_atomically
+from gbnn_compress.files import write_atomically
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.report import figures, sizes, statements, words
 from gbnn_compress.report.templated import filled

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress import files
 from gbnn_compress.errors import OutputError
-from gbnn_compress.format import container
 from gbnn_compress.report import words
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def require_writable(path: Path, **taken: Path) -> None:
         OutputError: It is one of them, or cannot be written.
     """
     for what, other in taken.items():
-        if container.same_file(path, other):
+        if files.same_file(path, other):
             raise OutputError(f"cannot write `--html {path}`: it is the {what}; choose another file")
-    container.require_writable(path)
+    files.require_writable(path)
 
 
 @cache

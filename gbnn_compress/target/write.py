@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gbnn_compress.format import container
+from gbnn_compress.files import write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.target.budget import Result
 from gbnn_compress.target.faults import find_faults
@@ -56,5 +56,5 @@ def _written(path: Path, result: Result) -> Artifact:
             raise _Faulty(faults)
         verified.append(artifact)
 
-    container.write_atomically(path, result.encoded, verify=verify)
+    write_atomically(path, result.encoded, verify=verify)
     return verified[0]

@@ -20,7 +20,7 @@ import torch
 
 from gbnn_compress.data import Dataset
 from gbnn_compress.errors import OutputError
-from gbnn_compress.format.container import write_atomically
+from gbnn_compress.files import write_atomically
 from gbnn_compress.predict.evaluation import Bench
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.recipe import Recipe

@@ -16,8 +16,9 @@ import pytest
 import safetensors.numpy
 
 from gbnn_compress.errors import ArtifactError, OutputError
+from gbnn_compress.files import require_writable, write_atomically
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.format.container import pack, require_writable, unpack, write_atomically
+from gbnn_compress.format.container import pack, unpack
 from gbnn_compress.format.manifest import deflate
 
 if TYPE_CHECKING:

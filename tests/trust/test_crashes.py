@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gbnn_compress.format import container
-from gbnn_compress.format.container import write_atomically
+from gbnn_compress import files
+from gbnn_compress.files import write_atomically
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -21,7 +21,7 @@ OLD, NEW = b"old" * 100, b"new" * 70_000
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from gbnn_compress.format import container
+from gbnn_compress import files
 
 path, step, data = Path(sys.argv[1]), sys.argv[2], b"new" * 70_000
 
@@ -59,9 +59,9 @@ elif step == "verify":
     verify = die
 elif step != "none":
     when, name = step.split()
-    owner = container.tempfile if name == "mkstemp" else Path if name in ("chmod", "unlink") else os
+    owner = files.tempfile if name == "mkstemp" else Path if name in ("chmod", "unlink") else os
     {"before": killed_before, "after": killed_after}[when](owner, name)
-container.write_atomically(path, data, verify=verify)
+files.write_atomically(path, data, verify=verify)
 """
 
 BEFORE = ("before mkstemp", "after mkstemp", "write", "before fsync", "after fsync", "verify", "before chmod")
@@ -100,7 +100,7 @@ def test_what_killed_runs_leave_is_removed_when_it_is_an_hour_old(tmp_path: Path
     assert len(left) == 2
     write_atomically(path, b"new")  # other runs may be at work on them
     assert len(list(tmp_path.iterdir())) == 3
-    hour_ago = time.time() - container.STALE_SECONDS - 1
+    hour_ago = time.time() - files.STALE_SECONDS - 1
     for file in (*left, path):
         os.utime(file, (hour_ago, hour_ago))
     foreign = tmp_path / ".other.abcdefgh.tmp"

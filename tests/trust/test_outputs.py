@@ -16,7 +16,7 @@ import pytest
 from mutations import GOLDEN
 
 from gbnn_compress.errors import OutputError
-from gbnn_compress.format.container import require_writable, same_file, write_atomically
+from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress_cli.main import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX files")
@@ -125,7 +125,7 @@ def test_a_folder_that_is_read_only(run, tmp_path):
 
 AS_NOBODY = """
 import os, sys
-from gbnn_compress.format.container import require_writable, same_file, write_atomically
+from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.errors import GbnnError
 from pathlib import Path
@@ -225,7 +225,7 @@ def test_names_as_long_as_a_folder_takes(tmp_path):
 TWO_RUNS = """
 import sys
 from pathlib import Path
-from gbnn_compress.format.container import write_atomically
+from gbnn_compress.files import write_atomically
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(60):
