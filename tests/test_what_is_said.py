@@ -18,7 +18,7 @@ from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.rate.damage import Difference, output_difference
 from gbnn_compress.report import page, sizes
 from gbnn_compress.report.statements import damage as damage_lines
-from gbnn_compress.target.budget import dead_warnings
+from gbnn_compress.target.forecast import dead_warnings
 from gbnn_compress_cli.report_view import report_view
 
 QUICK = {"n_components": 128, "em_iterations": 4}

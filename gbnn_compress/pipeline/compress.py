@@ -14,7 +14,9 @@ from gbnn_compress.predict.evaluation import Bench, Evaluation, baseline_warning
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.recipe import resolve
 from gbnn_compress.report import page, sizes, statements, words
-from gbnn_compress.target.budget import LOST, Result, damage_warnings, meet
+from gbnn_compress.target.budget import meet
+from gbnn_compress.target.encode import Result
+from gbnn_compress.target.forecast import LOST, damage_warnings
 from gbnn_compress.target.measured_drop import meet_measured_drop
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified

@@ -17,7 +17,7 @@ from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.recipe import resolve
 from gbnn_compress.report import sizes
 from gbnn_compress.report.words import counted
-from gbnn_compress.target.budget import find_safe_ratio, planned_rate
+from gbnn_compress.target.forecast import find_safe_ratio, planned_rate
 from gbnn_compress.target.prepared import tensor_infos
 from gbnn_compress.types import Checkpoint
 

@@ -10,7 +10,7 @@ import numpy as np
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.rate.cells import log_sigmas, row_blocks
 from gbnn_compress.report.page import Page
-from gbnn_compress.target.budget import rate_curve
+from gbnn_compress.target.forecast import rate_curve
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 

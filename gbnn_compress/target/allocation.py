@@ -6,14 +6,14 @@ while errors are small, and without bound where a layer would vanish.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gbnn_compress.rate.codebook import ideal_lengths
-from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_size
+from gbnn_compress.rate.control import codebook_at
 from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.target.forecast import codebook_of_size, layer_errors
 
 if TYPE_CHECKING:
     import torch
@@ -97,15 +97,12 @@ def cost_of_errors(prepared: Prepared, *, ratio: float) -> float:
 
 def _cut(prepared: Prepared, ratio: float) -> Codebook:
     """The codebook of a file of about this ratio."""
-    problem = prepared.problem
-    book, _ = solve_size(problem, partial(predicted_bytes, problem), limit=prepared.floating_bytes / ratio)
-    return book
+    return codebook_of_size(prepared, prepared.floating_bytes / ratio)[0]
 
 
 def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
     """float64 (T,), relative error of each shared tensor, at most LARGEST_ERROR."""
-    weights = np.array([prepared.importances.get(posterior.name, 1.0) for posterior in prepared.posteriors])
-    return np.minimum(book.distortion / prepared.typical / weights, LARGEST_ERROR)
+    return np.minimum(layer_errors(prepared, book), LARGEST_ERROR)
 
 
 def _bits(book: Codebook) -> np.ndarray:

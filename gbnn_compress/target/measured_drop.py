@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict import metrics
 from gbnn_compress.rate.control import codebook_at
-from gbnn_compress.target.budget import Cut, Result, assign, find_safe_ratio, predicted_cut
+from gbnn_compress.target.encode import Cut, Result, assign
+from gbnn_compress.target.forecast import find_safe_ratio, predicted_cut
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gbnn_compress.files import write_atomically
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.target.budget import Result
+from gbnn_compress.target.encode import Result
 from gbnn_compress.target.faults import find_faults
 from gbnn_compress.types import Artifact
 

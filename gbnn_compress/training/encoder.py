@@ -14,7 +14,9 @@ from gbnn_compress.rate.control import solve_size
 from gbnn_compress.rate.divided import with_parts_kept
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
-from gbnn_compress.target.budget import MARGIN, TOLERANCE, Assigned, Budget, Cut, Result, budget_of, posterior_noise
+from gbnn_compress.target.budget import TOLERANCE, Budget, budget_of
+from gbnn_compress.target.encode import Assigned, Cut, Result, posterior_noise
+from gbnn_compress.target.forecast import MARGIN
 from gbnn_compress.target.prepared import Prepared, prepare
 from gbnn_compress.training.schedule import fixed
 from gbnn_compress.training.shared_weights import SharedWeights

@@ -20,7 +20,8 @@ from gbnn_compress.predict.running import check_labels, copied, evaluating, logi
 from gbnn_compress.predict.temperature import fit_temperature, temperature_fact
 from gbnn_compress.recipe import Recipe, TrainingSettings
 from gbnn_compress.report import words
-from gbnn_compress.target.budget import Result, find_safe_ratio
+from gbnn_compress.target.encode import Result
+from gbnn_compress.target.forecast import find_safe_ratio
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.training import processes
 from gbnn_compress.training.augment import Augmentation, harmless

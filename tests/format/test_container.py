@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from gbnn_compress.errors import ArtifactError, OutputError
-from gbnn_compress.files import require_writable, write_atomically
+from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import pack, unpack
 from gbnn_compress.format.manifest import deflate
@@ -212,70 +207,3 @@ DIGEST = bytes(32)
 def test_forged_manifest_is_an_artifact_error(tmp_path: Path, manifest: bytes) -> None:
     with pytest.raises(ArtifactError):
         read_artifact(saved(tmp_path / "file", pack({**SECTIONS, "manifest": manifest})))
-
-
-def test_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
-    path = saved(tmp_path / "file", b"old")
-    seen: list[bytes] = []
-    write_atomically(path, b"new", verify=lambda file: seen.append(file.read_bytes()))
-    assert seen == [b"new"]
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
-def test_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    usual = saved(tmp_path / "usual", b"")
-    write_atomically(tmp_path / "file", b"new")
-    assert (tmp_path / "file").stat().st_mode == usual.stat().st_mode
-
-
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_failed_verification_leaves_what_was_there(tmp_path: Path, old: bytes | None) -> None:
-    path = tmp_path / "file"
-    if old is not None:
-        path.write_bytes(old)
-
-    def verify(file: Path) -> None:
-        assert file != path
-        raise ArtifactError("no good")
-
-    with pytest.raises(ArtifactError, match="no good"):
-        write_atomically(path, b"new", verify=verify)
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
-
-
-@pytest.mark.parametrize("old", [None, b"old"])
-def test_killed_while_writing_leaves_the_old_file_or_none(tmp_path: Path, old: bytes | None) -> None:
-    path = tmp_path / "file"
-    if old is not None:
-        path.write_bytes(old)
-    program = (
-        "import sys, time; from pathlib import Path\n"
-        "from gbnn_compress.format.container import write_atomically\n"
-        "def wait(file): print('written', flush=True); time.sleep(60)\n"
-        "write_atomically(Path(sys.argv[1]), b'new', verify=wait)"
-    )
-    command = [sys.executable, "-c", program, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "written\n"
-        child.send_signal(signal.SIGKILL)
-    assert (path.read_bytes() if path.exists() else None) == old
-
-
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
-    for path, words in ((tmp_path / "no" / "file", "does not exist"), (tmp_path, "is a directory")):
-        with pytest.raises(OutputError, match=words):
-            require_writable(path)
-        with pytest.raises(OutputError, match=words):
-            write_atomically(path, b"new")
-    require_writable(tmp_path / "file")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
-def test_folder_without_permission(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(OutputError, match="no permission"):
-        require_writable(tmp_path / "file")

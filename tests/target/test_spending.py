@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from gbnn_compress.pipeline.compress import compress
 from gbnn_compress.rate.maps import _OutlierPrice
-from gbnn_compress.target import budget
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,14 +19,14 @@ def test_a_gap_between_0_and_1_bit_a_weight_takes_few_files(tmp_path: Path, monk
     generator = torch.Generator().manual_seed(0)
     flat = {f"{i}.weight": torch.rand(256, 256, generator=generator) - 0.5 for i in range(4)}
     save_file(flat, tmp_path / "net.safetensors")
-    sizes, encode = [], budget.encode_artifact
+    sizes, encoder = [], encode.encode_artifact
 
     def counted(**parts: object) -> bytes:
-        encoded: bytes = encode(**parts)  # type: ignore[arg-type]
+        encoded: bytes = encoder(**parts)  # type: ignore[arg-type]
         sizes.append(len(encoded))
         return encoded
 
-    monkeypatch.setattr(budget, "encode_artifact", counted)
+    monkeypatch.setattr(encode, "encode_artifact", counted)
     report = compress(tmp_path / "net.safetensors", target_ratio=50, output=tmp_path / "net.gbnn.safetensors")
     assert 50 <= report["ratio"] <= 51.5
     assert report["weights"]["outliers"] > 500

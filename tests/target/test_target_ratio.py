@@ -105,13 +105,13 @@ def test_a_damage_within_reach(tmp_path: Path) -> None:
 def test_a_file_that_is_not_the_last_tried_is_written_with_its_own_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoded, made, encode, assign = [], [], budget.encode_artifact, budget.assign
+    encoded, made, encoder, assign = [], [], encode.encode_artifact, budget.assign
 
     def counted(**parts: Any) -> bytes:
-        encoded.append(encode(**parts))
+        encoded.append(encoder(**parts))
         return encoded[-1]
 
-    monkeypatch.setattr(budget, "encode_artifact", counted)
+    monkeypatch.setattr(encode, "encode_artifact", counted)
     monkeypatch.setattr(budget, "assign", lambda *words: made.append(words) or assign(*words))
     compressed(tmp_path, random_network(28), target_ratio=30)
     assert (tmp_path / "net.gbnn.safetensors").read_bytes() in encoded[:-1]

@@ -1,0 +1,221 @@
+"""A codebook, and the ids of all weights at it -> the bytes of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gbnn_compress.checkpoint.arrays import raw_bytes_of, rounded
+from gbnn_compress.data.kind import CLASSIFIER
+from gbnn_compress.format.artifact import encode_artifact
+from gbnn_compress.parallel import in_order
+from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
+from gbnn_compress.rate.damage import Difference
+from gbnn_compress.rate.divided import with_parts_kept
+from gbnn_compress.rate.maps import index_maps, squared_errors, with_outliers
+from gbnn_compress.rate.posterior import batch_norm_after
+from gbnn_compress.rate.recentre import recentred_statistics
+from gbnn_compress.rate.unshared import code_values, read_unshared
+from gbnn_compress.target.forecast import damage_facts, dead_warnings, feedback_gain
+from gbnn_compress.target.prepared import Prepared, tensor_infos
+from gbnn_compress.types import Damage, IndexMap
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """Ids at one codebook, and what they changed around them.
+
+    Attributes:
+        maps: One a shared tensor.
+        statistics: Name -> corrected unshared tensor.
+        damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
+        warnings: What outputs say against the file.
+        noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
+        facts: What the manifest says besides.
+        finer: How much finer unshared values are coded than lambda says.
+        exact: Unshared tensors that are coded exactly.
+    """
+
+    maps: Sequence[IndexMap]
+    statistics: Mapping[str, torch.Tensor]
+    damage: Damage | Difference | None
+    warnings: tuple[str, ...] = ()
+    noise: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    finer: float = 1.0
+    exact: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A codebook and everything that is encoded with it.
+
+    Attributes:
+        prepared: The checkpoint.
+        book: Components, counts and lambda.
+        exponent: Of the bank's grid.
+        assigned: The ids, and what goes with them.
+        safe_ratio: For the report.
+    """
+
+    prepared: Prepared
+    book: Codebook
+    exponent: int
+    assigned: Assigned
+    safe_ratio: float | None
+
+    @property
+    def meant(self) -> dict[str, torch.Tensor]:
+        """Name -> tensor that the file stands for: the checkpoint's, with corrected statistics."""
+        return {**self.prepared.checkpoint.tensors, **self.assigned.statistics}
+
+    @property
+    def relative_step(self) -> float:
+        """Step of an unshared value of unit 1."""
+        return relative_step(self.book.penalty, self.prepared.typical) / self.assigned.finer
+
+    def with_maps(self, maps: Sequence[IndexMap]) -> Cut:
+        """The same with other ids."""
+        return replace(self, assigned=replace(self.assigned, maps=maps))
+
+    def with_exact(self, names: Collection[str]) -> Cut:
+        """The same with some tensors kept exactly, whatever they cost; what made up for their errors goes with them."""
+        tensors, escape = self.prepared.checkpoint.tensors, len(self.book.bank.means)
+        maps = [
+            with_outliers(tensors[each.name], each.name, np.full_like(each.ids, escape), escape=escape)
+            if each.name in names
+            else each
+            for each in self.assigned.maps
+        ]
+        followers = {name.removesuffix("weight") + "bias" for name in names}
+        for name in {each.name for each in maps} & {*names}:
+            prefix = batch_norm_after(name, tensors)
+            followers |= set() if prefix is None else {f"{prefix}running_mean", f"{prefix}running_var"}
+        statistics = {name: each for name, each in self.assigned.statistics.items() if name not in followers}
+        exact = self.assigned.exact | {*names}
+        return replace(self, assigned=replace(self.assigned, maps=maps, statistics=statistics, exact=exact))
+
+    def encoded(self) -> bytes:
+        """The bytes of the file."""
+        return encode(self.prepared, self.book, self.exponent, self.assigned, self.safe_ratio)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A compressed network before it is written.
+
+    Attributes:
+        encoded: The bytes of the file.
+        cut: What they were made of.
+        notes: What a user should know of how it came about.
+        unfinished: Whether training was interrupted, and can go on.
+        training: Parts of the loss after the last epoch (see `variational.finetune.Progress`), bits per weight.
+    """
+
+    encoded: bytes
+    cut: Cut
+    notes: tuple[str, ...] = ()
+    unfinished: bool = False
+    training: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> Sequence[IndexMap]:
+        """What the file must decode to."""
+        return self.cut.assigned.maps
+
+    def with_exact(self, names: Collection[str]) -> Result:
+        """The file with some tensors kept exactly, whatever that costs."""
+        cut = self.cut.with_exact(names)
+        note = f"kept exactly, as their codes were not right: {', '.join(f'`{name}`' for name in sorted(names))}"
+        return replace(self, encoded=cut.encoded(), cut=cut, notes=(*self.notes, note))
+
+
+def assign(prepared: Prepared, book: Codebook) -> Assigned:
+    """Plainly, or with error feedback where the network is known; batch norm is re-centred either way."""
+    tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
+    book = _within_range(prepared, book)
+    maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
+    scales = np.array([posterior.scale for posterior in posteriors])
+    if prepared.calibration is None:
+        maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
+        return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
+    from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage, measured_difference
+
+    outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
+    dtype = np.min_scalar_type(len(book.bank.means))
+    maps = [
+        replace(index_map, ids=outcome.ids[index_map.name].astype(dtype))
+        if index_map.name in outcome.ids
+        else index_map
+        for index_map in maps
+    ]
+    maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
+    statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
+    statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}
+    difference = measured_difference(outcome.logits)
+    damage: Damage | Difference | None = None
+    if not prepared.calibration.synthetic and len(outcome.ids) == len(maps):
+        damage = measured_damage(outcome.logits) if prepared.kind.task == CLASSIFIER else difference
+    inputs = "noise" if prepared.calibration.synthetic else "the calibration inputs"
+    warnings = () if difference is None else tuple(dead_warnings(difference, inputs=inputs))
+    return Assigned(maps, statistics, damage, warnings=warnings)
+
+
+def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
+    """The codebook in which no tensor uses components that are past the range of its dtype."""
+    import torch
+
+    dtypes = (prepared.checkpoint.tensors[posterior.name].dtype for posterior in prepared.posteriors)
+    most = np.array([torch.finfo(dtype).max for dtype in dtypes])
+    scales = np.array([posterior.scale for posterior in prepared.posteriors])
+    beyond = np.abs(np.multiply.outer(scales, book.bank.means)) > most[:, None]
+    if not beyond.any():
+        return book
+    counts = book.counts.copy()
+    counts[:, :-1][beyond] = 0
+    return replace(book, counts=counts)
+
+
+def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float | None) -> bytes:
+    """The bytes of the file."""
+    checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
+    meant = {**checkpoint.tensors, **assigned.statistics}
+    scales = np.array([posterior.scale for posterior in prepared.posteriors])
+    errors = in_order(
+        lambda pair: squared_errors(checkpoint.tensors[pair[0].name], *pair, book.bank.means),
+        zip(prepared.posteriors, maps, strict=True),
+        weights=int(prepared.sizes.sum()),
+    )
+    return encode_artifact(
+        tensors=tensor_infos(checkpoint, selection),
+        bank=book.bank,
+        exponent=exponent,
+        scales=scales,
+        relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
+        maps=maps,
+        vectors=code_values(
+            read_unshared(meant, selection.unshared, tables=selection.tables, exact=assigned.exact),
+            relative_step=relative_step(book.penalty, prepared.typical) / assigned.finer,
+        ),
+        raw=[raw_bytes_of(meant[name]) for name in selection.raw],
+        facts={
+            **prepared.facts,
+            **damage_facts(prepared, book, assigned.damage, safe_ratio=safe_ratio, warnings=assigned.warnings),
+            "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
+            **({"blends": book.blends.tolist()} if len(book.blends) else {}),
+            **assigned.facts,
+        },
+        contexts=prepared.facts["recipe"].get("contexts", True),
+    )
+
+
+def posterior_noise(prepared: Prepared, book: Codebook) -> float:
+    """Noise in proportion to the quantisation error: feedback makes the error good, but not the noise."""
+    relative = float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(feedback_gain(prepared)))
+    return noise_deviation(book, relative=relative, typical=prepared.typical)

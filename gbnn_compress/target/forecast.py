@@ -1,0 +1,193 @@
+"""What a codebook would do to a network: predicted size, damage and warnings, without making a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_damage, solve_size
+from gbnn_compress.rate.damage import (
+    DEAD_ERROR,
+    SAFE_DROP,
+    WARN_DROP,
+    WARN_ERROR,
+    Difference,
+    layer_error,
+    predict_damage,
+    relative_error,
+)
+from gbnn_compress.target.prepared import Prepared
+from gbnn_compress.types import Damage
+
+MARGIN = 0.998
+"""Share of the budget that each attempt aims for."""
+
+LOST = "the network is lost"
+"""How a warning of outputs begins that say nothing of the checkpoint's any more."""
+
+NO_FORECAST = dict.fromkeys(("drop", "agreement", "logit_kl"))
+"""What is predicted of lost points where nothing is known."""
+
+CURVE_OCTAVES = range(-6, 7)
+"""Where the rate-distortion curve is worked out, in octaves of lambda from the chosen cut."""
+
+
+def codebook_of_size(prepared: Prepared, size_bytes: float) -> tuple[Codebook, int]:
+    """The finest codebook, and its grid's exponent, of a file that is predicted to be no larger."""
+    problem = prepared.problem
+    return solve_size(problem, partial(predicted_bytes, problem), limit=size_bytes)
+
+
+def feedback_gain(prepared: Prepared) -> float:
+    """How much smaller error feedback makes the error of outputs; 1 without inputs."""
+    return 1.0 if prepared.calibration is None else prepared.calibration.gain
+
+
+def predicted_damage(prepared: Prepared, book: Codebook) -> Damage:
+    """Accuracy points, agreement and KL that a classifier loses with a codebook."""
+    # What feedback on noise gains on real inputs is not known; none is counted.
+    known = prepared.calibration is not None and not prepared.calibration.synthetic
+    base = prepared.before or prepared
+    book = replace(book, distortion=book.distortion * _importances(base) / _importances(prepared))
+    error = relative_error(book, typical=prepared.typical) / (feedback_gain(prepared) if known else 1.0)
+    return predict_damage(error, n_classes=prepared.n_classes)
+
+
+def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
+    """The coarsest codebook, and its grid's exponent, whose predicted drop stays within so many points."""
+    base = prepared.before or prepared
+    return solve_damage(base.problem, lambda book: predicted_damage(base, book).drop, limit=max_drop)
+
+
+def find_safe_ratio(prepared: Prepared) -> float | None:
+    """The largest ratio at which the predicted drop stays within SAFE_DROP; None where it cannot be predicted."""
+    if not prepared.kind.has_forecast:
+        return None
+    book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
+    return prepared.floating_bytes / predicted_bytes((prepared.before or prepared).problem, book, exponent)
+
+
+def damage_facts(
+    prepared: Prepared,
+    book: Codebook,
+    measured: Damage | Difference | None,
+    *,
+    safe_ratio: float | None,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """What the manifest says of damage; lost points only of classifiers, known or assumed."""
+    damage = measured or (predicted_damage(prepared, book) if prepared.kind.has_forecast else None)
+    facts: dict[str, Any] = {**NO_FORECAST, "measured": measured is not None, "safe_ratio": safe_ratio}
+    if isinstance(damage, Damage):
+        facts |= asdict(damage)
+        if measured is None and prepared.kind.assumes is not None:
+            facts["assumes"] = prepared.kind.assumes
+        further = damage_warnings(damage.drop, safe_ratio, measured=measured is not None, assumes=facts.get("assumes"))
+    elif damage is not None:
+        facts |= asdict(damage)
+        further = []
+    else:
+        facts["relative_error"] = layer_error(layer_errors(prepared, book))
+        further = layer_warnings(facts["relative_error"])
+    return {
+        "components_before_merging": prepared.problem.mixture_size,
+        "damage": {key: _recorded(value) for key, value in facts.items()},
+        "warnings": [*warnings, *further],
+    }
+
+
+def _recorded(value: Any) -> Any:
+    """Three digits of a number; null for one that JSON has not."""
+    if type(value) is not float:
+        return value
+    return float(f"{value:.3g}") if np.isfinite(value) else None
+
+
+def layer_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
+    """float64 (T,), predicted relative output error of each shared tensor, squared: noise over signal power."""
+    return np.asarray(book.distortion / prepared.typical / _importances(prepared))
+
+
+def _importances(prepared: Prepared) -> np.ndarray:
+    """float64 (T,), how much more an error of each shared tensor costs than its norm says."""
+    return np.array([prepared.importances.get(posterior.name, 1.0) for posterior in prepared.posteriors])
+
+
+def damage_warnings(drop: float, safe_ratio: float | None, *, measured: bool, assumes: str | None = None) -> list[str]:
+    """What to warn of at a drop in points: nothing up to WARN_DROP."""
+    if drop <= WARN_DROP:
+        return []
+    if measured:
+        return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
+    condition = f", if this is an {assumes}" if assumes else ""
+    return [
+        f"predicted accuracy drop of {drop:.0f} points{condition}: without data this network is thought safe up to "
+        f"about {safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+    ]
+
+
+def layer_warnings(error: float) -> list[str]:
+    """What to warn of at a predicted relative output error of the layers: nothing up to WARN_ERROR."""
+    if error <= WARN_ERROR:
+        return []
+    return [
+        f"predicted relative output error of the layers: {error:.2g} on average; what that means for this network is"
+        " not known; run the file before use, or ask for a smaller ratio"
+    ]
+
+
+def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
+    """What to warn of where outputs of the compressed network say nothing of the checkpoint's.
+
+    Args:
+        difference: Between them.
+        inputs: On what they were compared.
+    """
+    error = difference.relative_error
+    if error is None or error < DEAD_ERROR:
+        return []
+    if error == float("inf"):
+        return [f"{LOST}: on {inputs} its outputs are not finite; ask for a smaller ratio"]
+    return [
+        f"{LOST}: on {inputs} its outputs are no nearer to the checkpoint's than their mean"
+        f" (relative error {error:.2g}); ask for a smaller ratio"
+    ]
+
+
+def planned_rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
+    """Predicted bytes, components and damage at one target ratio."""
+    book, exponent = codebook_of_size(prepared, MARGIN * prepared.floating_bytes / ratio)
+    return {"target_ratio": float(ratio), **_foreseen(prepared, book, exponent)}
+
+
+def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, dict[str, Any]]:
+    """Predicted bytes, components and damage along the merge path.
+
+    Args:
+        prepared: The checkpoint.
+        size_bytes: Of the file whose cut the curve is to go through.
+
+    Returns:
+        By octaves of lambda above that cut's: 0 is the cut itself; empty where lost points cannot be predicted.
+    """
+    if not prepared.kind.has_forecast:
+        return {}
+    cut = codebook_of_size(prepared, size_bytes)
+    around = {octaves: codebook_at(prepared.problem, cut[0].penalty * 2.0**octaves) for octaves in CURVE_OCTAVES}
+    return {octaves: _foreseen(prepared, *codebook) for octaves, codebook in {**around, 0: cut}.items()}
+
+
+def _foreseen(prepared: Prepared, book: Codebook, exponent: int) -> dict[str, Any]:
+    size = predicted_bytes(prepared.problem, book, exponent)
+    return {
+        "ratio": prepared.floating_bytes / size,
+        "bytes": round(size),
+        "components": len(book.bank.means),
+        **(asdict(predicted_damage(prepared, book)) if prepared.kind.has_forecast else NO_FORECAST),
+        "relative_error": layer_error(layer_errors(prepared, book)),
+    }
