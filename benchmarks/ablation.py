@@ -23,7 +23,7 @@ import torch
 
 import gbnn_compress
 from gbnn_compress.calibration import calibrated
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench, dense, read_model
 

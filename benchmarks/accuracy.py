@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import gbnn_compress
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.predict.evaluation import Bench, evaluate_compression, read_model
 
 NETWORKS = Path(__file__).parent / "networks.py"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gbnn_compress.checkpoint.read import read_checkpoint
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench, Evaluation
 

@@ -129,7 +129,7 @@ def there_and_back(name: str, ratio: float, folder: Path, *, feedback: bool) -> 
     from safetensors.torch import load_file
 
     import gbnn_compress
-    from gbnn_compress.data import load_weights
+    from gbnn_compress.data.architectures import load_weights
 
     torch.manual_seed(0)
     make, some = case(name)
@@ -162,7 +162,7 @@ def case(name: str) -> tuple[Callable[[], Any], Callable[[int], Iterator[Any]]]:
 
         make, some = OTHERS[name.removeprefix(OTHER)]
         return lambda: make().eval(), lambda n: iter([some(n)])
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     return lambda: build_network(name), lambda n: (images(n, size) for size in SIZES)
 

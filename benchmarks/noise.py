@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import gbnn_compress
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench

@@ -108,7 +108,7 @@ def command(*words):
 def make(spec: str, path: Path, *, size: int) -> None:
     import torch
 
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     torch.manual_seed(0)
     network = build_network(spec).train()

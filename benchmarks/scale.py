@@ -41,7 +41,7 @@ def main() -> None:
 def make(name: str, path: Path) -> None:
     import torch
 
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     torch.manual_seed(0)
     torch.save(build_network(name).state_dict(), path)

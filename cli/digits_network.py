@@ -66,7 +66,8 @@ def _training_data() -> tuple[torch.Tensor, torch.Tensor]:
     """Images float32 (N, 1, 8, 8) and labels int64 (N,), preprocessed as `evaluate` does."""
     import torch
 
-    from gbnn_compress.data import default_preprocessing, load_data
+    from gbnn_compress.data.architectures import default_preprocessing
+    from gbnn_compress.data.datasets import load_data
 
     data = load_data("digits:train")
     batches = list(data.batches(default_preprocessing(None, n_channels=data.n_channels)))

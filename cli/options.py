@@ -244,7 +244,7 @@ def parse_evaluation(
     Raises:
         GbnnError: `--mean` or `--std` are no numbers, or there is no such device.
     """
-    from gbnn_compress.data import parse_numbers
+    from gbnn_compress.data.preprocessing import parse_numbers
     from gbnn_compress.predict.evaluation import Evaluation, device_named
 
     means = None if mean is None else parse_numbers(mean, option="--mean")

@@ -15,7 +15,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
-from gbnn_compress.data import Dataset, Preprocessing, build_network, default_preprocessing, load_data
+from gbnn_compress.data.architectures import build_network, default_preprocessing
+from gbnn_compress.data.datasets import Dataset, load_data
+from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.training.augment import Augmentation
 from gbnn_compress.training.objective import half_precision, runs_bfloat16
 

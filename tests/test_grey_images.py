@@ -12,7 +12,7 @@ from PIL import Image
 
 from gbnn_compress import compress, evaluate
 from gbnn_compress.checkpoint.read import read_checkpoint
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.predict.evaluation import Bench, Evaluation
 from gbnn_compress.types import Checkpoint

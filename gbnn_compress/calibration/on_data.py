@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.select import Selection, floating_shapes
-from gbnn_compress.data import build_network, load_weights
+from gbnn_compress.data.architectures import build_network, load_weights
 from gbnn_compress.errors import ArchitectureError, GbnnError
 from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation
 from gbnn_compress.predict.running import check_labels, logits

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.data import default_preprocessing, load_weights
+from gbnn_compress.data.architectures import default_preprocessing, load_weights
 from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact

@@ -14,7 +14,7 @@ from gbnn_compress.calibration.on_data import calibration_on, precisions_on, syn
 from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import Selection, floating_shapes, floating_values
-from gbnn_compress.data import build_network, load_weights
+from gbnn_compress.data.architectures import build_network, load_weights
 from gbnn_compress.data.kind import CLASSIFIER, FACT, require_forecast, settle_kind
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.predict.evaluation import (

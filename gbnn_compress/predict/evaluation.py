@@ -13,14 +13,9 @@ from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.layouts import listed
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import floating_shapes
-from gbnn_compress.data import (
-    Dataset,
-    Preprocessing,
-    build_network,
-    default_preprocessing,
-    load_data,
-    load_weights,
-)
+from gbnn_compress.data.architectures import build_network, default_preprocessing, load_weights
+from gbnn_compress.data.datasets import Dataset, load_data
+from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, require_seed
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import FORMAT

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.original import laid_out, open_original
-from gbnn_compress.data import build_network, load_weights
+from gbnn_compress.data.architectures import build_network, load_weights
 from gbnn_compress.errors import DataError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact

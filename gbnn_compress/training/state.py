@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from gbnn_compress.data import Dataset
+from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import OutputError
 from gbnn_compress.files import write_atomically
 from gbnn_compress.predict.evaluation import Bench

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation

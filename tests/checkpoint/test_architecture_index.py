@@ -202,7 +202,7 @@ def test_builder_agrees_with_the_shipped_index(index):
     ],
 )
 def test_wrapped_names_are_looked_up_too(spec, spell):
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     network = build_network(spec, n_classes=7)
     shapes = {spell(name): tuple(t.shape) for name, t in network.state_dict().items() if t.is_floating_point()}
@@ -213,7 +213,7 @@ def test_wrapped_names_are_looked_up_too(spec, spell):
 
 
 def test_a_network_beside_another_is_not_looked_up():
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     network = build_network("torchvision/shufflenet_v2_x0_5")
     shapes = {f"a.{name}": tuple(t.shape) for name, t in network.state_dict().items() if t.is_floating_point()}

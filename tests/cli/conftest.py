@@ -39,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     import torch
 
     import gbnn_compress
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     folder: Path = tmp_path_factory.mktemp("files")
     (folder / "models.py").write_text(MODELS)

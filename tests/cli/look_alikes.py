@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from gbnn_compress.data import build_network
+from gbnn_compress.data.architectures import build_network
 
 
 def pixels(*shape: int) -> np.ndarray:

@@ -210,7 +210,7 @@ def test_export(run, files, weights):
 
 
 def test_export_takes_the_input_shape_from_the_architecture(run, monkeypatch):
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
     from gbnn_compress.onnx_files import export
 
     spec = "timm/test_vit"

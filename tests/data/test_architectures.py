@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision
 
-from gbnn_compress.data import build_network, default_preprocessing, load_weights
+from gbnn_compress.data.architectures import build_network, default_preprocessing, load_weights
 from gbnn_compress.errors import ArchitectureError
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gbnn_compress.data import Preprocessing, load_data
+from gbnn_compress.data.datasets import load_data
+from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import DataError
 
 PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), image_size=None)

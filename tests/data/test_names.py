@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gbnn_compress.data import load_weights
+from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.names import WRAPPER_PARTS, bare, match_names, rename, spellings
 
 PARTS = st.sampled_from(["a", "b", "0", "conv", "module", "model", "_orig_mod"])

@@ -3,7 +3,8 @@ import pytest
 import torch
 import torchvision
 
-from gbnn_compress.data import Dataset, Preprocessing, parse_numbers
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.preprocessing import Preprocessing, parse_numbers
 from gbnn_compress.errors import DataError, GbnnError
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import gbnn_compress
 from gbnn_compress import GbnnError
-from gbnn_compress.data import build_network
+from gbnn_compress.data.architectures import build_network
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.onnx_files import check, forms, loading
 from gbnn_compress.onnx_files import export as exporting

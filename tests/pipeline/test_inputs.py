@@ -14,7 +14,8 @@ from gbnn_compress import compress, decompress, diff, plan
 from gbnn_compress.calibration.on_data import calibration_on, synthetic_calibration
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import select
-from gbnn_compress.data import build_network, load_data
+from gbnn_compress.data.architectures import build_network
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.evaluation import Bench, Evaluation
 from gbnn_compress_cli import digits_network

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from gbnn_compress import compress, diff, evaluate
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, ArtifactError, CheckpointError, DataError, GbnnError
 from gbnn_compress.predict.evaluation import Bench, Evaluation, is_artifact, known_architecture, read_model
 from gbnn_compress.predict.rebuild import rebuild

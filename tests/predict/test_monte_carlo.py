@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gbnn_compress.data import load_weights
+from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.pipeline.compress import compress
 from gbnn_compress.predict import metrics, monte_carlo

@@ -46,7 +46,7 @@ class Pages(NamedTuple):
 def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
     import torch
 
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     folder = tmp_path_factory.mktemp("pages")
     (folder / "models.py").write_text(MODELS)

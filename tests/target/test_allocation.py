@@ -14,7 +14,7 @@ from gbnn_compress import compress, load
 from gbnn_compress.calibration.on_data import calibration_on
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import select
-from gbnn_compress.data import build_network
+from gbnn_compress.data.architectures import build_network
 from gbnn_compress.data.kind import CLASSIFIER, Kind
 from gbnn_compress.predict.evaluation import Evaluation
 from gbnn_compress.rate.posterior import data_free_posterior

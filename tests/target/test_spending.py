@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from gbnn_compress.pipeline.compress import compress
 from gbnn_compress.rate.maps import _OutlierPrice
+from gbnn_compress.target import encode
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from small_networks import floating_size, random_network
 
 from gbnn_compress import parallel
 from gbnn_compress.pipeline.compress import compress
-from gbnn_compress.target import budget
+from gbnn_compress.target import budget, encode
 
 if TYPE_CHECKING:
     from pathlib import Path

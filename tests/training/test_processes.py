@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from gbnn_compress import compress
-from gbnn_compress.data import build_network, load_data
+from gbnn_compress.data.architectures import build_network
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.evaluation import evaluate
 from gbnn_compress.training import processes
@@ -94,7 +95,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def batches() -> Any:
-    from gbnn_compress.data import default_preprocessing
+    from gbnn_compress.data.architectures import default_preprocessing
 
     data = load_data("digits:train")
     return data.batches(default_preprocessing(None, n_channels=1), batch_size=64)

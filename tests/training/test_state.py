@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gbnn_compress import compress
-from gbnn_compress.data import Dataset, load_data
+from gbnn_compress.data.datasets import Dataset, load_data
 from gbnn_compress.errors import OutputError
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training import state
@@ -60,7 +60,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A network with batch norm and dropout, and 160 digits: ten steps an epoch."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "models.py").write_text(MODELS)
-    from gbnn_compress.data import build_network
+    from gbnn_compress.data.architectures import build_network
 
     arch = f"{folder / 'models.py'}:tiny"
     with torch.random.fork_rng(devices=[]):

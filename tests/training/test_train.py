@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gbnn_compress import compress, evaluate, load
-from gbnn_compress.data import load_data
+from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.report import statements
 from gbnn_compress.training.loop import FineTuning
