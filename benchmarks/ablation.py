@@ -25,7 +25,8 @@ import gbnn_compress
 from gbnn_compress.calibration import calibrated
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench, dense, read_model
+from gbnn_compress.predict.bench import Bench, open_bench
+from gbnn_compress.predict.models import dense, read_model
 
 ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
 
@@ -134,7 +135,7 @@ def measure(options: argparse.Namespace, case: dict) -> dict:
 def original(checkpoint: str, spec: str, limit: int) -> tuple[Bench, torch.Tensor]:
     """The network on the first images of the data, and what the checkpoint makes of them."""
     model, data = read_model(Path(checkpoint)), load_data(spec)
-    bench = Bench(model, gbnn_compress.Evaluation(spec), ARCHITECTURE)
+    bench = open_bench(model, gbnn_compress.Evaluation(spec), ARCHITECTURE)
     bench = bench.on(dataclasses.replace(data, images=data.images[:limit], labels=data.labels[:limit]), option="--data")
     return bench, bench.run(dense(model))
 

@@ -14,7 +14,9 @@ import numpy as np
 
 import gbnn_compress
 from gbnn_compress.data.datasets import load_data
-from gbnn_compress.predict.evaluation import Bench, evaluate_compression, read_model
+from gbnn_compress.predict.bench import Bench, open_bench
+from gbnn_compress.predict.evaluation import evaluate_compression
+from gbnn_compress.predict.models import read_model
 
 NETWORKS = Path(__file__).parent / "networks.py"
 HEADER = (
@@ -65,7 +67,7 @@ def bench_of(options: argparse.Namespace, checkpoint: object) -> Bench:
     imagenet = options.case == "efficientnet_lite0"
     preprocessing = {"mean": (0.498,) * 3, "std": (0.502,) * 3, "image_size": 224} if imagenet else {}
     evaluation = gbnn_compress.Evaluation(data=options.data[0], samples=options.samples, **preprocessing)
-    bench = Bench(checkpoint, evaluation, f"{NETWORKS}:{options.case}")
+    bench = open_bench(checkpoint, evaluation, f"{NETWORKS}:{options.case}")
     parts = [load_data(spec) for spec in options.data]
     images = np.concatenate([part.images[: len(part)] for part in parts])[: options.limit]
     labels = np.concatenate([part.labels for part in parts])[: options.limit]

@@ -15,7 +15,7 @@ import numpy as np
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench, Evaluation
+from gbnn_compress.predict.bench import Bench, Evaluation, open_bench
 
 NETWORKS = Path(__file__).parent / "networks.py"
 CALIBRATION_INPUTS = 512
@@ -137,7 +137,9 @@ class Network:
     def bench(self) -> Bench:
         """The network on the images that are scored."""
         specs = [f"npz:{self.find(name)}" for name in self.case.data]
-        bench = Bench(self.checkpoint, Evaluation(specs[0], **self.case.preprocessing), f"{NETWORKS}:{self.case.name}")
+        bench = open_bench(
+            self.checkpoint, Evaluation(specs[0], **self.case.preprocessing), f"{NETWORKS}:{self.case.name}"
+        )
         parts = [load_data(spec) for spec in specs]
         images = np.concatenate([part.images for part in parts])[: self.case.limit]
         labels = np.concatenate([part.labels for part in parts])[: self.case.limit]

@@ -19,7 +19,7 @@ import gbnn_compress
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench
+from gbnn_compress.predict.bench import Bench, open_bench
 from gbnn_compress.predict.prediction import average
 from gbnn_compress.predict.rebuild import SharedTensor, rebuild, shared_tensors
 from gbnn_compress.types import Artifact
@@ -45,7 +45,7 @@ def main() -> None:
             options.checkpoint, target_ratio=options.ratio, output=path, arch=ARCHITECTURE, data=options.calibration
         )
         artifact = read_artifact(path)
-    bench, data = Bench(artifact, gbnn_compress.Evaluation(options.data), ARCHITECTURE), load_data(options.data)
+    bench, data = open_bench(artifact, gbnn_compress.Evaluation(options.data), ARCHITECTURE), load_data(options.data)
     half = options.limit // 2
     choice, judge = (bench.on(data.take(part), option="--data") for part in np.arange(2 * half).reshape(2, half))
     print("| noise | deviation | accuracy | NLL | ECE |\n| --- | --- | --- | --- | --- |")

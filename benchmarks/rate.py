@@ -35,7 +35,7 @@ from peers import Coded
 from rate_report import Point
 
 import gbnn_compress
-from gbnn_compress.predict.evaluation import Evaluation
+from gbnn_compress.predict.bench import Evaluation
 
 HAS_CALIBRATION = "data" in inspect.signature(gbnn_compress.compress).parameters
 """Whether this version of the package can look at inputs while it compresses."""

@@ -32,7 +32,8 @@ from torch.nn import functional
 import gbnn_compress
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench, Evaluation, read_model
+from gbnn_compress.predict.bench import Evaluation, open_bench
+from gbnn_compress.predict.models import read_model
 from gbnn_compress.predict.temperature import fit_temperature, scale
 from gbnn_compress.training.augment import Augmentation
 from gbnn_compress.training.objective import half_precision, runs_bfloat16
@@ -189,7 +190,7 @@ def measured(options: argparse.Namespace, path: Path, *, samples: int, mean: boo
 def batch_seconds(options: argparse.Namespace, path: Path, *, samples: int) -> float:
     """Processor seconds to predict TIMED_IMAGES, the median of three."""
     model = read_model(path)
-    bench = Bench(model, Evaluation(spec(options, "test"), samples=samples, device="cpu"), ARCH)
+    bench = open_bench(model, Evaluation(spec(options, "test"), samples=samples, device="cpu"), ARCH)
     batch = bench.on(bench.data.take(np.arange(TIMED_IMAGES)), option="--data")
     return median_processor_seconds(lambda: batch.predict(model))
 
@@ -204,7 +205,7 @@ def control(options: argparse.Namespace) -> Path:
     if path.exists():
         return path
     torch.manual_seed(0)
-    bench = Bench(read_checkpoint(checkpoint(options)), Evaluation(spec(options, "train")), ARCH)
+    bench = open_bench(read_checkpoint(checkpoint(options)), Evaluation(spec(options, "train")), ARCH)
     network, teacher = copy.deepcopy(bench.network).train(), bench.network.eval()
     optimiser = torch.optim.SGD(network.parameters(), lr=CONTROL_RATE, momentum=MOMENTUM, nesterov=True)
     steps, step = options.epochs * (len(bench.data) // BATCH), 0
@@ -233,7 +234,7 @@ def laplace(options: argparse.Namespace) -> dict[str, Any]:
     from laplace import Laplace
 
     read = read_checkpoint(checkpoint(options))
-    bench = Bench(read, Evaluation(spec(options, "train")), ARCH)
+    bench = open_bench(read, Evaluation(spec(options, "train")), ARCH)
     images, labels = bench.inputs(at_most=LAPLACE_IMAGES), bench.data.sample(LAPLACE_IMAGES).labels
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(images, torch.from_numpy(labels)), batch_size=250
@@ -244,7 +245,7 @@ def laplace(options: argparse.Namespace) -> dict[str, Any]:
     model.optimize_prior_precision(method="marglik")
 
     def probabilities(data: str) -> tuple[torch.Tensor, np.ndarray | None]:
-        other = Bench(read, Evaluation(data), ARCH, labels=None)
+        other = open_bench(read, Evaluation(data), ARCH, labels=None)
         inputs = other.inputs(at_most=len(other.data))
         return torch.cat([model(part, link_approx="probit") for part in inputs.split(250)]).double(), other.data.labels
 

@@ -54,8 +54,8 @@ def command(
     ratio, chosen = options.parse_ratio(target_ratio), options.parse_settings(settings)
     with ExitStack() as stack:
         tell = stack.enter_context(console.progress(quiet=quiet or follows))
-        import gbnn_compress
-        from gbnn_compress.pipeline.request import default_output
+        from gbnn_compress.pipeline.compress import run
+        from gbnn_compress.pipeline.request import Request, default_output
         from gbnn_compress.training import processes
 
         stack.enter_context(processes.joined())
@@ -65,8 +65,8 @@ def command(
         source = Path(checkpoint)
         artifact = Path(output) if output else default_output(source)
         console.check_json_target(json, the_checkpoint=source, the_artifact=artifact, the_page=html)
-        report = gbnn_compress.compress(
-            source,
+        request = Request(
+            checkpoint=source,
             target_ratio=ratio,
             max_drop=max_drop,
             ratio_of=ratio_of,
@@ -83,8 +83,8 @@ def command(
             html=html,
             seed=seed,
             restart=restart,
-            progress=tell,
         )
+        report = run(request, progress=tell)
     if follows:
         return 0
     any_data, trained = bool(data or val_data or eval_data), bool(report.get("training"))

@@ -7,7 +7,7 @@ import typer
 from gbnn_compress.errors import GbnnError
 
 if TYPE_CHECKING:
-    from gbnn_compress.predict.evaluation import Evaluation
+    from gbnn_compress.predict.bench import Evaluation
 
 
 def whole_number(text: str) -> int:
@@ -245,7 +245,7 @@ def parse_evaluation(
         GbnnError: `--mean` or `--std` are no numbers, or there is no such device.
     """
     from gbnn_compress.data.preprocessing import parse_numbers
-    from gbnn_compress.predict.evaluation import Evaluation, device_named
+    from gbnn_compress.predict.bench import Evaluation, device_named
 
     means = None if mean is None else parse_numbers(mean, option="--mean")
     stds = None if std is None else parse_numbers(std, option="--std")

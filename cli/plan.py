@@ -61,11 +61,12 @@ def command(
     )
     with console.progress(quiet=quiet) as tell:
         tell(f"reading and fitting {words.name_of(checkpoint)}")
-        import gbnn_compress
+        from gbnn_compress.pipeline.plan import run_plan
+        from gbnn_compress.pipeline.request import Request
 
         console.check_json_target(json, the_checkpoint=checkpoint)
-        plan = gbnn_compress.plan(
-            checkpoint,
+        request = Request(
+            checkpoint=checkpoint,
             target_ratio=options.parse_ratio(target_ratio),
             max_drop=max_drop,
             ratio_of=ratio_of,
@@ -81,8 +82,9 @@ def command(
             eval_data=reading(eval_data),
             html=html,
             seed=seed,
-            progress=tell,
+            planned=True,
         )
+        plan = run_plan(request, progress=tell)
     any_data, trained = bool(data or val_data or eval_data), bool(plan["epochs"])
     idle = options.idle(any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart)
     console.warn([*idle, *plan["warnings"]], in_table=False)

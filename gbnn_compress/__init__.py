@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gbnn_compress.errors import GbnnError
     from gbnn_compress.onnx_files.export import export_onnx
-    from gbnn_compress.pipeline.compress import compress
+    from gbnn_compress.pipeline.compress import compress, run
     from gbnn_compress.pipeline.plan import plan
+    from gbnn_compress.pipeline.request import Request
+    from gbnn_compress.predict.bench import Evaluation
     from gbnn_compress.predict.comparison import diff
-    from gbnn_compress.predict.evaluation import Evaluation, evaluate
+    from gbnn_compress.predict.evaluation import evaluate
     from gbnn_compress.predict.network import CompressedNetwork, decompress, load
 
 __all__ = [
     "CompressedNetwork",
     "Evaluation",
     "GbnnError",
+    "Request",
     "compress",
     "decompress",
     "diff",
@@ -28,11 +31,12 @@ __all__ = [
     "export_onnx",
     "load",
     "plan",
+    "run",
 ]
 
 _HOMES = {
     "GbnnError": "errors",
-    "Evaluation": "predict.evaluation",
+    "Evaluation": "predict.bench",
     "diff": "predict.comparison",
     "evaluate": "predict.evaluation",
     "export_onnx": "onnx_files.export",
@@ -41,6 +45,8 @@ _HOMES = {
     "load": "predict.network",
     "compress": "pipeline.compress",
     "plan": "pipeline.plan",
+    "Request": "pipeline.request",
+    "run": "pipeline.compress",
 }
 
 

@@ -14,7 +14,7 @@ from gbnn_compress import compress, evaluate
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import DataError, GbnnError
-from gbnn_compress.predict.evaluation import Bench, Evaluation
+from gbnn_compress.predict.bench import Bench, Evaluation, open_bench
 from gbnn_compress.types import Checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +63,7 @@ def checkpoint(folder: Path, name: str) -> Path:
 def bench_of(folder: Path, name: str, data: str, **options: Any) -> tuple[Bench, Checkpoint]:
     read = read_checkpoint(checkpoint(folder, name))
     spec = f"{data}:{folder / ('data' if data == 'imagefolder' else 'grey.npz')}"
-    return Bench(read, Evaluation(spec, device="cpu", **options), f"{folder / 'networks.py'}:{name}"), read
+    return open_bench(read, Evaluation(spec, device="cpu", **options), f"{folder / 'networks.py'}:{name}"), read
 
 
 @pytest.mark.parametrize("name", ["one", "flat"])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gbnn_compress.checkpoint.architecture_index import find_architectures
-from gbnn_compress.checkpoint.select import Selection, floating_shapes
-from gbnn_compress.data.architectures import build_network, load_weights
+from gbnn_compress.checkpoint.select import Selection
 from gbnn_compress.errors import ArchitectureError, GbnnError
-from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation
+from gbnn_compress.predict.models import OpenedNetwork, open_network
 from gbnn_compress.predict.running import check_labels, logits
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.calibration.calibrated import Calibration
+    from gbnn_compress.predict.bench import Bench
     from gbnn_compress.types import Checkpoint, Fit
 
 MOST_WEIGHTS = 16_000_000
@@ -30,25 +29,34 @@ MOST_INPUTS = 2048
 """Inputs by which sigma is found."""
 
 
-def calibration_on(data: Evaluation, checkpoint: Checkpoint, selection: Selection, *, arch: str | None) -> Calibration:
+def calibration_on(bench: Bench, checkpoint: Checkpoint, selection: Selection) -> Calibration:
     """Survey the network on the user's inputs; labels are not looked at.
 
+    Args:
+        bench: The network with the checkpoint's weights, on the inputs.
+        checkpoint: As read.
+        selection: Its tensors by kind.
+
     Raises:
-        GbnnError: Bad data or architecture.
+        GbnnError: The network does not run on the inputs.
     """
     from gbnn_compress.calibration.calibrated import calibrate
 
-    bench = Bench(checkpoint, data, arch, labels=False)
-    bench.network.cpu()
-    first = bench.inputs(at_most=1)
-    logits(bench.network, [(first, None)])  # what does not fit is said in one line
+    network, first = bench.network.cpu(), bench.inputs(at_most=1)
+    logits(network, [(first, None)])  # what does not fit is said in one line
     inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
-    names = _names(bench.network, checkpoint, selection, bench.fit)
-    return calibrate(bench.network, inputs, names=names, synthetic=False)
+    return calibrate(network, inputs, names=_names(network, checkpoint, selection, bench.fit), synthetic=False)
 
 
-def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch: str) -> Calibration | None:
+def synthetic_calibration(
+    checkpoint: Checkpoint, selection: Selection, network: OpenedNetwork | str
+) -> Calibration | None:
     """Survey the network on noise.
+
+    Args:
+        checkpoint: As read.
+        selection: Its tensors by kind.
+        network: With the checkpoint's weights, or the specification by which it is built.
 
     Returns:
         None without batch norm, beyond MOST_WEIGHTS, and where it cannot be built or does not run on noise.
@@ -61,37 +69,34 @@ def synthetic_calibration(checkpoint: Checkpoint, selection: Selection, *, arch:
     if not has_norms or weights > MOST_WEIGHTS:
         return None
     try:
-        network = build_network(arch, n_classes=find_architectures(floating_shapes(checkpoint.tensors)).n_classes)
-        fit = load_weights(network, checkpoint.tensors, spec=arch)
+        opened = open_network(checkpoint, network) if isinstance(network, str) else network
     except ArchitectureError:
         return None
-    own = network.state_dict(keep_vars=True)
+    own = opened.network.state_dict(keep_vars=True)
     kernels = [tensor for tensor in own.values() if tensor.dim() == 4]  # in the network's order, not the file's
     if not kernels:
         return None
-    names = _names(network, checkpoint, selection, fit)
+    names = _names(opened.network, checkpoint, selection, opened.fit)
     tensors = {name: own[mine] for name, mine in names.items()}
-    inputs = synthetic_inputs(network, tensors, channels=kernels[0].shape[1])
-    return None if inputs is None else calibrate(network, inputs, names=names, synthetic=True)
+    inputs = synthetic_inputs(opened.network, tensors, channels=kernels[0].shape[1])
+    return None if inputs is None else calibrate(opened.network, inputs, names=names, synthetic=True)
 
 
 def precisions_on(
     source: str,
-    data: str | Evaluation | None,
+    bench: Bench | None,
     checkpoint: Checkpoint,
     selection: Selection,
     *,
-    arch: str | None,
     seed: int,
 ) -> Mapping[str, np.ndarray] | None:
     """1 / sigma^2 of the filters of shared tensors, by the recipe's `posterior`.
 
     Args:
         source: `data_free`, `fisher` or `variational`.
-        data: The user's inputs; `variational` needs their labels.
+        bench: The network on the user's inputs; `variational` needs their labels.
         checkpoint: As read.
         selection: Its tensors by kind.
-        arch: As for `compress`.
         seed: Of labels, batches and draws.
 
     Returns:
@@ -104,12 +109,11 @@ def precisions_on(
 
     if source == "data_free":
         return None
-    if data is None:
+    if bench is None:
         raise GbnnError(f"`posterior: {source}`: sigma comes from inputs; name them with `--data`")
     from gbnn_compress.calibration.sources import fisher_precisions, variational_precisions
 
     with_labels = source == "variational"
-    bench = Bench(checkpoint, as_evaluation(data, samples=1), arch, labels=with_labels)
     network, first = bench.network.cpu(), bench.inputs(at_most=1)
     n_classes = logits(network, [(first, None)]).shape[1]
     at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)

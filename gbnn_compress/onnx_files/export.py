@@ -13,7 +13,7 @@ from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.draws import place, sampler
-from gbnn_compress.predict.evaluation import known_architecture
+from gbnn_compress.predict.models import known_architecture
 from gbnn_compress.predict.network import CompressedNetwork
 from gbnn_compress.predict.prediction import at_temperature, average
 from gbnn_compress.predict.rebuild import rebuild

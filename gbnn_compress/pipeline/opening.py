@@ -1,4 +1,4 @@
-"""Stages that compressing and planning share."""
+"""What a run reads, opened once, and made ready for any target."""
 
 from __future__ import annotations
 
@@ -6,32 +6,30 @@ import importlib.metadata
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
-from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.read import read_checkpoint
-from gbnn_compress.checkpoint.select import Selection, floating_shapes, floating_values
-from gbnn_compress.data.architectures import build_network, load_weights
-from gbnn_compress.data.kind import CLASSIFIER, FACT, require_forecast, settle_kind
+from gbnn_compress.checkpoint.select import Selection, floating_values, select
+from gbnn_compress.data.datasets import load_data
+from gbnn_compress.data.kind import CLASSIFIER, FACT, Kind, require_forecast, settle_kind
 from gbnn_compress.errors import CheckpointError
-from gbnn_compress.predict.evaluation import (
-    Bench,
-    Evaluation,
-    as_evaluation,
+from gbnn_compress.predict.bench import Bench, Evaluation, as_evaluation
+from gbnn_compress.predict.models import (
+    OpenedNetwork,
     extra_notes,
     is_artifact,
     left_out_warnings,
+    match_of,
+    open_network,
 )
 from gbnn_compress.target.allocation import cost_factors, cost_of_errors, rescue_factors
 from gbnn_compress.target.prepared import Prepared, prepare
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.pipeline.request import Request
 
@@ -43,8 +41,8 @@ FINEST_RATIO = 4.0
 TRIAL_RATIO = 12.0
 """Layers are weighed by the errors of a cut to this ratio where there is none to aim at."""
 
-Tell = Callable[[str], None]
-"""Is told a line whenever a step begins."""
+OnProgress = Callable[[str], None]
+"""Called with one line of text when a step begins."""
 
 
 class Clock:
@@ -66,202 +64,214 @@ class Clock:
         return {**self._stages, "total": time.perf_counter() - self._start}
 
 
-def open_checkpoint(
-    path: Path, arch: str | None, *, key: str | None = None
-) -> tuple[Checkpoint, tuple[str, ...], list[str]]:
-    """Read a checkpoint, find the architectures that it fits (the given one, or those of the index), and warn.
+@dataclass(frozen=True)
+class Opened:
+    """What a run reads, read once.
 
-    Args:
-        path: A file or a folder.
-        arch: Specification of the network.
-        key: Which network of the checkpoint.
+    Attributes:
+        checkpoint: The tensors.
+        selection: Its tensors by kind.
+        candidates: Architectures that it fits: the given one, or those of the index.
+        indexed_classes: Classes of the architecture that the index knows; None where it knows none.
+        network: With the checkpoint's weights, which nobody changes; None where nothing has needed it so far.
+        data: The network on the data to train or calibrate on.
+        validation: The network on validation data.
+        evaluation: The network on the data that the file is evaluated on in the end.
+        warnings: What the network says against the checkpoint.
+    """
+
+    checkpoint: Checkpoint
+    selection: Selection
+    candidates: tuple[str, ...]
+    indexed_classes: int | None
+    network: OpenedNetwork | None
+    data: Bench | None
+    validation: Bench | None
+    evaluation: Bench | None
+    warnings: Sequence[str]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there are labelled data to measure on."""
+        return self.evaluation is not None or self.validation is not None
+
+
+def open_request(request: Request) -> Opened:
+    """Read the checkpoint, build its network if anything needs it, and read the data.
+
+    Data that the network does not run on are refused here, before any work is done.
 
     Raises:
-        GbnnError: It cannot be read, is an artifact, or does not fit `arch`.
+        GbnnError: A bad checkpoint, architecture or data.
     """
-    if is_artifact(path):
+    if is_artifact(request.source):
         raise CheckpointError(
-            f"`{path}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` gives dense "
-            "weights back"
+            f"`{request.source}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` "
+            "gives dense weights back"
         )
-    checkpoint, warnings = read_checkpoint(path, key=key), list[str]()
-    if arch is not None:
-        classes = find_architectures(floating_shapes(checkpoint.tensors)).n_classes
-        fit = load_weights(build_network(arch, n_classes=classes), checkpoint.tensors, spec=arch)
-        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(fit, spec=arch)))
-        warnings = left_out_warnings(fit, checkpoint, spec=arch)
-    return checkpoint, _architectures(checkpoint, arch), warnings
+    checkpoint = read_checkpoint(request.source, key=request.key)
+    match, network, warnings = match_of(checkpoint), None, list[str]()
+    wanted = (request.data, request.val_data, request.eval_data)
+    if request.arch is not None or any(each is not None for each in wanted):
+        network = open_network(checkpoint, request.arch, match=match)
+    if request.arch is not None and network is not None:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(network.fit, spec=request.arch)))
+        warnings = left_out_warnings(network.fit, checkpoint, spec=request.arch)
+    return Opened(
+        checkpoint=checkpoint,
+        selection=select(checkpoint),
+        candidates=match.names if request.arch is None else _published(request.arch),
+        indexed_classes=match.n_classes,
+        network=network,
+        warnings=warnings,
+        **_benches(request, network),
+    )
 
 
-def _bench_on(
-    checkpoint: Checkpoint, data: str | Evaluation | None, arch: str | None, *, option: str, samples: int = 1
-) -> Bench | None:
-    """The network on some data that it can be run on, if there are any.
+def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench | None]:
+    """The network on each of the three data sets, where they are given."""
+    training = request.passes > 0
+    judged = request.val_data is not None or request.eval_data is not None
+    # Calibration keeps the network while other weights are run on the data that files are judged by.
+    apart = judged and request.data is not None and not training
+    judging = network.copied() if network is not None and apart else network
+    labels = training or request.configuration.posterior == "variational"
 
-    Raises:
-        GbnnError: Bad data or architecture.
-    """
-    if data is None:
-        return None
-    bench = Bench(checkpoint, as_evaluation(data, samples=samples), arch, option=option)
-    bench.require_usable()
-    return bench
+    def bench(
+        data: str | Evaluation | None, opened: OpenedNetwork | None, option: str, *, labels: bool
+    ) -> Bench | None:
+        if data is None or opened is None:
+            return None
+        evaluation = as_evaluation(data, samples=request.samples)
+        return Bench(opened, load_data(evaluation.data, labels=labels), evaluation, option=option)
 
-
-def benches(
-    request: Request, read: Checkpoint, *, eval_data: str | Evaluation | None, samples: int
-) -> tuple[Bench | None, Bench | None]:
-    """The network on the data that a run is judged by in the end, and on those for choices.
-
-    Data to train on are tried as well, so that they are refused before any work is done.
-
-    Raises:
-        GbnnError: Bad data or architecture.
-    """
-    judged = _bench_on(read, eval_data, request.arch, option="--eval-data", samples=samples)
-    chosen = _bench_on(read, request.val_data, request.arch, option="--val-data")
-    if request.epochs:
-        _bench_on(read, request.data, request.arch, option="--data")
-    return judged, chosen
-
-
-def finest_ratio(request: Request) -> float:
-    """The smallest ratio that a request may come to."""
-    return _ratio_of_bytes(request) or FINEST_RATIO
-
-
-def _ratio_of_bytes(request: Request) -> float | None:
-    """The target, where it is a ratio of bytes."""
-    return request.target_ratio if request.ratio_of == "artifact" else None
+    found = {
+        "evaluation": bench(request.eval_data, judging, "--eval-data", labels=True),
+        "validation": bench(request.val_data, judging, "--val-data", labels=True),
+        "data": bench(request.data, network, "--data", labels=labels),
+    }
+    for name, each in found.items():
+        if each is not None and (training or name != "data"):
+            each.require_usable()
+    return found
 
 
 def prepare_request(
-    request: Request,
-    read: Checkpoint,
-    selection: Selection,
-    names: Sequence[str],
-    *,
-    finest_ratio: float,
-    labels: bool,
-    rescue: bool,
-    tell: Tell,
+    request: Request, opened: Opened, *, finest_ratio: float, rescue: bool, on_progress: OnProgress
 ) -> Prepared:
     """Posteriors and the mixture, calibrated unless training is to come.
 
     Args:
         request: What is asked for.
-        read: The checkpoint.
-        selection: Its tensors by kind.
-        names: Architectures that it fits.
+        opened: What it reads.
         finest_ratio: Smallest ratio that the mixture must serve.
-        labels: Whether there are data with labels to measure on.
         rescue: Whether layers that would vanish at the target are weighed up, where no training is to come.
-        tell: See `Tell`.
+        on_progress: Called with one line of text when a step begins.
 
     Raises:
         GbnnError: Bad data or architecture.
     """
-    recipe, calibration = request.recipe, None
-    if recipe.feedback and not request.epochs:
-        calibration = _calibration(read, selection, names, data=request.data, arch=request.arch, tell=tell)
+    recipe, read, selection = request.configuration, opened.checkpoint, opened.selection
+    calibration = _calibration(opened, arch=request.arch, on_progress=on_progress) if _calibrates(request) else None
     kind = settle_kind(
         request.task,
-        labels=labels or request.epochs > 0,
-        indexed_classes=find_architectures(floating_shapes(read.tensors)).n_classes,
+        labels=opened.has_labels or request.passes > 0,
+        indexed_classes=opened.indexed_classes,
         outputs=None if calibration is None else calibration.columns,
         tensors=read.tensors,
     )
     if request.max_drop is not None:
         require_forecast(kind, measured=request.val_data is not None)
-    precisions = precisions_on(recipe.posterior, request.data, read, selection, arch=request.arch, seed=request.seed)
-    tell(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
+    on_progress(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
     fitted = partial(
         prepare,
         read,
         selection,
         recipe=recipe,
         finest_ratio=finest_ratio,
-        facts={
-            **_provenance(read, names, recipe=recipe.recorded(epochs=request.epochs), seed=request.seed),
-            "target_ratio": request.target_ratio,
-            "max_drop": request.max_drop,
-            "ratio_of": request.ratio_of,
-            **({} if kind.task is None else {FACT: kind.task}),
-        },
+        facts=_facts(request, opened, kind),
         kind=kind,
         calibration=calibration,
-        precisions=precisions,
+        precisions=precisions_on(recipe.posterior, opened.data, read, selection, seed=request.seed),
     )
-    prepared = fitted()
-    by_costs = recipe.allocation == "costs" and kind.task == CLASSIFIER
-    if calibration is not None and not calibration.synthetic and by_costs:
-        tell("weighing layers by what their errors cost, and fitting again")
-        factors = cost_factors(prepared, ratio=_ratio_of_bytes(request) or TRIAL_RATIO)
-        if factors:
-            del prepared
-            prepared = fitted(importances=factors)
-        else:
-            tell(
-                "weighing them by their norms: the network gives no gradients (torch.no_grad, values changed in place)"
-            )
-    ratio = _ratio_of_bytes(request)
-    return _rescued(prepared, fitted, ratio, tell) if rescue and ratio is not None and not request.epochs else prepared
+    prepared = _by_costs(fitted(), fitted, request, on_progress)
+    ratio = request.byte_ratio
+    if not rescue or ratio is None or request.passes:
+        return prepared
+    return _rescued(prepared, fitted, ratio, on_progress)
 
 
-def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, tell: Tell) -> Prepared:
+def _by_costs(
+    prepared: Prepared, fitted: Callable[..., Prepared], request: Request, on_progress: OnProgress
+) -> Prepared:
+    """With layers weighed by what their errors cost, where inputs tell and the recipe wants it."""
+    calibration = prepared.calibration
+    wanted = request.configuration.allocation == "costs" and prepared.kind.task == CLASSIFIER
+    if not wanted or calibration is None or calibration.synthetic:
+        return prepared
+    on_progress("weighing layers by what their errors cost, and fitting again")
+    factors = cost_factors(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
+    if not factors:
+        on_progress("weighing them by their norms: the network gives no gradients (torch.no_grad, in-place changes)")
+        return prepared
+    del prepared
+    return fitted(importances=factors)
+
+
+def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, on_progress: OnProgress) -> Prepared:
     """With layers weighed up that would vanish at a ratio, if there are any and it helps."""
     factors = rescue_factors(prepared, ratio=ratio)
     if not factors:
         return prepared
-    tell("weighing layers up that would vanish, and fitting again")
+    on_progress("weighing layers up that would vanish, and fitting again")
     importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
     rescued = fitted(importances=importances)
     better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
     return replace(rescued, before=prepared) if better else prepared
 
 
-def _calibration(
-    checkpoint: Checkpoint,
-    selection: Selection,
-    names: Sequence[str],
-    *,
-    data: str | Evaluation | None,
-    arch: str | None,
-    tell: Tell,
-) -> Calibration | None:
+def _calibrates(request: Request) -> bool:
+    return request.configuration.feedback and not request.passes
+
+
+def _calibration(opened: Opened, *, arch: str | None, on_progress: OnProgress) -> Calibration | None:
     """On data; without, on noise where the architecture is known."""
-    if data is not None:
-        evaluation = as_evaluation(data, samples=1)
-        tell(f"calibrating on {evaluation.data}")
-        return calibration_on(evaluation, checkpoint, selection, arch=arch)
-    known = arch or (names[0] if len(names) == 1 else None)
-    if known is None:
+    if opened.data is not None:
+        on_progress(f"calibrating on {opened.data.evaluation.data}")
+        return calibration_on(opened.data, opened.checkpoint, opened.selection)
+    spec = arch or (opened.candidates[0] if len(opened.candidates) == 1 else None)
+    if spec is None:
         return None
-    tell(f"calibrating {known} on noise")
-    calibration = synthetic_calibration(checkpoint, selection, arch=known)
+    on_progress(f"calibrating {spec} on noise")
+    calibration = synthetic_calibration(opened.checkpoint, opened.selection, opened.network or spec)
     if calibration is None:
-        tell("no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384")
+        on_progress(
+            "no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384"
+        )
     return calibration
 
 
-def _architectures(checkpoint: Checkpoint, given: str | None) -> tuple[str, ...]:
-    if given is not None:
-        return (given,) if given.startswith(("torchvision/", "timm/")) else ()
-    return find_architectures(floating_shapes(checkpoint.tensors)).names
+def _published(arch: str) -> tuple[str, ...]:
+    """The specification of a network that others can build by its name; none of a user's own."""
+    return (arch,) if arch.startswith(("torchvision/", "timm/")) else ()
 
 
-def _provenance(
-    checkpoint: Checkpoint, architectures: Sequence[str], *, recipe: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def _facts(request: Request, opened: Opened, kind: Kind) -> dict[str, Any]:
+    """What the manifest says of the run."""
+    checkpoint, names = opened.checkpoint, opened.candidates
     return {
         "checkpoint": {
             "sha256": checkpoint.sha256,
             "bytes": checkpoint.size_bytes,
             "parameters": floating_values(checkpoint.tensors, checkpoint.ties),
-            "architecture": architectures[0] if len(architectures) == 1 else None,
+            "architecture": names[0] if len(names) == 1 else None,
             "notes": list(checkpoint.notes),
         },
-        "recipe": recipe,
-        "seed": seed,
+        "recipe": request.configuration.recorded(epochs=request.passes),
+        "seed": request.seed,
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+        "target_ratio": request.ratio,
+        "max_drop": request.max_drop,
+        "ratio_of": request.ratio_of,
+        **({} if kind.task is None else {FACT: kind.task}),
     }

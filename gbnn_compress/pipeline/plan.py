@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gbnn_compress.checkpoint.select import Selection, outlier_warnings, select
+from gbnn_compress.checkpoint.select import Selection, outlier_warnings
 from gbnn_compress.errors import GbnnError
-from gbnn_compress.pipeline.opening import Clock, Tell, benches, open_checkpoint, prepare_request
-from gbnn_compress.pipeline.request import Request, requested
-from gbnn_compress.predict.evaluation import Evaluation
+from gbnn_compress.pipeline.opening import Clock, OnProgress, open_request, prepare_request
+from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.rate.divided import uneven_warnings
-from gbnn_compress.recipe import resolve
 from gbnn_compress.report import sizes
 from gbnn_compress.report.words import counted
 from gbnn_compress.target.forecast import find_safe_ratio, planned_rate
@@ -31,52 +29,25 @@ LIBRARY_BYTES = 800_000_000
 """Of a process that has imported PyTorch, where the system does not say it."""
 
 
+@takes_options
 def plan(
     checkpoint: str | Path,
     *,
     ratios: Sequence[float] = PLANNED_RATIOS,
-    target_ratio: float | None = None,
-    max_drop: float | None = None,
-    ratio_of: str = "artifact",
-    output: str | Path | None = None,
-    arch: str | None = None,
-    key: str | None = None,
-    task: str | None = None,
-    recipe: str | Path = "default",
-    settings: Mapping[str, Any] | None = None,
-    data: str | Evaluation | None = None,
-    val_data: str | Evaluation | None = None,
-    epochs: int | None = None,
-    eval_data: str | Evaluation | None = None,
-    html: str | Path | None = None,
-    seed: int = 0,
-    progress: Tell | None = None,
+    progress: OnProgress | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Predict sizes and damage.
 
     Takes what `compress` takes, and refuses what it would refuse before its first stage: arguments that do not fit
-    together, data that the network cannot run on, named outputs that cannot be written. Damage is that of files before
-    any training: what epochs win back is not foreseen.
+    together, data that the network cannot run on, named outputs that cannot be written. Nothing is written. There need
+    not be a target. Damage is that of files before any training: what epochs win back is not predicted.
 
     Args:
-        checkpoint: As for `compress`, and so are the others.
-        ratios: Ratios to predict for, those of file bytes.
-        target_ratio: One more of them, if `ratio_of` is `artifact`; there need not be a target.
-        max_drop: See `compress`.
-        ratio_of: See `compress`.
-        output: Not written.
-        arch: See `compress`.
-        key: See `compress`.
-        task: See `compress`.
-        recipe: See `compress`.
-        settings: See `compress`.
-        data: See `compress`.
-        val_data: See `compress`.
-        epochs: See `compress`.
-        eval_data: See `compress`.
-        html: Not written.
-        seed: Of noise, where the recipe's `posterior` wants some.
-        progress: See `compress`.
+        checkpoint: The file or folder.
+        ratios: Ratios of file bytes to predict for; `target_ratio` is one more of them, if `ratio_of` is `artifact`.
+        progress: Called with one line of text when a stage begins.
+        options: The other fields of `Request`, which describes them.
 
     Returns:
         `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`, `task`
@@ -88,67 +59,56 @@ def plan(
     Raises:
         GbnnError: Bad input.
     """
+    return run_plan(Request(checkpoint=checkpoint, **options, planned=True), ratios=ratios, progress=progress)
+
+
+def run_plan(
+    request: Request, *, ratios: Sequence[float] = PLANNED_RATIOS, progress: OnProgress | None = None
+) -> dict[str, Any]:
+    """Plan as requested: `plan` for a request that is made already, with `planned`.
+
+    Args:
+        request: What to compress, and how.
+        ratios: Ratios of file bytes to predict for.
+        progress: Called with one line of text when a stage begins.
+
+    Raises:
+        GbnnError: Bad input.
+    """
     if not ratios or min(ratios) < 1:
         raise GbnnError(f"`ratios`: expected numbers of at least 1, got {tuple(ratios)}")
-    request = requested(
-        checkpoint,
-        target_ratio=target_ratio,
-        max_drop=max_drop,
-        ratio_of=ratio_of,
-        output=output,
-        arch=arch,
-        recipe=resolve(recipe, settings),
-        data=data,
-        val_data=val_data,
-        epochs=epochs,
-        html=html,
-        seed=seed,
-        key=key,
-        task=task,
-        planned=True,
-    )
-    by_bytes = request.target_ratio if ratio_of == "artifact" else None
-    wanted = sorted({*ratios, by_bytes} if by_bytes else ratios)
-    clock = Clock()
+    target = request.byte_ratio
+    wanted = sorted({*ratios, target} if target else ratios)
+    on_progress, clock = progress or (lambda line: None), Clock()
     with clock("read"):
-        read, names, misfits = open_checkpoint(request.source, arch, key=key)
-        selection = select(read)
-        judged, chosen = benches(request, read, eval_data=eval_data, samples=1)
+        opened = open_request(request)
     with clock("fit"):
-        prepared = prepare_request(
-            request,
-            read,
-            selection,
-            names,
-            finest_ratio=wanted[0],
-            labels=judged is not None or chosen is not None,
-            rescue=False,
-            tell=progress or (lambda line: None),
-        )
+        prepared = prepare_request(request, opened, finest_ratio=wanted[0], rescue=False, on_progress=on_progress)
     with clock("merge"):
         rates = [planned_rate(prepared, ratio) for ratio in wanted]
         safe = find_safe_ratio(prepared)
+    read, selection = opened.checkpoint, opened.selection
     calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
     return {
         "schema": sizes.SCHEMA,
         "checkpoint": {
-            "path": str(checkpoint),
+            "path": str(request.source),
             **prepared.facts["checkpoint"],
-            "architecture_candidates": list(names),
+            "architecture_candidates": list(opened.candidates),
         },
         "tensors": [asdict(info) for info in tensor_infos(read, prepared.selection)],
         "rates": rates,
         "safe_ratio": safe,
         "task": prepared.kind.task,
         "assumes": prepared.kind.assumes,
-        "target_ratio": by_bytes,
+        "target_ratio": target,
         "with_data": calibrated or prepared.precisions is not None,
-        "max_drop": max_drop,
-        "ratio_of": ratio_of,
-        "epochs": request.epochs,
+        "max_drop": request.max_drop,
+        "ratio_of": request.ratio_of,
+        "epochs": request.passes,
         "memory_bytes": _peak_bytes(prepared.floating_bytes) + ENCODING_BYTES * _shared_weights(read, selection),
         "warnings": [
-            *misfits,
+            *opened.warnings,
             *outlier_warnings(read, selection),
             *uneven_warnings(read.tensors, selection.shared),
             *_caveats(request),
@@ -159,10 +119,10 @@ def plan(
 
 def _caveats(request: Request) -> Iterator[str]:
     """What the prediction leaves out."""
-    if request.target_ratio is not None and request.ratio_of == "parameters":
+    if request.ratio is not None and request.ratio_of == "parameters":
         yield "`plan` predicts bytes: a target of parameters has no row of its own"
-    if request.epochs:
-        yield f"predicted before training: what {counted(request.epochs, 'epoch')} would win back is not foreseen"
+    if request.passes:
+        yield f"predicted before training: what {counted(request.passes, 'epoch')} would win back is not foreseen"
 
 
 def _shared_weights(checkpoint: Checkpoint, selection: Selection) -> int:

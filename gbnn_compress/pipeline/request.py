@@ -1,128 +1,133 @@
-"""What compressing, or planning it, is asked for: checked before anything is read."""
+"""What `compress` and `plan` are asked for: checked when it is made, before anything is read."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, ParamSpec, TypeVar
 
 from gbnn_compress.checkpoint.folders import SUFFIXES
 from gbnn_compress.data.kind import check_task
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
 from gbnn_compress.files import require_writable, same_file
+from gbnn_compress.predict.bench import Evaluation
+from gbnn_compress.recipe import Recipe, resolve
 from gbnn_compress.report import templated
-
-if TYPE_CHECKING:
-    from gbnn_compress.predict.evaluation import Evaluation
-    from gbnn_compress.recipe import Recipe
 
 SUFFIX = ".gbnn.safetensors"
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
-    """Arguments that fit together; what is left to the recipe is filled in.
+    """The arguments of `compress` and `plan`.
 
     Attributes:
-        source: The checkpoint, a file or a folder.
-        path: The artifact.
-        target_ratio: Wanted ratio; None with `max_drop`, or where only a plan is wanted.
-        max_drop: Accuracy points that may be lost; None with `target_ratio`.
-        ratio_of: `artifact` or `parameters`.
-        arch: Specification of the network.
-        recipe: The configuration.
-        data: To train or calibrate on.
-        val_data: For choices.
-        epochs: Passes over the data.
-        seed: Of all chance.
-        key: Which network of the checkpoint.
-        task: `classifier` or `other`; None where that is to be found out.
-    """
-
-    source: Path
-    path: Path
-    target_ratio: float | None
-    max_drop: float | None
-    ratio_of: str
-    arch: str | None
-    recipe: Recipe
-    data: str | Evaluation | None
-    val_data: str | Evaluation | None
-    epochs: int
-    seed: int
-    key: str | None = None
-    task: str | None = None
-
-
-def requested(
-    checkpoint: str | Path,
-    *,
-    target_ratio: float | None,
-    max_drop: float | None,
-    ratio_of: str,
-    output: str | Path | None,
-    arch: str | None,
-    recipe: Recipe,
-    data: str | Evaluation | None,
-    val_data: str | Evaluation | None,
-    epochs: int | None,
-    html: str | Path | None,
-    seed: int,
-    key: str | None = None,
-    task: str | None = None,
-    planned: bool = False,
-) -> Request:
-    """Arguments as they were given, checked.
-
-    Args:
-        checkpoint: As for `compress`, and so are the others.
-        target_ratio: None and no `max_drop`: the recipe's.
-        max_drop: See `Request`.
-        ratio_of: See `Request`.
-        output: Default: see `default_output`.
-        arch: See `Request`.
-        recipe: Resolved.
-        data: See `Request`.
-        val_data: See `Request`.
-        epochs: None: the recipe's.
-        html: The page that is to be written as well.
-        seed: See `Request`.
-        key: See `Request`.
-        task: See `Request`.
+        checkpoint: `.safetensors`, `.pth`, `.pt`, `.th`, `.bin` or `.ckpt`, or a Hugging Face folder: one with
+            `model.safetensors`, `pytorch_model.bin` or an index of either.
+        target_ratio: Wanted ratio, >= 1; give this or `max_drop`. Default: the recipe's.
+        max_drop: Accuracy points that may be lost, measured on `val_data` or predicted; the smallest file within them.
+        ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
+        output: The artifact; default `<stem>.gbnn.safetensors` (of a folder `<folder>.gbnn.safetensors`) in the working
+            directory.
+        arch: Specification of the network (see the README), which the weights must fit; default: looked up by names
+            and shapes.
+        key: Which network of the checkpoint, where it holds several: an entry of the wrapper, such as `g_ema`, or a
+            prefix of names, such as `ema_model.`.
+        task: `classifier` or `other`: whether the network tells classes apart. Default: found out by labels, the index
+            of architectures, and outputs; lost points are predicted only where that is a classifier.
+        recipe: Name of a shipped recipe, or a YAML file.
+        settings: Further recipe values by key.
+        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
+            epochs, to calibrate on; labels are not used then. Without data, and where the architecture is known and has
+            batch norm, noise serves.
+        val_data: The same, of labelled validation data for the choices of training (default: a part of `data`, held
+            out), or for what `max_drop` is measured on.
+        epochs: Passes over the data to train for; 0: calibrate only. Default: the recipe's, 0 in most.
+        eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
+        samples: Posterior draws for the evaluation (an `Evaluation` has its own).
+        html: Where to write the report as a page.
+        seed: Recorded; seeds training and the posterior draws of the evaluation.
+        restart: Whether to train from the beginning where an earlier run was stopped; by default the same call goes on
+            after its last finished epoch, from a file beside the artifact, `<stem>.gbnn.state.safetensors`.
         planned: Whether nothing will be written: then there need not be a target, nor a place for the default output.
+        source: The checkpoint's path.
+        path: The artifact's path.
+        configuration: The recipe with the settings.
+        ratio: The wanted ratio, given or the recipe's; None with `max_drop`, or where only a plan is wanted.
+        passes: Passes over the data, given or the recipe's.
 
     Raises:
-        GbnnError: They do not fit together, or an output cannot be written.
+        GbnnError: The arguments do not fit together, or an output cannot be written.
     """
-    if target_ratio is None and max_drop is None:
-        target_ratio = recipe.target_ratio
-    _check_target(target_ratio, max_drop, ratio_of, needed=not planned)
-    said = f"the recipe's `epochs: {recipe.epochs}`" if epochs is None else f"`--epochs {epochs}`"
-    epochs = recipe.epochs if epochs is None else epochs
-    _check_data(data, recipe, epochs=epochs, said=said, val_data=val_data, max_drop=max_drop)
-    require_seed(seed)
-    check_task(task)
-    source = Path(checkpoint)
-    path = default_output(source) if output is None else Path(output)
-    if output is not None or not planned:
-        _check_output(source, path)
-    if html is not None:
-        templated.require_writable(Path(html), checkpoint=source, artifact=path)
-    return Request(
-        source=source,
-        path=path,
-        target_ratio=target_ratio,
-        max_drop=max_drop,
-        ratio_of=ratio_of,
-        arch=arch,
-        recipe=recipe,
-        data=data,
-        val_data=val_data,
-        epochs=epochs,
-        seed=seed,
-        key=key,
-        task=task,
-    )
+
+    checkpoint: str | Path
+    target_ratio: float | None = None
+    max_drop: float | None = None
+    ratio_of: str = "artifact"
+    output: str | Path | None = None
+    arch: str | None = None
+    key: str | None = None
+    task: str | None = None
+    recipe: str | Path = "default"
+    settings: Mapping[str, Any] | None = None
+    data: str | Evaluation | None = None
+    val_data: str | Evaluation | None = None
+    epochs: int | None = None
+    eval_data: str | Evaluation | None = None
+    samples: int = 16
+    html: str | Path | None = None
+    seed: int = 0
+    restart: bool = False
+    planned: bool = False
+
+    source: Path = field(init=False, repr=False)
+    path: Path = field(init=False, repr=False)
+    configuration: Recipe = field(init=False, repr=False)
+    ratio: float | None = field(init=False, repr=False)
+    passes: int = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        recipe = resolve(self.recipe, self.settings)
+        source = Path(self.checkpoint)
+        no_target = self.target_ratio is None and self.max_drop is None
+        derived = {
+            "source": source,
+            "path": default_output(source) if self.output is None else Path(self.output),
+            "configuration": recipe,
+            "ratio": recipe.target_ratio if no_target else self.target_ratio,
+            "passes": recipe.epochs if self.epochs is None else self.epochs,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # the way in which a frozen dataclass fills its own fields
+        _check_target(self)
+        _check_data(self)
+        require_seed(self.seed)
+        check_task(self.task)
+        if self.output is not None or not self.planned:
+            _check_output(source, self.path)
+        if self.html is not None:
+            templated.require_writable(Path(self.html), checkpoint=source, artifact=self.path)
+
+    @property
+    def byte_ratio(self) -> float | None:
+        """The target, where it is a ratio of bytes."""
+        return self.ratio if self.ratio_of == "artifact" else None
+
+
+def takes_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Show the fields of `Request` in the signature of a function that takes them as keyword arguments."""
+    own = inspect.signature(function).parameters.values()
+    given = inspect.signature(Request).parameters.values()
+    first = [each for each in own if each.kind is each.POSITIONAL_OR_KEYWORD]
+    rest = [each for each in own if each.kind is each.KEYWORD_ONLY]
+    options = [each for each in given if each.name not in {"planned", *(each.name for each in first)}]
+    function.__signature__ = inspect.Signature([*first, *options, *rest])  # type: ignore[attr-defined]
+    return function
 
 
 def default_output(checkpoint: str | Path) -> Path:
@@ -131,42 +136,35 @@ def default_output(checkpoint: str | Path) -> Path:
     return Path(((path.resolve().name or "checkpoint") if path.is_dir() else path.stem) + SUFFIX)
 
 
-def _check_target(target_ratio: float | None, max_drop: float | None, ratio_of: str, *, needed: bool) -> None:
+def _check_target(request: Request) -> None:
     """Refuse targets that nobody can mean, and none where one is needed."""
-    n_given = (target_ratio is not None) + (max_drop is not None)
-    if n_given == 2 or (needed and not n_given):
+    ratio, drop = request.ratio, request.max_drop
+    n_given = (ratio is not None) + (drop is not None)
+    if n_given == 2 or (not n_given and not request.planned):
         raise GbnnError("give either `--target-ratio` (such as 50) or `--max-drop` (such as 1.0)")
-    if target_ratio is not None and not 1 <= target_ratio < float("inf"):
-        raise GbnnError(
-            f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {target_ratio:g}"
-        )
-    if max_drop is not None and not 0 < max_drop <= 100:
-        raise GbnnError(f"`--max-drop`: expected accuracy points above 0 and at most 100, got {max_drop:g}")
-    if ratio_of not in ("artifact", "parameters"):
-        raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{ratio_of}`")
+    if ratio is not None and not 1 <= ratio < float("inf"):
+        raise GbnnError(f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got {ratio:g}")
+    if drop is not None and not 0 < drop <= 100:
+        raise GbnnError(f"`--max-drop`: expected accuracy points above 0 and at most 100, got {drop:g}")
+    if request.ratio_of not in ("artifact", "parameters"):
+        raise GbnnError(f"`--ratio-of`: expected `artifact` or `parameters`, got `{request.ratio_of}`")
 
 
-def _check_data(
-    data: str | Evaluation | None,
-    recipe: Recipe,
-    *,
-    epochs: int,
-    said: str,
-    val_data: str | Evaluation | None,
-    max_drop: float | None,
-) -> None:
-    """Refuse data that a run has no use for, and runs that need others; `said` is who wants so many epochs."""
+def _check_data(request: Request) -> None:
+    """Refuse data that a run does not use, and runs that need other data."""
+    recipe, epochs, data = request.configuration, request.passes, request.data
     if epochs < 0:
         raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
     if epochs and data is None:
-        raise GbnnError(f"{said}: training needs labelled data; name them with `--data`")
-    if epochs and max_drop is not None:
+        set_by = f"the recipe's `epochs: {epochs}`" if request.epochs is None else f"`--epochs {epochs}`"
+        raise GbnnError(f"{set_by}: training needs labelled data; name them with `--data`")
+    if epochs and request.max_drop is not None:
         raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
     if epochs and recipe.sigma == "magnitude":
         raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
     if epochs and recipe.blending != "none":
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
-    if val_data is not None and not epochs and max_drop is None:
+    if request.val_data is not None and not epochs and request.max_drop is None:
         raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
     if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
         raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.data.names import match_names, rename
 from gbnn_compress.errors import require_seed
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
+from gbnn_compress.predict.bench import Evaluation, as_evaluation, open_bench
+from gbnn_compress.predict.models import dense, read_model
 from gbnn_compress.report.sizes import SCHEMA
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def diff(
     }
     if data is None:
         return result
-    bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
+    bench = open_bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
     p, q = (bench.predict(model, samples=0).probabilities for model in models)
     result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
     if bench.data.labels is not None:

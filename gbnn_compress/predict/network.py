@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.original import laid_out, open_original
-from gbnn_compress.data.architectures import build_network, load_weights
+from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.errors import DataError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.draws import Sampler, sampler
-from gbnn_compress.predict.evaluation import extra_notes, known_architecture, shapes_of
+from gbnn_compress.predict.models import extra_notes, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.prediction import Prediction
 from gbnn_compress.predict.rebuild import rebuild
@@ -67,11 +66,11 @@ class CompressedNetwork:
             GbnnError: The architecture is not known, or the weights do not fit it.
         """
         if network is None or isinstance(network, str):
-            spec = network or known_architecture(self.artifact)
-            network = build_network(spec, n_classes=find_architectures(shapes_of(self.artifact)).n_classes)
+            opened = open_network(self.artifact, network, strict=strict)
+            network, spec, fit = opened.network, opened.spec, opened.fit
         else:
             spec = type(network).__name__
-        fit = load_weights(network, self.state_dict(), spec=spec, strict=strict)
+            fit = load_weights(network, self.state_dict(), spec=spec, strict=strict)
         self.notes = extra_notes(fit, spec=spec)
         self._module, self._source, self._strict = network.eval(), None, strict
         return network

@@ -17,7 +17,7 @@ from gbnn_compress.target.forecast import find_safe_ratio, predicted_cut
 if TYPE_CHECKING:
     import torch
 
-    from gbnn_compress.predict.evaluation import Bench
+    from gbnn_compress.predict.bench import Bench
     from gbnn_compress.target.prepared import Prepared
 
 OCTAVES = 2.0

@@ -21,7 +21,7 @@ import torch
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import OutputError
 from gbnn_compress.files import write_atomically
-from gbnn_compress.predict.evaluation import Bench
+from gbnn_compress.predict.bench import Bench
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.training import processes

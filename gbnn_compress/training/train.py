@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation
+from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.prediction import average
 from gbnn_compress.predict.running import check_labels, copied, evaluating, logits, run_with
 from gbnn_compress.predict.temperature import fit_temperature, temperature_fact
@@ -32,7 +31,6 @@ from gbnn_compress.training.objective import runs_bfloat16
 from gbnn_compress.training.schedule import Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.training.state import StateFile
-from gbnn_compress.types import Checkpoint
 
 HELD_INPUTS, HELD_PIXELS = 2000, 25_000_000
 """Most inputs that choices are made on, and most of their pixels: they stay in memory."""
@@ -57,24 +55,25 @@ NOISE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """By how much noise is tried larger than it was in training: in training it is that of the tied curvature."""
 
 
-def training_benches(
-    checkpoint: Checkpoint, data: str | Evaluation, val_data: str | Evaluation | None, *, arch: str | None, seed: int
-) -> tuple[Bench, Bench]:
-    """The network on data for training, and on data for choices: those given, or a part held out.
+def training_benches(data: Bench, validation: Bench | None, *, seed: int) -> tuple[Bench, Bench]:
+    """The network on data for training, and on validation data: those given, or a part held out.
+
+    Args:
+        data: The network on the data for training.
+        validation: The network on validation data, if they are given.
+        seed: Of the part that is held out.
 
     Raises:
-        GbnnError: Bad data or architecture.
+        DataError: Too few inputs.
     """
-    train = Bench(checkpoint, as_evaluation(data, samples=1), arch)
-    if val_data is not None:
-        given = as_evaluation(val_data, samples=1)
-        return train, train.on(load_data(given.data), option="--val-data")
-    order = np.random.default_rng(seed).permutation(len(train.data))
+    if validation is not None:
+        return data, validation
+    order = np.random.default_rng(seed).permutation(len(data.data))
     held = max(min(len(order) // 10, HELD_INPUTS), 1)
     parts = (np.sort(part) for part in (order[held:], order[:held]))
     if len(order) < 4:
         raise DataError(f"`--data` has {words.counted(len(order), 'input')}: too few to train on")
-    return tuple(train.on(train.data.take(part), option="--data") for part in parts)  # type: ignore[return-value]
+    return tuple(data.on(data.data.take(part), option="--data") for part in parts)  # type: ignore[return-value]
 
 
 def train_to_target(

@@ -17,7 +17,7 @@ from gbnn_compress.checkpoint.select import select
 from gbnn_compress.data.architectures import build_network
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
-from gbnn_compress.predict.evaluation import Bench, Evaluation
+from gbnn_compress.predict.bench import Evaluation, open_bench
 from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -279,7 +279,8 @@ def test_what_only_the_file_ties_is_left_plain(models: Path, tmp_path: Path) -> 
     state = torch.load(path)
     torch.save(state | {"second.weight": state["first.weight"]}, path)
     checkpoint = read_checkpoint(path)
-    calibration = calibration_on(Evaluation(spec_of(models)), checkpoint, select(checkpoint), arch=arch)
+    bench = open_bench(checkpoint, Evaluation(spec_of(models)), arch, labels=False)
+    calibration = calibration_on(bench, checkpoint, select(checkpoint))
     assert calibration.layers.keys() == {"stem.weight", "head.weight"}
 
 
@@ -306,7 +307,7 @@ def test_the_stem_is_found_in_a_file_of_any_order(models: Path, tmp_path: Path) 
     path, arch = saved(models, "depthwise", tmp_path)
     torch.save(dict(reversed(torch.load(path).items())), path)
     checkpoint = read_checkpoint(path)
-    calibration = synthetic_calibration(checkpoint, select(checkpoint), arch=arch)
+    calibration = synthetic_calibration(checkpoint, select(checkpoint), arch)
     assert calibration is not None
     assert calibration.synthetic
     assert calibration.inputs.shape[1] == 3
@@ -314,7 +315,7 @@ def test_the_stem_is_found_in_a_file_of_any_order(models: Path, tmp_path: Path) 
 
 def test_an_architecture_that_cannot_be_built_gives_no_noise(models: Path, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(saved(models, "grey", tmp_path)[0])
-    assert synthetic_calibration(checkpoint, select(checkpoint), arch=f"{models}:depthwise") is None
+    assert synthetic_calibration(checkpoint, select(checkpoint), f"{models}:depthwise") is None
 
 
 @pytest.mark.parametrize(
@@ -347,7 +348,9 @@ def test_inputs_are_chosen_from_all_of_the_data(digits: Digits, tmp_path: Path) 
     """As from an image folder: sorted by class, here by brightness."""
     x = np.repeat(np.arange(200, dtype=np.uint8), 64).reshape(200, 8, 8)
     np.savez(tmp_path / "x.npz", x=x)
-    bench = Bench(read_checkpoint(digits.checkpoint), Evaluation(f"npz:{tmp_path / 'x.npz'}"), DIGITS, labels=False)
+    bench = open_bench(
+        read_checkpoint(digits.checkpoint), Evaluation(f"npz:{tmp_path / 'x.npz'}"), DIGITS, labels=False
+    )
     some = (bench.inputs(at_most=50)[:, 0, 0, 0] * 255).round().int().tolist()
     assert len(set(some)) == 50
     assert some == sorted(some)

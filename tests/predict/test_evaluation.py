@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from gbnn_compress import compress, diff, evaluate
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, ArtifactError, CheckpointError, DataError, GbnnError
-from gbnn_compress.predict.evaluation import Bench, Evaluation, is_artifact, known_architecture, read_model
+from gbnn_compress.predict.bench import Evaluation, open_bench
+from gbnn_compress.predict.models import is_artifact, known_architecture, read_model
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress_cli import digits_network
 
@@ -75,7 +76,7 @@ def test_an_artifact_is_averaged_over_draws(files: Files) -> None:
 
 def test_draws_average_probabilities_of_consecutive_seeds(files: Files) -> None:
     artifact = read_model(files.artifact)
-    bench = Bench(artifact, DIGITS, ARCHITECTURE)
+    bench = open_bench(artifact, DIGITS, ARCHITECTURE)
     expected = torch.stack([bench.run(rebuild(artifact, seed=7 + draw)) for draw in range(4)]).mean(dim=0)
     found = bench.probabilities(artifact, seed=7)
     assert found.dtype == torch.float64
@@ -86,7 +87,7 @@ def test_draws_average_probabilities_of_consecutive_seeds(files: Files) -> None:
 
 def test_one_bench_runs_one_set_of_weights_after_the_other(files: Files) -> None:
     checkpoint, artifact = read_model(files.checkpoint), read_model(files.artifact)
-    bench = Bench(checkpoint, DIGITS, ARCHITECTURE)
+    bench = open_bench(checkpoint, DIGITS, ARCHITECTURE)
     first = bench.probabilities(checkpoint, seed=0)
     bench.probabilities(artifact, seed=0)
     assert torch.equal(bench.probabilities(checkpoint, seed=0), first)
@@ -94,7 +95,7 @@ def test_one_bench_runs_one_set_of_weights_after_the_other(files: Files) -> None
 
 def test_the_same_bench_on_other_data(files: Files) -> None:
     checkpoint = read_model(files.checkpoint)
-    bench = Bench(checkpoint, DIGITS, ARCHITECTURE)
+    bench = open_bench(checkpoint, DIGITS, ARCHITECTURE)
     other = bench.on(load_data("digits:train", labels=False), option="--ood")
     assert other.network is bench.network
     assert (other.option, bench.option) == ("--ood", "--data")

@@ -16,7 +16,7 @@ from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import select
 from gbnn_compress.data.architectures import build_network
 from gbnn_compress.data.kind import CLASSIFIER, Kind
-from gbnn_compress.predict.evaluation import Evaluation
+from gbnn_compress.predict.bench import Evaluation, open_bench
 from gbnn_compress.rate.posterior import data_free_posterior
 from gbnn_compress.recipe import resolve
 from gbnn_compress.target.allocation import HALF_TRUSTED, POWER, cost_factors
@@ -65,7 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(folder: Path, *, name: str = "Branches", ratio: float = 10) -> dict[str, float]:
     read = read_checkpoint(folder / "net.safetensors")
     selection, evaluation = select(read), Evaluation(f"npz:{folder / 'inputs.npz'}")
-    calibration = calibration_on(evaluation, read, selection, arch=f"{folder / 'models.py'}:{name}")
+    bench = open_bench(read, evaluation, f"{folder / 'models.py'}:{name}", labels=False)
+    calibration = calibration_on(bench, read, selection)
     prepared = prepare(
         read,
         selection,

@@ -1,0 +1,154 @@
+"""Checkpoints and artifacts, told apart when they are read, and the network that either belongs to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gbnn_compress.checkpoint.architecture_index import ArchitectureMatch, find_architectures
+from gbnn_compress.checkpoint.layouts import listed
+from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.checkpoint.select import floating_shapes
+from gbnn_compress.data.architectures import build_network, load_weights
+from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.format.artifact import read_artifact
+from gbnn_compress.format.container import FORMAT
+from gbnn_compress.predict.rebuild import rebuild
+from gbnn_compress.predict.running import copied
+from gbnn_compress.report import words
+from gbnn_compress.types import Artifact, Checkpoint, Fit
+
+if TYPE_CHECKING:
+    import torch
+
+
+MOST_LEFT_OUT = 0.2
+"""Share of a checkpoint's weights that a network may leave out without a warning."""
+
+
+@dataclass(frozen=True)
+class OpenedNetwork:
+    """A network that holds the weights of a checkpoint, or the posterior mean of an artifact.
+
+    Attributes:
+        network: On the CPU.
+        spec: Specification of its architecture.
+        fit: Which tensor went where.
+    """
+
+    network: torch.nn.Module
+    spec: str
+    fit: Fit
+
+    def on(self, device: torch.device) -> torch.nn.Module:
+        """The network itself on the CPU, a copy on any other device."""
+        return self.network if device.type == "cpu" else copied(self.network).to(device)
+
+    def copied(self) -> OpenedNetwork:
+        """The same with a network of its own, for runs with other weights."""
+        return replace(self, network=copied(self.network))
+
+
+def open_network(
+    model: Checkpoint | Artifact,
+    arch: str | None = None,
+    *,
+    match: ArchitectureMatch | None = None,
+    strict: bool | None = None,
+) -> OpenedNetwork:
+    """Build a model's network and load its weights.
+
+    Args:
+        model: The weights.
+        arch: Specification of the network; default: what the artifact records or the index finds.
+        match: What `match_of` found for the model, where it was called before.
+        strict: See `load_weights`.
+
+    Raises:
+        ArchitectureError: The network is not known, cannot be built, or does not fit the weights.
+    """
+    match = match or match_of(model)
+    spec = arch or known_architecture(model, match=match)
+    network = build_network(spec, n_classes=match.n_classes)
+    return OpenedNetwork(network, spec, load_weights(network, dense(model), spec=spec, strict=strict))
+
+
+def match_of(model: Checkpoint | Artifact) -> ArchitectureMatch:
+    """The architectures of the index that fit a model's tensors."""
+    return find_architectures(shapes_of(model))
+
+
+def read_model(path: Path, *, key: str | None = None) -> Checkpoint | Artifact:
+    """Open a checkpoint (a file or a folder) or an artifact, told apart by what the file says of itself.
+
+    Args:
+        path: The file or folder.
+        key: Which network of the checkpoint; ignored for an artifact, which holds one.
+
+    Raises:
+        GbnnError: Neither.
+    """
+    return read_artifact(path) if is_artifact(path) else read_checkpoint(path, key=key)
+
+
+def extra_notes(fit: Fit, *, spec: str) -> tuple[str, ...]:
+    """A sentence on what a network left out of a checkpoint, if there is something."""
+    if not fit.extra:
+        return ()
+    return (f"`{spec}` has no {listed(fit.extra)}: kept in the file, not used by the network.",)
+
+
+def left_out_warnings(fit: Fit, model: Checkpoint | Artifact, *, spec: str) -> list[str]:
+    """What to warn of where a network leaves out more of a checkpoint than counters, heads and losses are."""
+    sizes = {name: math.prod(shape) for name, shape in shapes_of(model).items()}
+    left = sum(sizes.get(name, 0) for name in fit.extra) / max(sum(sizes.values()), 1)
+    if left <= MOST_LEFT_OUT:
+        return []
+    found = f"`{spec}` has no tensor for {words.percent(left)} of the weights"
+    return [f"{found} ({listed(fit.extra)}): what is said of the network is said without them; check `--arch`"]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a file is a safetensors container that names our format."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return f'{{"__metadata__":{{"{FORMAT}":'.encode() in file.read(64)
+    except OSError:
+        return False
+
+
+def dense(model: Checkpoint | Artifact) -> Mapping[str, torch.Tensor]:
+    """The state dict of a checkpoint, or the posterior mean of an artifact."""
+    return rebuild(model) if isinstance(model, Artifact) else model.tensors
+
+
+def shapes_of(model: Checkpoint | Artifact) -> dict[str, tuple[int, ...]]:
+    """Shapes of the floating tensors."""
+    if isinstance(model, Checkpoint):
+        return floating_shapes(model.tensors)
+    return {info.name: info.shape for info in model.tensors if "float" in info.dtype}
+
+
+def known_architecture(model: Checkpoint | Artifact, *, match: ArchitectureMatch | None = None) -> str:
+    """The one architecture that a model belongs to.
+
+    Args:
+        model: The weights.
+        match: What `match_of` found for them, where it was called before.
+
+    Raises:
+        ArchitectureError: None or several do.
+    """
+    recorded = model.facts["checkpoint"]["architecture"] if isinstance(model, Artifact) else None
+    names = (recorded,) if recorded else (match or match_of(model)).names
+    if len(names) == 1:
+        return names[0]
+    found = f"several fit ({', '.join(names[:6])})" if names else "no torchvision or timm network fits its tensors"
+    raise ArchitectureError(
+        f"the network is not known: {found}; name it with `--arch`, such as torchvision/resnet18 or models.py:resnet20"
+    )

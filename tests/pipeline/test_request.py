@@ -1,0 +1,56 @@
+"""One request for `compress`, `plan` and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+import gbnn_compress
+from gbnn_compress import GbnnError, Request
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    weights = {"fc.weight": torch.randn(16, 40, generator=torch.Generator().manual_seed(0)), "fc.bias": torch.zeros(16)}
+    torch.save(weights, tmp_path / "net.pth")
+    return tmp_path / "net.pth"
+
+
+def test_compress_is_run_of_a_request(checkpoint: Path, tmp_path: Path) -> None:
+    options = {"target_ratio": 4, "settings": {"noise": 0.2}, "seed": 3}
+    gbnn_compress.compress(checkpoint, output=tmp_path / "a.gbnn.safetensors", **options)
+    gbnn_compress.run(Request(checkpoint=checkpoint, output=tmp_path / "b.gbnn.safetensors", **options))
+    assert (tmp_path / "a.gbnn.safetensors").read_bytes() == (tmp_path / "b.gbnn.safetensors").read_bytes()
+
+
+def test_a_request_is_frozen_and_checked_again_when_replaced(checkpoint: Path) -> None:
+    request = Request(checkpoint=checkpoint, target_ratio=8, output=checkpoint.with_name("a.gbnn.safetensors"))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        request.target_ratio = 4  # type: ignore[misc]
+    with pytest.raises(GbnnError, match="`--target-ratio`: expected a number of at least 1"):
+        dataclasses.replace(request, target_ratio=0.5)
+
+
+def test_what_was_not_given_comes_from_the_recipe(checkpoint: Path) -> None:
+    request = Request(checkpoint=checkpoint, planned=True, settings={"target_ratio": 20, "epochs": 0})
+    assert (request.ratio, request.byte_ratio, request.passes) == (20, 20, 0)
+    assert request.path == Path("net.gbnn.safetensors")
+    assert Request(checkpoint=checkpoint, planned=True, target_ratio=9, ratio_of="parameters").byte_ratio is None
+
+
+def test_a_request_for_a_plan_is_not_run(checkpoint: Path) -> None:
+    with pytest.raises(GbnnError, match="`planned`"):
+        gbnn_compress.run(Request(checkpoint=checkpoint, target_ratio=8, planned=True))
+
+
+@pytest.mark.parametrize("function", [gbnn_compress.compress, gbnn_compress.plan])
+def test_every_field_is_an_argument(function: object) -> None:
+    shown = inspect.signature(function).parameters  # type: ignore[arg-type]
+    fields = {field.name for field in dataclasses.fields(Request) if field.init} - {"planned"}
+    assert fields <= set(shown)
+    with pytest.raises(TypeError, match="target_rato"):
+        function("net.pth", target_rato=8)  # type: ignore[operator]
