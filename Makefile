@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-long check fuzz lock clean
 
@@ -9,10 +10,10 @@ demo: $(STAMP)
 	$(VENV)/bin/gbnn-compress demo demo
 
 test: $(STAMP)
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PARALLEL)
 
 test-long: $(STAMP)
-	$(PYTHON) -m pytest -m 'long and not slow'
+	$(PYTHON) -m pytest $(PARALLEL) -m 'long and not slow'
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .
