@@ -180,6 +180,5 @@ OTHERS: dict[str, Case] = {
     "lraspp_mobilenet_v3_large": (_lraspp, _numbers(3, 64, 64)),
     "deeplabv3_mobilenet_v3_large": (lambda: _segmenter("deeplabv3_mobilenet_v3_large"), _numbers(3, 64, 64)),
     "mc3_18": (lambda: torchvision.models.get_model("mc3_18", weights=None), _numbers(3, 4, 48, 48)),
-    "s3d": (lambda: torchvision.models.get_model("s3d", weights=None), _numbers(3, 16, 64, 64)),
 }
 """Name -> what makes the network, and what makes that many inputs."""
