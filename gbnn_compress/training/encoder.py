@@ -132,15 +132,15 @@ class Trainer:
 
     def encoded(self, *, damage: Damage | None = None, finer: float = 1.0, **facts: Any) -> Result:
         """The file as things are, its unshared values that much finer, with further facts for its manifest."""
-        shared = self.shared
-        book = replace(shared.book, bank=shared.bank())
-        scales = [posterior.scale for posterior in shared.posteriors]
+        shared, coding = self.shared, self.shared.coding
+        book = replace(coding.book, bank=coding.bank())
+        scales = [posterior.scale for posterior in coding.posteriors]
         tensors = {**self.prepared.checkpoint.tensors, **shared.tensors()}
         maps = with_parts_kept(shared.maps(), tensors, means=book.bank.means, scales=scales)
-        noise, said = float(f"{shared.noise:.4g}"), {**self.facts, **facts}
+        noise, said = float(f"{coding.noise:.4g}"), {**self.facts, **facts}
         assigned = Assigned(maps, self.plain(), damage, noise=noise, facts=said, finer=finer)
-        prepared = replace(self.prepared, posteriors=shared.posteriors)
-        cut = Cut(prepared, book, shared.exponent, assigned, self.safe_ratio)
+        prepared = replace(self.prepared, posteriors=coding.posteriors)
+        cut = Cut(prepared, book, coding.exponent, assigned, self.safe_ratio)
         return Result(cut.encoded(), cut)
 
     def relative_size(self) -> float:
@@ -160,7 +160,7 @@ class Trainer:
             return
         budget, inside, outside = self._budget(), None, None
         most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
-        place, used = math.log2(self.shared.book.penalty), self._used(self.encoded(), budget)
+        place, used = math.log2(self.shared.coding.book.penalty), self._used(self.encoded(), budget)
         if used <= most:
             return
         for attempt in range(FITTING_ATTEMPTS):
@@ -209,4 +209,4 @@ class Trainer:
         return budget_of(self.prepared, self.target_ratio, self.ratio_of)
 
     def _used(self, result: Result, budget: Budget) -> float:
-        return budget.used(result.encoded, len(self.shared.means), result.maps)
+        return budget.used(result.encoded, len(self.shared.coding.means), result.maps)

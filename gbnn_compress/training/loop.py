@@ -206,7 +206,7 @@ class FineTuning:
         """Processes whose weights differ assign other ids, and average gradients of different networks."""
         if processes.count() == 1:
             return
-        weights = [*self.shared.latent.values(), self.shared.means]
+        weights = [*self.shared.latent.values(), self.shared.coding.means]
         digest = hashlib.sha256(b"".join(w.detach().cpu().numpy().tobytes() for w in weights)).hexdigest()
         if len(set(processes.gathered(digest))) > 1:
             raise GbnnError(
@@ -229,9 +229,9 @@ class FineTuning:
         elif step > rising and (step - rising) % check == 0:
             size = self.relative_size()
             if step <= settled:
-                self.shared.reprice(self.shared.book.penalty * size)
+                self.shared.reprice(self.shared.coding.book.penalty * size)
             elif not FITTING[0] < size < FITTING[1]:
-                self.shared.reprice(self.shared.book.penalty * math.sqrt(size), recount=False)
+                self.shared.reprice(self.shared.coding.book.penalty * math.sqrt(size), recount=False)
         self._optimisers.set_rates(step)
 
     def _step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> None:
@@ -262,7 +262,7 @@ class FineTuning:
             labels,
             dataset_size=self.schedule.dataset_size,
             half=self.schedule.half,
-            generator=self._generator if self.schedule.noisy and self.shared.noise else None,
+            generator=self._generator if self.schedule.noisy and self.shared.coding.noise else None,
         )
 
     def _learn(self, loss: Loss, step: int) -> None:
@@ -282,7 +282,7 @@ class FineTuning:
             epoch=epoch,
             epochs=self.schedule.epochs,
             losses=dict(self._losses),
-            bits_per_weight=self.shared.bits(self.shared.ids()) / self.shared.n_weights,
+            bits_per_weight=self.shared.coding.bits(self.shared.ids()) / self.shared.n_weights,
             relative_size=self.relative_size(),
             seconds_left=pace * (self.schedule.epochs - epoch),
         )

@@ -68,14 +68,14 @@ def loss_of(
         generator: Of the draw; None for the posterior mean.
     """
     ids = shared.ids()
-    deviations = shared.deviations(ids) if generator is not None else None
+    deviations = shared.coding.deviations(ids) if generator is not None else None
     with half_precision(shared.device, enabled=half):
         with torch.no_grad():
             wanted = teacher(images).float().log_softmax(dim=1)
         output = run_with(network, shared.weights(ids, generator, deviations=deviations), images)
         output = getattr(output, "logits", output)  # beside those of auxiliary heads
         got = output.float().log_softmax(dim=1)
-    divergence = torch.zeros(()) if deviations is None else shared.divergence_nats(ids, deviations=deviations)
+    divergence = torch.zeros(()) if deviations is None else shared.coding.divergence_nats(deviations)
     return Loss(
         cross_entropy=functional.nll_loss(got, labels),
         distillation=functional.kl_div(got, wanted, log_target=True, reduction="batchmean"),

@@ -85,15 +85,15 @@ class Optimisers:
 
     def watch_bank(self) -> None:
         """Train the bank that there is now, and latent weights in its steps."""
-        shared, schedule = self._shared, self._schedule
-        step = float(shared.means.detach().diff().median()) if len(shared.means) > 1 else 1.0
+        coding, schedule = self._shared.coding, self._schedule
+        step = float(coding.means.detach().diff().median()) if len(coding.means) > 1 else 1.0
         self._bank = _adam(
             [
-                {"params": [shared.means], "rate": schedule.bank_learning_rate * step},
-                {"params": [shared.log_sigmas], "rate": schedule.bank_learning_rate},
+                {"params": [coding.means], "rate": schedule.bank_learning_rate * step},
+                {"params": [coding.log_sigmas], "rate": schedule.bank_learning_rate},
             ]
         )
-        for group, posterior in zip(self._latent.param_groups, shared.posteriors, strict=True):
+        for group, posterior in zip(self._latent.param_groups, coding.posteriors, strict=True):
             stays = schedule.only_bank or posterior.name in self._fixed
             group["rate"] = 0.0 if stays else schedule.learning_rate * step * posterior.scale
 

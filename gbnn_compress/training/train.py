@@ -195,14 +195,14 @@ def choose_noise(trainer: Trainer, inputs: torch.Tensor, labels: np.ndarray, *, 
 
     Training weighs noise on images that it fits; on others, where the network is too sure, more of it does good.
     """
-    shared, trained = trainer.shared, trainer.shared.noise
+    shared, trained = trainer.shared, trainer.shared.coding.noise
     scores = {}
     for factor in NOISE_FACTORS:
-        shared.noise = trained * factor
+        shared.set_noise(trained * factor)
         scores[factor] = metrics.nll(_monte_carlo(trainer, inputs, seed=seed), labels)
         if scores[factor] > min(scores.values()):
             break
-    shared.noise = trained * min(scores, key=lambda factor: scores[factor])
+    shared.set_noise(trained * min(scores, key=lambda factor: scores[factor]))
 
 
 def progress_line(progress: Progress, *, accuracy: float, target_ratio: float) -> str:

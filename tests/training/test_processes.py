@@ -37,7 +37,7 @@ PROGRAM = """
 import json, sys, torch
 from pathlib import Path
 from gbnn_compress import compress
-from gbnn_compress.predict import processes
+from gbnn_compress.training import processes
 from gbnn_compress.training.loop import FineTuning
 
 options, last = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -47,7 +47,8 @@ def watched(self, batches, **more):
     labels = torch.stack([labels for _, labels in batches(1)])
     outcome = run(self, batches, **more)
     latent = {name: each.detach() for name, each in self.shared.latent.items()}
-    network, means, generator = self.network.state_dict(), self.shared.means.detach(), self._generator.get_state()
+    means = self.shared.coding.means.detach()
+    network, generator = self.network.state_dict(), self._generator.get_state()
     found = {"labels": labels, "latent": latent, "means": means, "network": network, "generator": generator}
     torch.save(found, folder / f"rank{processes.rank()}.pt")
     return outcome
