@@ -187,7 +187,7 @@ def _trained(request: Request, prepared: Prepared, *, restart: bool, tell: Tell)
         target_ratio=request.target_ratio,
         ratio_of=request.ratio_of,
         seed=seed,
-        tell=tell,
+        on_progress=tell,
         state=state,
         restart=restart,
     )

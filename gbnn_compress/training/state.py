@@ -47,14 +47,14 @@ class StateFile:
         path: The file, beside the artifact.
         run: What the run is of, as JSON; another run's state is not gone on from.
         device: Where training runs.
-        tell: Called with a line when something has to be said.
+        on_progress: Called with one line of text when the state is used, is not used, or cannot be written.
         epoch: The epoch that the file holds, 0 without one.
     """
 
     path: Path
     run: Mapping[str, Any]
     device: torch.device
-    tell: Callable[[str], None]
+    on_progress: Callable[[str], None]
     epoch: int = 0
 
     def read(self, *, restart: bool) -> Mapping[str, Any] | None:
@@ -70,11 +70,11 @@ class StateFile:
         wanted = json.loads(json.dumps(self.run))
         changed = sorted(key for key in {**run, **wanted} if run.get(key) != wanted.get(key))
         if changed:
-            self.tell(f"starting over: `{self.path.name}` is of a run with other {', '.join(changed)}")
+            self.on_progress(f"starting over: `{self.path.name}` is of a run with other {', '.join(changed)}")
             return None
         state: Mapping[str, Any] = unpacked(tree, tensors, device=self.device)
         self.epoch = state["epoch"]
-        self.tell(f"going on after epoch {self.epoch} from `{self.path.name}`; --restart starts over")
+        self.on_progress(f"continuing after epoch {self.epoch} from `{self.path.name}`; --restart starts over")
         return state
 
     def write(self, state: Mapping[str, Any]) -> None:
@@ -87,7 +87,7 @@ class StateFile:
         try:
             write_atomically(self.path, safetensors.torch.save(tensors, metadata))
         except OutputError as error:
-            self.tell(f"the state of training is not kept: {error}")
+            self.on_progress(f"the state of training is not kept: {error}")
             return
         self.epoch = state["epoch"]
 
