@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from trainings import stopped_at
 
@@ -18,7 +19,7 @@ from gbnn_compress import compress
 from gbnn_compress.data.datasets import Dataset, load_data
 from gbnn_compress.errors import OutputError
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.training.state import fingerprint, packed, state_path, unpacked
+from gbnn_compress.training.state import StateFile, fingerprint, packed, state_path, unpacked
 from gbnn_compress.types import Bank, Posterior
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +165,23 @@ def test_restart_and_other_runs_start_over(options: dict[str, Any], whole: bytes
     lines.clear()
     assert finished({**options, "epochs": 1}, tmp_path, seed=1, progress=lines.append) != whole
     assert "starting over: `out.gbnn.state.safetensors` is of a run with other epochs, seed" in lines
+
+
+@pytest.mark.parametrize("schema", [None, "0", "2", "new"])
+def test_the_state_of_another_version_starts_over(tmp_path: Path, schema: str | None) -> None:
+    path, lines = tmp_path / "out.gbnn.state.safetensors", list[str]()
+    file = StateFile(path, {"seed": 0}, torch.device("cpu"), lines.append)
+    file.write({"epoch": 1, "latent": torch.ones(2)})
+    assert file.read(restart=False) is not None
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = {**opened.metadata(), "tree": "of another kind"}
+    metadata.pop("schema")
+    path.write_bytes(safetensors.torch.save({}, metadata if schema is None else {**metadata, "schema": schema}))
+    lines.clear()
+    assert file.read(restart=True) is None
+    assert lines == []
+    assert file.read(restart=False) is None
+    assert lines == ["starting over: `out.gbnn.state.safetensors` was written by another version"]
 
 
 def test_a_file_that_is_no_state_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
