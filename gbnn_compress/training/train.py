@@ -102,7 +102,7 @@ def train_to_target(
         seed: Of shuffling, augmentation and posterior draws.
         on_progress: Called with one line of text after each epoch and when training does not go as usual.
         state: Keeps the state after each epoch; training continues from it.
-        restart: Whether to begin anew even if there is a state.
+        restart: Whether to start over even if there is a state.
         pacing: When rate control acts; default `Pacing()`.
         fitting: How the size comes close to the target; default `SizeFitting()`.
 
