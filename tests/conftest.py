@@ -20,10 +20,10 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def fewer_stages() -> Iterator[None]:
-    """Rate control is asked a quarter as often: short trainings spend nine tenths of their time on it."""
-    from gbnn_compress.training import loop
+    """Rate control acts a quarter as often: short trainings spend nine tenths of their time on it."""
+    from trainings import trained_with
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "STAGES", 4)
-        patch.setattr(loop, "CHECKS", 4)
+    from gbnn_compress.training.schedule import Pacing
+
+    with trained_with(pacing=Pacing(stages=4, checks=4)):
         yield

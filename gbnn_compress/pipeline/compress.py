@@ -120,7 +120,7 @@ def _trained(request: Request, opened: Opened, prepared: Prepared, on_progress: 
         target_ratio=request.ratio,
         ratio_of=request.ratio_of,
         seed=seed,
-        tell=on_progress,
+        on_progress=on_progress,
         state=state,
         restart=request.restart,
     )

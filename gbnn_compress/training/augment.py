@@ -1,4 +1,4 @@
-"""Augmentation of training images that the network itself does not mind."""
+"""Augmentation of training images by changes that the network tolerates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SHIFT = 8
-"""Images are moved by up to a SHIFT-th of their size."""
+"""Images are shifted by up to 1/SHIFT of their size."""
 
 TOLERATED = 0.05
-"""Share of predictions that a harmless change may turn wrong. A network that has learnt its images by heart loses a few
-percent of them to a shift, and is the one that needs it: at 0.02 ResNet-20 was trained without shifts, and at 25x its
-NLL rose from .39 to .44 between 4 and 8 epochs. Digits that are flipped lose ten times as much."""
+"""Accuracy that a harmless change may cost. An overfitted network loses a few percent to a shift, and gains most by
+shifts: with 0.02, ResNet-20 was trained without them, and at 25x its NLL rose from .39 to .44 between 4 and 8 epochs.
+Flipping digits costs ten times as much."""
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,15 @@ class Augmentation:
     """Random changes of a batch.
 
     Attributes:
-        shift: By up to an eighth of the size, edges mirrored.
-        flip: Left to right, each image with probability 1/2.
+        shift: Shift by up to 1/SHIFT of the size, with mirrored edges.
+        flip: Flip left to right, each image with probability 1/2.
     """
 
     shift: bool
     flip: bool
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Change float32 (B, C, H, W) images; the generator is the CPU's."""
+        """Augmented copies of float32 (B, C, H, W) images; the generator is on the CPU."""
         if self.flip:
             chosen = torch.rand(len(images), generator=generator) < 0.5
             images = torch.where(chosen.to(images.device)[:, None, None, None], images.flip(3), images)
@@ -42,13 +42,13 @@ class Augmentation:
 def harmless(
     predict: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor
 ) -> Augmentation:
-    """The changes after which a network still gets its training images right.
+    """The changes that cost a network at most TOLERATED of its accuracy on training images.
 
-    Digits do not survive being flipped, photographs do; the checkpoint knows.
+    Flipped photographs keep their class, flipped digits do not; the checkpoint's predictions tell which.
 
     Args:
-        predict: Images to (B, C) logits.
-        images: float32 (B, C, H, W), a few hundred.
+        predict: Maps images to logits (B, classes).
+        images: float32 (B, C, H, W), a few hundred of them.
         labels: int64 (B,).
     """
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of a network whose weights have changed."""
+"""Batch-norm statistics of a network with changed weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from gbnn_compress.predict.running import evaluating, run_with
 def settle_batch_norm(
     network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: Iterator[torch.Tensor]
 ) -> None:
-    """Estimate batch-norm statistics anew: plain averages over batches, under given weights; modes stay."""
+    """Replace the batch-norm statistics of a network by their averages over batches.
+
+    Args:
+        network: Its statistics change in place, its modes stay.
+        weights: Name in the network -> weights to run it with.
+        images: Batches, float32 (B, C, H, W).
+    """
     norms = _tracking(network)
     if not norms:
         return
@@ -33,7 +39,7 @@ def settle_batch_norm(
 
 
 def running_statistics(network: torch.nn.Module) -> list[torch.Tensor]:
-    """The means and variances themselves, of all layers that keep them."""
+    """The means and variances of all batch-norm layers that track them, not copied."""
     return [
         tensor for norm in _tracking(network) for tensor in (norm.running_mean, norm.running_var) if tensor is not None
     ]

@@ -1,4 +1,4 @@
-"""A network in training, and the file that it comes to."""
+"""The file of a network in training, at any step and at the end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gbnn_compress.checkpoint.arrays import rounded
+from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import solve_size
 from gbnn_compress.rate.divided import with_parts_kept
 from gbnn_compress.rate.maps import index_maps
@@ -23,46 +24,54 @@ from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.types import Damage
 
 FIRST_RATIO = 8.0
-"""The ratio that training starts at, unless the target is smaller: next to nothing is lost there."""
-
-LAMBDA_BY_SIZE = 2.5
-"""How lambda goes with the size of a file where weights stay as they are: lambda ~ size^-2.5, about, at 8x to 50x."""
-
-ROOM = 1.02
-"""Training aims so far below what the target allows: once thresholds stay, files grow by a percent or two."""
-
-LATER_BYTES = 32
-"""Left for what the manifest is yet to say: the measured damage, a temperature."""
-
-FITTING_ATTEMPTS = 8
-"""Files that are tried to come close to the target after training."""
-
-FINEST_OCTAVES, COARSEST_OCTAVES, RESOLUTION_OCTAVES = 16.0, 2.0, 0.25
-"""How much finer, or coarser, unshared values are coded at most where a file is too small, or by a few bytes too large,
-and how exactly that is found."""
+"""The ratio that training starts at, unless the target is smaller. A file of this ratio loses next to nothing."""
 
 NAMES_SHOWN = 4
 """Tensors that a warning names."""
 
-NUDGE = 0.02
-"""Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit; each goes twice as
-far as the one before, as the size may hardly move where few weights are near a threshold."""
+
+@dataclass(frozen=True)
+class SizeFitting:
+    """How the size of the trained file comes close to the target.
+
+    Attributes:
+        room: Training aims at a file smaller than the target allows by this factor. Files grow by one or two percent
+            once thresholds stay.
+        later_bytes: Bytes left for the manifest's last entries: the measured damage and a temperature.
+        lambda_power: At fixed weights, lambda goes with size^-lambda_power, about, from 8x to 50x.
+        attempts: Files that are encoded at most while lambda moves.
+        nudge: Octaves of lambda beyond what the size asks for, so that attempts do not creep up to the limit. Each
+            attempt goes twice as far as the one before, as few weights near a threshold hardly change the size.
+        finest_octaves: How much finer unshared values are coded at most, where the file is too small.
+        coarsest_octaves: How much coarser unshared values are coded at most, where it is a few bytes too large.
+        resolution_octaves: How exactly the step of unshared values is found.
+    """
+
+    room: float = 1.02
+    later_bytes: int = 32
+    lambda_power: float = 2.5
+    attempts: int = 8
+    nudge: float = 0.02
+    finest_octaves: float = 16.0
+    coarsest_octaves: float = 2.0
+    resolution_octaves: float = 0.25
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """A network in training: what there is to encode at any time.
+    """A network in training, and how to encode it; the loop's `RateControl`.
 
     Attributes:
         prepared: The checkpoint.
         recipe: The configuration.
-        network: Trained in place; holds norms, biases and batch-norm statistics.
+        network: Trained in place; holds the unshared tensors and the batch-norm statistics.
         names: Name in the checkpoint -> name in the network.
         shared: Its shared weights.
-        target_ratio: Of the file in the end.
-        ratio_of: As for `compress`.
+        target_ratio: Of the final file.
+        ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
         safe_ratio: For the report.
-        facts: What the manifest says of training.
+        facts: The manifest's entries on training.
+        fitting: How the size comes close to the target.
     """
 
     prepared: Prepared
@@ -74,9 +83,10 @@ class Trainer:
     ratio_of: str
     safe_ratio: float | None
     facts: Mapping[str, Any]
+    fitting: SizeFitting = SizeFitting()
 
-    def plain(self) -> dict[str, torch.Tensor]:
-        """Name -> unshared tensors and tables as they have become, on the CPU, at the checkpoint's dtypes."""
+    def unshared(self) -> dict[str, torch.Tensor]:
+        """Name -> current unshared tensors and exact tables, on the CPU, at the checkpoint's dtypes."""
         own, tensors = self.network.state_dict(), self.prepared.checkpoint.tensors
         selection = self.prepared.selection
         names = {name: self.names[name] for name in (*selection.unshared, *selection.tables) if name in self.names}
@@ -88,10 +98,10 @@ class Trainer:
         return self.shared.weights(self.shared.ids())
 
     def untrained(self) -> list[str]:
-        """A line on shared tensors whose own weights training left as they were."""
+        """A warning that names the shared tensors whose latent weights were not trained, where there are some."""
         stay = fixed(self.network, self.shared)
         latents = self.shared.latent
-        stepped = any(latent.grad is not None for latent in latents.values())  # not where training was done before
+        stepped = any(latent.grad is not None for latent in latents.values())  # not where a state was at its end
         names = [name for name, latent in latents.items() if name in stay or (stepped and latent.grad is None)]
         if not names:
             return []
@@ -101,12 +111,16 @@ class Trainer:
             f"shared but not trained: {shown}{more} (held fixed by the network, or the loss does not depend on them)"
         ]
 
-    def recode(self, share: float) -> None:
-        """Find the codebook of a stage for the weights as they are; the ratio rises by equal factors."""
+    def recode(self, fraction: float) -> None:
+        """Adopt the codebook of a stage for the current weights; the ratio rises by equal factors.
+
+        Args:
+            fraction: In [0, 1], from FIRST_RATIO to the target.
+        """
         first = min(FIRST_RATIO, self.target_ratio)
-        ratio = first * (self.target_ratio / first) ** share
+        ratio = first * (self.target_ratio / first) ** fraction
         checkpoint = self.prepared.checkpoint
-        tensors = {**checkpoint.tensors, **self.plain(), **self.shared.tensors()}
+        tensors = {**checkpoint.tensors, **self.unshared(), **self.shared.tensors()}
         now = prepare(
             replace(checkpoint, tensors=tensors),
             self.prepared.selection,
@@ -121,49 +135,49 @@ class Trainer:
         book, exponent = solve_size(
             now.problem, budget.predicted, limit=MARGIN * budget.limit, monotone=budget.monotone
         )
-        outliers = {}
-        if book.counts[:, -1].any():
-            escape = len(book.bank.means)
-            for found in index_maps(tensors, now.posteriors, book, value_bits=now.value_bits):
-                if len(found.outliers):
-                    mask = torch.from_numpy(found.ids == escape)
-                    outliers[found.name] = mask.reshape(tensors[found.name].shape)
+        outliers = _outlier_masks(now, book, tensors)
         self.shared.adopt(book, now.posteriors, exponent=exponent, noise=posterior_noise(now, book), outliers=outliers)
 
     def encoded(self, *, damage: Damage | None = None, finer: float = 1.0, **facts: Any) -> Result:
-        """The file as things are, its unshared values that much finer, with further facts for its manifest."""
-        shared = self.shared
-        book = replace(shared.book, bank=shared.bank())
-        scales = [posterior.scale for posterior in shared.posteriors]
-        tensors = {**self.prepared.checkpoint.tensors, **shared.tensors()}
-        maps = with_parts_kept(shared.maps(), tensors, means=book.bank.means, scales=scales)
-        noise, said = float(f"{shared.noise:.4g}"), {**self.facts, **facts}
-        assigned = Assigned(maps, self.plain(), damage, noise=noise, facts=said, finer=finer)
-        prepared = replace(self.prepared, posteriors=shared.posteriors)
-        cut = Cut(prepared, book, shared.exponent, assigned, self.safe_ratio)
+        """The current file.
+
+        Args:
+            damage: Measured on validation data.
+            finer: Factor by which the steps of unshared values are smaller than usual.
+            facts: Further entries of the manifest.
+        """
+        coding = self.shared.coding
+        book = replace(coding.book, bank=coding.bank())
+        scales = [posterior.scale for posterior in coding.posteriors]
+        tensors = {**self.prepared.checkpoint.tensors, **self.shared.tensors()}
+        maps = with_parts_kept(self.shared.maps(), tensors, means=book.bank.means, scales=scales)
+        noise, said = float(f"{coding.noise:.4g}"), {**self.facts, **facts}
+        assigned = Assigned(maps, self.unshared(), damage, noise=noise, facts=said, finer=finer)
+        prepared = replace(self.prepared, posteriors=coding.posteriors)
+        cut = Cut(prepared, book, coding.exponent, assigned, self.safe_ratio)
         return Result(cut.encoded(), cut)
 
     def relative_size(self) -> float:
-        """Bytes of the file over those aimed at; 1 for a target in numbers, which lambda does not move."""
+        """Bytes of the current file over the wanted bytes; 1 for a ratio of parameters, which lambda does not move."""
         if self.ratio_of != "artifact":
             return 1.0
         budget = self._budget()
-        return self._used(self.encoded(), budget) * ROOM / budget.limit
+        return self._used(self.encoded(), budget) * self.fitting.room / budget.limit
 
     def fit(self) -> None:
-        """Move lambda where the file is too large; in one that is too small `filled` uses what is left.
+        """Raise lambda where the file is too large; a file that is too small is left to `filled`.
 
-        Thresholds that move now carry weights along that training cannot bring back. Bisection on log2(lambda) between
-        a file that fits and one that does not.
+        A threshold that moves now carries along weights that training can no longer bring back. The search is a
+        bisection on log2(lambda) between a file that fits and one that does not.
         """
         if self.ratio_of != "artifact":
             return
         budget, inside, outside = self._budget(), None, None
-        most, least = MARGIN * budget.limit - LATER_BYTES, budget.limit / TOLERANCE
-        place, used = math.log2(self.shared.book.penalty), self._used(self.encoded(), budget)
+        most, least = MARGIN * budget.limit - self.fitting.later_bytes, budget.limit / TOLERANCE
+        place, used = math.log2(self.shared.coding.book.penalty), self._used(self.encoded(), budget)
         if used <= most:
             return
-        for attempt in range(FITTING_ATTEMPTS):
+        for attempt in range(self.fitting.attempts):
             if used > most:
                 outside = place
             else:
@@ -171,8 +185,8 @@ class Trainer:
                 if used >= least:
                     return
             if inside is None or outside is None:
-                excess = LAMBDA_BY_SIZE * math.log2(used / most) + (NUDGE if inside is None else -NUDGE)
-                place += 2**attempt * excess
+                nudge = self.fitting.nudge if inside is None else -self.fitting.nudge
+                place += 2**attempt * (self.fitting.lambda_power * math.log2(used / most) + nudge)
             else:
                 place = (inside + outside) / 2
             self.shared.reprice(2.0**place, recount=False)
@@ -180,24 +194,25 @@ class Trainer:
         if used > most and inside is not None:
             self.shared.reprice(2.0**inside, recount=False)
 
-    def filled(self, **said: Any) -> Result:
-        """The file in the end, its unshared values as fine, or as coarse, as the target wants them.
+    def filled(self, *, damage: Damage | None = None, **facts: Any) -> Result:
+        """The final file: its unshared values are as fine, or as coarse, as the target asks for.
 
         Args:
-            said: As for `encoded`.
+            damage: Measured on validation data.
+            facts: Further entries of the manifest.
         """
-        result = self.encoded(**said)
+        result = self.encoded(damage=damage, **facts)
         if self.ratio_of != "artifact":
             return result
-        budget, coarse, fine = self._budget(), 0.0, FINEST_OCTAVES
+        budget, coarse, fine = self._budget(), 0.0, self.fitting.finest_octaves
         used = self._used(result, budget)
         if used > budget.limit:
-            coarse, fine = -COARSEST_OCTAVES, 0.0
-            result = self.encoded(finer=2.0**coarse, **said)
+            coarse, fine = -self.fitting.coarsest_octaves, 0.0
+            result = self.encoded(damage=damage, finer=2.0**coarse, **facts)
             used = self._used(result, budget)
-        while fine - coarse > RESOLUTION_OCTAVES and used < budget.limit / TOLERANCE:
+        while fine - coarse > self.fitting.resolution_octaves and used < budget.limit / TOLERANCE:
             middle = (coarse + fine) / 2
-            candidate = self.encoded(finer=2.0**middle, **said)
+            candidate = self.encoded(damage=damage, finer=2.0**middle, **facts)
             size = self._used(candidate, budget)
             if size <= budget.limit:
                 result, used, coarse = candidate, size, middle
@@ -209,4 +224,17 @@ class Trainer:
         return budget_of(self.prepared, self.target_ratio, self.ratio_of)
 
     def _used(self, result: Result, budget: Budget) -> float:
-        return budget.used(result.encoded, len(self.shared.means), result.maps)
+        return budget.used(result.encoded, len(self.shared.coding.means), result.maps)
+
+
+def _outlier_masks(prepared: Prepared, book: Codebook, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name -> bool mask of the outliers of each tensor that has some."""
+    if not book.counts[:, -1].any():
+        return {}
+    escape = len(book.bank.means)
+    found = index_maps(tensors, prepared.posteriors, book, value_bits=prepared.value_bits)
+    return {
+        each.name: torch.from_numpy(each.ids == escape).reshape(tensors[each.name].shape)
+        for each in found
+        if len(each.outliers)
+    }

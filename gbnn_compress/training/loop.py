@@ -1,9 +1,11 @@
 """Variational fine-tuning of a shared network from its checkpoint.
 
-Minimises the objective of `objective.py` plus lambda times the bits of the ids; that last part is minimised where
-latent weights are assigned to components. The ratio rises from that of a file that loses next to nothing to the target;
-at each stage rate control finds bank and lambda anew for the latent weights as they have become. Then the bank is
-trained as well, and lambda only follows the size of the file; in the end nothing moves but what is trained.
+Training minimises the objective of `objective.py` plus lambda times the bits of the ids. Gradients serve the first
+part; the assignment of latent weights to components serves the second.
+
+The ratio rises in stages, from one at which a file loses next to nothing to the target. At each stage, rate control
+finds a new bank and lambda for the current latent weights. After the last stage the bank is trained as well, and lambda
+only follows the size of the file. In the end the thresholds between components stay, too.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
@@ -29,43 +31,37 @@ from gbnn_compress.training.shared_weights import SharedWeights
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images float32 (B, C, H, W), preprocessed, and labels int64 (B,)."""
 
-STAGES = 16
-"""Times that rate control is asked while the ratio rises."""
-
-CHECKS = 16
-"""Times that the size of the file is looked at afterwards, and lambda corrected by as much as the file is too large.
-Weights gather at the thresholds as they learn, and sizes come to go with lambda^-1 or steeper. Corrections by what one
-codebook asks for (`trainer.LAMBDA_BY_SIZE`) swung up until ResNet-20 at 50x had lost five points."""
-
-SETTLED = 0.75
-"""Share of the steps after which thresholds stay where they are, if they can. Later steps are too small to bring
-weights back that a moving threshold has carried along: cross-entropy at 50x rose from .38 to .50 as rates fell."""
-
-FITTING = (0.9, 1.015)
-"""Sizes over those aimed at that then are left as they are. Others move lambda alone, and by the root of the excess:
-thresholds that followed means and members threw LeNet-5 at 200x to 350x and back to 100x; and from 217x back to 200x,
-they made it lose in the last epoch what it had won in the three before."""
-
 KEPT = 0.98
-"""Weight of the steps before in the averages that are shown."""
+"""Weight of the earlier steps in the running averages of the losses."""
 
 APART = 1_000_003
-"""Between the seeds of two epochs, which so differ from those of other processes and of other runs."""
+"""Distance between the seeds of two epochs, so that they differ from the seeds of other processes and other runs."""
 
 State = Mapping[str, Any]
-"""All that changes in training, at the end of an epoch: nested dicts, lists and values with tensors in them."""
+"""Everything that training changes, at the end of an epoch: nested dicts, lists and values with tensors in them."""
+
+
+class RateControl(Protocol):
+    """What training needs of rate control."""
+
+    def recode(self, fraction: float) -> None:
+        """Make the shared weights adopt the codebook of a stage; the ratio reaches the target at fraction 1."""
+
+    def relative_size(self) -> float:
+        """Bytes of the current file over the wanted bytes."""
+        ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What there is to say after an epoch.
+    """The state of training after an epoch.
 
     Attributes:
         epoch: Epochs done.
         epochs: Epochs in all.
-        losses: `cross_entropy`, `distillation` and `divergence`, in nats an input.
+        losses: `cross_entropy`, `distillation` and `divergence`, in nats per input.
         bits_per_weight: Code lengths of the ids, before contexts.
-        relative_size: Bytes of the file over what is aimed at.
+        relative_size: Bytes of the file over the wanted bytes.
         seconds_left: At the pace so far.
     """
 
@@ -82,218 +78,228 @@ class Outcome:
     """How far training came.
 
     Attributes:
-        steps: Done, and in the weights.
-        interrupted: Whether Ctrl-C ended it.
+        steps: Steps that the weights have behind them.
+        interrupted: Whether Ctrl-C ended training.
+        last: The progress after the last epoch of this run; None where it finished no epoch.
     """
 
     steps: int
     interrupted: bool
+    last: Progress | None
 
 
-@dataclass
 class FineTuning:
     """A network in training.
 
-    Attributes:
-        network: Holding the checkpoint's weights. Norms and biases are trained in place and batch-norm statistics
-            follow; shared weights are handed in, its own stay as they were.
-        shared: Its shared weights.
-        schedule: How long and how fast.
-        recode: Makes `shared` adopt the codebook for a stage, in (0, 1]; 1 is the target.
-        relative_size: Bytes of the file as things are, over what is aimed at.
-        tell: Called with a line when something has to be said.
-        keep: Called with the state at the end of each epoch; not to be changed.
+    Unshared tensors of the network are trained in place, and its batch-norm statistics follow. Shared weights are
+    handed in at each step; the network's own stay as they were.
     """
 
-    network: torch.nn.Module
-    shared: SharedWeights
-    schedule: Schedule
-    recode: Callable[[float], None]
-    relative_size: Callable[[], float]
-    tell: Callable[[str], None]
-    keep: Callable[[State], None]
-    _losses: dict[str, float] = field(default_factory=dict)
-    _parts: int = 1
-    _good: State | None = None
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        shared: SharedWeights,
+        schedule: Schedule,
+        control: RateControl,
+        *,
+        seed: int,
+        on_progress: Callable[[str], None],
+        keep: Callable[[State], None],
+        start: State | None = None,
+    ) -> None:
+        """Prepare for training, or for its continuation.
+
+        Args:
+            network: Holds the checkpoint's weights.
+            shared: Its shared weights.
+            schedule: How long and how fast to train.
+            control: Finds the codebooks.
+            seed: Of the posterior draws, and of dropout and other chance in the network.
+            on_progress: Called with one line of text when training does not go as usual.
+            keep: Called with the state at the end of each epoch, which it must not change.
+            start: The state to continue from, which stays as it is; None begins at the first step.
+        """
+        self._network, self._shared, self._schedule, self._control = network, shared, schedule, control
+        self._seed, self._on_progress, self._keep = seed + processes.rank(), on_progress, keep
+        self._teacher = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+        self._generator = torch.Generator(device=shared.device).manual_seed(self._seed)
+        self._epoch, self._step, self._parts, self._losses = 0, 0, 1, dict[str, float]()
+        self._good = start
+        self._last: Progress | None = None
+        if start is not None:
+            self._go_back(start)
+        self._optimisers = Optimisers(network, shared, schedule)
+        if start is not None:
+            self._optimisers.restore(start["optimisers"])
+            self._generator.set_state(start["generators"][processes.rank()])
 
     def run(
-        self,
-        batches: Callable[[int], Iterator[Batch]],
-        *,
-        after_epoch: Callable[[Progress], None],
-        seed: int,
-        start: State | None = None,
+        self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None] = lambda _: None
     ) -> Outcome:
-        """Train until the schedule ends, or Ctrl-C, or a loss that is no number: then the last epoch's state is kept.
+        """Train until the schedule ends, or until Ctrl-C; a loss that is not finite ends it at the last epoch's state.
 
         Args:
             batches: Maps an epoch to its shuffled batches, the same for the same epoch.
-            after_epoch: Told how it goes.
-            seed: Of the posterior draws, and of whatever chance the network has of its own.
-            start: Where to go on; the network and its shared weights as they were made then take it over.
+            after_epoch: Called with the progress after each epoch.
 
         Returns:
-            How far it came. The codebook is that of the target.
+            How far training came. The codebook is that of the target.
 
         Raises:
-            GbnnError: The loss is no longer finite in the first epoch.
-            KeyboardInterrupt: Ctrl-C where several processes train, as each would stop at another step.
+            GbnnError: The loss is not finite in the first epoch, or the weights of several processes differ.
+            KeyboardInterrupt: Ctrl-C with several processes, each of which would stop at another step.
         """
-        self._teacher = copy.deepcopy(self.network).eval().requires_grad_(requires_grad=False)
-        self._generator = torch.Generator(device=self.shared.device).manual_seed(seed + processes.rank())
-        first, step = self._begin(start)
-        began, interrupted = time.perf_counter(), False
-        self.network.train()
+        interrupted = False
+        self._network.train()
         try:
-            with _own_chance(self.shared.device):
-                for epoch in range(first, self.schedule.epochs + 1):
-                    torch.manual_seed(seed + APART * epoch + processes.rank())
-                    for images, labels in batches(epoch):
-                        self._before(step)
-                        self._step(images, labels, step)
-                        step += 1
-                    pace = (time.perf_counter() - began) / (epoch - first + 1)
-                    progress = self._progress(epoch, pace)
-                    self._require_same(epoch)
-                    self._good = self._state(epoch, step)
-                    self.keep(self._good)  # before anybody hears that the epoch is over, and may stop here
-                    after_epoch(progress)
+            with _own_chance(self._shared.device):
+                self._train(batches, after_epoch)
         except KeyboardInterrupt:
             if processes.count() > 1:
-                self.tell("interrupted: the same command goes on after the last finished epoch")
+                self._on_progress("interrupted: the same command continues after the last finished epoch")
                 raise
-            self.tell("interrupted: finishing with what there is; Ctrl-C again writes nothing")
+            self._on_progress("interrupted: writing the file of the steps done; Ctrl-C again writes nothing")
             interrupted = True
         except _DivergedError as error:
             if self._good is None:
                 raise
-            self.tell(f"{error}; going back to the end of the last epoch")
+            self._on_progress(f"{error}; going back to the end of the last epoch")
             self._go_back(self._good)
-            step = self._good["step"]
-        if step < self.schedule.steps and step <= self.schedule.rising:
-            self.recode(1.0)
-        self.network.eval()
-        return Outcome(step, interrupted)
+        if self._step < self._schedule.steps and self._step <= self._schedule.rising:
+            self._control.recode(1.0)
+        self._network.eval()
+        return Outcome(self._step, interrupted, self._last)
 
-    def _begin(self, start: State | None) -> tuple[int, int]:
-        """The epoch and the step to begin with."""
-        if start is not None:
-            self._go_back(start)
-        self._optimisers = Optimisers(self.network, self.shared, self.schedule)
-        if start is None:
-            return 1, 0
-        self._optimisers.restore(start["optimisers"])
-        self._generator.set_state(start["generators"][processes.rank()])
-        self._losses, self._parts, self._good = dict(start["losses"]), start["parts"], start
-        return start["epoch"] + 1, start["step"]
+    def _train(self, batches: Callable[[int], Iterator[Batch]], after_epoch: Callable[[Progress], None]) -> None:
+        """All epochs that are left."""
+        began, first = time.perf_counter(), self._epoch + 1
+        for epoch in range(first, self._schedule.epochs + 1):
+            torch.manual_seed(self._seed + APART * epoch)
+            for images, labels in batches(epoch):
+                self._before_step()
+                self._learn_batch(images, labels)
+                self._step += 1
+            self._epoch = epoch
+            pace = (time.perf_counter() - began) / (epoch - first + 1)
+            self._last = self._progress(pace)
+            self._require_same_weights()
+            self._good = self._state()
+            self._keep(self._good)  # before `after_epoch`, which may end the run
+            after_epoch(self._last)
 
-    def _state(self, epoch: int, step: int) -> State:
-        """Everything that `_begin` needs to go on as if nothing had happened, a copy."""
-        replaced = set(self.shared.own.values())
-        plain = {name: t for name, t in self.network.state_dict().items() if name not in replaced}
+    def _state(self) -> State:
+        """A copy of everything that a continuation needs to give the same bytes."""
+        replaced = set(self._shared.own.values())
+        plain = {name: t for name, t in self._network.state_dict().items() if name not in replaced}
         state = {
-            "epoch": epoch,
-            "step": step,
+            "epoch": self._epoch,
+            "step": self._step,
             "network": plain,
-            "shared": self.shared.state(),
+            "shared": self._shared.state(),
             "optimisers": self._optimisers.state(),
             "losses": self._losses,
             "parts": self._parts,
         }
         return {**copy.deepcopy(state), "generators": processes.gathered(self._generator.get_state())}
 
-    def _require_same(self, epoch: int) -> None:
-        """Processes whose weights differ assign other ids, and average gradients of different networks."""
+    def _go_back(self, state: State) -> None:
+        """Take over a state, but for the optimisers and the generator."""
+        self._network.load_state_dict(state["network"], strict=False)
+        self._shared.restore(state["shared"])
+        self._epoch, self._step, self._parts = state["epoch"], state["step"], state["parts"]
+        self._losses = dict(state["losses"])
+
+    def _require_same_weights(self) -> None:
+        """Processes with different weights would average gradients of different networks."""
         if processes.count() == 1:
             return
-        weights = [*self.shared.latent.values(), self.shared.means]
+        weights = [*self._shared.latent.values(), self._shared.coding.means]
         digest = hashlib.sha256(b"".join(w.detach().cpu().numpy().tobytes() for w in weights)).hexdigest()
         if len(set(processes.gathered(digest))) > 1:
             raise GbnnError(
-                f"after epoch {epoch} the weights of the processes differ, expected the same: run all of them on"
+                f"after epoch {self._epoch} the weights of the processes differ, expected the same: run all of them on"
                 " machines of one kind, with the same versions"
             )
 
-    def _go_back(self, state: State) -> None:
-        self.network.load_state_dict(state["network"], strict=False)
-        self.shared.restore(state["shared"])
-
-    def _before(self, step: int) -> None:
-        """The stage, or the check of the size, that is due; and the learning rates."""
-        rising, steps = self.schedule.rising, self.schedule.steps
-        settled = round(SETTLED * steps)
-        stage, check = max(rising // STAGES, 1), max((settled - rising) // CHECKS, 1)
-        if step == 0 or (step <= rising and step % stage == 0):
-            self.recode(min((step + stage) / rising, 1.0))
+    def _before_step(self) -> None:
+        """Let rate control act where it is due, and set the learning rates."""
+        step, schedule, shared = self._step, self._schedule, self._shared
+        fraction = schedule.stage_at(step)
+        if fraction is not None:
+            self._control.recode(fraction)
             self._optimisers.watch_bank()
-        elif step > rising and (step - rising) % check == 0:
-            size = self.relative_size()
-            if step <= settled:
-                self.shared.reprice(self.shared.book.penalty * size)
-            elif not FITTING[0] < size < FITTING[1]:
-                self.shared.reprice(self.shared.book.penalty * math.sqrt(size), recount=False)
+        elif schedule.checks_size(step):
+            size, penalty = self._control.relative_size(), shared.coding.book.penalty
+            smallest, largest = schedule.pacing.accepted
+            if not schedule.has_settled(step):
+                shared.reprice(penalty * size)
+            elif not smallest < size < largest:
+                shared.reprice(penalty * math.sqrt(size), recount=False)
         self._optimisers.set_rates(step)
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor, step: int) -> None:
-        """One step, or where memory does not do, several with a part of the batch each."""
-        parts = zip(images.chunk(self._parts), labels.chunk(self._parts), strict=True)
-        try:
-            for some, wanted in parts:
-                self._learn(self._loss(some, wanted), step)
-        except (MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error) or self._parts >= len(images):
-                raise
-            if processes.count() > 1:  # the others would wait for as many steps as they do themselves
-                raise GbnnError(
-                    f"out of memory with {len(images)} images a process: lower `finetune.batch_size`"
-                ) from error
-        else:
-            return
-        self._parts *= 2
-        self.tell(f"out of memory: going on with {max(len(images) // self._parts, 1)} images a step")
-        self._step(images, labels, step)
+    def _learn_batch(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+        """One optimiser step, or where memory is short, several with a part of the batch each."""
+        while True:
+            try:
+                for part, wanted in zip(images.chunk(self._parts), labels.chunk(self._parts), strict=True):
+                    self._learn(self._loss(part, wanted))
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or self._parts >= len(images):
+                    raise
+                if processes.count() > 1:  # the others would wait for as many steps as they take themselves
+                    raise GbnnError(
+                        f"out of memory with {len(images)} images per process: lower `finetune.batch_size`"
+                    ) from error
+            else:
+                return
+            self._parts *= 2
+            left = max(len(images) // self._parts, 1)
+            self._on_progress(f"out of memory: continuing with {left} images per step")
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
         return loss_of(
-            self.network,
+            self._network,
             self._teacher,
-            self.shared,
+            self._shared,
             images,
             labels,
-            dataset_size=self.schedule.dataset_size,
-            half=self.schedule.half,
-            generator=self._generator if self.schedule.noisy and self.shared.noise else None,
+            dataset_size=self._schedule.dataset_size,
+            half=self._schedule.half,
+            generator=self._generator if self._schedule.noisy and self._shared.coding.noise else None,
         )
 
-    def _learn(self, loss: Loss, step: int) -> None:
-        total = loss.total(distillation=self.schedule.distillation, beta=self.schedule.beta_at(step))
-        now = total.detach().clone()
-        processes.average_([now])  # no number anywhere is no number everywhere: all stop at the same step
-        if not bool(now.isfinite()):
-            raise _DivergedError(f"the loss became {float(now)} at step {step + 1}: lower `finetune.learning_rate`")
+    def _learn(self, loss: Loss) -> None:
+        total = loss.total(distillation=self._schedule.distillation, beta=self._schedule.beta_at(self._step))
+        mean = total.detach().clone()
+        processes.average_([mean])  # not finite in one process is not finite in all: they stop at the same step
+        if not bool(mean.isfinite()):
+            step = self._step + 1
+            raise _DivergedError(f"the loss became {float(mean)} at step {step}: lower `finetune.learning_rate`")
         self._optimisers.step(total)
-        processes.average_(running_statistics(self.network))
-        for name in ("cross_entropy", "distillation", "divergence"):
-            value = float(getattr(loss, name).detach())
-            self._losses[name] = KEPT * self._losses.get(name, value) + (1 - KEPT) * value
+        processes.average_(running_statistics(self._network))
+        values = {name: float(getattr(loss, name).detach()) for name in ("cross_entropy", "distillation", "divergence")}
+        self._losses = {
+            name: KEPT * self._losses.get(name, value) + (1 - KEPT) * value for name, value in values.items()
+        }
 
-    def _progress(self, epoch: int, pace: float) -> Progress:
+    def _progress(self, pace: float) -> Progress:
+        coding = self._shared.coding
         return Progress(
-            epoch=epoch,
-            epochs=self.schedule.epochs,
-            losses=dict(self._losses),
-            bits_per_weight=self.shared.bits(self.shared.ids()) / self.shared.n_weights,
-            relative_size=self.relative_size(),
-            seconds_left=pace * (self.schedule.epochs - epoch),
+            epoch=self._epoch,
+            epochs=self._schedule.epochs,
+            losses=self._losses,
+            bits_per_weight=coding.bits(self._shared.ids()) / self._shared.n_weights,
+            relative_size=self._control.relative_size(),
+            seconds_left=pace * (self._schedule.epochs - self._epoch),
         )
 
 
 class _DivergedError(GbnnError):
-    """The loss is no longer a number."""
+    """The loss is not finite."""
 
 
 def _own_chance(device: torch.device) -> AbstractContextManager[None]:
-    """Dropout and its like draw from torch's own generators, which are the user's again after the block."""
+    """Dropout and its like draw from torch's global generators, which have their old state after the block."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 

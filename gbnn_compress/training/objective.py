@@ -1,10 +1,10 @@
-"""What training minimises.
+"""The loss that training minimises.
 
     (1 - a) CE + a KL(checkpoint || network) + beta KL(q || prior) / N
 
-with one posterior draw a step. The first two are the expected negative log likelihood (of the labels, and of the
-checkpoint's own probabilities: Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network"), the third
-the divergence of the evidence lower bound (Graves 2011, "Practical variational inference for neural networks").
+with one posterior draw per step. CE is the negative log likelihood of the labels. The KL from the checkpoint's
+probabilities is distillation (Hinton, Vinyals & Dean 2015, "Distilling the knowledge in a neural network"). The last
+term is the divergence of the evidence lower bound (Graves 2011, "Practical variational inference for neural networks").
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Loss:
-    """The parts of the objective, scalars with gradients, in nats an input.
+    """The parts of the objective, scalars with gradients, in nats per input.
 
     Attributes:
-        cross_entropy: Of the labels.
-        distillation: KL from the checkpoint's probabilities.
+        cross_entropy: CE of the labels.
+        distillation: KL(checkpoint || network).
         divergence: KL(q || prior) / N.
     """
 
@@ -39,7 +39,7 @@ class Loss:
     divergence: torch.Tensor
 
     def total(self, *, distillation: float, beta: float) -> torch.Tensor:
-        """The weighted sum, a = `distillation`."""
+        """The weighted sum, with a = `distillation`."""
         likelihood = (1 - distillation) * self.cross_entropy + distillation * self.distillation
         return likelihood + beta * self.divergence
 
@@ -55,7 +55,7 @@ def loss_of(
     half: bool,
     generator: torch.Generator | None,
 ) -> Loss:
-    """One batch under one posterior draw.
+    """The loss of one batch under one posterior draw.
 
     Args:
         network: In training mode.
@@ -65,17 +65,17 @@ def loss_of(
         labels: int64 (B,).
         dataset_size: N.
         half: Whether layers run in bfloat16.
-        generator: Of the draw; None for the posterior mean.
+        generator: Of the draw; None runs the posterior mean, whose divergence counts as 0.
     """
     ids = shared.ids()
-    deviations = shared.deviations(ids) if generator is not None else None
+    deviations = shared.coding.deviations(ids) if generator is not None else None
     with half_precision(shared.device, enabled=half):
         with torch.no_grad():
             wanted = teacher(images).float().log_softmax(dim=1)
         output = run_with(network, shared.weights(ids, generator, deviations=deviations), images)
-        output = getattr(output, "logits", output)  # beside those of auxiliary heads
+        output = getattr(output, "logits", output)  # the output may also have logits of auxiliary heads
         got = output.float().log_softmax(dim=1)
-    divergence = torch.zeros(()) if deviations is None else shared.divergence_nats(ids, deviations=deviations)
+    divergence = torch.zeros(()) if deviations is None else shared.coding.divergence_nats(deviations)
     return Loss(
         cross_entropy=functional.nll_loss(got, labels),
         distillation=functional.kl_div(got, wanted, log_target=True, reduction="batchmean"),
@@ -84,12 +84,12 @@ def loss_of(
 
 
 def half_precision(device: torch.device, *, enabled: bool) -> AbstractContextManager[object]:
-    """Layers in bfloat16 inside the block."""
+    """A context in which layers run in bfloat16, if enabled."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if enabled else nullcontext()
 
 
 def runs_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on a device."""
+    """Whether a device computes in bfloat16 natively, and so faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -1,9 +1,9 @@
 """Training in several processes, as `torchrun` and `accelerate launch` start them.
 
-Every process holds the whole network and takes its own part of each batch, with noise of its own; gradients and
-batch-norm statistics are averaged at each step, so that weights, ids and rate control stay the same everywhere. Only
-what `torch.distributed` offers is needed for that: weights are handed to the network, which wrappers such as
-`DistributedDataParallel` do not see. In one process all of this does nothing.
+Every process holds the whole network, takes its own part of each batch, and draws its own noise. Gradients and
+batch-norm statistics are averaged at each step, so weights, ids and rate control are the same in all processes.
+`DistributedDataParallel` would not help: it does not see weights that are handed in. In a single process all functions
+here do nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import distributed
 T = TypeVar("T")
 
 STARTED = "TORCHELASTIC_RUN_ID"
-"""Set by `torchrun`, and so by `accelerate launch`; other variables of theirs are also set where no group is meant."""
+"""Set by `torchrun`, and so by `accelerate launch`. Their other variables are also set where no group is meant."""
 
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Inside the block the processes that were started together are one group, each with a GPU of its own."""
+    """A context in which the processes that were started together form one group, each with its own GPU."""
     if STARTED not in os.environ or distributed.is_initialized():
         yield
         return
@@ -38,17 +38,17 @@ def joined() -> Iterator[None]:
 
 
 def count() -> int:
-    """Processes that train together."""
+    """Number of processes that train together."""
     return distributed.get_world_size() if _together() else 1
 
 
 def rank() -> int:
-    """Which of them this one is, from 0."""
+    """Rank of this process, from 0."""
     return distributed.get_rank() if _together() else 0
 
 
 def average_(tensors: Sequence[torch.Tensor]) -> None:
-    """Put the mean over the processes into tensors of one device; the same bits everywhere."""
+    """Replace tensors of one device by their mean over the processes, in place; all get the same bits."""
     if count() == 1 or not tensors:
         return
     together = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
@@ -60,7 +60,7 @@ def average_(tensors: Sequence[torch.Tensor]) -> None:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, by rank."""
+    """The values of all processes, in the order of their ranks."""
     if count() == 1:
         return [value]
     values: list[T] = [value] * count()
@@ -69,7 +69,7 @@ def gathered(value: T) -> list[T]:
 
 
 def from_first(value: T) -> T:
-    """The value of the first process."""
+    """The value that the first process has."""
     if count() == 1:
         return value
     values = [value]

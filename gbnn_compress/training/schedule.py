@@ -16,7 +16,30 @@ if TYPE_CHECKING:
     from gbnn_compress.training.shared_weights import SharedWeights
 
 BETAS = (0.9, 0.99)
-"""Adam's, for latent weights that must change their minds within a stage."""
+"""Of Adam. The second moment forgets quickly, as latent weights have to turn round within a stage."""
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """When rate control acts during training.
+
+    Attributes:
+        stages: Stages in which the ratio rises; rate control makes a new codebook for each.
+        checks: Size checks after the rise. Each corrects lambda by the ratio of actual to wanted size: weights gather
+            at the thresholds as they learn, and the size comes to follow lambda^-1 or steeper. Corrections by lambda's
+            effect at fixed weights (`SizeFitting.size_power`) oscillated until ResNet-20 at 50x had lost five points.
+        settled: Fraction of the steps after which thresholds stay, as long as the size allows it. Later steps are too
+            small to bring weights back over a threshold that moved: cross-entropy at 50x rose from .38 to .50 as the
+            learning rates fell.
+        accepted: Actual over wanted size that needs no correction once thresholds have settled. Outside of it, lambda
+            alone changes, by the root of the ratio. Thresholds that also followed means and members threw LeNet-5 at
+            200x to 350x and back to 100x, or lost in the last epoch what the three before had gained.
+    """
+
+    stages: int = 16
+    checks: int = 16
+    settled: float = 0.75
+    accepted: tuple[float, float] = (0.9, 1.015)
 
 
 @dataclass(frozen=True)
@@ -25,18 +48,19 @@ class Schedule:
 
     Attributes:
         epochs: Passes over the data, >= 1.
-        steps_an_epoch: Batches of one pass.
-        ramp: Share of the steps over which the ratio rises.
+        steps_an_epoch: Batches per pass.
+        ramp: Fraction of the steps over which the ratio rises.
         learning_rate: Of latent weights, in steps of the bank (the median gap of its means).
         bank_learning_rate: Of the components' means, in the same steps.
-        plain_learning_rate: Of norms and biases, and of log deviations.
+        plain_learning_rate: Of unshared tensors, and of log deviations.
         distillation: a, in [0, 1].
         beta: Weight of the divergence; 1 is Bayes' rule.
-        warm_up: Share of the steps over which beta rises from zero.
+        warm_up: Fraction of the steps over which beta rises from zero.
         dataset_size: N.
-        only_bank: Whether latent weights stay as they are (the paper's setting).
+        only_bank: Whether latent weights stay fixed (the paper's setting).
         noisy: Whether steps draw from the posterior.
         half: Whether layers run in bfloat16.
+        pacing: When rate control acts.
     """
 
     epochs: int
@@ -52,10 +76,11 @@ class Schedule:
     only_bank: bool
     noisy: bool
     half: bool
+    pacing: Pacing = Pacing()
 
     @property
     def steps(self) -> int:
-        """Of all epochs."""
+        """Steps of all epochs."""
         return self.epochs * self.steps_an_epoch
 
     @property
@@ -64,14 +89,36 @@ class Schedule:
         return max(round(self.ramp * self.steps), 1)
 
     def beta_at(self, step: int) -> float:
-        """Weight of the divergence at a step; nothing without draws, which alone could hold against it."""
+        """Weight of the divergence at a step. It is 0 without draws, as then nothing would resist the divergence."""
         if not self.noisy:
             return 0.0
         return self.beta * min(step / max(self.warm_up * self.steps, 1), 1.0)
 
+    def stage_at(self, step: int) -> float | None:
+        """How far the ratio rises, in (0, 1], in the stage that begins with a step; None where none begins."""
+        length = max(self.rising // self.pacing.stages, 1)
+        begins = step == 0 or (step <= self.rising and step % length == 0)
+        return min((step + length) / self.rising, 1.0) if begins else None
+
+    def has_settled(self, step: int) -> bool:
+        """Whether thresholds stay where they are from this step on."""
+        return step > self._last_unsettled
+
+    def checks_size(self, step: int) -> bool:
+        """Whether a size check is due at a step."""
+        interval = max((self._last_unsettled - self.rising) // self.pacing.checks, 1)
+        return step > self.rising and (step - self.rising) % interval == 0
+
+    @property
+    def _last_unsettled(self) -> int:
+        return round(self.pacing.settled * self.steps)
+
 
 class Optimisers:
-    """Adam for all that is trained; each group's rate in the unit of what it trains, falling by a cosine."""
+    """Adam for everything that is trained; the rate of each group has the unit of its parameters and falls by a cosine.
+
+    The bank's optimiser is replaced whenever there is a new bank.
+    """
 
     def __init__(self, network: torch.nn.Module, shared: SharedWeights, schedule: Schedule) -> None:
         self._shared, self._schedule = shared, schedule
@@ -84,28 +131,28 @@ class Optimisers:
         self._bank: torch.optim.Optimizer | None = None
 
     def watch_bank(self) -> None:
-        """Train the bank that there is now, and latent weights in its steps."""
-        shared, schedule = self._shared, self._schedule
-        step = float(shared.means.detach().diff().median()) if len(shared.means) > 1 else 1.0
+        """Train the current bank, and latent weights at rates in its steps."""
+        coding, schedule = self._shared.coding, self._schedule
+        step = float(coding.means.detach().diff().median()) if len(coding.means) > 1 else 1.0
         self._bank = _adam(
             [
-                {"params": [shared.means], "rate": schedule.bank_learning_rate * step},
-                {"params": [shared.log_sigmas], "rate": schedule.bank_learning_rate},
+                {"params": [coding.means], "rate": schedule.bank_learning_rate * step},
+                {"params": [coding.log_sigmas], "rate": schedule.bank_learning_rate},
             ]
         )
-        for group, posterior in zip(self._latent.param_groups, shared.posteriors, strict=True):
+        for group, posterior in zip(self._latent.param_groups, coding.posteriors, strict=True):
             stays = schedule.only_bank or posterior.name in self._fixed
             group["rate"] = 0.0 if stays else schedule.learning_rate * step * posterior.scale
 
     def set_rates(self, step: int) -> None:
-        """A half cosine from the full rate to zero."""
+        """Set the learning rates of a step: a half cosine from the full rate to zero."""
         factor = 0.5 * (1 + math.cos(math.pi * step / self._schedule.steps))
         for optimiser in self._all():
             for group in optimiser.param_groups:
                 group["lr"] = factor * group["rate"]
 
     def step(self, loss: torch.Tensor) -> None:
-        """Follow the gradient of a loss; of several processes, that of the mean of their losses."""
+        """Follow the gradient of a loss; several processes follow that of their mean loss."""
         for optimiser in self._all():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -115,14 +162,14 @@ class Optimisers:
         self._shared.keep_order()
 
     def state(self) -> list[dict[str, Any]]:
-        """What `restore` needs: the rates and moments of each optimiser."""
+        """The rates and moments of each optimiser, for `restore`."""
         return [
             {"rates": [group["rate"] for group in optimiser.param_groups], "moments": optimiser.state_dict()["state"]}
             for optimiser in self._all()
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from a state, with the parameters that belong to it."""
+        """Continue from a state; the shared weights are restored already."""
         self.watch_bank()
         for optimiser, kept in zip(self._all(), state, strict=True):
             groups = optimiser.state_dict()["param_groups"]
@@ -138,7 +185,7 @@ class Optimisers:
 
 
 def fixed(network: torch.nn.Module, shared: SharedWeights) -> set[str]:
-    """Shared tensors that a network does not train: its buffers, and parameters that need no gradient."""
+    """Shared tensors that a network does not train: its buffers, and parameters without `requires_grad`."""
     trained = {name for name, p in network.named_parameters(remove_duplicate=False) if p.requires_grad}
     return {name for name in shared.latent if shared.own.get(name) not in trained}
 

@@ -1,7 +1,8 @@
-"""The state of a training, kept after each epoch so that a run killed at any moment goes on.
+"""The state of a training, kept after each epoch so that a killed run can continue.
 
-One safetensors file beside the artifact: the tensors, and two JSON texts in its metadata, what run it is of and how
-the tensors hang together. Written atomically, believed only by the same run, removed when the artifact is whole.
+One safetensors file beside the artifact holds the tensors. Its metadata hold the schema and two JSON texts: what the
+run depends on, and how the tensors are nested. The file is written atomically, used only by the same run, and removed
+when the artifact is complete.
 """
 
 from __future__ import annotations
@@ -29,88 +30,119 @@ from gbnn_compress.types import Bank, Posterior
 
 SUFFIX = ".state.safetensors"
 
-RUN, TREE = "gbnn-compress training", "tree"
-"""Keys of the metadata; the first is also how one of our files is told."""
+STATE_SCHEMA = 1
+"""Version of the nested values in a state file, from `FineTuning` down. Raise it when they change."""
+
+RUN, TREE, SCHEMA = "gbnn-compress training", "tree", "schema"
+"""Keys of the metadata. A file without the first is not ours."""
 
 LOOKED_AT = 16
-"""Images of a data set, evenly spaced, whose pixels tell it from others; of the labels all do."""
+"""Images of a data set, evenly spaced, whose pixels are part of its fingerprint; all labels are."""
 
 FROZEN = {kind.__name__: kind for kind in (Bank, Codebook, Posterior)}
-"""Values of several fields that a state may hold; nothing else is ever built from a file."""
+"""Dataclasses that a state may hold; no other class is ever built from a file."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a state file holds.
+
+    Attributes:
+        schema: As written; None in files that are older than schemas.
+        run: What the run depends on.
+        tree: The nested values, for `unpacked`; None in another schema.
+        tensors: By the names that `tree` refers to; empty in another schema.
+    """
+
+    schema: str | None
+    run: Mapping[str, Any]
+    tree: Any
+    tensors: Mapping[str, torch.Tensor]
 
 
 @dataclass
 class StateFile:
-    """Where the state of one run is kept; with several processes, by the first of them.
+    """The state file of one run; the first of several processes reads and writes it.
 
     Attributes:
         path: The file, beside the artifact.
-        run: What the run is of, as JSON; another run's state is not gone on from.
+        run: What the run depends on, as JSON. The state of another run is not used.
         device: Where training runs.
-        tell: Called with a line when something has to be said.
-        epoch: The epoch that the file holds, 0 without one.
+        on_progress: Called with one line of text when the state is used, is not used, or cannot be written.
+        epoch: The epoch whose state the file holds, 0 without one.
     """
 
     path: Path
     run: Mapping[str, Any]
     device: torch.device
-    tell: Callable[[str], None]
+    on_progress: Callable[[str], None]
     epoch: int = 0
 
     def read(self, *, restart: bool) -> Mapping[str, Any] | None:
-        """The state to go on from; None without one of this run, or when told to start over.
+        """The state to continue from; None where there is none of this run and version, or with `restart`.
 
         Raises:
             OutputError: Another file is in its place.
         """
-        found = processes.from_first(self._read() if processes.rank() == 0 else None)
-        if found is None or restart:
+        kept = processes.from_first(read_kept(self.path) if processes.rank() == 0 else None)
+        if kept is None or restart:
             return None
-        run, tree, tensors = found
+        if kept.schema != str(STATE_SCHEMA):
+            self.on_progress(f"starting over: `{self.path.name}` was written by another version")
+            return None
         wanted = json.loads(json.dumps(self.run))
-        changed = sorted(key for key in {**run, **wanted} if run.get(key) != wanted.get(key))
+        changed = sorted(key for key in {**kept.run, **wanted} if kept.run.get(key) != wanted.get(key))
         if changed:
-            self.tell(f"starting over: `{self.path.name}` is of a run with other {', '.join(changed)}")
+            self.on_progress(f"starting over: `{self.path.name}` is of a run with other {', '.join(changed)}")
             return None
-        state: Mapping[str, Any] = unpacked(tree, tensors, device=self.device)
+        state: Mapping[str, Any] = unpacked(kept.tree, kept.tensors, device=self.device)
         self.epoch = state["epoch"]
-        self.tell(f"going on after epoch {self.epoch} from `{self.path.name}`; --restart starts over")
+        self.on_progress(f"continuing after epoch {self.epoch} from `{self.path.name}`; --restart starts over")
         return state
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Keep a state instead of the one before; where that fails, training goes on all the same."""
+        """Replace the kept state by a newer one. Training continues even where that fails."""
         if processes.rank() != 0:
             return
         tensors: dict[str, torch.Tensor] = {}
         tree = packed(state, tensors)
-        metadata = {RUN: json.dumps(self.run), TREE: json.dumps(tree)}
+        metadata = {RUN: json.dumps(self.run), TREE: json.dumps(tree), SCHEMA: str(STATE_SCHEMA)}
         try:
             write_atomically(self.path, safetensors.torch.save(tensors, metadata))
         except OutputError as error:
-            self.tell(f"the state of training is not kept: {error}")
+            self.on_progress(f"the state of training is not kept: {error}")
             return
         self.epoch = state["epoch"]
 
     def remove(self) -> None:
-        """Once it is of no more use."""
+        """Remove the file, where there is one."""
         if processes.rank() == 0:
             with suppress(OSError):
                 self.path.unlink()
 
-    def _read(self) -> tuple[dict[str, Any], Any, dict[str, torch.Tensor]] | None:
-        if not self.path.exists():
-            return None
-        try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                run, tree = json.loads(metadata[RUN]), json.loads(metadata[TREE])
-                # Copied, as what lies askew in a mapped file is not always summed in the same order.
-                return run, tree, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-            raise OutputError(
-                f"cannot keep the state of training in `{self.path}`: another file is there, or a damaged one"
-                f" ({error}); move it away, or choose another `-o`"
-            ) from None
+
+def read_kept(path: Path) -> Kept | None:
+    """Read a state file of any schema; None where there is no file.
+
+    Raises:
+        OutputError: The file is not a state file, or is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            run, schema = json.loads(metadata[RUN]), metadata.get(SCHEMA)
+            if schema != str(STATE_SCHEMA):
+                return Kept(schema, run, None, {})
+            # Copied: sums over tensors in a mapped file, which may be misaligned, do not always have the same order.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return Kept(schema, run, json.loads(metadata[TREE]), tensors)
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise OutputError(
+            f"cannot keep the state of training in `{path}`: another file is there, or a damaged one"
+            f" ({error}); move it away, or choose another `-o`"
+        ) from None
 
 
 def state_path(artifact: Path) -> Path:
@@ -119,12 +151,12 @@ def state_path(artifact: Path) -> Path:
 
 
 def run_of(train: Bench, validation: Bench, *, facts: Mapping[str, Any], recipe: Recipe, epochs: int) -> dict[str, Any]:
-    """All that the state after an epoch depends on, as JSON.
+    """Everything that the state after an epoch depends on, as JSON.
 
     Args:
         train: The network on the training data.
-        validation: The same network on data for choices.
-        facts: What the manifest says: the checkpoint's digest, target, seed and versions.
+        validation: The same network on validation data.
+        facts: The manifest's entries: the checkpoint's digest, target, seed and versions.
         recipe: The configuration, resolved.
         epochs: Of the whole run.
     """
@@ -152,11 +184,11 @@ def fingerprint(data: Dataset) -> str:
 
 
 def packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """A nested value as JSON, its arrays put apart.
+    """A nested value as JSON, which refers to its arrays by name.
 
     Args:
-        value: Dicts, lists, tuples, numbers, texts, tensors, numpy arrays and what FROZEN has.
-        tensors: Filled with the tensors and arrays, by names that the JSON refers to.
+        value: Dicts, lists, tuples, numbers, strings, tensors, numpy arrays and the dataclasses in FROZEN.
+        tensors: Receives the tensors and arrays, by name.
     """
     if isinstance(value, torch.Tensor):
         name = f"{len(tensors)}"
@@ -175,7 +207,7 @@ def packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def unpacked(tree: Any, tensors: Mapping[str, torch.Tensor], *, device: torch.device) -> Any:
-    """What `packed` was given; tensors that were not on the CPU come to the device."""
+    """The value that `packed` was given; tensors that were not on the CPU go to the device."""
 
     def build(node: Any) -> Any:
         if "tensor" in node:

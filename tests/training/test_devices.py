@@ -43,7 +43,10 @@ def step_on(device: torch.device) -> tuple[SharedWeights, Loss]:
     loss = loss_of(
         network, teacher, shared, images.to(device), labels.to(device), dataset_size=1000, half=False, generator=None
     )
-    (loss.total(distillation=0.5, beta=1.0) + 1e-3 * shared.divergence_nats(shared.ids())).backward()
+    (
+        loss.total(distillation=0.5, beta=1.0)
+        + 1e-3 * shared.coding.divergence_nats(shared.coding.deviations(shared.ids()))
+    ).backward()
     return shared, loss
 
 
@@ -57,14 +60,14 @@ def test_a_step_on_a_gpu_is_that_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert (ids[name] != others[name].cpu()).double().mean() < TOLERANCE
     for part in ("cross_entropy", "distillation"):
         torch.testing.assert_close(getattr(here[1], part), getattr(there[1], part).cpu(), rtol=TOLERANCE, atol=1e-5)
-    pairs = [(here[0].means, there[0].means), (here[0].log_sigmas, there[0].log_sigmas)]
+    pairs = [(here[0].coding.means, there[0].coding.means), (here[0].coding.log_sigmas, there[0].coding.log_sigmas)]
     pairs += [(here[0].latent[name], there[0].latent[name]) for name in NAMES]
     for cpu, gpu in pairs:
         assert cpu.grad is not None
         assert gpu.grad is not None
         assert (cpu.grad - gpu.grad.cpu()).norm() <= TOLERANCE * cpu.grad.norm()
     assert [m.name for m in there[0].maps()] == list(NAMES)
-    assert there[0].bits(others) == pytest.approx(here[0].bits(ids), rel=TOLERANCE)
+    assert there[0].coding.bits(others) == pytest.approx(here[0].coding.bits(ids), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "graphics"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from trainings import each_step
 
 from gbnn_compress import compress
 from gbnn_compress.data.architectures import build_network
@@ -19,7 +20,6 @@ from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.evaluation import evaluate
 from gbnn_compress.training import processes
-from gbnn_compress.training.loop import FineTuning
 from gbnn_compress.training.state import state_path
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -36,29 +36,28 @@ def tiny():
 PROGRAM = """
 import json, sys, torch
 from pathlib import Path
+from trainings import each_step
 from gbnn_compress import compress
-from gbnn_compress.predict import processes
-from gbnn_compress.training.loop import FineTuning
+from gbnn_compress.training import processes
+from gbnn_compress.training.state import StateFile
 
 options, last = json.loads(sys.argv[1]), int(sys.argv[2])
-folder, run, step = Path(options["output"]).parent, FineTuning.run, FineTuning._step
+folder, write, seen = Path(options["output"]).parent, StateFile.write, []
 
-def watched(self, batches, **more):
-    labels = torch.stack([labels for _, labels in batches(1)])
-    outcome = run(self, batches, **more)
-    latent = {name: each.detach() for name, each in self.shared.latent.items()}
-    network, means, generator = self.network.state_dict(), self.shared.means.detach(), self._generator.get_state()
-    found = {"labels": labels, "latent": latent, "means": means, "network": network, "generator": generator}
+def watched(self, state):
+    means = state["shared"]["coding"]["means"]
+    found = {"latent": state["shared"]["latent"], "means": means, "network": state["network"]}
+    found |= {"images": torch.stack(seen), "generators": state["generators"]}
     torch.save(found, folder / f"rank{processes.rank()}.pt")
-    return outcome
+    write(self, state)
 
-def stopped(self, images, labels, number):
+def watch(number, images):
     if number == last:
         sys.exit(9)
-    step(self, images, labels, number)
+    seen.append(images)
 
-FineTuning.run, FineTuning._step = watched, stopped
-with processes.joined():
+StateFile.write = watched
+with processes.joined(), each_step(watch):
     mine = torch.tensor([float(processes.rank())]), torch.tensor([[3.0, 4.0]])
     processes.average_(mine)
     assert [each.tolist() for each in mine] == [[0.5], [[3.0, 4.0]]], mine
@@ -90,7 +89,12 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "data": "digits:train",
         "val_data": "digits:test",
         "epochs": 2,
-        "settings": {"n_components": 64, "em_iterations": 3, "finetune.precision": "float32"},
+        "settings": {
+            "n_components": 64,
+            "em_iterations": 3,
+            "finetune.precision": "float32",
+            "finetune.augmentation": "none",
+        },
     }
 
 
@@ -108,6 +112,7 @@ def train_in_two(folder: Path, options: dict[str, Any], *, last: int = -1) -> No
         port = free.getsockname()[1]
     given = json.dumps({**options, "output": str(folder / "outRANK.gbnn.safetensors")})
     together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    together["PYTHONPATH"] = os.pathsep.join(part for part in sys.path if part)
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, given, str(last)],
@@ -129,23 +134,17 @@ def test_two_processes_train_one_network(options: dict[str, Any], tmp_path: Path
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part])
     assert torch.equal(first["means"], second["means"])
-    assert not torch.equal(first["generator"], second["generator"])  # noise of its own each
+    assert all(torch.equal(*both) for both in zip(first["generators"], second["generators"], strict=True))
+    assert not torch.equal(*first["generators"])  # each draws its own noise
     files = [(tmp_path / f"out{rank}.gbnn.safetensors").read_bytes() for rank in "01"]
     assert files[0] == files[1]
 
     alone = tmp_path / "alone.gbnn.safetensors"
-    labels: list[torch.Tensor] = []
-    step = FineTuning._step
-
-    def watched(self: FineTuning, images: torch.Tensor, wanted: torch.Tensor, number: int) -> None:
-        labels.append(wanted)
-        step(self, images, wanted, number)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(FineTuning, "_step", watched)
+    seen: list[torch.Tensor] = []
+    with each_step(lambda number, images: seen.append(images)):
         report = compress(**options, output=alone)
-    halves = torch.stack([first["labels"], second["labels"]], dim=2).flatten(1)  # of each batch every second one
-    assert torch.equal(halves, torch.stack(labels[: len(halves)]))
+    halves = torch.stack([first["images"], second["images"]], dim=2).flatten(1, 2)  # of each batch every second one
+    assert torch.equal(halves, torch.stack(seen))
     assert report["target_met"], report["ratio"]
     together = evaluate(tmp_path / "out0.gbnn.safetensors", "digits:test", arch=options["arch"])
     apart = evaluate(alone, "digits:test", arch=options["arch"])
@@ -205,10 +204,10 @@ def test_too_little_memory_is_one_line_where_several_train(
     def tight(*_: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(FineTuning, "_loss", tight)
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "from_first", lambda value: value)
-    with pytest.raises(GbnnError, match=r"out of memory with 10 images a process: lower `finetune\.batch_size`"):
+    message = r"out of memory with 10 images per process: lower `finetune\.batch_size`"
+    with each_step(tight), pytest.raises(GbnnError, match=message):
         compress(**options, output=tmp_path / "out.gbnn.safetensors")
 
 

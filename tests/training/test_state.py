@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from trainings import stopped_at
 
 from gbnn_compress import compress
 from gbnn_compress.data.datasets import Dataset, load_data
 from gbnn_compress.errors import OutputError
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.training import state
-from gbnn_compress.training.loop import FineTuning
-from gbnn_compress.training.state import fingerprint, packed, state_path, unpacked
+from gbnn_compress.training.state import StateFile, fingerprint, packed, state_path, unpacked
 from gbnn_compress.types import Bank, Posterior
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,19 +35,16 @@ def tiny():
 EPOCHS = 3
 
 KILLED = """
-import os, signal, sys
+import os, signal
+from trainings import each_step
 from gbnn_compress import compress
-from gbnn_compress.training.loop import FineTuning
 
-step = FineTuning._step
-
-def killed(self, images, labels, number):
+def kill(number, images):
     if number == {number}:
         os.kill(os.getpid(), signal.SIGKILL)
-    step(self, images, labels, number)
 
-FineTuning._step = killed
-compress(**{options!r})
+with each_step(kill):
+    compress(**{options!r})
 """
 
 
@@ -95,37 +92,24 @@ def finished(options: dict[str, Any], folder: Path, **more: Any) -> bytes:
     return output.read_bytes()
 
 
-def stop_at(monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]) -> None:
-    step = FineTuning._step
-
-    def stopped(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, at: int) -> None:
-        if at == number:
-            raise error
-        step(self, images, labels, at)
-
-    monkeypatch.setattr(FineTuning, "_step", stopped)
-
-
 def stop(options: dict[str, Any], folder: Path, number: int) -> None:
-    with pytest.MonkeyPatch.context() as patched:
-        stop_at(patched, number, Stop)
-        with pytest.raises(Stop):
-            compress(**options, output=folder / "out.gbnn.safetensors")
+    with stopped_at(number, Stop), pytest.raises(Stop):
+        compress(**options, output=folder / "out.gbnn.safetensors")
 
 
 @pytest.mark.long
 def test_a_run_that_was_killed_ends_with_the_same_bytes(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
     output = tmp_path / "out.gbnn.safetensors"
     program = KILLED.format(number=15, options={**options, "output": str(output)})
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    path = os.pathsep.join(part for part in sys.path if part)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
     assert not output.exists()
     assert state_path(output).exists()
     lines: list[str] = []
     assert finished(options, tmp_path, progress=lines.append) == whole
-    assert "going on after epoch 1 from `out.gbnn.state.safetensors`; --restart starts over" in lines
+    assert "continuing after epoch 1 from `out.gbnn.state.safetensors`; --restart starts over" in lines
     assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 2/3", "epoch 3/3"]
 
 
@@ -138,36 +122,35 @@ def test_wherever_it_was_stopped(options: dict[str, Any], whole: bytes, tmp_path
 
 
 def test_stopped_after_the_last_epoch_nothing_is_trained_again(
-    options: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], whole: bytes, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patched:
-        patched.setattr("gbnn_compress.training.train.choose_noise", lambda *_, **__: (_ for _ in ()).throw(Stop))
-        with pytest.raises(Stop):
-            compress(**options, output=tmp_path / "out.gbnn.safetensors")
-    stop_at(monkeypatch, 0, Stop)
+    def stop_after_the_last(line: str) -> None:
+        if line.startswith(f"epoch {EPOCHS}/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        compress(**options, output=tmp_path / "out.gbnn.safetensors", progress=stop_after_the_last)
     lines: list[str] = []
-    assert finished(options, tmp_path, progress=lines.append) == whole
+    with stopped_at(0, Stop):
+        assert finished(options, tmp_path, progress=lines.append) == whole
     assert not any(line.startswith("epoch ") for line in lines)
 
 
-def test_ctrl_c_writes_a_file_and_the_same_command_goes_on(
-    options: dict[str, Any], whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_writes_a_file_and_the_same_command_continues(
+    options: dict[str, Any], whole: bytes, tmp_path: Path
 ) -> None:
-    with monkeypatch.context() as patched:
-        stop_at(patched, 25, KeyboardInterrupt)
-        lines: list[str] = []
+    lines: list[str] = []
+    with stopped_at(25, KeyboardInterrupt):
         report = compress(**options, output=tmp_path / "out.gbnn.safetensors", progress=lines.append)
-    assert "interrupted: finishing with what there is; Ctrl-C again writes nothing" in lines
-    assert "training stopped after 2.5 of 3 epochs; the same command goes on after epoch 2" in report["warnings"]
+    assert "interrupted: writing the file of the steps done; Ctrl-C again writes nothing" in lines
+    assert "training stopped after 2.5 of 3 epochs; the same command continues after epoch 2" in report["warnings"]
     assert (tmp_path / "out.gbnn.safetensors").exists()
     assert finished(options, tmp_path) == whole
 
 
-def test_ctrl_c_in_the_first_epoch_says_that_the_command_starts_over(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stop_at(monkeypatch, 5, KeyboardInterrupt)
-    report = compress(**options, output=tmp_path / "out.gbnn.safetensors")
+def test_ctrl_c_in_the_first_epoch_says_that_the_command_starts_over(options: dict[str, Any], tmp_path: Path) -> None:
+    with stopped_at(5, KeyboardInterrupt):
+        report = compress(**options, output=tmp_path / "out.gbnn.safetensors")
     assert "training stopped after 0.5 of 3 epochs; the same command starts over" in report["warnings"]
 
 
@@ -182,6 +165,23 @@ def test_restart_and_other_runs_start_over(options: dict[str, Any], whole: bytes
     lines.clear()
     assert finished({**options, "epochs": 1}, tmp_path, seed=1, progress=lines.append) != whole
     assert "starting over: `out.gbnn.state.safetensors` is of a run with other epochs, seed" in lines
+
+
+@pytest.mark.parametrize("schema", [None, "0", "2", "new"])
+def test_the_state_of_another_version_starts_over(tmp_path: Path, schema: str | None) -> None:
+    path, lines = tmp_path / "out.gbnn.state.safetensors", list[str]()
+    file = StateFile(path, {"seed": 0}, torch.device("cpu"), lines.append)
+    file.write({"epoch": 1, "latent": torch.ones(2)})
+    assert file.read(restart=False) is not None
+    with safetensors.safe_open(path, framework="pt") as opened:
+        metadata = {**opened.metadata(), "tree": "of another kind"}
+    metadata.pop("schema")
+    path.write_bytes(safetensors.torch.save({}, metadata if schema is None else {**metadata, "schema": schema}))
+    lines.clear()
+    assert file.read(restart=True) is None
+    assert lines == []
+    assert file.read(restart=False) is None
+    assert lines == ["starting over: `out.gbnn.state.safetensors` was written by another version"]
 
 
 def test_a_file_that_is_no_state_is_left_alone(options: dict[str, Any], tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_state_that_cannot_be_written_does_not_stop_training(
     def full(*_: Any) -> None:
         raise OutputError("cannot write `x`: No space left on device")
 
-    monkeypatch.setattr(state, "write_atomically", full)
+    monkeypatch.setattr("gbnn_compress.training.state.write_atomically", full)
     lines: list[str] = []
     assert finished(options, tmp_path, progress=lines.append) == whole
     assert "the state of training is not kept: cannot write `x`: No space left on device" in lines

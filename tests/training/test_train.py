@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from trainings import each_step, stopped_at, trained_with
 
 from gbnn_compress import compress, evaluate, load
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.report import statements
-from gbnn_compress.training.loop import FineTuning
+from gbnn_compress.training.encoder import SizeFitting
 from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
@@ -58,14 +59,11 @@ def test_training_meets_the_target_and_beats_the_same_file_without(checkpoint: P
 
 
 @pytest.mark.long
-def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gbnn_compress.training.encoder.ROOM", 1.2)
-    with monkeypatch.context() as patch:
-        patch.setattr("gbnn_compress.training.encoder.FINEST_OCTAVES", 0.0)
+def test_a_file_that_ends_too_small_is_filled_with_exacter_unshared_values(checkpoint: Path, tmp_path: Path) -> None:
+    with trained_with(fitting=SizeFitting(room=1.2, finest_octaves=0.0)):
         small = trained(checkpoint, tmp_path, "small")
-    filled = trained(checkpoint, tmp_path, "filled")
+    with trained_with(fitting=SizeFitting(room=1.2)):
+        filled = trained(checkpoint, tmp_path, "filled")
     assert small["ratio"] > 30 * 1.03
     assert 30 <= filled["ratio"] <= 30 * 1.03
     assert filled["sections"]["index_maps"] == small["sections"]["index_maps"]
@@ -136,55 +134,41 @@ def test_variational_sigma_needs_labels(checkpoint: Path, tmp_path: Path) -> Non
             trained(checkpoint, tmp_path, data=data, epochs=0, settings={**QUICK, "posterior": "variational"})
 
 
-def test_ctrl_c_writes_what_there_is(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = FineTuning._step
-
-    def interrupted(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, number: int) -> None:
-        if number == 32:
-            raise KeyboardInterrupt
-        step(self, images, labels, number)
-
-    monkeypatch.setattr(FineTuning, "_step", interrupted)
-    report = trained(checkpoint, tmp_path)
+def test_ctrl_c_writes_what_there_is(checkpoint: Path, tmp_path: Path) -> None:
+    with stopped_at(32, KeyboardInterrupt):
+        report = trained(checkpoint, tmp_path)
     assert report["target_met"]
     assert any("training stopped after 0.5 of 1 epochs" in warning for warning in report["warnings"])
 
 
 @pytest.mark.long
-def test_a_loss_that_is_no_number_ends_it(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = FineTuning._step
+def test_a_loss_that_is_not_finite_ends_it(checkpoint: Path, tmp_path: Path) -> None:
+    def broken(last: int) -> Any:
+        return each_step(lambda number, images: images * float("nan") if number == last else None)
 
-    def broken(self: FineTuning, images: torch.Tensor, labels: torch.Tensor, number: int) -> None:
-        step(self, images * float("nan") if number == last else images, labels, number)
-
-    monkeypatch.setattr(FineTuning, "_step", broken)
-    last = 2
-    with pytest.raises(GbnnError, match="the loss became nan at step 3"):
+    with broken(2), pytest.raises(GbnnError, match="the loss became nan at step 3"):
         trained(checkpoint, tmp_path, "first")
     assert not (tmp_path / "first.gbnn.safetensors").exists()
-    last = 70  # in the second epoch: the first is kept
-    report = trained(checkpoint, tmp_path, "second", epochs=2)
+    with broken(70):  # in the second epoch: the first is kept
+        report = trained(checkpoint, tmp_path, "second", epochs=2)
     assert report["target_met"]
     assert all(bool(tensor.isfinite().all()) for tensor in load(report["artifact"]["path"]).state_dict().values())
 
 
 @pytest.mark.long
-def test_memory_that_does_not_do_halves_the_batch(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loss, sizes = FineTuning._loss, []
+def test_too_little_memory_halves_the_batch(checkpoint: Path, tmp_path: Path) -> None:
+    sizes: list[int] = []
 
-    def tight(self: FineTuning, images: torch.Tensor, labels: torch.Tensor) -> Any:
+    def tight(number: int, images: torch.Tensor) -> None:
         if len(images) > 9:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
         sizes.append(len(images))
-        return loss(self, images, labels)
 
-    monkeypatch.setattr(FineTuning, "_loss", tight)
     lines: list[str] = []
-    trained(checkpoint, tmp_path, progress=lines.append)
+    with each_step(tight):
+        trained(checkpoint, tmp_path, progress=lines.append)
     assert set(sizes) == {9}
-    assert "out of memory: going on with 9 images a step" in lines
+    assert "out of memory: continuing with 9 images per step" in lines
 
 
 @pytest.mark.parametrize(
