@@ -14,23 +14,21 @@ MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
 """Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
 
 
-def label_gradients(
-    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, *, batch: int, seed: int
+def _label_gradients(
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Gradients of -log p(y | x), summed over a batch, with one label y for each input drawn from the network itself.
+    """Gradients of -log p(y | x), input by input, with the label y drawn from the network itself.
 
     Args:
         network: In evaluation mode.
         weights: Name in the network -> what takes the place of its own tensor, requiring gradients.
-        inputs: (N, ...), preprocessed; each batch goes to the network as a copy, should it work in place.
-        batch: Inputs at once.
-        seed: Of the labels.
+        inputs: (N, ...), preprocessed; the network gets a copy of each, should it work in place.
 
     Yields:
-        For each batch one gradient a weight, in their order; None for those that the output does not depend on.
+        For each input one gradient per weight tensor, in their order; None where the output does not depend on it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for part in inputs.split(batch):
+    generator = torch.Generator().manual_seed(0)
+    for part in inputs.split(1):
         scores = run_with(network, weights, part.clone()).log_softmax(dim=1)
         labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
         likelihood = functional.nll_loss(scores, labels, reduction="sum")
@@ -65,7 +63,7 @@ def error_costs(
     sums: dict[str, float] = {}
     with single_thread():
         try:
-            for gradients in label_gradients(network, weights, inputs[:count], batch=1, seed=0):
+            for gradients in _label_gradients(network, weights, inputs[:count]):
                 for name, gradient in zip(own, gradients, strict=True):
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())

@@ -17,8 +17,6 @@ from gbnn_compress.rate.codebook import (
     Codebook,
     Groups,
     assign_cells,
-    curvature_of,
-    ideal_lengths,
     refine,
 )
 from gbnn_compress.types import Cells
@@ -54,9 +52,6 @@ def with_blends(
     *,
     value_bits: np.ndarray,
     log_sigma_weight: float,
-    only_where_cheaper: bool,
-    blend_bits: float,
-    entry_bits: float,
 ) -> Codebook:
     """Add blends to a codebook, and assign anew.
 
@@ -66,22 +61,14 @@ def with_blends(
         book: Without blends, means not yet on the file's grid.
         value_bits: int64 (T,), bits of an outlier's value.
         log_sigma_weight: c, the weight of log(sigma / s_t) as a coordinate.
-        only_where_cheaper: Form a blend only if its weights' distortion falls by more than lambda times its bits.
-        blend_bits: Bits of a blend's numbers.
-        entry_bits: Bits of an entry in a tensor's frequency table.
     """
     ids = assign_cells(
         cells, groups, book.bank.means, book.counts, penalty=book.penalty, value_bits=value_bits, limits=book.limits
     )
     candidates = find_candidates(cells, ids, book, log_sigma_weight=log_sigma_weight)
-    if only_where_cheaper:
-        gain = _gains(cells, ids, book, candidates, blend_bits=blend_bits, entry_bits=entry_bits)
-        candidates = _chosen(candidates, gain > 0)
     if not len(candidates.means):
         return book
-    blended = _assigned(cells, groups, book, ids, candidates, value_bits=value_bits)
-    prices = [_price(each, value_bits, blend_bits, entry_bits) for each in (book, blended)]
-    return book if only_where_cheaper and prices[0] <= prices[1] else blended
+    return _assigned(cells, groups, book, ids, candidates, value_bits=value_bits)
 
 
 def find_candidates(cells: Cells, ids: np.ndarray, book: Codebook, *, log_sigma_weight: float) -> Candidates:
@@ -140,32 +127,6 @@ def _squared_distance(
     """float64 (N,), squared Mahalanobis distance of each point to the Gaussian at its position."""
     offset = points - means[position]
     return np.einsum("ni,nij,nj->n", offset, np.linalg.inv(covariances)[position], offset)
-
-
-def _gains(
-    cells: Cells, ids: np.ndarray, book: Codebook, candidates: Candidates, *, blend_bits: float, entry_bits: float
-) -> np.ndarray:
-    """float64 (B,), distortion saved less lambda times the bits added by each candidate."""
-    cell, blend, size = candidates.cell, candidates.blend, len(candidates.means)
-    tensor, count, x = cells.tensor[cell], cells.count[cell], cells.x[cell]
-    before, after = book.bank.means[ids[cell]], candidates.means[blend]
-    mass = count * curvature_of(cells.levels)[cells.level[cell]]
-    saved = np.bincount(blend, weights=mass * ((x - before) ** 2 - (x - after) ** 2), minlength=size)
-    members = _members(cells, candidates)
-    totals = book.counts.sum(axis=1)
-    new = np.where(members > 0, members * (np.log2(totals) - np.log2(np.maximum(members, 1e-300))), 0.0).sum(axis=1)
-    old = np.bincount(blend, weights=count * ideal_lengths(book.counts)[tensor, ids[cell]], minlength=size)
-    bits = blend_bits + entry_bits * (members > 0).sum(axis=1) + new - old
-    return saved - book.penalty * bits
-
-
-def _price(book: Codebook, value_bits: np.ndarray, component_bits: float, entry_bits: float) -> float:
-    """Distortion plus lambda times the bits of ids, outliers, components and table entries."""
-    used = book.counts > 0
-    bits = float((book.counts[used] * ideal_lengths(book.counts)[used]).sum())
-    bits += float((book.counts[:, -1] * value_bits).sum())
-    bits += component_bits * len(book.bank.means) + entry_bits * int(used.sum())
-    return float(book.distortion.sum()) + book.penalty * bits
 
 
 def _members(cells: Cells, candidates: Candidates) -> np.ndarray:

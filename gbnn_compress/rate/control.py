@@ -15,13 +15,9 @@ from gbnn_compress.rate.blend import with_blends
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, refine
 from gbnn_compress.rate.partition import (
-    COMPONENT_BITS,
-    ENTRY_BITS,
     Partition,
     by_distance,
-    by_grid,
     by_rate,
-    grid_step,
     moments_of,
 )
 from gbnn_compress.types import Cells, Mixture
@@ -57,11 +53,10 @@ class RateProblem:
         groups: Their runs.
         near: The cells within EM_LIMIT and the limits of outliers; the components are made from only these.
         partition: The components that lambda makes of them.
-        bank: `mixture` or `grid`, see `fit_path`.
-        mixture: As fitted, before merging; None for `grid`.
+        mixture: As fitted, before merging; None where the components come from elsewhere.
         refinements: Rounds of assignment at one lambda.
         limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none`, `rate` or `all`, see `fit_path`.
+        blending: `none` or `all`, see `fit_path`.
         log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
@@ -73,7 +68,6 @@ class RateProblem:
     groups: Groups
     near: Cells
     partition: Partition
-    bank: str
     mixture: Mixture | None
     refinements: int
     limits: np.ndarray | None
@@ -82,6 +76,11 @@ class RateProblem:
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
     share: Callable[[int], float]
+
+    def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
+        moments = moments_of(self.near, self.partition(penalty))
+        return moments.first / moments.curvature, moments.counts
 
     @property
     def mixture_size(self) -> int:
@@ -98,7 +97,6 @@ def fit_path(
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
     measure_share: Callable[[Codebook], float] = lambda book: 1.0,
-    bank: str = "mixture",
     merging: str = "rate",
     merge_distance: float = 1.0,
     merge_variance: float = 1.0,
@@ -116,30 +114,27 @@ def fit_path(
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
         measure_share: The share of its plain code lengths that ids take under a codebook.
-        bank: `mixture`, or `grid` for equal steps, which refinements then move.
         merging: `rate` (distortion against bits) or `wasserstein` (a threshold on the distance).
         merge_distance: tau_d of `wasserstein`, in steps of the uniform quantiser that is best at lambda.
         merge_variance: tau_v of `wasserstein`: components whose log sigma differ by more are never joined.
         refinements: Rounds of assignment at one lambda, centroids between them.
         limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none`, `rate` (blends that pay at lambda) or `all` (every blend that the test calls for).
+        blending: `none` or `all` (every blend that the test calls for).
     """
     near = nearest_cells(cells, limit=EM_LIMIT if limits is None else np.minimum(limits, EM_LIMIT))
-    mixture, partition = None, by_grid(near)
-    if bank == "mixture":
-        mixture, owner = _fitted(
-            near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
-        )
+    mixture, owner = _fitted(
+        near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
+    )
+    if merging == "wasserstein":
+        gap = log_sigma_weight * merge_variance
+        partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
+    else:
         partition = by_rate(near, mixture, owner)
-        if merging == "wasserstein":
-            gap = log_sigma_weight * merge_variance
-            partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
     problem = RateProblem(
         cells=cells,
         groups=group_cells(cells),
         near=near,
         partition=partition,
-        bank=bank,
         mixture=mixture,
         refinements=refinements,
         limits=limits,
@@ -166,16 +161,12 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
         The codebook, and the exponent of the bank's grid.
     """
     merge_penalty = merge_penalty or penalty
-    moments = moments_of(problem.near, problem.partition(merge_penalty))
-    means = moments.first / moments.curvature
-    if problem.bank == "grid":
-        step = grid_step(problem.near, merge_penalty)
-        means = step * np.rint(means / step)
+    means, counts = problem.merged(merge_penalty)
     book = refine(
         problem.cells,
         problem.groups,
         means,
-        np.pad(moments.counts.T, ((0, 0), (0, 1))),
+        np.pad(counts.T, ((0, 0), (0, 1))),
         penalty=penalty,
         value_bits=problem.value_bits,
         iterations=problem.refinements,
@@ -188,9 +179,6 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
             book,
             value_bits=problem.value_bits,
             log_sigma_weight=problem.log_sigma_weight,
-            only_where_cheaper=problem.blending == "rate",
-            blend_bits=COMPONENT_BITS,
-            entry_bits=ENTRY_BITS,
         )
     exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent

@@ -1,4 +1,4 @@
-"""Which weights share a component at one lambda, by the rules that recipes choose from."""
+"""Which weights share a component at one lambda, by either of two rules for merging."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ CUT_BELOW = 1 / 64
 
 LONGEST_RUN = 256
 """Most components that exact merging joins into one."""
-
-LARGEST_GRID = 4096
 
 Partition = Callable[[float], np.ndarray]
 """Maps lambda to int64 (n_cells,), the component of each cell, ascending in the members' mean."""
@@ -58,16 +56,6 @@ def by_distance(
     counts = moments_of(cells, owner).counts
     path = merge_path(mixture, counts, counts.sum(axis=1), component_bits=None, widest_gap=widest_gap)
     return lambda penalty: ascending(cells, path.labels(merge_distance**2 * HIGH_RATE_STEP * penalty)[owner])
-
-
-def by_grid(cells: Cells) -> Partition:
-    """Cut the line into the steps of `grid_step`, one of them around zero."""
-    return lambda penalty: ascending(cells, np.rint(cells.x / grid_step(cells, penalty)))
-
-
-def grid_step(cells: Cells, penalty: float) -> float:
-    """Step of the best uniform quantiser at lambda, but no finer than gives LARGEST_GRID components."""
-    return max(float(np.sqrt(HIGH_RATE_STEP * penalty)), 2 * float(np.abs(cells.x).max()) / LARGEST_GRID)
 
 
 def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ class Prepared:
         calibration: The network with inputs, if it is known.
         precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
         importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
+        contexts: Whether ids are coded by context where that is shorter.
         before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
             targets rests on it.
     """
@@ -81,6 +82,7 @@ class Prepared:
     calibration: Calibration | None
     precisions: Mapping[str, np.ndarray] | None
     importances: Mapping[str, float]
+    contexts: bool = True
     before: Prepared | None = None
 
 
@@ -96,6 +98,9 @@ def prepare(
     precisions: Mapping[str, np.ndarray] | None = None,
     importances: Mapping[str, float] | None = None,
     size_power: float = 1.0,
+    by_magnitude: bool = False,
+    contexts: bool = True,
+    fit: Callable[..., RateProblem] = fit_path,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
 
@@ -110,11 +115,14 @@ def prepare(
         precisions: See `data_free_posterior`.
         importances: See `data_free_posterior`.
         size_power: See `data_free_posterior`.
+        by_magnitude: Whether sigma is in proportion to abs(weight) instead.
+        contexts: Whether ids are coded by context where that is shorter.
+        fit: Takes the arguments of `fit_path`.
     """
     tensors = checkpoint.tensors
     counted = floating_bytes(tensors, checkpoint.ties)
     selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
-    if recipe.sigma == "magnitude":
+    if by_magnitude:
         posteriors = magnitude_posterior(tensors, selection.shared)
     else:
         posteriors = data_free_posterior(
@@ -131,7 +139,7 @@ def prepare(
     fixed_bytes += 2 * short_floats_bits(np.array([posterior.scale for posterior in posteriors])) // 8
     fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
-    problem = fit_path(
+    problem = fit(
         build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
         n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
         log_sigma_weight=recipe.log_sigma_weight,
@@ -141,8 +149,7 @@ def prepare(
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
-        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if recipe.contexts else lambda book: 1.0,
-        bank=recipe.bank,
+        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
         merging=recipe.merging,
         merge_distance=recipe.merge_distance,
         merge_variance=recipe.merge_variance,
@@ -166,6 +173,7 @@ def prepare(
         calibration=calibration,
         precisions=precisions,
         importances=importances or {},
+        contexts=contexts,
     )
 
 

@@ -1,4 +1,4 @@
-"""Who shares a component: by distance with its guards, or on a grid."""
+"""Who shares a component: by distance, with its guards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from small_networks import cells_of, problem_of, random_network
 from gbnn_compress.mixture.merge_path import merge_path
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
 from gbnn_compress.rate.control import codebook_at
-from gbnn_compress.rate.partition import LARGEST_GRID, grid_step, moments_of
+from gbnn_compress.rate.partition import moments_of
 from gbnn_compress.types import Cells, Mixture
 
 
@@ -48,21 +48,6 @@ def test_what_is_farther_than_the_threshold_stays_apart() -> None:
         assert np.median(gaps) >= 0.5 * 2 * np.sqrt(HIGH_RATE_STEP * penalty)
         assert len(gaps) > 1
     assert len(np.unique(problem.partition(2.0**28))) == 1
-
-
-@pytest.mark.parametrize("penalty", [0.01, 0.3])
-def test_a_grid_that_is_not_refined_has_equal_steps(penalty: float) -> None:
-    book, exponent = codebook_at(problem_of(random_cells(), bank="grid", refinements=1), penalty)
-    step = np.sqrt(HIGH_RATE_STEP * penalty)
-    np.testing.assert_allclose(book.bank.means, step * np.rint(book.bank.means / step), atol=2.0**exponent)
-    assert 0 in book.bank.means
-
-
-def test_a_grid_has_a_finest_step() -> None:
-    problem = problem_of(random_cells(), bank="grid")
-    assert problem.mixture_size == 0
-    assert len(np.unique(problem.partition(2.0**-44))) <= LARGEST_GRID + 1
-    assert grid_step(problem.near, 2.0**-44) == pytest.approx(2 * np.abs(problem.near.x).max() / LARGEST_GRID)
 
 
 def test_weights_beyond_a_limit_are_outliers_and_no_others_are() -> None:
