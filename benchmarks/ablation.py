@@ -28,6 +28,7 @@ from gbnn_compress.data.datasets import load_data
 from gbnn_compress.pipeline import opening
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench, dense, read_model
+from gbnn_compress.rate.paper import PaperRules
 from gbnn_compress.target.prepared import prepare
 
 ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
@@ -55,7 +56,7 @@ PREPARED_WITH = {
     "uniform grid, refined": {"fit": fit_grid},
     "uniform grid": {"fit": fit_grid},
     "no contexts": {"contexts": False},
-    "no feedback, sigma as magnitude": {"by_magnitude": True},
+    "no feedback, sigma as magnitude": {"paper": PaperRules(magnitude_sigma=True)},
 }
 """Name -> arguments of `prepare` that no recipe sets."""
 

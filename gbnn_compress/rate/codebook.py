@@ -32,8 +32,9 @@ class Codebook:
         counts: float64 (T, K + 1), weights of each tensor in each component; the last column counts outliers.
         penalty: lambda, curvature-weighted squared error (in units of s_t^2) that one bit is worth.
         distortion: float64 (T,), curvature-weighted squared error of each tensor, in units of s_t^2.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blends: int64 (B,), positions of the components that are blends of two others.
+        limits: float64 (T,), magnitude beyond which a weight is an outlier, in units of s_t, by the published rule
+            (`rate/paper.py`); None: where that is cheaper.
+        blends: int64 (B,), positions of the components that are blends of two others (`rate/paper.py`).
     """
 
     bank: Bank

@@ -11,15 +11,10 @@ import numpy as np
 from gbnn_compress.format.bank import encode_bank, round_bank
 from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
 from gbnn_compress.mixture.em import fit_mixture
-from gbnn_compress.rate.blend import with_blends
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, refine
-from gbnn_compress.rate.partition import (
-    Partition,
-    by_distance,
-    by_rate,
-    moments_of,
-)
+from gbnn_compress.rate.paper import PaperRules
+from gbnn_compress.rate.partition import Partition, by_rate, moments_of
 from gbnn_compress.types import Cells, Mixture
 
 EM_LIMIT = 1000.0
@@ -55,13 +50,13 @@ class RateProblem:
         partition: The components that lambda makes of them.
         mixture: As fitted, before merging; None where the components come from elsewhere.
         refinements: Rounds of assignment at one lambda.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none` or `all`, see `fit_path`.
         log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
+        scales: float64 (T,), s_t.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
             and errors that stand in the bank included.
         share: Maps log2(lambda) / SHARE_OCTAVES to the share of their plain code lengths that ids take there.
+        paper: Published rules in place of the project's own.
     """
 
     cells: Cells
@@ -70,12 +65,12 @@ class RateProblem:
     partition: Partition
     mixture: Mixture | None
     refinements: int
-    limits: np.ndarray | None
-    blending: str
     log_sigma_weight: float
+    scales: np.ndarray
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
     share: Callable[[int], float]
+    paper: PaperRules | None = None
 
     def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
@@ -94,15 +89,12 @@ def fit_path(
     n_components: int,
     log_sigma_weight: float,
     max_iterations: int,
+    scales: np.ndarray,
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
     measure_share: Callable[[Codebook], float] = lambda book: 1.0,
-    merging: str = "rate",
-    merge_distance: float = 1.0,
-    merge_variance: float = 1.0,
     refinements: int = 3,
-    limits: np.ndarray | None = None,
-    blending: str = "none",
+    paper: PaperRules | None = None,
 ) -> RateProblem:
     """Fit the mixture and its merge path; one serves every target.
 
@@ -111,25 +103,22 @@ def fit_path(
         n_components: Components to start from.
         log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
         max_iterations: Most EM steps.
+        scales: float64 (T,), s_t.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
         measure_share: The share of its plain code lengths that ids take under a codebook.
-        merging: `rate` (distortion against bits) or `wasserstein` (a threshold on the distance).
-        merge_distance: tau_d of `wasserstein`, in steps of the uniform quantiser that is best at lambda.
-        merge_variance: tau_v of `wasserstein`: components whose log sigma differ by more are never joined.
         refinements: Rounds of assignment at one lambda, centroids between them.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none` or `all` (every blend that the test calls for).
+        paper: Published rules in place of the project's own.
     """
+    limits = None if paper is None else paper.limits(scales)
     near = nearest_cells(cells, limit=EM_LIMIT if limits is None else np.minimum(limits, EM_LIMIT))
     mixture, owner = _fitted(
         near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
     )
-    if merging == "wasserstein":
-        gap = log_sigma_weight * merge_variance
-        partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
-    else:
+    if paper is None:
         partition = by_rate(near, mixture, owner)
+    else:
+        partition = paper.partition(near, mixture, owner, log_sigma_weight=log_sigma_weight)
     problem = RateProblem(
         cells=cells,
         groups=group_cells(cells),
@@ -137,12 +126,12 @@ def fit_path(
         partition=partition,
         mixture=mixture,
         refinements=refinements,
-        limits=limits,
-        blending=blending,
         log_sigma_weight=log_sigma_weight,
+        scales=scales,
         value_bits=value_bits,
         other_bytes=other_bytes,
         share=lambda place: 1.0,
+        paper=paper,
     )
     return replace(
         problem, share=cache(lambda place: measure_share(codebook_at(problem, 2.0 ** (SHARE_OCTAVES * place))[0]))
@@ -170,10 +159,10 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
         penalty=penalty,
         value_bits=problem.value_bits,
         iterations=problem.refinements,
-        limits=problem.limits,
+        limits=None if problem.paper is None else problem.paper.limits(problem.scales),
     )
-    if problem.blending != "none":
-        book = with_blends(
+    if problem.paper is not None:
+        book = problem.paper.blended(
             problem.cells,
             problem.groups,
             book,

@@ -1,4 +1,4 @@
-"""Which weights share a component at one lambda, by either of two rules for merging."""
+"""Which weights share a component at one lambda."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from gbnn_compress.mixture.merge_exactly import Moments, merge_exactly
 from gbnn_compress.mixture.merge_path import MergePath, merge_path
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, curvature_of
+from gbnn_compress.rate.codebook import curvature_of
 from gbnn_compress.types import Cells, Mixture
 
 COMPONENT_BITS = 12.0
@@ -39,23 +39,6 @@ def by_rate(cells: Cells, mixture: Mixture, owner: np.ndarray) -> Partition:
     moments = moments_of(cells, owner)
     path = merge_path(mixture, moments.counts, moments.curvature, component_bits=COMPONENT_BITS)
     return partial(_cut_and_merge, cells, owner, path)
-
-
-def by_distance(
-    cells: Cells, mixture: Mixture, owner: np.ndarray, *, merge_distance: float, widest_gap: float
-) -> Partition:
-    """Merge what is nearer than a threshold in Wasserstein-2 distance, nearest first, whatever it costs and saves.
-
-    Args:
-        cells: The weights of the mixture.
-        mixture: As fitted.
-        owner: int64 (n_cells,), component of the mixture that each cell starts in.
-        merge_distance: tau_d, in steps of the uniform quantiser that is best at lambda.
-        widest_gap: tau_v, in units of the mixture's second axis.
-    """
-    counts = moments_of(cells, owner).counts
-    path = merge_path(mixture, counts, counts.sum(axis=1), component_bits=None, widest_gap=widest_gap)
-    return lambda penalty: ascending(cells, path.labels(merge_distance**2 * HIGH_RATE_STEP * penalty)[owner])
 
 
 def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ and sigma_f^2 is proportional to 1 / h_f.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,29 +79,6 @@ def data_free_posterior(
         )
 
     return tuple(in_order(one, shared, weights=sum(sizes.values())))
-
-
-def magnitude_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:
-    """(mu, sigma) with every sigma in proportion to abs(mu), s_t at the tensor's root mean square.
-
-    Args:
-        tensors: The whole state dict.
-        shared: Names of the tensors to share.
-
-    Returns:
-        One posterior a tensor, scales as in `data_free_posterior`.
-    """
-    typical = typical_size([tensors[name].numel() for name in shared])
-    return tuple(
-        replace(
-            posterior,
-            log_sigma=np.full_like(
-                posterior.log_sigma, 0.5 * np.log(tensors[posterior.name].numel() / typical), dtype=np.float64
-            ),
-            by_magnitude=True,
-        )
-        for posterior in data_free_posterior(tensors, shared)
-    )
 
 
 def batch_norm_after(name: str, tensors: Mapping[str, torch.Tensor]) -> str | None:

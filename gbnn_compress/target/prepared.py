@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,8 @@ from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step
 from gbnn_compress.rate.context_savings import share_meter
 from gbnn_compress.rate.control import RateProblem, fit_path
-from gbnn_compress.rate.posterior import data_free_posterior, magnitude_posterior, typical_size
+from gbnn_compress.rate.paper import PaperRules, paper_rules
+from gbnn_compress.rate.posterior import data_free_posterior, typical_size
 from gbnn_compress.rate.unshared import code_values, read_unshared
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
@@ -98,7 +99,7 @@ def prepare(
     precisions: Mapping[str, np.ndarray] | None = None,
     importances: Mapping[str, float] | None = None,
     size_power: float = 1.0,
-    by_magnitude: bool = False,
+    paper: PaperRules | None = None,
     contexts: bool = True,
     fit: Callable[..., RateProblem] = fit_path,
 ) -> Prepared:
@@ -115,19 +116,20 @@ def prepare(
         precisions: See `data_free_posterior`.
         importances: See `data_free_posterior`.
         size_power: See `data_free_posterior`.
-        by_magnitude: Whether sigma is in proportion to abs(weight) instead.
+        paper: Published rules in place of the project's own; default: those of the recipe.
         contexts: Whether ids are coded by context where that is shorter.
         fit: Takes the arguments of `fit_path`.
     """
     tensors = checkpoint.tensors
     counted = floating_bytes(tensors, checkpoint.ties)
     selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
-    if by_magnitude:
-        posteriors = magnitude_posterior(tensors, selection.shared)
-    else:
-        posteriors = data_free_posterior(
-            tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
-        )
+    posteriors = data_free_posterior(
+        tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
+    )
+    paper = paper or paper_rules(recipe)
+    if paper is not None:
+        posteriors = paper.posteriors(tensors, posteriors)
+    scales = np.array([posterior.scale for posterior in posteriors])
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
@@ -136,7 +138,7 @@ def prepare(
     roles = [role(name) for name in selection.unshared]
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
     # The errors of the tensors are about as like each other as their scales.
-    fixed_bytes += 2 * short_floats_bits(np.array([posterior.scale for posterior in posteriors])) // 8
+    fixed_bytes += 2 * short_floats_bits(scales) // 8
     fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
     problem = fit(
@@ -144,18 +146,15 @@ def prepare(
         n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
         log_sigma_weight=recipe.log_sigma_weight,
         max_iterations=recipe.em_iterations,
+        scales=scales,
         value_bits=value_bits,
         other_bytes=lambda penalty: (
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
         measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
-        merging=recipe.merging,
-        merge_distance=recipe.merge_distance,
-        merge_variance=recipe.merge_variance,
         refinements=recipe.refinements,
-        limits=_limits(posteriors, recipe.outlier_threshold) if recipe.outliers == "magnitude" else None,
-        blending=recipe.blending,
+        paper=paper,
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -175,11 +174,6 @@ def prepare(
         importances=importances or {},
         contexts=contexts,
     )
-
-
-def _limits(posteriors: Sequence[Posterior], threshold: float) -> np.ndarray:
-    """float64 (T,), a magnitude of weights in the unit of each tensor."""
-    return threshold / np.array([posterior.scale for posterior in posteriors])
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:

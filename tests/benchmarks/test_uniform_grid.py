@@ -18,6 +18,7 @@ def grid_problem(*, refinements: int) -> GridProblem:
         n_components=200,
         log_sigma_weight=0.1,
         max_iterations=5,
+        scales=np.ones(cells.n_tensors),
         value_bits=np.full(cells.n_tensors, 32),
         other_bytes=lambda penalty: 100,
         refinements=refinements,

@@ -18,7 +18,6 @@ from gbnn_compress.rate.posterior import (
     SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
-    magnitude_posterior,
     typical_size,
     value_unit,
 )
@@ -219,21 +218,6 @@ def test_a_filter_that_its_norm_divides_by_much_does_not_hide_the_others() -> No
     huge["bn.running_var"][2] *= 1e8
     scales = [data_free_posterior(network, ["conv.weight"])[0].scale for network in (usual, huge)]
     assert scales[1] == pytest.approx(scales[0], rel=0.3)
-
-
-def test_sigma_may_follow_the_magnitude_of_each_weight() -> None:
-    tensors = {"a": normal(4, 50), "b": normal(8, 100, seed=1)}
-    typical = typical_size([200, 800])
-    for posterior, usual in zip(
-        magnitude_posterior(tensors, ["a", "b"]), data_free_posterior(tensors, ["a", "b"]), strict=True
-    ):
-        assert posterior.by_magnitude
-        assert posterior.scale == usual.scale
-        assert posterior.log_sigma.shape == usual.log_sigma.shape
-        # Of a weight at the root mean square, sigma is s_t.
-        rms = posterior.scale * np.sqrt(typical / tensors[posterior.name].numel())
-        assert rms == pytest.approx(float(tensors[posterior.name].double().square().mean().sqrt()), rel=0.05)
-        np.testing.assert_allclose(np.exp(posterior.log_sigma) * rms / posterior.scale, 1.0)
 
 
 def test_precisions_take_the_place_of_the_filters_shares() -> None:

@@ -1,17 +1,28 @@
-"""Blends: one more component between two others, for weights that fit neither.
+"""The published rules (2DGBNN, Lin et al. 2025, arXiv 2505.17856), each in place of one of the project's own.
 
-A weight whose squared Mahalanobis distance to its component exceeds CHI_SQUARED is taken for a blend of its two
-likeliest components (Lin et al. 2025, arXiv 2505.17856). The blend alpha a + (1 - alpha) b, alpha one of ALPHAS, is a
-component of the bank like any other: one more symbol, shared by every weight that is nearest to it.
+`PaperRules` says which of them hold. Recipe `paper` sets all but `magnitude_sigma`, which only the ablation sets.
+
+- Merging: components merge, the nearest pair first, while their Wasserstein-2 distance is below a threshold.
+- Outliers: a weight above a magnitude is kept exactly.
+- Blends: a weight whose squared Mahalanobis distance to its component exceeds CHI_SQUARED gets a blend of its two
+  likeliest components. The blend alpha a + (1 - alpha) b, alpha one of ALPHAS, is a component of the bank like any
+  other: one more symbol, shared by every weight that is nearest to it.
+- Sigma in proportion to abs(weight).
+
+The first stage, variational inference of sigma on labelled data (recipe key `posterior: variational`), runs the network
+and is in `calibration/sources.py`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gbnn_compress.mixture.density import floor_eigenvalues, log_density
+from gbnn_compress.mixture.merge_path import MergePath, merge_path
 from gbnn_compress.rate.codebook import (
     HIGH_RATE_STEP,
     Codebook,
@@ -19,7 +30,16 @@ from gbnn_compress.rate.codebook import (
     assign_cells,
     refine,
 )
-from gbnn_compress.types import Cells
+from gbnn_compress.rate.partition import Partition, ascending, by_rate, moments_of
+from gbnn_compress.rate.posterior import data_free_posterior, typical_size
+from gbnn_compress.types import Cells, Mixture, Posterior
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+
+    from gbnn_compress.recipe import Recipe
 
 CHI_SQUARED = 5.991
 """95 % of the weights of a 2-D Gaussian are within this squared Mahalanobis distance."""
@@ -28,6 +48,102 @@ ALPHAS = np.array([0.25, 0.5, 0.75])
 
 SMALLEST_DEVIATION = 1 / 16
 """Of a component, in steps of the uniform quantiser that is best at lambda."""
+
+
+@dataclass(frozen=True)
+class PaperRules:
+    """Which published rules hold; at the defaults, none does.
+
+    Attributes:
+        merge_distance: tau_d, threshold on the Wasserstein-2 distance, in steps of the uniform quantiser that is best
+            at lambda; None: components merge by rate.
+        merge_variance: tau_v: components whose log sigma differ by more never merge.
+        outlier_threshold: tau_w: a weight with abs(weight) above it is an outlier; None: where that is cheaper.
+        blends: Whether weights that fit no component get blends.
+        magnitude_sigma: Whether sigma is in proportion to abs(weight).
+    """
+
+    merge_distance: float | None = None
+    merge_variance: float = 1.0
+    outlier_threshold: float | None = None
+    blends: bool = False
+    magnitude_sigma: bool = False
+
+    def posteriors(self, tensors: Mapping[str, torch.Tensor], usual: tuple[Posterior, ...]) -> tuple[Posterior, ...]:
+        """The posteriors under these rules, in place of the usual ones."""
+        return magnitude_posterior(tensors, [each.name for each in usual]) if self.magnitude_sigma else usual
+
+    def limits(self, scales: np.ndarray) -> np.ndarray | None:
+        """float64 (T,), magnitude in units of s_t above which a weight is an outlier; None: where that is cheaper."""
+        return None if self.outlier_threshold is None else self.outlier_threshold / scales
+
+    def partition(self, cells: Cells, mixture: Mixture, owner: np.ndarray, *, log_sigma_weight: float) -> Partition:
+        """Which cells share a component at lambda; the arguments are those of `by_rate`, and c."""
+        if self.merge_distance is None:
+            return by_rate(cells, mixture, owner)
+        gap = log_sigma_weight * self.merge_variance
+        return by_distance(cells, mixture, owner, merge_distance=self.merge_distance, widest_gap=gap)
+
+    def blended(
+        self, cells: Cells, groups: Groups, book: Codebook, *, value_bits: np.ndarray, log_sigma_weight: float
+    ) -> Codebook:
+        """The codebook, with blends if these rules form any; the arguments are those of `with_blends`."""
+        if not self.blends:
+            return book
+        return with_blends(cells, groups, book, value_bits=value_bits, log_sigma_weight=log_sigma_weight)
+
+
+def paper_rules(recipe: Recipe) -> PaperRules | None:
+    """The published rules that a recipe asks for; None where it asks for none."""
+    if (recipe.merging, recipe.outliers, recipe.blending) == ("rate", "rate", "none"):
+        return None
+    return PaperRules(
+        merge_distance=recipe.merge_distance if recipe.merging == "wasserstein" else None,
+        merge_variance=recipe.merge_variance,
+        outlier_threshold=recipe.outlier_threshold if recipe.outliers == "magnitude" else None,
+        blends=recipe.blending == "all",
+    )
+
+
+def magnitude_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:
+    """(mu, sigma) with every sigma in proportion to abs(mu); s_t for a weight at the tensor's root mean square.
+
+    Args:
+        tensors: The whole state dict.
+        shared: Names of the tensors to share.
+
+    Returns:
+        One posterior per tensor, with the scales of `data_free_posterior`.
+    """
+    typical = typical_size([tensors[name].numel() for name in shared])
+
+    def one(usual: Posterior) -> Posterior:
+        level = 0.5 * np.log(tensors[usual.name].numel() / typical)
+        return replace(usual, log_sigma=np.full(usual.log_sigma.shape, level), by_magnitude=True)
+
+    return tuple(one(usual) for usual in data_free_posterior(tensors, shared))
+
+
+def by_distance(
+    cells: Cells, mixture: Mixture, owner: np.ndarray, *, merge_distance: float, widest_gap: float
+) -> Partition:
+    """Merge what is nearer than a threshold in Wasserstein-2 distance, nearest first, whatever it costs and saves.
+
+    Args:
+        cells: The weights of the mixture.
+        mixture: As fitted.
+        owner: int64 (n_cells,), component of the mixture that each cell starts in.
+        merge_distance: tau_d, in steps of the uniform quantiser that is best at lambda.
+        widest_gap: tau_v, in units of the mixture's second axis.
+    """
+    counts = moments_of(cells, owner).counts
+    path = merge_path(mixture, counts, counts.sum(axis=1), component_bits=None, widest_gap=widest_gap)
+    return partial(_cut, cells, owner, path, merge_distance)
+
+
+def _cut(cells: Cells, owner: np.ndarray, path: MergePath, merge_distance: float, penalty: float) -> np.ndarray:
+    """int64 (n_cells,), the components that merging up to the threshold at lambda leaves."""
+    return ascending(cells, path.labels(merge_distance**2 * HIGH_RATE_STEP * penalty)[owner])
 
 
 @dataclass(frozen=True)
