@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +23,7 @@ EM_LIMIT = 1000.0
 BANK_STEP = 1 / 16
 """Grid of the bank's means over the quantisation step: finer costs bytes, coarser adds 1 % to the distortion."""
 
-SHARE_OCTAVES = 2
+FRACTION_OCTAVES = 2
 """Octaves of lambda from one measurement of what contexts save to the next; between them it is interpolated."""
 
 LOWEST, HIGHEST = -44.0, 28.0
@@ -55,7 +55,7 @@ class RateProblem:
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
             and errors that stand in the bank included.
-        share: Maps log2(lambda) / SHARE_OCTAVES to the share of their plain code lengths that ids take there.
+        measure_fraction: Maps a codebook to the fraction of their plain code lengths that ids take in a file.
         paper: Published rules in place of the project's own.
     """
 
@@ -69,13 +69,27 @@ class RateProblem:
     scales: np.ndarray
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
-    share: Callable[[int], float]
+    measure_fraction: Callable[[Codebook], float]
     paper: PaperRules | None = None
+    _fractions: dict[int, float] = field(default_factory=dict, init=False, repr=False)
 
     def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
         moments = moments_of(self.near, self.partition(penalty))
         return moments.first / moments.curvature, moments.counts
+
+    def id_fraction(self, penalty: float) -> float:
+        """Fraction of their plain code lengths that ids take at lambda, interpolated in log2(lambda)."""
+        place = float(np.log2(penalty)) / FRACTION_OCTAVES
+        low = int(np.floor(place))
+        fraction = self._measured_fraction(low)
+        return fraction if place == low else fraction + (place - low) * (self._measured_fraction(low + 1) - fraction)
+
+    def _measured_fraction(self, place: int) -> float:
+        """The fraction at log2(lambda) = FRACTION_OCTAVES * place, measured once."""
+        if place not in self._fractions:
+            self._fractions[place] = self.measure_fraction(codebook_at(self, 2.0 ** (FRACTION_OCTAVES * place))[0])
+        return self._fractions[place]
 
     @property
     def mixture_size(self) -> int:
@@ -92,7 +106,7 @@ def fit_path(
     scales: np.ndarray,
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
-    measure_share: Callable[[Codebook], float] = lambda book: 1.0,
+    measure_fraction: Callable[[Codebook], float] = lambda book: 1.0,
     refinements: int = 3,
     paper: PaperRules | None = None,
 ) -> RateProblem:
@@ -106,7 +120,7 @@ def fit_path(
         scales: float64 (T,), s_t.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
-        measure_share: The share of its plain code lengths that ids take under a codebook.
+        measure_fraction: See `RateProblem`; default: contexts save nothing.
         refinements: Rounds of assignment at one lambda, centroids between them.
         paper: Published rules in place of the project's own.
     """
@@ -119,7 +133,7 @@ def fit_path(
         partition = by_rate(near, mixture, owner)
     else:
         partition = paper.partition(near, mixture, owner, log_sigma_weight=log_sigma_weight)
-    problem = RateProblem(
+    return RateProblem(
         cells=cells,
         groups=group_cells(cells),
         near=near,
@@ -130,11 +144,8 @@ def fit_path(
         scales=scales,
         value_bits=value_bits,
         other_bytes=other_bytes,
-        share=lambda place: 1.0,
+        measure_fraction=measure_fraction,
         paper=paper,
-    )
-    return replace(
-        problem, share=cache(lambda place: measure_share(codebook_at(problem, 2.0 ** (SHARE_OCTAVES * place))[0]))
     )
 
 
@@ -183,16 +194,8 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> floa
     nothing = np.zeros(0)  # scales and errors are among the other bytes
     bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
-    map_bits = id_bits * _share_at(problem, book.penalty) + sum(map(table_bits, levels))
+    map_bits = id_bits * problem.id_fraction(book.penalty) + sum(map(table_bits, levels))
     return (map_bits + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
-
-
-def _share_at(problem: RateProblem, penalty: float) -> float:
-    place = float(np.log2(penalty)) / SHARE_OCTAVES
-    low = int(np.floor(place))
-    if place == low:
-        return problem.share(low)
-    return problem.share(low) + (place - low) * (problem.share(low + 1) - problem.share(low))
 
 
 def parameters_of(book: Codebook, n_unshared: int) -> float:

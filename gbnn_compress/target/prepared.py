@@ -23,7 +23,7 @@ from gbnn_compress.format.checks import BITS
 from gbnn_compress.format.vectors import role, vector_bits
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step
-from gbnn_compress.rate.context_savings import share_meter
+from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.control import RateProblem, fit_path
 from gbnn_compress.rate.paper import PaperRules, paper_rules
 from gbnn_compress.rate.posterior import data_free_posterior, typical_size
@@ -152,7 +152,7 @@ def prepare(
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
-        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
+        measure_fraction=fraction_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
         refinements=recipe.refinements,
         paper=paper,
     )

@@ -9,7 +9,7 @@ from small_networks import cells_of, problem_of, random_network
 from gbnn_compress.format.contexts import whole_values
 from gbnn_compress.format.table_choice import choose
 from gbnn_compress.rate import context_savings
-from gbnn_compress.rate.context_savings import share_meter
+from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.control import codebook_at, predicted_bytes
 from gbnn_compress.rate.maps import index_maps
 
@@ -38,7 +38,7 @@ def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     choices = [choose(m.ids, network[m.name].shape, values) for m in maps]
     actual = sum(choice.id_bits for choice in choices) / sum(choice.plain_bits for choice in choices)
     assert actual < 0.9
-    measured = share_meter(network, posteriors, value_bits=problem.value_bits)(book)
+    measured = fraction_meter(network, posteriors, value_bits=problem.value_bits)(book)
     assert measured == pytest.approx(actual, rel=0.005 if sample > 100_000 else 0.04)
 
 
@@ -46,7 +46,7 @@ def test_random_weights_keep_all_their_bits() -> None:
     network = random_network(1)
     posteriors, cells = cells_of(network)
     problem = problem_of(cells)
-    meter = share_meter(network, posteriors, value_bits=problem.value_bits)
+    meter = fraction_meter(network, posteriors, value_bits=problem.value_bits)
     assert meter(codebook_at(problem, 0.05)[0]) == pytest.approx(1, abs=0.01)
     assert meter(codebook_at(problem, 2.0**28)[0]) == 1
 
