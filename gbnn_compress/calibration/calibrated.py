@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import LockstepOptions, Outcome, Sharing, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import Difference, drop_at, output_difference
@@ -111,18 +111,15 @@ def compress_in_lockstep(
         for t, posterior in enumerate(posteriors)
         if posterior.name in calibration.layers
     }
+    options = LockstepOptions(
+        penalty=book.penalty,
+        damping=_damping(calibration.synthetic),
+        paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
+        sweeps=SWEEPS,
+        synthetic=calibration.synthetic,
+    )
     with single_thread():
-        return run_in_lockstep(
-            calibration.network,
-            calibration.tensors,
-            calibration.inputs,
-            sharing,
-            penalty=book.penalty,
-            damping=_damping(calibration.synthetic),
-            paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
-            sweeps=SWEEPS,
-            synthetic=calibration.synthetic,
-        )
+        return run_in_lockstep(calibration.network, calibration.tensors, calibration.inputs, sharing, options)
 
 
 def n_paths(n_weights: int) -> int:

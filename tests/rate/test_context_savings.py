@@ -27,7 +27,7 @@ def smooth_network(seed: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sample", [1 << 14, 1 << 18])
-def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
+def test_the_fraction_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
     monkeypatch.setattr(context_savings, "SAMPLE", sample)
     network = smooth_network(0)
     posteriors, cells = cells_of(network)
@@ -51,7 +51,7 @@ def test_random_weights_keep_all_their_bits() -> None:
     assert meter(codebook_at(problem, 2.0**28)[0]) == 1
 
 
-def test_predicted_bytes_lie_between_those_at_the_shares_around() -> None:
+def test_predicted_bytes_lie_between_those_at_the_fractions_around() -> None:
     network, asked = random_network(2), []
 
     def measure(book: object) -> float:
@@ -59,7 +59,7 @@ def test_predicted_bytes_lie_between_those_at_the_shares_around() -> None:
         return 0.5 if book.penalty < 1 else 0.7  # type: ignore[attr-defined]
 
     _, cells = cells_of(network)
-    plain, problem = problem_of(cells), problem_of(cells, measure_share=measure)
+    plain, problem = problem_of(cells), problem_of(cells, measure_fraction=measure)
     book, exponent = codebook_at(plain, 0.5)
     without = predicted_bytes(plain, book, exponent)
     assert 0.5 * without < predicted_bytes(problem, book, exponent) < 0.75 * without
