@@ -1,9 +1,9 @@
 """Original and compressed network side by side, in one forward pass that compresses on its way.
 
-The batch holds every input twice. Layers use the original weights for the first half and shared ones for the second;
-when a layer is reached for the first time, its shared weights are chosen so that the second half's outputs are as
-near as can be to the first half's, from the inputs that each really gets there. So a layer makes good what the layers
-before it did. At each batch norm, means and variances that moved are made good in its statistics, at each bias in it.
+The batch holds every input twice. Layers use the original weights for the first half and shared weights for the second.
+When the pass first reaches a layer, it chooses the layer's shared weights so that the outputs of the second half are as
+near as possible to those of the first half, given the inputs of each half. So a layer compensates for the errors of the
+layers before it. Statistics of batch norms compensate for changed means and variances, and biases for changed means.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, c
 from gbnn_compress.calibration.survey import column_blocks, covariance, normaliser, trusted
 
 VARIANCE_RANGE = (0.3, 1.5)
-"""Factors by which a variance may be corrected: outside, the filter is lost anyway."""
+"""Range of the factor that corrects a variance; outside it, the filter is lost anyway."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Sharing:
     """How the weights of one tensor may be shared.
 
     Attributes:
-        alphabet: The components that it may use.
+        alphabet: The components that the tensor may use.
         scale: s_t, their unit.
-        rows: float64 (rows,), h_f of `assign_with_feedback`, mean 1 or so.
-        unit: What a squared error of s_t^2 costs: squared output error times this is in the unit of lambda.
-        exact: bool (n,), weights that are kept as they are.
+        rows: float64 (rows,), h_f of `assign_with_feedback`, mean about 1.
+        unit: Cost of a squared output error of s_t^2, in the unit of lambda.
+        exact: bool (n,), weights that are kept exactly.
     """
 
     alphabet: Alphabet
@@ -228,7 +228,7 @@ def _share(
 def _target(
     original: np.ndarray, before: torch.Tensor, after: torch.Tensor, exact: np.ndarray, options: LockstepOptions
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (G, r, d) that correct what the inputs differ by, and the damped covariance (G, d, d) of the inputs.
+    """Weights (G, r, d) that compensate for the change of inputs, and the damped covariance (G, d, d) of the inputs.
 
     Args:
         original: float64 (G, r, d), the weights, in units of s_t.
@@ -247,17 +247,17 @@ def _target(
 
 
 def _held_factor(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> float:
-    """How far the least-squares change of weights holds on other samples, in [0, 1].
+    """Fraction of the least-squares change of weights that is best on other samples, in [0, 1].
 
-    With original inputs x, inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change that makes good what the
-    inputs differ by is w (C - S) H^-1. Here it is worked out from the first half of the samples, and the factor is the
-    one that is best on the second half.
+    With original inputs x, changed inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change of weights that
+    compensates for the change of inputs is w (C - S) H^-1. It is computed on the first half of the samples; the factor
+    is the best one on the second half.
 
     Args:
         weights: float64 (G, r, d).
         before: (G, n, d), original inputs, in the order of the images.
-        after: (G, n, d), the inputs there are.
-        damping: See `trusted`.
+        after: (G, n, d), changed inputs, in the same order.
+        damping: Damping of the covariance (`survey.trusted`).
     """
     half = before.shape[1] // 2
     seen, others = covariance(after[:, :half]), covariance(after[:, half:])

@@ -17,13 +17,13 @@ from gbnn_compress.mixture.divergence import gaussian_divergence_nats
 from gbnn_compress.predict.running import own_names, run_with
 
 STEPS, BATCH = 150, 64
-"""Of variational inference."""
+"""Steps of variational inference, and inputs per step."""
 
 LEARNING_RATE = 0.1
-"""Adam's, for log sigma, falling by a cosine."""
+"""Adam's learning rate for log sigma, which falls by a cosine."""
 
 FIRST_SIGMA = 0.02
-"""Of variational inference, in root mean squares of the tensor."""
+"""Initial sigma, in root mean squares of the tensor."""
 
 
 def variational_precisions(
@@ -34,19 +34,19 @@ def variational_precisions(
     *,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Mean-field variational inference: one sigma a filter, with means at the checkpoint's weights.
+    """Mean-field variational inference: one sigma per filter, with means at the checkpoint's weights.
 
-    Minimises E_q[CE] + KL(q || prior) / N over log sigma, q = N(w, sigma_f^2) for each weight by itself, the prior
-    N(w, root mean square of the tensor); a draw and its mirror image a step, so that what the loss does not curve
-    cancels (Graves 2011, "Practical variational inference for neural networks"). Where the loss does not feel a filter,
-    its sigma goes to the prior's.
+    Minimises E_q[CE] + KL(q || prior) / N over log sigma, with q = N(w, sigma_f^2) for each weight and the prior
+    N(w, s^2), s the root mean square of the tensor (Graves 2011, "Practical variational inference for neural
+    networks"). Each step uses a draw and its mirror image, so that terms linear in the draw cancel. The sigma of a
+    filter that the loss does not depend on goes to the prior's.
 
     Args:
         network: In evaluation mode, holding the checkpoint's weights.
-        tensors: The network's own tensors by their names in the checkpoint, those wanted.
+        tensors: The shared tensors of the network, by their names in the checkpoint.
         inputs: float32 (N, ...), preprocessed.
         labels: int64 (N,).
-        seed: Of batches and draws.
+        seed: Seed of batches and draws.
 
     Returns:
         Name -> float64 (rows,), 1 / sigma^2.
@@ -79,12 +79,12 @@ def variational_precisions(
 
 
 def _batches(count: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """int64 (B,) positions, STEPS times."""
+    """Positions of STEPS batches, int64 (B,)."""
     for _ in range(STEPS):
         yield torch.randperm(count, generator=generator)[:BATCH]
 
 
 def _moved(log_sigma: torch.Tensor, mean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """How far a draw is from the means, for every weight by itself."""
+    """A draw minus the means, independent for every weight."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
     return log_sigma.exp().view(-1, *[1] * (mean.dim() - 1)) * noise

@@ -24,7 +24,7 @@ SAMPLE = 1 << 18
 def fraction_meter(
     tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, value_bits: np.ndarray
 ) -> Callable[[Codebook], float]:
-    """A function from a codebook to the fraction of `code_lengths` that a file's ids will take.
+    """A function from a codebook to the fraction of `code_lengths` that a file's ids take.
 
     It assigns the first rows and columns of every tensor, the same part of each, and counts the bits of their ids.
     Contexts save a little less in a part of a tensor than in all of it.

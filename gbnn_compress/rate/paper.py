@@ -47,7 +47,7 @@ CHI_SQUARED = 5.991
 ALPHAS = np.array([0.25, 0.5, 0.75])
 
 SMALLEST_DEVIATION = 1 / 16
-"""Of a component, in steps of the uniform quantiser that is best at lambda."""
+"""Smallest deviation of a component, in steps of the uniform quantiser that is best at lambda."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def _cut(cells: Cells, owner: np.ndarray, path: MergePath, merge_distance: float
 
 @dataclass(frozen=True)
 class Candidates:
-    """Blends that might be formed.
+    """Blends that may be formed.
 
     Attributes:
         means: float64 (B,).
-        cell: int64 (F,), the cells that the test flags.
-        blend: int64 (F,), the candidate of each.
+        cell: int64 (F,), the cells that fit no component.
+        blend: int64 (F,), position of each cell's blend in `means`.
     """
 
     means: np.ndarray
@@ -169,7 +169,7 @@ def with_blends(
     value_bits: np.ndarray,
     log_sigma_weight: float,
 ) -> Codebook:
-    """Add blends to a codebook, and assign anew.
+    """Add blends to a codebook and assign all weights again.
 
     Args:
         cells: The weights.
@@ -221,7 +221,7 @@ def find_candidates(cells: Cells, ids: np.ndarray, book: Codebook, *, log_sigma_
 def _gaussians(
     points: np.ndarray, cells: Cells, ids: np.ndarray, size: int, *, floor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Components in use, and shares, means (K, 2) and covariances (K, 2, 2) of their members."""
+    """Components in use, with weights (K,), means (K, 2) and covariances (K, 2, 2) of their members."""
     inside = ids < size
     ids, points, count = ids[inside], points[inside], cells.count[inside]
     mass = np.bincount(ids, weights=count, minlength=size)
@@ -233,8 +233,8 @@ def _gaussians(
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
         product = offset[:, i] * offset[:, j] + (cells.spread[inside] if i == j == 0 else 0.0)
         covariances[:, i, j] = np.bincount(ids, weights=count * product, minlength=size) / mass
-    shares = mass[used] / mass[used].sum()
-    return used, shares, means[used], floor_eigenvalues(covariances[used], floor=floor)
+    weights = mass[used] / mass[used].sum()
+    return used, weights, means[used], floor_eigenvalues(covariances[used], floor=floor)
 
 
 def _squared_distance(
@@ -246,7 +246,7 @@ def _squared_distance(
 
 
 def _members(cells: Cells, candidates: Candidates) -> np.ndarray:
-    """float64 (B, T), weights of each tensor that the test gives to each candidate."""
+    """float64 (B, T), weights of each tensor that each candidate gets."""
     shape = (len(candidates.means), cells.n_tensors)
     place = candidates.blend * cells.n_tensors + cells.tensor[candidates.cell]
     return np.bincount(place, weights=cells.count[candidates.cell], minlength=shape[0] * shape[1]).reshape(shape)
@@ -261,7 +261,7 @@ def _chosen(candidates: Candidates, keep: np.ndarray) -> Candidates:
 def _assigned(
     cells: Cells, groups: Groups, book: Codebook, ids: np.ndarray, candidates: Candidates, *, value_bits: np.ndarray
 ) -> Codebook:
-    """The codebook with the candidates in it; components that no weight chooses any more are dropped."""
+    """The codebook with the candidates; components left without members are dropped."""
     size = len(book.bank.means)
     counts = book.counts.copy()
     np.add.at(counts, (cells.tensor[candidates.cell], ids[candidates.cell]), -cells.count[candidates.cell])

@@ -13,13 +13,13 @@ from gbnn_compress.rate.codebook import curvature_of
 from gbnn_compress.types import Cells, Mixture
 
 COMPONENT_BITS = 12.0
-"""What the numbers of one component cost."""
+"""Bits of the numbers of one component."""
 
 ENTRY_BITS = 4.0
-"""What a component's entry in the frequency table of one tensor costs."""
+"""Bits of a component's entry in the frequency table of one tensor."""
 
 CUT_BELOW = 1 / 64
-"""The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
+"""Fraction of lambda at which the path is cut, leaving components much too fine; exact merging goes on from there."""
 
 LONGEST_RUN = 256
 """Most components that exact merging joins into one."""
@@ -29,7 +29,7 @@ Partition = Callable[[float], np.ndarray]
 
 
 def by_rate(cells: Cells, mixture: Mixture, owner: np.ndarray) -> Partition:
-    """Merge what adds less distortion than lambda times the bits it saves: cut the path early, then exactly.
+    """Merge what adds less distortion than lambda times the bits it saves: first along the path, then exactly.
 
     Args:
         cells: The weights of the mixture.
@@ -50,7 +50,7 @@ def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:
 
 
 def moments_of(cells: Cells, label: np.ndarray) -> Moments:
-    """What merging needs to know of labels 0, 1, ..."""
+    """Counts and moments of the cells with each of the labels 0, 1, ..."""
     size = int(label.max()) + 1
     mass = cells.count * curvature_of(cells.levels)[cells.level]
     counts = np.bincount(label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)

@@ -61,7 +61,7 @@ class Prepared:
         n_unshared: Floating values that are not shared, raw ones included.
         facts: What the manifest says of the checkpoint.
         calibration: The network with inputs, if it is known.
-        precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
+        precisions: Name -> float64 (rows,), 1 / sigma^2 from inputs; None without `posterior: variational`.
         importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
         contexts: Whether ids are coded by context where that is shorter.
         before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
@@ -118,7 +118,7 @@ def prepare(
         size_power: See `data_free_posterior`.
         paper: Published rules in place of the project's own; default: those of the recipe.
         contexts: Whether ids are coded by context where that is shorter.
-        fit: Takes the arguments of `fit_path`.
+        fit: A function with the arguments and the result of `fit_path`.
     """
     tensors = checkpoint.tensors
     counted = floating_bytes(tensors, checkpoint.ties)

@@ -1,4 +1,4 @@
-"""What contexts save is foreseen from a part of the network."""
+"""What contexts save is predicted from a part of the network."""
 
 from __future__ import annotations
 

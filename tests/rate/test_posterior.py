@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from gbnn_compress.format.bank import short_float_codes, short_floats
 from gbnn_compress.rate.cells import FARTHEST
 from gbnn_compress.rate.posterior import (
+    CURVATURE_RANGE,
     LARGEST_SCALE,
-    SHARE_RANGE,
     SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
@@ -220,7 +220,7 @@ def test_a_filter_that_its_norm_divides_by_much_does_not_hide_the_others() -> No
     assert scales[1] == pytest.approx(scales[0], rel=0.3)
 
 
-def test_precisions_take_the_place_of_the_filters_shares() -> None:
+def test_precisions_take_the_place_of_the_filters_curvatures() -> None:
     tensors = conv_and_norm()
     precisions = np.array([1.0, 2, 4, 8, 16, 32])
     plain = data_free_posterior(tensors, ["conv.weight", "fc.weight"])
@@ -235,5 +235,5 @@ def test_precisions_are_believed_within_a_range() -> None:
     tensors = conv_and_norm()
     for precisions in (np.array([0.0, 0, 0, 0, 0, 1e30]), np.zeros(6)):
         (conv,) = data_free_posterior(tensors, ["conv.weight"], precisions={"conv.weight": precisions})
-        assert np.ptp(conv.log_sigma) <= np.log(SHARE_RANGE) + 1e-9
+        assert np.ptp(conv.log_sigma) <= np.log(CURVATURE_RANGE) + 1e-9
         assert np.isfinite(conv.log_sigma).all()
