@@ -20,37 +20,46 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from uniform_grid import fit_grid
 
 import gbnn_compress
 from gbnn_compress.calibration import calibrated
 from gbnn_compress.data.datasets import load_data
+from gbnn_compress.pipeline import opening
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.bench import Bench, open_bench
 from gbnn_compress.predict.models import dense, read_model
+from gbnn_compress.rate.paper import PaperRules
+from gbnn_compress.target.prepared import prepare
 
 ARCHITECTURE = f"{Path(__file__).parent / 'networks.py'}:resnet20"
 
 VARIANTS = {
     "default": {},
-    "uniform grid, refined": {"bank": "grid"},
+    "uniform grid, refined": {},
     "merging by W2 alone": {"merging": "wasserstein"},
     "outliers by magnitude": {"outliers": "magnitude"},
-    "blends where they pay": {"blending": "rate"},
-    "no contexts": {"contexts": False},
+    "no contexts": {},
     "all blends": {"blending": "all"},
-    "uniform grid": {"bank": "grid", "refinements": 1},
+    "uniform grid": {"refinements": 1},
     "1-D mixture": {"log_sigma_weight": 1e-6},
     "feedback of one path": {},
     "no feedback": {"feedback": False},
-    "no feedback, sigma as magnitude": {"feedback": False, "sigma": "magnitude"},
+    "no feedback, sigma as magnitude": {"feedback": False},
     "recipe `paper`": {"recipe": "paper"},
-    "sigma by Fisher": {"posterior": "fisher"},
     "sigma by variational inference": {"posterior": "variational"},
     "allocation by norms": {"allocation": "norms"},
-    "no feedback, sigma by Fisher": {"feedback": False, "posterior": "fisher"},
     "no feedback, sigma by variational inference": {"feedback": False, "posterior": "variational"},
 }
 """Name -> what differs from the default recipe."""
+
+PREPARED_WITH = {
+    "uniform grid, refined": {"fit": fit_grid},
+    "uniform grid": {"fit": fit_grid},
+    "no contexts": {"contexts": False},
+    "no feedback, sigma as magnitude": {"paper": PaperRules(magnitude_sigma=True)},
+}
+"""Name -> arguments of `prepare` that no recipe sets."""
 
 MOST_PATHS = {"feedback of one path": 1}
 """Name -> another bound on the paths of a filter's search, which no recipe sets."""
@@ -105,7 +114,12 @@ def measure(options: argparse.Namespace, case: dict) -> dict:
     """A case with the bytes of its file and what the file does on the data."""
     settings = dict(VARIANTS[case["variant"]])
     paths = MOST_PATHS.get(case["variant"], calibrated.MOST_PATHS)
-    with tempfile.TemporaryDirectory() as folder, patch.object(calibrated, "MOST_PATHS", paths):
+    prepared = functools.partial(prepare, **PREPARED_WITH.get(case["variant"], {}))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.object(calibrated, "MOST_PATHS", paths),
+        patch.object(opening, "prepare", prepared),
+    ):
         path = Path(folder) / "out.gbnn.safetensors"
         report = gbnn_compress.compress(
             options.checkpoint,

@@ -113,10 +113,6 @@ class Recipe(BaseModel):
         description="Posterior noise over quantisation error, both root mean square over the layers; 0: none. Default:"
         " 0.35 in training, where labels then choose how much of it there is; 0.1 without, where it changes little.",
     )
-    bank: Literal["mixture", "grid"] = Field(
-        default="mixture",
-        description="Components: merged from a mixture, or a uniform grid of the step that is best at lambda.",
-    )
     refinements: int = Field(
         default=3, ge=1, le=100, description="Rounds of assignment at one lambda; components move between them."
     )
@@ -142,18 +138,14 @@ class Recipe(BaseModel):
     outlier_threshold: float = Field(
         default=0.2, gt=0, description="tau_w of `outliers: magnitude`: abs(weight) from which it is kept exactly."
     )
-    blending: Literal["none", "rate", "all"] = Field(
+    blending: Literal["none", "all"] = Field(
         default="none",
-        description="Blends of two components for weights that fit neither: none, where that pays, or (the paper) all.",
+        description="Blends of two components for weights that fit neither: none, or (the paper) all.",
     )
-    sigma: Literal["curvature", "magnitude"] = Field(
-        default="curvature",
-        description="A weight's sigma without data: from its filter's curvature, or as abs(weight).",
-    )
-    posterior: Literal["data_free", "fisher", "variational"] = Field(
+    posterior: Literal["data_free", "variational"] = Field(
         default="data_free",
-        description="Where `sigma: curvature` comes from: the checkpoint; or, with `--data`, squared gradients with"
-        " labels drawn from the network; or (the paper) variational inference with the data's labels.",
+        description="Where a weight's sigma comes from: its filter's curvature in the checkpoint; or (the paper), with"
+        " `--data`, variational inference with the data's labels.",
     )
     feedback: bool = Field(
         default=True, description="Feed errors back through a network that is known, or assign each weight by itself."
@@ -162,7 +154,6 @@ class Recipe(BaseModel):
         default="costs",
         description="How layers share the bits: by their norms; or, with calibration inputs, by what errors cost.",
     )
-    contexts: bool = Field(True, description="Code ids by context where that pays.")
     finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
 
     def recorded(self, *, epochs: int) -> dict[str, Any]:
@@ -179,6 +170,15 @@ class Recipe(BaseModel):
             values["noise"] = TRAINED_NOISE if epochs else UNTRAINED_NOISE
         return {key: value for key, value in values.items() if key in FAMILIAR or key in changed}
 
+
+REMOVED = {
+    "bank": "the bank always comes from a mixture; leave `bank` out",
+    "contexts": "ids are always coded by context where that is shorter; leave `contexts` out",
+    "sigma": "sigma comes from the curvature, or from data with `posterior: variational`; leave `sigma` out",
+    "posterior: fisher": "set `posterior: data_free` (the default, as good) or `posterior: variational`",
+    "blending: rate": "set `blending: none` (the default: no blend ever paid) or `blending: all`",
+}
+"""Keys and values of version 0.1 that no recipe may set any more -> what replaces them."""
 
 FAMILIAR = ("n_components", "em_iterations", "log_sigma_weight", "noise")
 """Keys that the dictionary of an artifact's manifest knows, so that naming them costs nothing."""
@@ -294,6 +294,7 @@ def _shown(value: Any) -> str:
 
 
 def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
+    _check_removed(values, where=where)
     _check_keys(values, Recipe.model_fields, where=where)
     if isinstance(values.get("finetune"), Mapping):
         _check_keys(values["finetune"], TrainingSettings.model_fields, where=where, group="finetune.")
@@ -303,15 +304,15 @@ def _validate(values: Mapping[str, Any], *, where: str) -> Recipe:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         raise RecipeError(f"{where}: `{key}`: {first['msg'].lower()}, got {_shown(first['input'])}") from None
-    if recipe.sigma == "magnitude" and recipe.feedback:
-        raise RecipeError(
-            f"{where}: `sigma: magnitude` is for weights by themselves: expected `feedback: false` with it"
-        )
-    if recipe.sigma == "magnitude" and recipe.posterior != "data_free":
-        raise RecipeError(
-            f"{where}: `posterior: {recipe.posterior}` gives sigma by itself: expected `sigma: curvature` with it"
-        )
     return recipe
+
+
+def _check_removed(values: Mapping[str, Any], *, where: str) -> None:
+    """Refuse what only recipes of version 0.1 could set."""
+    for key, value in values.items():
+        for word in (key, f"{key}: {value}" if isinstance(value, str) else key):
+            if word in REMOVED:
+                raise RecipeError(f"{where}: `{word}` was removed: {REMOVED[word]}")
 
 
 def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, where: str, group: str = "") -> None:

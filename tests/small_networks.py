@@ -50,12 +50,12 @@ def cells_of(network: dict[str, torch.Tensor], *, resolution: float = 128) -> tu
 
 def problem_of(cells: Cells, **options: object) -> RateProblem:
     """Rate control of cells, with 200 components before merging and 100 bytes of the rest."""
-    return fit_path(
-        cells,
-        n_components=200,
-        log_sigma_weight=0.1,
-        max_iterations=5,
-        value_bits=np.full(cells.n_tensors, 32),
-        other_bytes=lambda penalty: 100,
-        **options,  # type: ignore[arg-type]
-    )
+    usual = {
+        "n_components": 200,
+        "log_sigma_weight": 0.1,
+        "max_iterations": 5,
+        "scales": np.ones(cells.n_tensors),
+        "value_bits": np.full(cells.n_tensors, 32),
+        "other_bytes": lambda penalty: 100,
+    }
+    return fit_path(cells, **{**usual, **options})  # type: ignore[arg-type]

@@ -127,7 +127,6 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
         ("noise", "much"),
         ("noise", [0.1]),
         ("noise", float("inf")),
-        ("bank", "tree"),
         ("refinements", 0),
         ("merging", "ward"),
         ("merge_distance", 0),
@@ -135,9 +134,9 @@ def test_yaml_that_is_no_mapping(tmp_path: Path, text: str, kind: str) -> None:
         ("outliers", "gradient"),
         ("outlier_threshold", 0),
         ("blending", True),
-        ("sigma", "flat"),
         ("feedback", "often"),
-        ("contexts", None),
+        ("posterior", "laplace"),
+        ("allocation", None),
     ],
 )
 def test_a_bad_value_names_its_key_and_itself(key: str, value: Any) -> None:
@@ -155,17 +154,34 @@ def test_reading_a_recipe_does_not_judge_it(tmp_path: Path) -> None:
     assert read_recipe(own(tmp_path, "nosie: 1")) == {"nosie": 1}
 
 
-def test_a_sigma_for_each_weight_is_not_for_feedback() -> None:
-    assert "expected `feedback: false`" in refusal("default", {"sigma": "magnitude"})
-    assert resolve("default", {"sigma": "magnitude", "feedback": "false"}).sigma == "magnitude"
-    both = {"sigma": "magnitude", "feedback": "false", "posterior": "fisher"}
-    assert "expected `sigma: curvature`" in refusal("default", both)
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("bank: grid", "`bank` was removed: the bank always comes from a mixture"),
+        ("bank: mixture", "leave `bank` out"),
+        ("contexts: false", "`contexts` was removed: ids are always coded by context where that is shorter"),
+        ("sigma: magnitude", "`sigma` was removed: sigma comes from the curvature, or from data with `posterior:"),
+        ("posterior: fisher", "`posterior: fisher` was removed: set `posterior: data_free`"),
+        ("blending: rate", "`blending: rate` was removed: set `blending: none`"),
+    ],
+)
+def test_what_was_removed_says_what_replaces_it(tmp_path: Path, line: str, instead: str) -> None:
+    key, value = line.split(": ")
+    path = own(tmp_path, f"noise: 0.5\n{line}\n")
+    assert refusal(path).startswith(f"recipe `{path}`: ")
+    assert instead in refusal(path)
+    assert instead in refusal("default", {key: value})
+
+
+@pytest.mark.parametrize("line", ["posterior: 1", "blending: [rate]", "finetune: {bank: grid}"])
+def test_only_removed_values_are_said_to_be_removed(tmp_path: Path, line: str) -> None:
+    assert "was removed" not in refusal(own(tmp_path, line))
 
 
 def test_an_artifact_records_the_familiar_and_the_unusual() -> None:
     plain = resolve().recorded(epochs=0)
     assert list(plain) == ["n_components", "em_iterations", "log_sigma_weight", "noise"]
-    assert resolve("default", {"bank": "grid"}).recorded(epochs=0)["bank"] == "grid"
+    assert resolve("default", {"merging": "wasserstein"}).recorded(epochs=0)["merging"] == "wasserstein"
     assert Recipe(**resolve("paper").recorded(epochs=0)) == resolve("paper")
     assert resolve("default", {"target_ratio": 8, "epochs": 3}).recorded(epochs=0) == plain
 

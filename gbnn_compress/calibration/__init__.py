@@ -1,1 +1,1 @@
-"""What inputs, real or synthetic, tell of a network's layers: how errors are felt, and how to make them good."""
+"""Networks run on inputs, real or synthetic: what errors of each layer cost, and how to compensate for them."""

@@ -10,26 +10,26 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import LockstepOptions, Outcome, Sharing, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import Difference, drop_at, output_difference
 from gbnn_compress.types import Damage, IndexMap, Posterior
 
 MOST_PATHS, PATH_WEIGHTS = 16, 2**24
-"""Paths of each filter's search, and what they times the network's weights may come to: feedback then takes up to a
-third of a pass, and up to 0.6 GB if one layer has all the weights."""
+"""Most paths of each filter's search, and the largest product of paths and weights of the network: feedback then takes
+up to a third of a pass, and up to 0.6 GB if one layer has all the weights."""
 
 SWEEPS = 2
-"""Rounds of coordinate descent in a layer; more did not lower the damage."""
+"""Rounds of coordinate descent in a layer; more rounds do not lower the damage."""
 
 DAMPING, SYNTHETIC_DAMPING = 0.02, 0.05
-"""Trust in the inputs' covariance: less where they are made of noise."""
+"""Damping of the inputs' covariance: stronger for noise."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A network, inputs, and what a survey saw.
+    """A network, inputs, and what the survey measured.
 
     Attributes:
         network: In evaluation mode, holding the original weights.
@@ -37,7 +37,7 @@ class Calibration:
         inputs: (N, ...), preprocessed.
         synthetic: Whether the inputs are noise.
         layers: Name -> statistics of every layer that one pass uses once.
-        columns: C where the network gives one floating (N, C) tensor; 0 where it gives something else.
+        columns: C if the network returns one floating (N, C) tensor; 0 otherwise.
     """
 
     network: torch.nn.Module
@@ -49,7 +49,7 @@ class Calibration:
 
     @property
     def gain(self) -> float:
-        """How many times less an error costs with feedback: the geometric mean over the layers."""
+        """Cost of an error without feedback over its cost with feedback: the geometric mean over the layers."""
         return float(np.exp(np.mean([np.log(layer.gain) for layer in self.layers.values()]))) if self.layers else 1.0
 
 
@@ -62,7 +62,7 @@ def calibrate(
         network: In evaluation mode, holding the original weights; it is not changed.
         inputs: (N, ...), preprocessed.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
-        synthetic: Whether the inputs are noise: then batch norm uses their statistics.
+        synthetic: Whether the inputs are noise; batch norm then uses their statistics.
     """
     own = network.state_dict(keep_vars=True)
     tensors = {name: own[mine] for name, mine in names.items()}
@@ -91,13 +91,13 @@ def compress_in_lockstep(
     posteriors: Sequence[Posterior],
     maps: Sequence[IndexMap],
 ) -> Outcome:
-    """Choose ids with error feedback, and correct what follows the layers.
+    """Choose ids with error feedback, and correct biases and batch-norm statistics.
 
     Args:
         calibration: From `calibrate`.
         book: Components, counts and lambda.
-        posteriors: One a shared tensor.
-        maps: Plain assignments: their outliers stay outliers.
+        posteriors: One per shared tensor.
+        maps: Assignments without feedback; their outliers stay outliers.
     """
     size = len(book.bank.means)
     sharing = {
@@ -111,30 +111,27 @@ def compress_in_lockstep(
         for t, posterior in enumerate(posteriors)
         if posterior.name in calibration.layers
     }
+    options = LockstepOptions(
+        penalty=book.penalty,
+        damping=_damping(calibration.synthetic),
+        paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
+        sweeps=SWEEPS,
+        synthetic=calibration.synthetic,
+    )
     with single_thread():
-        return run_in_lockstep(
-            calibration.network,
-            calibration.tensors,
-            calibration.inputs,
-            sharing,
-            penalty=book.penalty,
-            damping=_damping(calibration.synthetic),
-            paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
-            sweeps=SWEEPS,
-            synthetic=calibration.synthetic,
-        )
+        return run_in_lockstep(calibration.network, calibration.tensors, calibration.inputs, sharing, options)
 
 
 def n_paths(n_weights: int) -> int:
-    """Paths of each filter's search in a network of so many weights."""
+    """Paths of each filter's search in a network of `n_weights`."""
     return min(max(PATH_WEIGHTS // n_weights, 1), MOST_PATHS)
 
 
 def measured_damage(logits: torch.Tensor) -> Damage:
-    """Damage on the inputs of a lockstep pass, labels not needed; the drop is what usually comes of such agreement.
+    """Damage on the inputs of a lockstep pass, without labels; the drop is the usual one at this agreement.
 
     Args:
-        logits: (2N, C), of the original network, then of the compressed one; C >= 2.
+        logits: (2N, C), first of the original network, then of the compressed one; C >= 2.
     """
     before, after = logits.double().log_softmax(dim=1).chunk(2)
     agreement = float((before.argmax(dim=1) == after.argmax(dim=1)).double().mean())
@@ -146,10 +143,10 @@ def measured_difference(outputs: object) -> Difference | None:
     """How the outputs of a lockstep pass differ.
 
     Args:
-        outputs: (2N, ...), of the original network, then of the compressed one.
+        outputs: (2N, ...), first of the original network, then of the compressed one.
 
     Returns:
-        None where the outputs are not one floating tensor with as many rows.
+        None if the outputs are not one floating tensor with 2N rows.
     """
     if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point() or outputs.dim() < 2:
         return None
@@ -161,7 +158,7 @@ def measured_difference(outputs: object) -> Difference | None:
 
 @contextmanager
 def single_thread() -> Iterator[None]:
-    """Sums come out in another order, and so other bytes, with another number of threads: here there is one."""
+    """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads."""
     from threadpoolctl import threadpool_limits
 
     threads = torch.get_num_threads()

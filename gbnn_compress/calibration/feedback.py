@@ -1,18 +1,22 @@
 """Rate-constrained assignment with error feedback inside a layer.
 
-A weight's error can be made good by the weights beside it, as far as their inputs are correlated. With the covariance
-H of a layer's inputs, weights w and shared values q, the error of filter f's output is (q_f - w_f)^T H (q_f - w_f), and
-ids are chosen for the least
+Other weights of a filter can compensate for the error of one weight, as far as their inputs are correlated. With the
+covariance H of a layer's inputs, weights w and shared values q, the output error of filter f is
+(q_f - w_f)^T H (q_f - w_f). Ids minimise
 
     sum_f h_f (q_f - w_f)^T H (q_f - w_f) + lambda * bits
 
-first column by column, each error spread over the columns not yet decided (Optimal Brain Surgeon, Hassibi & Stork
-1993; in a fixed order, with the Cholesky factor U of H^-1: Frantar et al. 2022, "GPTQ"), where an error in column j
-costs 1 / U_jj^2; then by sweeps of coordinate descent on the objective itself. The rate term in both is that of
-entropy-constrained quantisation (Conzelmann & Bamler 2025, "Reducing storage of pretrained neural networks by
-rate-constrained quantization and entropy coding"). Of each filter the cheapest few beginnings go on, its paths: the
-M-algorithm (Anderson & Mohan 1984, "Sequential coding algorithms"). A path costs h_f (q_j - x_j)^2 / U_jj^2 + lambda
-bits over the columns decided, x_j being w_j less the errors spread: what the best unrounded rest would leave.
+in two steps:
+
+1. Column by column, each error is spread over the columns not yet decided (Optimal Brain Surgeon, Hassibi & Stork 1993;
+   in a fixed order, with the Cholesky factor U of H^-1: Frantar et al. 2022, "GPTQ"). An error in column j then costs
+   1 / U_jj^2. For each filter the cheapest few partial assignments go on, its paths: the M-algorithm (Anderson & Mohan
+   1984, "Sequential coding algorithms"). A path costs the sum of h_f (q_j - x_j)^2 / U_jj^2 + lambda * bits over the
+   columns decided, with x_j = w_j minus the errors spread to column j.
+2. Sweeps of coordinate descent minimise the objective itself.
+
+The rate term in both is that of entropy-constrained quantisation (Conzelmann & Bamler 2025, "Reducing storage of
+pretrained neural networks by rate-constrained quantization and entropy coding").
 """
 
 from __future__ import annotations
@@ -24,25 +28,25 @@ import numpy as np
 from gbnn_compress.mixture.intervals import decision_intervals
 
 BLOCK = 64
-"""Columns whose errors are spread one by one; the columns after them hear of all of these at once."""
+"""Columns of a block: errors are spread one by one inside a block, and all at once to the columns after it."""
 
 CURVATURE_STEPS = 8
-"""Decision thresholds are worked out anew for each so-manieth of an octave of curvature."""
+"""Curvature is rounded to 1/8 octave; decision thresholds are computed once per step."""
 
 NEIGHBOURS = np.array([0, -1, 1])
-"""Components that a path may go on with, of those that are the cheapest somewhere: the one here, and its neighbours."""
+"""Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
 
 REACH = 1000.0
-"""Targets are told apart as far outside the means, in units of their range."""
+"""Targets beyond the means by more than so many times the means' range are treated alike."""
 
 
 @dataclass(frozen=True)
 class Alphabet:
-    """What a weight of one tensor may become.
+    """The shared values that weights of one tensor may take.
 
     Attributes:
         means: float64 (K,), strictly ascending.
-        counts: float64 (K,), weights expected in each, for the code lengths.
+        counts: float64 (K,), expected number of weights in each, for the code lengths.
     """
 
     means: np.ndarray
@@ -66,7 +70,7 @@ def damped(hessian: np.ndarray, *, damping: float) -> np.ndarray:
 
 
 def by_falling_variance(hessian: np.ndarray) -> np.ndarray:
-    """int64 (G, d), the order in which columns are decided: the most is left to make good the largest errors.
+    """int64 (G, d), the order in which columns are decided: most columns are left to compensate for the largest errors.
 
     Args:
         hessian: float64 (G, d, d).
@@ -96,11 +100,11 @@ def assign_with_feedback(
     Args:
         weights: float64 (G, r, d), groups of r filters with d weights each, in the units of the means.
         hessian: float64 (G, d, d), covariance of the inputs that each group sees, positive definite.
-        curvature: float64 (G, r), h_f > 0: what a unit of squared output error costs.
+        curvature: float64 (G, r), h_f > 0: cost of a unit of squared output error.
         alphabet: The components.
         penalty: lambda, cost of one bit.
         exact: bool (G, r, d), weights that are kept as they are.
-        paths: Assignments that each filter goes on with, at least 1.
+        paths: Partial assignments kept for each filter, at least 1.
         sweeps: Rounds of coordinate descent.
 
     Returns:
@@ -126,7 +130,7 @@ def assign_with_feedback(
 
 
 class _Decisions:
-    """argmin_k c (m_k - x)^2 + lambda L_k, and what is nearly as cheap, for rows of any c, one column at a time."""
+    """argmin_k c (m_k - x)^2 + lambda L_k and its neighbours, one column at a time, with c = rows * columns."""
 
     def __init__(
         self, means: np.ndarray, counts: np.ndarray, rows: np.ndarray, columns: np.ndarray, penalty: float
@@ -155,11 +159,11 @@ class _Decisions:
         return self._winners[self._place(x, self._level(j))]
 
     def around(self, x: np.ndarray, j: int, *, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """The winners for targets x, float64 (G, r, P), of column j, and those beside them.
+        """The winners for targets x, float64 (G, r, P), of column j, and their neighbours.
 
         Returns:
-            int64 (G, r, P, n), winners (to an eighth of an octave of curvature) first, and what each costs, float64,
-            infinite where there are fewer.
+            int64 (G, r, P, n), the winners (with curvature rounded to 1/8 octave) first, and their costs, float64,
+            infinite where there is no such neighbour.
         """
         level = self._level(j)[..., None]
         won = self._place(x, level)[..., None]
@@ -185,15 +189,15 @@ class _Decisions:
 
 
 def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: np.ndarray, paths: int) -> np.ndarray:
-    """Decide column by column, the errors of each path spread over the columns to come.
+    """Decide column by column, spreading the errors of each path over the columns to come.
 
-    Paths are numbered through all filters. Of those that go on from a column, `sources` are the ones that they come
-    from, and `chosen` what they add to them.
+    Paths are numbered through all filters. For each path after a column, `sources` holds the path that it extends, and
+    `chosen` the id that it adds.
     """
     groups, rows, width = weights.shape
     shape, tried = (groups, rows, paths), 1 if paths == 1 else len(NEIGHBOURS)
     first = np.arange(0, groups * rows * paths, paths).reshape(groups, rows, 1)
-    costs = np.full(shape, np.inf)  # infinite: not there yet
+    costs = np.full(shape, np.inf)  # infinite: no such path yet
     costs[:, :, 0] = 0
     errors = np.empty((width, groups * rows * paths))
     sources, chosen = (np.empty((width, *shape), dtype=np.int32) for _ in range(2))
@@ -201,7 +205,7 @@ def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: 
         stop = min(start + BLOCK, width)
         targets = np.moveaxis(weights[:, :, start:stop], 2, 0)[..., None]
         targets = targets - _spread(errors[:start], factor[:, :start, start:stop], shape)
-        origin = first + np.arange(paths)  # where a path was when the block began
+        origin = first + np.arange(paths)  # number of each path at the start of the block
         for j in range(start, stop):
             x = targets[j - start].take(origin) - _spread(errors[start:j], factor[:, start:j, j : j + 1], shape)[0]
             weight, is_exact = weights[:, :, j, None], exact[:, :, j, None]
@@ -209,7 +213,7 @@ def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: 
             missed = decide.error_costs((weight - x)[..., None], j)
             added = np.where(is_exact[..., None], np.where(np.arange(tried) == 0, missed, np.inf), added)
             totals = (costs[..., None] + added).reshape(groups, rows, paths * tried)
-            # A stable sort: which of equal costs are kept must not depend on the processor.
+            # A stable sort: among equal costs, the choice must not depend on the processor.
             best = np.argsort(totals, axis=2, kind="stable")[:, :, :paths] + first * tried
             costs, chosen[j], sources[j] = totals.take(best), ids.take(best), best // tried
             value = np.where(is_exact, weight, decide.means[chosen[j]])
@@ -222,14 +226,14 @@ def _search(weights: np.ndarray, factor: np.ndarray, decide: _Decisions, exact: 
 
 
 def _spread(errors: np.ndarray, factor: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """What errors (n, paths of all filters), through factors (G, n, m), take off m columns: (m, G, r, paths)."""
+    """float64 (m, G, r, paths), what errors (n, paths of all filters) subtract from m columns, by factors (G, n, m)."""
     groups, rows, paths = shape
     by_group = np.swapaxes(errors.reshape(len(errors), groups, rows * paths), 0, 1)
     return np.swapaxes(np.swapaxes(factor, 1, 2) @ by_group, 0, 1).reshape(-1, *shape)
 
 
 def _traced(chosen: np.ndarray, sources: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """int64 (G, r, d), what led to paths (G, r)."""
+    """int64 (G, r, d), the ids of paths (G, r), traced back from the last column."""
     ids = np.empty((*path.shape, len(chosen)), dtype=np.int64)
     for j in reversed(range(len(chosen))):
         ids[:, :, j], path = chosen[j].take(path), sources[j].take(path)

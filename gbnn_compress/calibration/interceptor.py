@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 SAMPLES_PER_WEIGHT, FEWEST_SAMPLES = 16, 1024
-"""Input patches of a layer that its covariance is estimated from: so many for each weight of a filter."""
+"""A layer's covariance is estimated from so many input patches per weight of a filter, and no fewer than the second."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def groups(self) -> int:
-        """Groups of filters that see inputs of their own."""
+        """Number of groups of filters; each group has its own inputs."""
         return 1 if self.geometry is None else self.geometry[3]
 
 
@@ -45,7 +45,7 @@ class NormCall:
     """One call of a batch norm.
 
     Attributes:
-        prefix: Of the names of its vectors in the checkpoint.
+        prefix: Prefix of the names of its vectors in the checkpoint.
         x: The input, (N, channels, ...).
         weight: gamma or None.
         bias: beta or None.
@@ -72,8 +72,8 @@ class Interceptor(TorchFunctionMode):
 
     Args:
         tensors: The network's own tensors by their names in the checkpoint.
-        on_layer: Gives the layer's output.
-        on_norm: Gives the batch norm's output.
+        on_layer: Returns the layer's output.
+        on_norm: Returns the batch norm's output.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Interceptor(TorchFunctionMode):
         self._on_layer, self._on_norm = on_layer, on_norm
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Called by torch for every function; the mode is off inside."""
+        """Called by torch for every function; the mode is off within this method."""
         call = self._call(func, args, kwargs or {})
         if call is None:
             return func(*args, **(kwargs or {}))
@@ -149,15 +149,15 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def sampled_patches(call: Call, xs: list[torch.Tensor], *, seed: int) -> list[torch.Tensor]:
-    """What filters see at some of a layer's positions, the same positions of each input.
+    """Input patches of filters at some of a layer's positions, the same positions for each input.
 
     Args:
         call: The layer.
         xs: Inputs of equal shape.
-        seed: Of the choice of positions.
+        seed: Seed of the choice of positions.
 
     Returns:
-        (groups, n, d) for each input, of its dtype, d the weights of a filter.
+        (groups, n, d) for each input, of its dtype, with d the number of weights of a filter.
     """
     generator = torch.Generator().manual_seed(seed)
     width = call.weight[0].numel()
@@ -183,14 +183,14 @@ def sampled_patches(call: Call, xs: list[torch.Tensor], *, seed: int) -> list[to
 
 
 def _choose(total: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
-    """int64, sorted: all positions, or `wanted` of them."""
+    """int64, sorted: all positions, or `wanted` random ones if there are more."""
     if total <= wanted:
         return torch.arange(total)
     return torch.randint(total, (wanted,), generator=generator).sort().values
 
 
 def channel_moments(y: torch.Tensor, *, linear: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and variances of output channels, float64 (channels,): the last axis of linear layers, else the second."""
+    """Means and variances of output channels, float64 (channels,); linear layers have channels last, others second."""
     axis = y.dim() - 1 if linear else 1
     others = [i for i in range(y.dim()) if i != axis]
     variance, mean = torch.var_mean(y.double() if y.numel() < 1 << 22 else y, dim=others, correction=0)

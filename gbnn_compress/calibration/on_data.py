@@ -93,7 +93,7 @@ def precisions_on(
     """1 / sigma^2 of the filters of shared tensors, by the recipe's `posterior`.
 
     Args:
-        source: `data_free`, `fisher` or `variational`.
+        source: `data_free` or `variational`.
         bench: The network on the user's inputs; `variational` needs their labels.
         checkpoint: As read.
         selection: Its tensors by kind.
@@ -111,17 +111,14 @@ def precisions_on(
         return None
     if bench is None:
         raise GbnnError(f"`posterior: {source}`: sigma comes from inputs; name them with `--data`")
-    from gbnn_compress.calibration.sources import fisher_precisions, variational_precisions
+    from gbnn_compress.calibration.sources import variational_precisions
 
-    with_labels = source == "variational"
     network, first = bench.network.cpu(), bench.inputs(at_most=1)
     n_classes = logits(network, [(first, None)]).shape[1]
     at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)
     own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)
     names = _names(network, checkpoint, selection, bench.fit)
     tensors = {name: own[mine] for name, mine in names.items() if name in selection.shared}
-    if not with_labels:
-        return fisher_precisions(network, tensors, inputs, seed=seed)
     labels = torch.as_tensor(bench.data.sample(at_most).labels)
     check_labels(labels, n_classes, option="--data")
     return variational_precisions(network, tensors, inputs, labels, seed=seed)

@@ -1,4 +1,4 @@
-"""What the errors of each layer cost by themselves, told by gradients along them."""
+"""The cost of each layer's errors by themselves, from gradients along them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.predict.running import own_names, run_with
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
-"""Inputs that are used, and their height times width times number: each takes a pass forwards and one backwards."""
+"""Most inputs that are used, and most pixels of all of them: each input takes one forward and one backward pass."""
 
 
-def label_gradients(
-    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor, *, batch: int, seed: int
+def _label_gradients(
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Gradients of -log p(y | x), summed over a batch, with one label y for each input drawn from the network itself.
+    """Gradients of -log p(y | x), input by input, with the label y drawn from the network itself.
 
     Args:
         network: In evaluation mode.
         weights: Name in the network -> what takes the place of its own tensor, requiring gradients.
-        inputs: (N, ...), preprocessed; each batch goes to the network as a copy, should it work in place.
-        batch: Inputs at once.
-        seed: Of the labels.
+        inputs: (N, ...), preprocessed; the network gets a copy of each, should it work in place.
 
     Yields:
-        For each batch one gradient a weight, in their order; None for those that the output does not depend on.
+        For each input one gradient per weight tensor, in their order; None where the output does not depend on it.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for part in inputs.split(batch):
+    generator = torch.Generator().manual_seed(0)
+    for part in inputs.split(1):
         scores = run_with(network, weights, part.clone()).log_softmax(dim=1)
         labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
         likelihood = functional.nll_loss(scores, labels, reduction="sum")
@@ -43,7 +41,7 @@ def error_costs(
     inputs: torch.Tensor,
     errors: Mapping[str, torch.Tensor],
 ) -> tuple[dict[str, float], int]:
-    """KL from the network's own predictions that an error of one tensor alone brings about, to second order.
+    """KL from the network's own predictions that an error of one tensor alone causes, to second order.
 
     KL(p_w || p_w+e) = 1/2 E_x E_y~p(y | x) [(e . d log p(y | x) / dw)^2], the Fisher information along e (Amari 1998,
     "Natural gradient works efficiently in learning"), with one label drawn for each input.
@@ -52,11 +50,11 @@ def error_costs(
         network: In evaluation mode, holding the original weights.
         tensors: The network's own tensors by their names in the checkpoint.
         inputs: (N, ...), preprocessed.
-        errors: Name -> error of a tensor, of its shape.
+        errors: Name -> error of a tensor, of the tensor's shape.
 
     Returns:
-        Name -> nats an input, of those tensors that the output depends on, none where the network runs without
-        gradients only; and the number of inputs looked at.
+        Name -> nats per input, of the tensors that the output depends on, empty if the network gives no gradients; and
+        the number of inputs that were used.
     """
     own = own_names(network, {name: tensors[name] for name in errors if name in tensors})
     weights = {own[name]: tensors[name].detach().clone().requires_grad_() for name in own}
@@ -65,11 +63,11 @@ def error_costs(
     sums: dict[str, float] = {}
     with single_thread():
         try:
-            for gradients in label_gradients(network, weights, inputs[:count], batch=1, seed=0):
+            for gradients in _label_gradients(network, weights, inputs[:count]):
                 for name, gradient in zip(own, gradients, strict=True):
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope
-        except RuntimeError:  # no weight, no gradient, or a value that gradients need is overwritten or was not kept
+        except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
             return {}, count
     return {name: total / (2 * count) for name, total in sums.items()}, count

@@ -1,8 +1,6 @@
-"""Where sigma comes from when there are inputs: squared gradients, or variational inference around the checkpoint.
+"""The first stage of the published method (`rate/paper.py` has its other rules): sigma by variational inference.
 
-Both give the precision 1 / sigma^2 of a weight, averaged over a filter, for a network that runs on the inputs in
-evaluation mode. Labels of the Fisher information are drawn from the network itself (Kunstner, Hennig & Balles 2019,
-"Limitations of the empirical Fisher approximation", arXiv 1905.12558); those of variational inference are the data's.
+The network runs on labelled data in evaluation mode; the result is the precision 1 / sigma^2 of each filter's weights.
 """
 
 from __future__ import annotations
@@ -15,50 +13,17 @@ import torch
 from torch.nn import functional
 
 from gbnn_compress.calibration.calibrated import single_thread
-from gbnn_compress.calibration.sensitivity import label_gradients
 from gbnn_compress.mixture.divergence import gaussian_divergence_nats
 from gbnn_compress.predict.running import own_names, run_with
 
-FISHER_BATCH = 8
-"""Inputs whose gradients are squared together: labels drawn from the network make their products vanish on average."""
-
 STEPS, BATCH = 150, 64
-"""Of variational inference."""
+"""Steps of variational inference, and inputs per step."""
 
 LEARNING_RATE = 0.1
-"""Adam's, for log sigma, falling by a cosine."""
+"""Adam's learning rate for log sigma, which falls by a cosine."""
 
 FIRST_SIGMA = 0.02
-"""Of variational inference, in root mean squares of the tensor."""
-
-
-def fisher_precisions(
-    network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor, *, seed: int
-) -> dict[str, np.ndarray]:
-    """Diagonal Fisher information of each weight, averaged over its filter.
-
-    F_i = E[(d log p(y | x) / d w_i)^2], y drawn from the network; over a batch, E[(sum of gradients)^2] is the sum of
-    F_i, since gradients of different inputs are independent and 0 on average.
-
-    Args:
-        network: In evaluation mode, holding the checkpoint's weights.
-        tensors: The network's own tensors by their names in the checkpoint, those wanted.
-        inputs: float32 (N, ...), preprocessed.
-        seed: Of the labels.
-
-    Returns:
-        Name -> float64 (rows,), in nats an input and squared weight; tensors that do not matter to the output left out.
-    """
-    own = own_names(network, tensors)
-    weights = {own[name]: tensor.detach().clone().requires_grad_() for name, tensor in tensors.items()}
-    sums: dict[str, torch.Tensor] = {}
-    with single_thread():
-        for gradients in label_gradients(network, weights, inputs, batch=FISHER_BATCH, seed=seed):
-            for name, gradient in zip(tensors, gradients, strict=True):
-                if gradient is not None:
-                    squares = gradient.double().square().flatten(start_dim=1).mean(dim=1)
-                    sums[name] = sums.get(name, 0) + squares
-    return {name: total.numpy() / len(inputs) for name, total in sums.items()}
+"""Initial sigma, in root mean squares of the tensor."""
 
 
 def variational_precisions(
@@ -69,19 +34,19 @@ def variational_precisions(
     *,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Mean-field variational inference: one sigma a filter, with means at the checkpoint's weights.
+    """Mean-field variational inference: one sigma per filter, with means at the checkpoint's weights.
 
-    Minimises E_q[CE] + KL(q || prior) / N over log sigma, q = N(w, sigma_f^2) for each weight by itself, the prior
-    N(w, root mean square of the tensor); a draw and its mirror image a step, so that what the loss does not curve
-    cancels (Graves 2011, "Practical variational inference for neural networks"). Where the loss does not feel a filter,
-    its sigma goes to the prior's.
+    Minimises E_q[CE] + KL(q || prior) / N over log sigma, with q = N(w, sigma_f^2) for each weight and the prior
+    N(w, s^2), s the root mean square of the tensor (Graves 2011, "Practical variational inference for neural
+    networks"). Each step uses a draw and its mirror image, so that terms linear in the draw cancel. The sigma of a
+    filter that the loss does not depend on goes to the prior's.
 
     Args:
-        network: As for `fisher_precisions`.
-        tensors: As for `fisher_precisions`.
+        network: In evaluation mode, holding the checkpoint's weights.
+        tensors: The shared tensors of the network, by their names in the checkpoint.
         inputs: float32 (N, ...), preprocessed.
         labels: int64 (N,).
-        seed: Of batches and draws.
+        seed: Seed of batches and draws.
 
     Returns:
         Name -> float64 (rows,), 1 / sigma^2.
@@ -114,12 +79,12 @@ def variational_precisions(
 
 
 def _batches(count: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    """int64 (B,) positions, STEPS times."""
+    """Positions of STEPS batches, int64 (B,)."""
     for _ in range(STEPS):
         yield torch.randperm(count, generator=generator)[:BATCH]
 
 
 def _moved(log_sigma: torch.Tensor, mean: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """How far a draw is from the means, for every weight by itself."""
+    """A draw minus the means, independent for every weight."""
     noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
     return log_sigma.exp().view(-1, *[1] * (mean.dim() - 1)) * noise

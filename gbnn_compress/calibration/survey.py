@@ -1,4 +1,4 @@
-"""A first look at every layer: what errors cost with and without feedback, from the network's own activations."""
+"""The cost of errors in every layer, with and without feedback, from the network's own activations."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gbnn_compress.calibration.feedback import by_falling_variance, damped, inve
 from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
 
 LONGEST_BLOCK = 1024
-"""Most columns of a layer whose errors are fed back together; wider layers are cut into equal blocks."""
+"""Most columns whose errors are fed back together; wider layers are cut into equal blocks."""
 
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What was seen of one layer.
+    """What the survey measures of one layer.
 
     Attributes:
         column: Squared output error of one weight's unit error after feedback, averaged over the weights.
         calls: How often a forward pass uses the layer.
-        gain: What the error costs without feedback, over `column`.
+        gain: The same without feedback, over `column`.
     """
 
     column: float
@@ -39,15 +39,15 @@ def survey(
     damping: float,
     match_batch_norm: bool,
 ) -> dict[str, LayerStatistics]:
-    """Look at every linear and 2-D convolutional layer whose weight is among the tensors.
+    """Measure every linear and 2-D convolutional layer whose weight is among the tensors.
 
     Args:
         network: In evaluation mode, holding the original weights.
         tensors: The network's own tensors by their names in the checkpoint.
         inputs: (N, ...), preprocessed.
-        damping: See `rate.feedback.damped`.
-        match_batch_norm: Normalise with the inputs' own statistics: batch norm then gives each layer activations of the
-            mean and variance that it had in training, whatever the inputs.
+        damping: Damping of the inputs' covariance (`feedback.damped`).
+        match_batch_norm: Whether batch norm normalises with the inputs' own statistics. Each layer then sees
+            activations of the mean and variance that it saw in training, whatever the inputs.
     """
     seen: dict[str, LayerStatistics] = {}
 
@@ -60,7 +60,7 @@ def survey(
         return call.run(call.x, call.weight, call.bias)
 
     with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=match_batch_norm)):
-        network(inputs.clone())  # the network's own, should it work in place
+        network(inputs.clone())  # a copy: the network may work in place
     return seen
 
 
@@ -84,7 +84,7 @@ def covariance(patches: torch.Tensor, other: torch.Tensor | None = None) -> np.n
 
 
 def trusted(seen: np.ndarray, *, n_samples: int, damping: float) -> np.ndarray:
-    """A covariance float64 (G, d, d), damped, and by d / n more: few samples tell little."""
+    """A covariance float64 (G, d, d), damped by `damping` + d / n: few samples are less reliable."""
     return damped(seen, damping=damping + seen.shape[1] / n_samples)
 
 

@@ -1,4 +1,4 @@
-"""Inputs made of noise, for networks whose batch norms tell what their layers saw in training."""
+"""Inputs made of noise, for networks whose batch norms hold the statistics of their layers in training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from gbnn_compress.calibration.survey import normaliser
 SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)
 
 SMALL_SIZES = (28, 16, 8)
-"""For networks that run on none of SIZES, as those of handwritten digits."""
+"""For networks that run on none of SIZES, such as those for handwritten digits."""
 
 WANTED_MAP, SMALLEST_MAP = 7, 4
-"""Inputs are as large as it takes for every convolution to see this height and width; the smaller where it is dear."""
+"""Inputs are large enough that every convolution sees this height and width; the smaller one where that is too slow."""
 
 FEWEST_INPUTS, MOST_INPUTS = 16, 256
 
 MOST_PIXELS, MOST_PRODUCTS = 800_000, 50e9
-"""Pixels of all inputs, and multiplications of a pass over them, beyond FEWEST_INPUTS."""
+"""Most pixels of all inputs, and most multiplications of a pass over them; FEWEST_INPUTS are always used."""
 
 EXPONENTS = (0.5, 1.0)
-"""Amplitudes fall with frequency f as f^-a, half of the inputs with each a; photographs have about 1."""
+"""Amplitudes fall with frequency f as f^-a; half of the inputs have each a. Photographs have a of about 1."""
 
 
 def noise_inputs(n: int, *, channels: int, size: int) -> torch.Tensor:
@@ -42,15 +42,15 @@ def noise_inputs(n: int, *, channels: int, size: int) -> torch.Tensor:
 def synthetic_inputs(
     network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, channels: int
 ) -> torch.Tensor | None:
-    """Noise of a size that a network takes, and as many inputs as are affordable.
+    """Noise of a size that the network takes, as many inputs as MOST_PIXELS and MOST_PRODUCTS allow.
 
     Args:
         network: In evaluation mode.
         tensors: The network's own tensors by their names in the checkpoint.
-        channels: Of the inputs.
+        channels: Channels of the inputs.
 
     Returns:
-        float32 (n, channels, size, size), or None when the network runs on no size.
+        float32 (n, channels, size, size), or None if the network runs on no size.
     """
     usable: list[tuple[int, int]] = []
     for size in SIZES:
@@ -72,7 +72,7 @@ def synthetic_inputs(
 
 
 def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[int, int]:
-    """Smallest side that a convolution wider than 1 x 1 sees, and products an input; zeros if the network fails."""
+    """Smallest side that a convolution wider than 1 x 1 sees, and products per input; zeros if the network fails."""
     sides, products = [WANTED_MAP], 0
 
     def on_layer(call: Call) -> torch.Tensor:

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PART_SIZE = 1 << 16
-"""Numbers that are worked on at once: the processor's cache holds several arrays of them."""
+"""Numbers per array that is worked on at once: several such arrays fit the processor's cache."""
 
 LEAST_LOG, LEAST = -600.0, 1e-260
-"""Logs of responsibilities over the largest end at the one, and what is then below the other is 0: an exponential that
-underflows takes seven times as long as one that does not."""
+"""Log responsibilities, relative to the largest, are raised to the first; exponentials below the second become 0. An
+exponential that underflows takes seven times as long as one that does not."""
 
 
 def initial_mixture(points: np.ndarray, counts: np.ndarray, *, n_components: int, floor: float) -> Mixture:
-    """Spread components along the first axis as the best fixed-rate scalar quantiser does.
+    """Place components along the first axis like the best fixed-rate scalar quantiser.
 
     The density of the means follows the cube root of the points' density (Panter & Dite 1951, "Quantization
-    distortion in pulse-count modulation"): denser where the weights are, yet present in the tails.
+    distortion in pulse-count modulation"): it is high where the weights are, and the tails get components too.
 
     Args:
         points: float64 (N, 2).
         counts: float64 (N,), weight of each point, > 0.
-        n_components: Number of components wanted, >= 1; fewer come back when there are fewer distinct points.
+        n_components: Number of components, >= 1; the result has fewer if there are fewer distinct points.
         floor: Smallest covariance eigenvalue.
 
     Returns:
@@ -66,10 +66,10 @@ def fit_mixture(
         n_components: Number of components to start from.
         floor: Smallest covariance eigenvalue, > 0: points on a line would let the likelihood grow without bound.
         max_iterations: Most EM steps.
-        tolerance: Stop when the mean log-likelihood grows by less, in nats a point.
+        tolerance: EM stops when the mean log-likelihood grows by less, in nats per point.
 
     Returns:
-        The mixture, and the mean log-likelihood (nats a point) before each step; but for rounding it never falls.
+        The mixture, and the mean log-likelihood (nats per point) before each step, which never falls but for rounding.
     """
     mixture = initial_mixture(points, counts, n_components=n_components, floor=floor)
     trace: list[float] = []
@@ -83,20 +83,20 @@ def fit_mixture(
 
 
 def expectation(mixture: Mixture, points: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """The E step: what each component is expected to hold, never all responsibilities at once.
+    """The E step: expected moments of each component, without an array of all responsibilities.
 
-    A log density is a quadratic polynomial, so a part of the points takes one matrix product for its log densities
-    and one for its moments. Both are about the middle of the part, so that log densities are good to about the rounding
-    of (width of the part)^2 / (least variance).
+    A log density is a quadratic polynomial, so each part of the points takes one matrix product for its log densities
+    and one for its moments. Both polynomials are centred at the middle of the part; the rounding error of the log
+    densities is about that of (width of the part)^2 / (least variance).
 
     Args:
         mixture: K components.
-        points: float64 (N, 2), best with neighbours together.
+        points: float64 (N, 2); neighbours should stand together.
         counts: float64 (N,), weight of each point, > 0.
 
     Returns:
-        float64 (6, K) moments about each component's present mean, sums over points of count x responsibility times
-        1, x, y, x^2, x y and y^2; and the mean log-likelihood in nats a point.
+        float64 (6, K) moments about each component's current mean: sums over points of count x responsibility times
+        1, x, y, x^2, x y and y^2. And the mean log-likelihood in nats per point.
     """
     import torch
 
@@ -110,7 +110,7 @@ def expectation(mixture: Mixture, points: np.ndarray, counts: np.ndarray) -> tup
         largest = joint.max(axis=1)
         joint -= largest[:, None]
         np.maximum(joint, LEAST_LOG, out=joint)
-        torch.from_numpy(joint).exp_()  # a third of the time of NumPy's, which is scalar without AVX-512
+        torch.from_numpy(joint).exp_()  # three times as fast as NumPy's, which is scalar without AVX-512
         joint *= joint > LEAST
         total = joint.sum(axis=1)
         held = (powers * (counts[rows] / total)) @ joint
@@ -152,7 +152,7 @@ def _mixture_of_groups(owner: np.ndarray, points: np.ndarray, counts: np.ndarray
 
 
 def _maximisation(moments: np.ndarray, centres: np.ndarray, *, floor: float) -> Mixture:
-    """The M step, from moments (6, K) about `centres` (K, 2); components that hold no weight are dropped."""
+    """The M step, from moments (6, K) about `centres` (K, 2); components without weight are dropped."""
     alive = moments[0] > 1e-9
     mass, *rest = moments[:, alive]
     x, y, xx, xy, yy = rest / mass
@@ -163,7 +163,7 @@ def _maximisation(moments: np.ndarray, centres: np.ndarray, *, floor: float) -> 
 
 
 def _parts(size: int, width: int) -> Iterator[slice]:
-    """Runs of max(8, PART_SIZE // width) rows or more, but fewer than twice as many; one run of fewer."""
+    """Runs of max(8, PART_SIZE // width) rows or more, but fewer than twice as many; one run if rows are fewer."""
     n_parts = max(1, size // max(8, PART_SIZE // max(width, 1)))
     edges = [size * part // n_parts for part in range(n_parts + 1)]
     return map(slice, edges[:-1], edges[1:])

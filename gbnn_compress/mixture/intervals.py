@@ -1,4 +1,4 @@
-"""Rate-constrained assignment: which component a weight goes to."""
+"""Rate-constrained assignment: the component that each weight goes to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 def decision_intervals(means: np.ndarray, code_lengths: np.ndarray, *, penalty: float) -> tuple[np.ndarray, np.ndarray]:
     """Cut the line into the intervals on which each component is the cheapest.
 
-    A weight x goes to argmin_k (x - m_k)^2 + penalty * L_k. Less x^2, that is a lower envelope of lines, so one
-    pass over the components in the order of their means gives exact thresholds for any number of weights.
+    A weight x goes to argmin_k (x - m_k)^2 + penalty * L_k. Without the term x^2, the costs are lines in x, and the
+    least cost is their lower envelope. So one pass over the components in the order of their means gives exact
+    thresholds for any number of weights.
 
     Args:
         means: float64 (K,), strictly ascending.

@@ -1,9 +1,9 @@
 """Exact merging: the best way to merge runs of neighbouring components at one lambda.
 
-Cheapest-pair-first merging doubles the resolution region by region, so that at most targets one part of the line is
-twice as coarse as another; a quarter of the distortion was lost to that. The merging cost (increase of
-curvature-weighted distortion + lambda * change in bits) is a sum over the merged runs, so the best partition of the
-line comes out of dynamic programming instead (Muresan & Effros 2008, "Quantization as histogram segmentation").
+Merging the cheapest pair first halves the resolution region by region, so that at most targets one part of the line is
+twice as coarse as another; that costs a quarter of the distortion. The merging cost (increase of curvature-weighted
+distortion + lambda * change in bits) is a sum over the merged runs, so dynamic programming finds the best partition of
+the line (Muresan & Effros 2008, "Quantization as histogram segmentation").
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gbnn_compress.mixture.merge_path import x_log2_x
 
 @dataclass(frozen=True)
 class Moments:
-    """What the merging cost needs to know of K components, sorted by their means.
+    """Counts and moments of K components, sorted by their means: all that the merging cost depends on.
 
     Attributes:
         counts: float64 (K, T), weights of tensor t in component k.
@@ -35,7 +35,7 @@ class Moments:
 def merge_exactly(
     moments: Moments, *, penalty: float, component_bits: float, entry_bits: float, longest: int
 ) -> np.ndarray:
-    """Partition components into runs at the least distortion + lambda * bits.
+    """Partition components into the runs of least distortion + lambda * bits.
 
     The bits of a run are those of its ids, -sum_t n_t log2(n_t / N_t), `component_bits`, and `entry_bits` for each
     tensor that uses it.

@@ -1,4 +1,4 @@
-"""The merge path: from a fine mixture to ever coarser ones, cheapest Wasserstein-2 pair first."""
+"""The merge path: from a fine mixture to ever coarser ones, the cheapest Wasserstein-2 pair first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class MergePath:
     Attributes:
         size: K, components of the mixture.
         pairs: int64 (M, 2), the component kept and the component that joined it, in merge order; M < K.
-        slopes: float64 (M,), non-decreasing; the merge pays once lambda is at least this (distortion a bit), or, on a
-            path by distance, is done once the squared threshold is.
+        slopes: float64 (M,), non-decreasing, in distortion per bit: a merge pays if lambda is at least its slope. On a
+            path by distance, the squared distances: a merge is done if the squared threshold is at least its slope.
     """
 
     size: int
@@ -34,7 +34,7 @@ class MergePath:
 
 
 class _State:
-    """Live components of a path under construction, and the price of joining each to its nearest."""
+    """Live components of a path under construction, and the price of joining each with its nearest."""
 
     def __init__(
         self,
@@ -69,9 +69,9 @@ class _State:
         return squared
 
     def price(self, i: int, j: int) -> float:
-        """Added distortion for each bit that joining i and j saves (Ward's criterion over the code's entropy).
+        """Distortion that joining i and j adds per bit that it saves (Ward's criterion over the code's entropy).
 
-        Or their squared distance, where bits do not count; infinite for a pair that may not be joined.
+        On a path by distance, their squared distance. Infinite for a pair that may not be joined.
         """
         if self.component_bits is None or not np.isfinite(self.distance[i]):
             return float(self.distance[i])
@@ -106,21 +106,21 @@ def merge_path(
     component_bits: float | None,
     widest_gap: float = np.inf,
 ) -> MergePath:
-    """Merge all the way down, recording at which lambda each merge begins to pay.
+    """Merge all the way down, and record the lambda from which each merge pays.
 
-    For each component the candidate partner is its nearest in Wasserstein-2; of those pairs the one that adds
-    the least curvature-weighted distortion for each bit it saves goes first. Merges are moment-matched.
+    The candidate partner of each component is its nearest in Wasserstein-2. Among these pairs, the one that adds the
+    least curvature-weighted distortion per saved bit merges first. Merges are moment-matched.
 
     Args:
         mixture: K components.
         counts: float64 (K, T), weights of tensor t in component k.
         curvature: float64 (K,), sum of the members' curvatures.
-        component_bits: Bits that one component costs besides its ids (its numbers and its table entries); None: pairs
-            are joined in the order of their distance alone, whatever that costs and saves.
-        widest_gap: Components whose means differ by more in the second axis are never joined.
+        component_bits: Bits of one component besides its ids (its numbers and table entries). None: pairs merge in the
+            order of their distance alone.
+        widest_gap: Components whose means differ by more on the second axis never merge.
 
     Returns:
-        The path; one serves every target.
+        The path, which serves every target.
     """
     state = _State(mixture, counts, curvature, component_bits, widest_gap)
     pairs, slopes = [], []

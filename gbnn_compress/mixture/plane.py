@@ -9,24 +9,24 @@ import numpy as np
 from gbnn_compress.types import Mixture, Plane
 
 ROWS, COLUMNS = 61, 121
-"""Odd, so that zero is inside of a cell."""
+"""Odd, so that zero is inside a cell."""
 
 Y_LIMIT = 1.5
-"""log(sigma / s_t) beyond is shown at the edge; the mixture's cells end there too."""
+"""Larger abs(log(sigma / s_t)) is shown at the edge; the mixture's cells end there too."""
 
 COVERED = 0.99
-"""Share of the weights whose components the columns are to reach."""
+"""Fraction of the weights whose components the columns reach."""
 
 Members = Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
 """Blocks of weights: component ids (n,), and their coordinates x and y, float64 (n,)."""
 
 
 def plane_of(members: Members, *, size: int, x_limit: float) -> Plane:
-    """Count weights on a grid, and take the moments of each component's members.
+    """Count weights on a grid, and compute the moments of each component's members.
 
     Args:
-        members: Blocks of weights, gone through once.
-        size: K; larger ids are outliers, which count for the density alone.
+        members: Blocks of weights, read once.
+        size: K; larger ids are outliers, which count only towards the density.
         x_limit: Columns reach from -x_limit to x_limit.
     """
     density, sums, total = np.zeros(ROWS * COLUMNS), np.zeros((6, size + 1)), 0
@@ -48,7 +48,7 @@ def plane_of(members: Members, *, size: int, x_limit: float) -> Plane:
 
 
 def reach(means: np.ndarray, ids: Iterable[np.ndarray]) -> float:
-    """How far columns must reach for nearly all weights.
+    """The x_limit within which the components of nearly all weights lie.
 
     Args:
         means: float64 (K,), of the components, in mu / s_t.
@@ -64,7 +64,7 @@ def reach(means: np.ndarray, ids: Iterable[np.ndarray]) -> float:
 
 
 def _moments(sums: np.ndarray) -> Mixture:
-    """Of the components with members; sums of 1, x, y, x^2, xy and y^2 in float64 (6, K)."""
+    """Mixture of the components with members, from their sums of 1, x, y, x^2, xy and y^2, float64 (6, K)."""
     count, x, y, xx, xy, yy = sums[:, sums[0] > 0]
     x, y = x / count, y / count
     covariances = np.array([[xx / count - x * x, xy / count - x * y], [xy / count - x * y, yy / count - y * y]])

@@ -33,7 +33,7 @@ def wasserstein2_squared(
 def moment_match(
     weights: np.ndarray, means: np.ndarray, covariances: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """The Gaussian with the moments of a mixture, the between-means term included.
+    """The Gaussian with the mean and covariance of a mixture, including the spread of its means.
 
     Args:
         weights: float64 (K,), >= 0, not all zero.
@@ -44,11 +44,11 @@ def moment_match(
         Total weight, mean (2,) and covariance (2, 2).
     """
     total = weights.sum()
-    share = weights / total
-    mean = (share[:, None] * means).sum(axis=0)
+    fraction = weights / total
+    mean = (fraction[:, None] * means).sum(axis=0)
     offset = means - mean
     between = offset[:, :, None] * offset[:, None, :]
-    return float(total), mean, (share[:, None, None] * (covariances + between)).sum(axis=0)
+    return float(total), mean, (fraction[:, None, None] * (covariances + between)).sum(axis=0)
 
 
 def _determinant(matrices: np.ndarray) -> np.ndarray:

@@ -160,8 +160,6 @@ def _check_data(request: Request) -> None:
         raise GbnnError(f"{set_by}: training needs labelled data; name them with `--data`")
     if epochs and request.max_drop is not None:
         raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
-    if epochs and recipe.sigma == "magnitude":
-        raise GbnnError("`--epochs`: training is for `sigma: curvature`; this recipe has `sigma: magnitude`")
     if epochs and recipe.blending != "none":
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if request.val_data is not None and not epochs and request.max_drop is None:

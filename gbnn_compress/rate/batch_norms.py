@@ -1,18 +1,18 @@
-"""The four vectors of a batch norm -> coded vectors, of which only two need to be fine.
+"""The four vectors of a batch norm to coded vectors, of which only two need fine grids.
 
-A batch norm in use computes y = weight (x - running_mean) / sqrt(running_var + eps) + bias. Any running variance v'
-and mean m' compute the same with
+In evaluation mode a batch norm computes y = weight (x - running_mean) / sqrt(running_var + eps) + bias. Any running
+variance v' and mean m' compute the same with
 
     weight' = weight sqrt(v' + eps) / sqrt(v + eps),    bias' = bias + weight' (m' - m) / sqrt(v' + eps).
 
-So the statistics go on coarse grids, and weight and bias, on fine ones, make up for what that moved them by. The
-statistics are still about those of the layer, so that a network trained further, where a batch's own take their
-place, starts from nearly the same function.
+So the statistics are rounded to coarse grids, and weight and bias, on fine grids, compensate for the rounding. The
+statistics stay close to those of the layer: a network that is trained further, with statistics of its batches, starts
+from nearly the same function.
 
-A channel whose weight rounds to zero puts out its bias, whatever its statistics; they become a typical channel's.
+A channel whose weight rounds to zero outputs its bias, whatever its statistics; they are replaced by typical ones.
 
-What the coded norm puts out is compared with the original channel by channel. Where a grid does not serve, the next
-finer one is tried, and in the end the vectors are kept exactly.
+The outputs of the coded norm are compared with the original, channel by channel. Where a grid fails, the next finer one
+is tried; where all fail, the vectors are kept exactly.
 """
 
 from __future__ import annotations
@@ -34,40 +34,41 @@ ROLES = ("weight", "bias", "running_mean", "running_var")
 """The vectors of a batch norm."""
 
 VARIANCE_STEP = 1.0
-"""Grid of the running variances, in octaves: deviations are kept to 19 %."""
+"""Grid of the running variances, in octaves: deviations are off by at most 19 %."""
 
 MEAN_STEP = 0.5
-"""Grid of the running means, in deviations of their channels."""
+"""Grid of the running means, in standard deviations of their channels."""
 
 EPSILON, LARGEST_EPSILON = 1e-5, 1e-3
-"""eps of a batch norm, torch's default, which is assumed, and the largest in use: checkpoints do not tell."""
+"""eps of a batch norm: torch's default, which is assumed, and the largest in use. Checkpoints do not store it."""
 
 EPSILON_SLACK = 2.0
-"""How much more than rounding another eps may cost; 1 and 4 were no better, no bound cost a fifth of the logit KL."""
+"""Largest error under another eps, over that of rounding. 1 and 4 were no better; without a bound the logit KL was a
+fifth larger."""
 
 MOST_STEPS = 2.9
-"""Steps of weight and bias by which a channel's output may differ within two deviations, with either eps."""
+"""Largest output error of a channel within two deviations and with either eps, in steps of weight and bias."""
 
 DEVIATIONS = 2.0
-"""Inputs that a channel's output is compared at lie so many of its deviations from its mean."""
+"""Outputs are compared at inputs that lie so many standard deviations from the channel's mean."""
 
 MOST_SPAN = 1e4
-"""Weights or biases of which the largest is more than so many times the lower decile are kept exactly."""
+"""Weights or biases are kept exactly if the largest is over so many times their lower decile."""
 
 FLOORS = (1e-12, 0.0)
-"""Variances below this share of the largest one are coded as that: next to it a channel is as good as dead."""
+"""Smallest variance that is coded, as a fraction of the largest one: below it, a channel is as good as dead."""
 
 HIGHEST_FLOOR = 1e-9
-"""No floor is higher: beside an eps of 1e-5 such a variance makes no difference."""
+"""Highest floor: beside an eps of 1e-5, a variance this small makes no difference."""
 
 SMALLEST_VARIANCE = 1e-37
-"""The same without regard to the others: zero has no logarithm."""
+"""Lowest floor: zero has no logarithm."""
 
 MOST_FINER = 9
-"""Half octaves by which the grids of the statistics are made finer at most, together."""
+"""Most half octaves by which the two grids of the statistics become finer, together."""
 
 NUDGES = np.arange(-8, 9)
-"""Steps by which a channel's weight is moved, to be about right with either eps."""
+"""Steps by which a channel's weight may move, so that outputs are about right with either eps."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,11 @@ class BatchNorm:
     variance: np.ndarray
 
     def outputs(self, inputs: np.ndarray) -> np.ndarray:
-        """float64 (2, 2, n), for inputs (2, n) with either eps, which the first axis counts."""
+        """float64 (2, 2, n), outputs for inputs (2, n); the first axis is over the two values of eps."""
         return self.weight * self.standardised(inputs) + self.bias
 
     def standardised(self, inputs: np.ndarray) -> np.ndarray:
-        """The same before weight and bias."""
+        """float64 (2, 2, n), the same before weight and bias."""
         eps = np.array([EPSILON, LARGEST_EPSILON])[:, None, None]
         with np.errstate(over="ignore", invalid="ignore"):
             return (inputs - self.mean) / np.sqrt(self.variance + eps)
@@ -103,7 +104,7 @@ class BatchNorm:
 
 
 def output_error(before: BatchNorm, after: BatchNorm) -> np.ndarray:
-    """float64 (n,), by how much each channel's output differs at most, at `probes` and with either eps."""
+    """float64 (n,), largest difference of each channel's output, at `probes` and with either eps."""
     probes = before.probes()
     with np.errstate(over="ignore", invalid="ignore"):
         error = np.abs(after.outputs(probes) - before.outputs(probes)).max(axis=(0, 1))
@@ -137,12 +138,13 @@ def code_norm(
         mean: float64 (n,), running mean.
         variance: float64 (n,), running variance, >= 0.
         step: Largest grid step of weight and bias.
-        exact: Bit patterns (n,) of the four, as for `quantise`.
-        dtypes: Of the four.
+        exact: Bit patterns (n,) of the four.
+        dtypes: Dtypes of the four.
 
     Returns:
-        The four coded vectors, in the order of the arguments. With either eps, and two deviations from its mean, a
-        channel puts out what it did to MOST_STEPS steps of the coded weight; where no grid serves, all are exact.
+        The four coded vectors, in the order of the arguments. With either eps, and up to two deviations from its mean,
+        a channel's output is off by at most MOST_STEPS steps of the coded weight. If no grid serves, all four are
+        exact.
     """
     norm = BatchNorm(weight, bias, mean, variance)
     if variance.min() >= 0 and not (spans_too_much(weight) or spans_too_much(bias)):
@@ -157,17 +159,17 @@ def code_norm(
 def code_statistics(
     mean: np.ndarray, variance: np.ndarray, *, step: float, exact: Sequence[np.ndarray], dtypes: Sequence[torch.dtype]
 ) -> list[Vector]:
-    """Quantise a batch norm that has neither weight nor bias to make up for anything.
+    """Quantise a batch norm without weight and bias, which could compensate for the rounding of the statistics.
 
     Args:
         mean: float64 (n,), running mean.
         variance: float64 (n,), running variance, >= 0.
         step: Largest grid step of an output.
         exact: Bit patterns (n,) of both.
-        dtypes: Of both.
+        dtypes: Dtypes of both.
 
     Returns:
-        Both coded vectors, exact where the outputs would differ by more than `code_norm` allows.
+        Both coded vectors; exact if outputs would be off by more than MOST_STEPS steps.
     """
     norm = BatchNorm(np.ones_like(mean), np.zeros_like(mean), mean, variance)
     for grid in itertools.chain.from_iterable(_grids(variance) if variance.min() >= 0 else ()):
@@ -186,7 +188,7 @@ class _Grid:
     """How finely the statistics are coded.
 
     Attributes:
-        floor: Variances below are coded as that.
+        floor: Smallest variance that is coded.
         finer_mean: Factor of the usual step of the means.
         finer_variance: Factor of the usual step of the variances.
     """
@@ -197,9 +199,9 @@ class _Grid:
 
 
 def _grids(variance: np.ndarray) -> Iterator[list[_Grid]]:
-    """Grids that take about equally many bits, coarsest first."""
+    """Lists of grids, coarsest first; those of one list take about the same bits."""
     largest = float(variance.max())
-    floors = [max(min(share * largest, HIGHEST_FLOOR), SMALLEST_VARIANCE) for share in FLOORS]
+    floors = [max(min(fraction * largest, HIGHEST_FLOOR), SMALLEST_VARIANCE) for fraction in FLOORS]
     for floor in floors if variance.min() < floors[0] else floors[:1]:
         for halves in range(MOST_FINER + 1):
             yield [_Grid(floor, 2.0 ** (-part / 2), 2.0 ** ((part - halves) / 2)) for part in range(halves + 1)]
@@ -213,7 +215,7 @@ def _coded(
     exact: Sequence[np.ndarray],
     dtypes: Sequence[torch.dtype],
 ) -> list[Vector] | None:
-    """The four vectors, None where these grids do not serve."""
+    """The four vectors; None if these grids do not serve."""
     weight, mean, variance = norm.weight, norm.mean, np.maximum(norm.variance, grid.floor)
     lost = np.abs(weight) < step / 2
     if lost.any() and not lost.all():
@@ -248,7 +250,7 @@ def _statistics(
     exact: Sequence[np.ndarray],
     dtypes: Sequence[torch.dtype],
 ) -> tuple[list[Vector], tuple[np.ndarray, np.ndarray]] | None:
-    """Mean and variance as vectors, and what they decode to; steps are those of the mean and of the variance."""
+    """Mean and variance as vectors, and their decoded values; `steps` are those of the mean and of the variance."""
     coarse_variance = quantise(variance, step=steps[1], logarithmic=True, exact=exact[1])
     if coarse_variance.mode == EXACT:
         return None
@@ -265,7 +267,7 @@ def _statistics(
 def _balanced(
     norm: BatchNorm, weight: Vector, bias: Vector, centre: np.ndarray, near: np.ndarray
 ) -> tuple[Vector, Vector]:
-    """Weight and bias, moved in channels that are off by too much, so that the largest error of either eps is least."""
+    """Weight and bias; channels that are off by too much move so that their largest error with either eps is least."""
     step, ones = step_of(weight.exponent), np.ones_like(near)
     error = output_error(norm, BatchNorm(dequantise(weight), dequantise(bias), centre, near))
     off = np.flatnonzero(error > MOST_STEPS * step)
@@ -291,9 +293,9 @@ def _balanced(
 def _coarse_steps(weight: np.ndarray, variance: np.ndarray, *, step: float) -> tuple[float, float]:
     """Grid steps of the running means, in deviations, and of the running variances, in octaves.
 
-    Where eps is not the one assumed, what the statistics were moved by is made up for wrongly, most of all in channels
-    of small variance. The steps are such that its root mean square is at most EPSILON_SLACK times that of rounding
-    weight and bias.
+    Under another eps than the assumed one, weight and bias compensate for the rounding wrongly, most of all in channels
+    of small variance. The steps are such that the root mean square of this error is at most EPSILON_SLACK times that of
+    rounding weight and bias.
     """
     near, far = variance + EPSILON, variance + LARGEST_EPSILON
     slope = weight * np.log(2) / 2 * (variance / near - variance / far)

@@ -1,4 +1,4 @@
-"""One pass over the weights into a weighted histogram; everything after works on its cells."""
+"""One pass over the weights into a weighted histogram; mixture and rate control work on its cells."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ LEVELS = np.arange(-4, 5) * LEVEL_WIDTH
 """log(sigma / s_t) in steps of half an octave."""
 
 FARTHEST = 1e100
-"""abs(mu / s_t) is cut here, so that squares are finite; such weights are outliers, kept exactly, anyway."""
-
+"""abs(mu / s_t) is clipped to this, so that squares are finite; such weights are outliers and kept exactly."""
 
 SMALLEST_MAGNITUDE = 1e-9
-"""abs(mu / s_t) from which sigma can be in proportion to it."""
+"""Smallest abs(mu / s_t) that a sigma in proportion to it is computed from."""
 
 
 def sigma_levels(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray:
@@ -44,7 +43,7 @@ def sigma_levels(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray
 
 
 def log_sigmas(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray:
-    """log(sigma / s_t), float64 of the same shapes, for the same arguments."""
+    """log(sigma / s_t), float64; arguments and shapes are those of `sigma_levels`."""
     log_sigma = posterior.log_sigma[rows, None]
     if posterior.by_magnitude:
         log_sigma = log_sigma + np.log(np.maximum(np.abs(x), SMALLEST_MAGNITUDE))
@@ -55,7 +54,7 @@ def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[sli
     """mu / s_t of a tensor, some rows at a time.
 
     Yields:
-        The rows as a slice, and float64 (rows, weights a row).
+        The rows as a slice, and float64 (rows, weights per row).
     """
     start = 0
     for block in blocks(tensor):
@@ -66,7 +65,7 @@ def row_blocks(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[sli
 
 
 def build_cells(tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, resolution: float) -> Cells:
-    """Histogram the points (mu / s_t, log(sigma / s_t)), apart for each tensor.
+    """Histogram the points (mu / s_t, log(sigma / s_t)), separately for each tensor.
 
     Cells have the width 1 / resolution around zero, growing in proportion to abs(mu / s_t) outside +-1, so that any
     magnitude fits.
@@ -74,10 +73,10 @@ def build_cells(tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Poster
     Args:
         tensors: The state dict.
         posteriors: One for each shared tensor.
-        resolution: Cells a unit of mu / s_t, near zero.
+        resolution: Cells per unit of mu / s_t, near zero.
 
     Returns:
-        The cells, sorted by (tensor, level, x). Exact means and variances of x are kept for each.
+        The cells, sorted by (tensor, level, x), with exact means and variances of x.
     """
     parts = in_order(
         lambda index: _tensor_cells(
@@ -113,7 +112,7 @@ def _tensor_cells(
 
 
 def nearest_cells(cells: Cells, *, limit: float | np.ndarray) -> Cells:
-    """The cells with abs(x) <= limit, one for all or (T,); all of them when there are none."""
+    """The cells with abs(x) <= limit, a scalar or float64 (T,); all cells if that leaves none."""
     inside = np.abs(cells.x) <= np.broadcast_to(limit, cells.n_tensors)[cells.tensor]
     if not inside.any():
         return cells
@@ -129,7 +128,7 @@ def pooled_points(cells: Cells, *, log_sigma_weight: float, resolution: float) -
     Args:
         cells: Cells by tensor.
         log_sigma_weight: c, the weight of log(sigma / s_t) as a coordinate.
-        resolution: Cells a unit of x near zero; coarser than the rate control's, to keep EM fast.
+        resolution: Cells per unit of x near zero; coarser than in rate control, to keep EM fast.
 
     Returns:
         float64 (N, 2) points (mu / s_t, c * log(sigma / s_t)) and float64 (N,) counts.

@@ -1,8 +1,8 @@
 """Rate-constrained quantisation on cells: assignment, outliers and centroids at one lambda.
 
-Entropy-constrained vector quantisation (Chou, Lookabaugh & Gray 1989): weights go to the component of the least
-h (x - m_k)^2 + lambda L_tk, components move to the curvature-weighted mean of their members, code lengths follow
-the counts, and so on. Components that no weight chooses vanish.
+Entropy-constrained vector quantisation (Chou, Lookabaugh & Gray 1989) repeats three steps: each weight goes to the
+component of the least h (x - m_k)^2 + lambda L_tk, each component moves to the curvature-weighted mean of its members,
+and code lengths follow the counts. Components without members are dropped.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from gbnn_compress.types import Bank, Cells
 HIGH_RATE_STEP = 6 / float(np.log(2))
 """Step^2 of the best uniform quantiser, over lambda / h, at high rate: from D = h step^2 / 12, dD/dR = -2 ln 2 D."""
 
-
 NOISE_CEILING = 0.001
-"""Relative output error of the layers, on average, up to which posterior noise improved calibration."""
+"""Mean relative output error of the layers from posterior noise, at most; above it, noise did not improve
+calibration."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Codebook:
     Attributes:
         bank: K components, means strictly ascending.
         counts: float64 (T, K + 1), weights of each tensor in each component; the last column counts outliers.
-        penalty: lambda, curvature-weighted squared error (in units of s_t^2) that one bit is worth.
+        penalty: lambda, the curvature-weighted squared error (in units of s_t^2) that one bit costs.
         distortion: float64 (T,), curvature-weighted squared error of each tensor, in units of s_t^2.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blends: int64 (B,), positions of the components that are blends of two others.
+        limits: float64 (T,), magnitude beyond which a weight is an outlier, in units of s_t, by the published rule
+            (`rate/paper.py`); None: where that is cheaper.
+        blends: int64 (B,), positions of the components that are blends of two others (`rate/paper.py`).
     """
 
     bank: Bank
@@ -60,7 +61,7 @@ class Groups:
 
 
 def group_cells(cells: Cells) -> Groups:
-    """Find the runs; cells come sorted."""
+    """Find the runs of sorted cells."""
     key = cells.tensor * len(cells.levels) + cells.level
     starts = np.flatnonzero(np.diff(key, prepend=key[0] - 1))
     return Groups(cells.tensor[starts], cells.level[starts], np.append(starts, len(key)))
@@ -78,16 +79,17 @@ def curvature_of(levels: np.ndarray) -> np.ndarray:
 
 
 def relative_step(penalty: float, typical: float) -> float:
-    """Step of a value whose unit is 1 (see `value_unit`) at lambda: as fine as weights of the same curvature."""
+    """Step at lambda of an unshared value of unit 1 (`posterior.value_unit`): that of weights of the same curvature."""
     return float(np.sqrt(HIGH_RATE_STEP * penalty / typical))
 
 
 def outlier_radius(
     lengths: np.ndarray, *, escape_length: float, value_bits: int, penalty: float, curvature: float
 ) -> np.ndarray:
-    """float64 (K,), distance from a component beyond which a weight is cheaper as an outlier of its own.
+    """float64 (K,), distance from a component beyond which a weight is cheaper as an outlier.
 
-    An outlier has no error and costs the escape's code and its value: h r^2 = lambda (L_escape + bits - L_k).
+    An outlier has no error; its bits are those of the escape's code and of its value. So the distance r satisfies
+    h r^2 = lambda (L_escape + bits - L_k).
     """
     return np.sqrt(np.maximum(escape_length + value_bits - lengths, 0.0) * penalty / curvature)
 
@@ -109,7 +111,7 @@ def refine(
         cells: The weights.
         groups: Their runs.
         means: float64 (K,), strictly ascending.
-        counts: float64 (T, K + 1), where to start.
+        counts: float64 (T, K + 1), initial counts.
         penalty: lambda.
         value_bits: int64 (T,), bits of an outlier's value.
         iterations: Rounds; the last one only assigns.
@@ -183,8 +185,8 @@ def assign(
 ) -> np.ndarray:
     """Components of weights of one tensor and level.
 
-    A component has one interval, beyond whose ends are its neighbours' or, between them, outliers: so there is one
-    search among the ends, whatever the number of weights.
+    Each component wins on one interval. Beyond its ends lie the neighbours' intervals, or outliers between them. So a
+    binary search among all ends assigns every weight.
 
     Args:
         x: float64 (n,), mu / s_t.
@@ -193,7 +195,7 @@ def assign(
         penalty: lambda.
         curvature: h s_t^2 of these weights.
         value_bits: Bits of an outlier's value.
-        total: Weights of the tensor, for the price of the first outlier.
+        total: Number of weights of the tensor, which sets the code length of its first outlier.
         limit: Magnitude beyond which a weight is an outlier; None: where that is cheaper.
         dtype: Of the result, holds K.
 
@@ -218,23 +220,23 @@ def assign(
     before = np.clip(np.nextafter(first, -np.inf), starts, stops)
     ends = np.stack([before, np.clip(last, before, stops), stops], axis=1)
     ids = np.stack([np.full_like(winners, size), winners, np.full_like(winners, size)], axis=1)
-    ends, place = np.unique(ends, return_index=True)  # of equal ends the first: the others' intervals are empty
+    ends, place = np.unique(ends, return_index=True)  # of equal ends the first; the other intervals are empty
     return ids.ravel()[place].astype(dtype).take(np.searchsorted(ends, x))
 
 
 def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float:
-    """Deviation of a shared value with one member, in units of its sigma, that gives a wanted posterior noise.
+    """Posterior deviation of a shared value with one member, in units of its sigma.
 
-    The shared value of n members has the precision of their sum, s^2 = noise^2 sigma^2 / n, so each component adds
-    noise^2 to the curvature-weighted error of a tensor, however many its members.
+    Precisions of members add up: a value shared by n members has the variance s^2 = noise^2 sigma^2 / n. So each
+    component adds noise^2 to the curvature-weighted error of a tensor, for any number of members.
 
     Args:
         book: The codebook.
-        relative: Wanted root of noise over quantisation error, summed over all tensors.
-        typical: As for `damage.relative_error`.
+        relative: Root of the ratio of noise to quantisation error, both summed over all tensors.
+        typical: Size that makes s_t^2 * typical the tensor's squared norm (`damage.relative_error`).
 
     Returns:
-        The noise, rounded to 4 digits; the layers' mean relative output error from it stays within NOISE_CEILING.
+        The noise, rounded to 4 digits; the mean relative output error of the layers is at most NOISE_CEILING.
     """
     noisy = book.counts[:, :-1][:, book.bank.means != 0] > 0
     error = min(relative**2 * float(book.distortion.sum()), NOISE_CEILING * typical * len(book.counts))
@@ -242,7 +244,7 @@ def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float
 
 
 def snap_to_zero(means: np.ndarray) -> np.ndarray:
-    """Make the component nearest to zero exactly zero when it is much nearer to zero than to its neighbours."""
+    """Set the component nearest to zero to zero, if it is much nearer to zero than to its neighbours."""
     nearest = int(np.argmin(np.abs(means)))
     gaps = np.abs(np.delete(means, nearest) - means[nearest])
     if not gaps.size or abs(means[nearest]) > 0.25 * gaps.min():

@@ -1,4 +1,4 @@
-"""What contexts save: the share of their plain code lengths that ids take, measured on a part of the network."""
+"""What contexts save: the fraction of their plain code lengths that ids take, measured on a part of the network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import torch
 
 SAMPLE = 1 << 18
-"""Weights that the share is measured on, about."""
+"""About the number of weights that the fraction is measured on."""
 
 
-def share_meter(
+def fraction_meter(
     tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], *, value_bits: np.ndarray
 ) -> Callable[[Codebook], float]:
-    """A function from a codebook to the share of `code_lengths` that a file's ids will take.
+    """A function from a codebook to the fraction of `code_lengths` that a file's ids take.
 
-    It assigns and weighs the first rows and columns of every tensor, the same part of each, under the codebook. Fewer
-    rows and columns say a little less of each other than all do.
+    It assigns the first rows and columns of every tensor, the same part of each, and counts the bits of their ids.
+    Contexts save a little less in a part of a tensor than in all of it.
 
     Args:
         tensors: The state dict.

@@ -1,91 +1,99 @@
-"""Rate control: the lambda, and with it the cut of the merge path, at which the file has the wanted size."""
+"""Rate control: find the lambda at which the file has the target size."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
 from gbnn_compress.format.bank import encode_bank, round_bank
 from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
 from gbnn_compress.mixture.em import fit_mixture
-from gbnn_compress.rate.blend import with_blends
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, refine
-from gbnn_compress.rate.partition import (
-    COMPONENT_BITS,
-    ENTRY_BITS,
-    Partition,
-    by_distance,
-    by_grid,
-    by_rate,
-    grid_step,
-    moments_of,
-)
+from gbnn_compress.rate.paper import PaperRules
+from gbnn_compress.rate.partition import Partition, by_rate, moments_of
 from gbnn_compress.types import Cells, Mixture
 
 EM_LIMIT = 1000.0
-"""Cells beyond this many typical deviations stay out of the mixture; they become outliers."""
+"""Cells beyond this many typical deviations are left out of the mixture and become outliers."""
 
 BANK_STEP = 1 / 16
-"""Grid of the bank's means over the quantisation step: finer costs bytes, coarser adds 1 % to the distortion."""
+"""Grid of the bank's means, in quantisation steps: a finer grid costs bytes, a coarser one adds 1 % distortion."""
 
-SHARE_OCTAVES = 2
-"""Octaves of lambda from one measurement of what contexts save to the next; between them it is interpolated."""
+FRACTION_OCTAVES = 2
+"""Octaves of lambda between two measurements of what contexts save; it is interpolated between them."""
 
 LOWEST, HIGHEST = -44.0, 28.0
-"""Range of log2(lambda): from float32's own precision to nothing but one component."""
+"""Range of log2(lambda): from the precision of float32 to a single component."""
 
 LAMBDA_TOLERANCE = 0.003
-"""Resolution of log2(lambda); the size of a file changes by about a tenth of a percent over it."""
+"""Resolution of log2(lambda): about a tenth of a percent of a file's size."""
 
 GAP = 0.97
-"""Share of a size limit below which the edge is taken for a gap in the rate-distortion curve."""
+"""Fraction of a size limit: a best file below it lies at a gap of the rate-distortion curve."""
 
 HELD_BACK, MOST_OCTAVES, GAP_TOLERANCE = (1.0, 0.5, 2.0, 3.0), 4.0, 0.02
-"""How much finer merging is tried in a gap, how far lambda may then rise, and its resolution, in octaves of lambda."""
+"""In a gap, all in octaves of lambda: by how much the lambda of merging is lowered, by how much the lambda of
+assignment may rise, and its resolution."""
 
 
 @dataclass(frozen=True)
 class RateProblem:
-    """What rate control works on.
+    """Weights, mixture and merge path, ready for any lambda.
 
     Attributes:
         cells: The weights.
         groups: Their runs.
-        near: The cells within EM_LIMIT and the limits of outliers; the components are made from only these.
-        partition: The components that lambda makes of them.
-        bank: `mixture` or `grid`, see `fit_path`.
-        mixture: As fitted, before merging; None for `grid`.
+        near: The cells within EM_LIMIT and the limits of outliers, which alone form components.
+        partition: Maps lambda to the component of each of these cells.
+        mixture: The mixture before merging; None where components do not come from a mixture.
         refinements: Rounds of assignment at one lambda.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none`, `rate` or `all`, see `fit_path`.
         log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
+        scales: float64 (T,), s_t.
         value_bits: int64 (T,), bits of an outlier's value.
-        other_bytes: Maps lambda to the bytes of everything that is neither bank, maps nor outliers, the scales
-            and errors that stand in the bank included.
-        share: Maps log2(lambda) / SHARE_OCTAVES to the share of their plain code lengths that ids take there.
+        other_bytes: Maps lambda to the bytes of everything but components, maps and outliers.
+        measure_fraction: Maps a codebook to the fraction of their plain code lengths that ids take in a file.
+        paper: Published rules in place of the project's own.
     """
 
     cells: Cells
     groups: Groups
     near: Cells
     partition: Partition
-    bank: str
     mixture: Mixture | None
     refinements: int
-    limits: np.ndarray | None
-    blending: str
     log_sigma_weight: float
+    scales: np.ndarray
     value_bits: np.ndarray
     other_bytes: Callable[[float], int]
-    share: Callable[[int], float]
+    measure_fraction: Callable[[Codebook], float]
+    paper: PaperRules | None = None
+    _fractions: dict[int, float] = field(default_factory=dict, init=False, repr=False)
+
+    def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
+        moments = moments_of(self.near, self.partition(penalty))
+        return moments.first / moments.curvature, moments.counts
+
+    def id_fraction(self, penalty: float) -> float:
+        """Fraction of their plain code lengths that ids take at lambda, interpolated in log2(lambda)."""
+        place = float(np.log2(penalty)) / FRACTION_OCTAVES
+        low = int(np.floor(place))
+        fraction = self._measured_fraction(low)
+        return fraction if place == low else fraction + (place - low) * (self._measured_fraction(low + 1) - fraction)
+
+    def _measured_fraction(self, place: int) -> float:
+        """The fraction at log2(lambda) = FRACTION_OCTAVES * place, measured once."""
+        if place not in self._fractions:
+            self._fractions[place] = self.measure_fraction(codebook_at(self, 2.0 ** (FRACTION_OCTAVES * place))[0])
+        return self._fractions[place]
 
     @property
     def mixture_size(self) -> int:
-        """Components that the mixture was fitted with; 0 for none."""
+        """Components of the mixture before merging; 0 without a mixture."""
         return 0 if self.mixture is None else len(self.mixture.weights)
 
 
@@ -95,131 +103,103 @@ def fit_path(
     n_components: int,
     log_sigma_weight: float,
     max_iterations: int,
+    scales: np.ndarray,
     value_bits: np.ndarray,
     other_bytes: Callable[[float], int],
-    measure_share: Callable[[Codebook], float] = lambda book: 1.0,
-    bank: str = "mixture",
-    merging: str = "rate",
-    merge_distance: float = 1.0,
-    merge_variance: float = 1.0,
+    measure_fraction: Callable[[Codebook], float] = lambda book: 1.0,
     refinements: int = 3,
-    limits: np.ndarray | None = None,
-    blending: str = "none",
+    paper: PaperRules | None = None,
 ) -> RateProblem:
-    """Fit the mixture and its merge path; one serves every target.
+    """Fit the mixture and its merge path, which serve every target.
 
     Args:
         cells: The weights.
-        n_components: Components to start from.
+        n_components: Components of the mixture before merging.
         log_sigma_weight: c, weight of log(sigma / s_t) as a coordinate.
         max_iterations: Most EM steps.
+        scales: float64 (T,), s_t.
         value_bits: int64 (T,), bits of an outlier's value.
         other_bytes: See `RateProblem`.
-        measure_share: The share of its plain code lengths that ids take under a codebook.
-        bank: `mixture`, or `grid` for equal steps, which refinements then move.
-        merging: `rate` (distortion against bits) or `wasserstein` (a threshold on the distance).
-        merge_distance: tau_d of `wasserstein`, in steps of the uniform quantiser that is best at lambda.
-        merge_variance: tau_v of `wasserstein`: components whose log sigma differ by more are never joined.
+        measure_fraction: See `RateProblem`; default: contexts save nothing.
         refinements: Rounds of assignment at one lambda, centroids between them.
-        limits: float64 (T,), magnitude beyond which a weight is an outlier; None: where that is cheaper.
-        blending: `none`, `rate` (blends that pay at lambda) or `all` (every blend that the test calls for).
+        paper: Published rules in place of the project's own.
     """
+    limits = None if paper is None else paper.limits(scales)
     near = nearest_cells(cells, limit=EM_LIMIT if limits is None else np.minimum(limits, EM_LIMIT))
-    mixture, partition = None, by_grid(near)
-    if bank == "mixture":
-        mixture, owner = _fitted(
-            near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
-        )
+    mixture, owner = _fitted(
+        near, n_components=n_components, log_sigma_weight=log_sigma_weight, max_iterations=max_iterations
+    )
+    if paper is None:
         partition = by_rate(near, mixture, owner)
-        if merging == "wasserstein":
-            gap = log_sigma_weight * merge_variance
-            partition = by_distance(near, mixture, owner, merge_distance=merge_distance, widest_gap=gap)
-    problem = RateProblem(
+    else:
+        partition = paper.partition(near, mixture, owner, log_sigma_weight=log_sigma_weight)
+    return RateProblem(
         cells=cells,
         groups=group_cells(cells),
         near=near,
         partition=partition,
-        bank=bank,
         mixture=mixture,
         refinements=refinements,
-        limits=limits,
-        blending=blending,
         log_sigma_weight=log_sigma_weight,
+        scales=scales,
         value_bits=value_bits,
         other_bytes=other_bytes,
-        share=lambda place: 1.0,
-    )
-    return replace(
-        problem, share=cache(lambda place: measure_share(codebook_at(problem, 2.0 ** (SHARE_OCTAVES * place))[0]))
+        measure_fraction=measure_fraction,
+        paper=paper,
     )
 
 
 def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
-    """The codebook for one lambda: merge, refine, blend, put the bank on the file's grid.
+    """The codebook for one lambda: merge, refine, and round the bank to the file's grid.
 
     Args:
         problem: From `fit_path`.
         penalty: lambda.
-        merge_penalty: lambda for merging, when it is not the one for assignment.
+        merge_penalty: lambda for merging; default: `penalty`.
 
     Returns:
         The codebook, and the exponent of the bank's grid.
     """
     merge_penalty = merge_penalty or penalty
-    moments = moments_of(problem.near, problem.partition(merge_penalty))
-    means = moments.first / moments.curvature
-    if problem.bank == "grid":
-        step = grid_step(problem.near, merge_penalty)
-        means = step * np.rint(means / step)
+    means, counts = problem.merged(merge_penalty)
     book = refine(
         problem.cells,
         problem.groups,
         means,
-        np.pad(moments.counts.T, ((0, 0), (0, 1))),
+        np.pad(counts.T, ((0, 0), (0, 1))),
         penalty=penalty,
         value_bits=problem.value_bits,
         iterations=problem.refinements,
-        limits=problem.limits,
+        limits=None if problem.paper is None else problem.paper.limits(problem.scales),
     )
-    if problem.blending != "none":
-        book = with_blends(
+    if problem.paper is not None:
+        book = problem.paper.blended(
             problem.cells,
             problem.groups,
             book,
             value_bits=problem.value_bits,
             log_sigma_weight=problem.log_sigma_weight,
-            only_where_cheaper=problem.blending == "rate",
-            blend_bits=COMPONENT_BITS,
-            entry_bits=ENTRY_BITS,
         )
     exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
 
 
 def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> float:
-    """Size of the file that a codebook leads to, from its counts alone."""
+    """Predicted size of the file of a codebook, from its counts alone."""
     levels = [coarse_levels(np.rint(row)) for row in book.counts]
     id_bits = sum(
         float((row[level > 0] * code_lengths(level)[level > 0]).sum())
         for row, level in zip(book.counts, levels, strict=True)
     )
-    nothing = np.zeros(0)  # scales and errors are among the other bytes
+    nothing = np.zeros(0)  # scales and errors are part of `other_bytes`
     bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
-    map_bits = id_bits * _share_at(problem, book.penalty) + sum(map(table_bits, levels))
+    map_bits = id_bits * problem.id_fraction(book.penalty) + sum(map(table_bits, levels))
     return (map_bits + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
 
 
-def _share_at(problem: RateProblem, penalty: float) -> float:
-    place = float(np.log2(penalty)) / SHARE_OCTAVES
-    low = int(np.floor(place))
-    if place == low:
-        return problem.share(low)
-    return problem.share(low) + (place - low) * (problem.share(low + 1) - problem.share(low))
-
-
 def parameters_of(book: Codebook, n_unshared: int) -> float:
-    """Numbers that a codebook leaves: two a component in use, two an outlier, one an unshared value."""
+    """Parameters that remain: two per component in use, two per outlier, one per unshared value."""
     live = int(book.counts[:, :-1].any(axis=0).sum())
     return 2 * live + 2 * float(book.counts[:, -1].sum()) + n_unshared
 
@@ -227,16 +207,16 @@ def parameters_of(book: Codebook, n_unshared: int) -> float:
 def solve_size(
     problem: RateProblem, amount: Callable[[Codebook, int], float], *, limit: float, monotone: bool = True
 ) -> tuple[Codebook, int]:
-    """The best codebook within a size, by bisection on log2(lambda): sizes fall as lambda grows.
+    """The finest codebook within a size limit, by bisection on log2(lambda): sizes fall as lambda grows.
 
     Args:
         problem: From `fit_path`.
-        amount: What a codebook (with the exponent of its grid) takes, in bytes say.
-        limit: Not to be exceeded.
-        monotone: Whether the amount falls all the way as lambda grows; if not, the finest that fits is searched for.
+        amount: Size of a codebook (given with the exponent of its grid), such as bytes.
+        limit: Largest size allowed.
+        monotone: Whether the size falls at every lambda; if not, the search starts at the finest codebooks.
 
     Returns:
-        The codebook and its grid exponent; at the largest lambda when nothing fits.
+        The codebook and its grid exponent; those of the largest lambda if nothing fits.
     """
 
     def fits(codebook: tuple[Codebook, int]) -> bool:
@@ -245,8 +225,8 @@ def solve_size(
     inside, outside = (HIGHEST, LOWEST) if monotone else _finest_that_fits(problem, fits)
     edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=inside, outside=outside)
     if fits(best) and amount(*best) < GAP * limit:
-        # Nothing at the edge between two lambdas lies on the convex hull: rates of 0 to 1 bit a weight are such a
-        # gap for flat distributions. Components merged for a finer file, at this lambda's assignment, fill it.
+        # No codebook between the two lambdas at the edge lies on the convex hull; for flat distributions, rates of 0 to
+        # 1 bit per weight are such a gap. Merging at a smaller lambda than assignment gives codebooks inside it.
         for octaves in HELD_BACK:
             held = 2.0 ** (edge - octaves)
             _, other = _bisect(
@@ -264,15 +244,15 @@ def solve_size(
 
 
 def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, limit: float) -> tuple[Codebook, int]:
-    """The coarsest codebook within a damage, by bisection on log2(lambda): damage grows with lambda.
+    """The coarsest codebook within a damage limit, by bisection on log2(lambda): damage grows with lambda.
 
     Args:
         problem: From `fit_path`.
         amount: Damage of a codebook.
-        limit: Not to be exceeded.
+        limit: Largest damage allowed.
 
     Returns:
-        The codebook and its grid exponent; at the smallest lambda when nothing fits.
+        The codebook and its grid exponent; those of the smallest lambda if nothing fits.
     """
     _, best = _bisect(
         lambda penalty: codebook_at(problem, penalty),
@@ -284,7 +264,7 @@ def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, l
 
 
 def _finest_that_fits(problem: RateProblem, fits: Callable[[tuple[Codebook, int]], bool]) -> tuple[float, float]:
-    """log2 of the first lambda that fits, from the finest up in steps of two octaves, and of the one before it."""
+    """log2 of the smallest lambda that fits, in steps of two octaves, and log2 of the lambda one step below."""
     outside = inside = LOWEST
     while inside < HIGHEST and not fits(codebook_at(problem, 2.0**inside)):
         outside, inside = inside, inside + 2

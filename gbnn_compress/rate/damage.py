@@ -1,9 +1,9 @@
 """Damage predicted without data, from the relative output errors of the layers.
 
-`predict_damage` maps the mean relative output error of the layers to the share of inputs whose top-1 class changes, to
-accuracy points lost, and to the mean KL from the checkpoint's probabilities. The form is an educated
-guess and its constants were fitted by hand to ResNet-20, ResNet-56 (CIFAR-10, development split) and
-EfficientNet-lite0 (ImageNet); docs/results.md has predictions and measurements side by side.
+`predict_damage` maps the mean relative output error of the layers to the fraction of inputs whose top-1 class changes,
+to accuracy points lost, and to the mean KL from the checkpoint's probabilities. The form of the map is an educated
+guess. Its constants are fitted by hand to ResNet-20, ResNet-56 (CIFAR-10, development split) and EfficientNet-lite0
+(ImageNet); docs/results.md has predictions and measurements side by side.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.types import Damage
 
 SAFE_DROP = 1.0
-"""Points of accuracy within which a ratio is called safe."""
+"""Largest predicted drop, in accuracy points, of a ratio that is called safe."""
 
 WARN_DROP = 2.0
-"""Predicted points from which a warning is given."""
+"""Smallest predicted drop, in accuracy points, that a warning is given for."""
 
 WARN_ERROR = 0.3
-"""Predicted relative output error of the layers, in the mean, from which a warning is given for other networks."""
+"""Smallest predicted mean relative output error of the layers that a warning is given for in other networks."""
 
 DEAD_ERROR = 1.0
-"""Relative error of outputs that are no nearer to the checkpoint's than their mean is."""
+"""Relative error of outputs that are as far from the checkpoint's as the mean of the checkpoint's outputs is."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What compression did to the outputs of a network that is no classifier.
+    """How compression changes the outputs of a network that is no classifier.
 
     Attributes:
-        relative_error: Root of the squared error over the squared distance of the outputs from their mean; None where
-            the outputs do not vary, infinite where those after are not finite.
-        cosine: Between outputs before and after, mean over the inputs; None where outputs are zero or not finite.
+        relative_error: Root of the squared error over the squared distance of the outputs from their mean. None if
+            the outputs do not vary; infinite if the outputs after compression are not finite.
+        cosine: Cosine of outputs before and after, mean over the inputs; None if outputs are zero or not finite.
     """
 
     relative_error: float | None
@@ -62,10 +62,10 @@ def output_difference(before: np.ndarray, after: np.ndarray) -> Difference:
 
 
 def layer_error(errors: np.ndarray) -> float:
-    """The relative output error of a layer, in the mean over layers.
+    """Mean over layers of the relative output error.
 
     Args:
-        errors: float64 (T,), of each layer, squared: noise over signal power.
+        errors: float64 (T,), noise power over signal power of each layer.
     """
     return float(np.sqrt(np.minimum(errors, 1.0)).mean())
 
@@ -75,8 +75,8 @@ def relative_error(book: Codebook, *, typical: float) -> float:
 
     Args:
         book: A codebook.
-        typical: The size that makes s_t^2 * typical the tensor's squared norm; over its importance, where it has
-            one, and then the errors are weighed by importances of geometric mean 1.
+        typical: Size that makes s_t^2 * typical the tensor's squared norm. Where tensors have importances (of geometric
+            mean 1), s_t^2 is divided by them, and the errors are weighed by them.
     """
     return float(np.minimum(book.distortion / typical, 1.0).mean())
 
@@ -86,7 +86,7 @@ def predict_damage(error: float, *, n_classes: int) -> Damage:
 
     Args:
         error: From `relative_error`.
-        n_classes: Classes of the network, as far as known: with more of them margins are smaller.
+        n_classes: Number of classes, as far as known; margins are smaller with more classes.
     """
     root = float(np.sqrt(max(error, 0.0))) * (n_classes / 10) ** 0.2
     chance = 1 - 1 / max(n_classes, 2)
@@ -99,6 +99,9 @@ def predict_damage(error: float, *, n_classes: int) -> Damage:
 
 
 def drop_at(agreement: float) -> float:
-    """Accuracy points usually lost at an agreement: changes between wrong classes cost nothing, some others help."""
+    """Accuracy points that are usually lost at an agreement.
+
+    Not every changed prediction costs a point: some change from one wrong class to another, some become right.
+    """
     changed = 1 - agreement
     return 100 * changed * min(1.0, 0.15 + 1.5 * changed)

@@ -1,4 +1,4 @@
-"""Weights that the network divides by their norm: none of these norms may become zero.
+"""Weights that the network divides by their norm, which must not become zero.
 
 torch's weight norm computes g v / |v|, in each of its forms: hooks (`weight_g`, `weight_v`) and parametrisations
 (`parametrizations.weight.original0`, `original1`). Its spectral norm divides by a norm of the whole matrix
@@ -32,28 +32,28 @@ _SPECTRAL_NORMS = (
 
 
 UNEVEN = 64.0
-"""Parts whose largest value is so many times smaller than the median part's are warned of."""
+"""A warning names parts whose largest value is over so many times smaller than that of the median part."""
 
 
 def divided_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The tensors that a network divides by norms of theirs.
+    """The tensors that a network divides by their norms.
 
     Args:
         shapes: Name -> shape of every tensor of the state dict.
 
     Returns:
-        Name -> the axes along which norms stand apart: each index on them has one; none: there is one in all.
+        Name -> axes: each index along them has a norm of its own; without axes, the tensor has one norm.
     """
     names = list(shapes)
     return {name: axes for name in names if (axes := _axes(name, shapes)) is not None}
 
 
 def uneven_warnings(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -> list[str]:
-    """A line on each tensor that the network divides by norms so unequal that one scale does not serve all its parts.
+    """One line for each tensor whose parts have norms so unequal that one scale does not serve all of them.
 
     Args:
         tensors: The state dict.
-        names: Of the tensors that are shared.
+        names: Names of the shared tensors.
     """
     axes = divided_weights({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     lines = []
@@ -65,14 +65,14 @@ def uneven_warnings(tensors: Mapping[str, torch.Tensor], names: Iterable[str]) -
         small = int((UNEVEN * alive < np.median(alive)).sum()) if alive.size else 0
         if small:
             lines.append(
-                f"`{name}`: {small:,} of {len(largest):,} parts that the network divides by their norms are over"
-                f" {UNEVEN:g} times smaller than the others, and lose more than these: evaluate the file before use"
+                f"`{name}`: {small:,} of {len(largest):,} parts are over {UNEVEN:g} times smaller than the others; the"
+                " network divides each part by its norm, so these lose more: evaluate the file before use"
             )
     return lines
 
 
 def vanished_places(before: torch.Tensor, after: torch.Tensor, *, axes: Sequence[int]) -> np.ndarray:
-    """Where the largest value of each part lies that was not all zeros and is now.
+    """Places of the largest original values of the parts that have become all zeros.
 
     Args:
         before: The tensor.
@@ -89,7 +89,7 @@ def vanished_places(before: torch.Tensor, after: torch.Tensor, *, axes: Sequence
 
 
 def _parts(tensor: torch.Tensor, axes: Sequence[int]) -> np.ndarray:
-    """int64 (parts, values), positions in C order of the values of each part."""
+    """int64 (parts, n), positions in C order of the values of each part."""
     apart = sorted(axes)
     others = [axis for axis in range(tensor.dim()) if axis not in apart]
     count = int(np.prod([tensor.shape[axis] for axis in apart], dtype=np.int64))
@@ -99,10 +99,10 @@ def _parts(tensor: torch.Tensor, axes: Sequence[int]) -> np.ndarray:
 def with_parts_kept(
     maps: Sequence[IndexMap], tensors: Mapping[str, torch.Tensor], *, means: np.ndarray, scales: Iterable[float]
 ) -> list[IndexMap]:
-    """Maps in which the largest value of a part that would vanish is an outlier, and so exact.
+    """Maps in which each part that would become all zeros keeps its largest value, as an outlier.
 
     Args:
-        maps: One a shared tensor.
+        maps: One per shared tensor.
         tensors: The state dict.
         means: float64 (K,), the bank's means.
         scales: s_t of each shared tensor.
@@ -153,7 +153,7 @@ def _axes(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] |
 
 
 def _axes_of_lengths(lengths: Sequence[int], shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Axes on which the lengths g have as many entries as v; None where g is not that of v."""
+    """Axes on which the lengths g have as many entries as v; None if g does not fit v."""
     if all(size == 1 for size in lengths):
         return ()
     if len(lengths) != len(shape) or any(g not in (1, v) for g, v in zip(lengths, shape, strict=True)):

@@ -1,4 +1,4 @@
-"""Codebook + weights -> index maps: the second and last pass over the weights."""
+"""Codebook and weights to index maps: the second and last pass over the weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 FEW_PATTERNS = 1 << 20
-"""Weights from which those of 16 bits are taken to repeat each other."""
+"""Tensors of 16 bits with at least so many weights are assigned by bit pattern: their values repeat."""
 
 
 def index_maps(
@@ -36,12 +36,12 @@ def index_maps(
 
     Args:
         tensors: The state dict.
-        posteriors: One a shared tensor.
+        posteriors: One per shared tensor.
         book: From rate control.
         value_bits: int64 (T,), bits of an outlier's value.
 
     Returns:
-        One map a shared tensor; ids are unsigned and as small as the bank allows.
+        One map per shared tensor; the ids' dtype is the smallest unsigned one that holds K.
     """
     lengths, totals = ideal_lengths(book.counts), book.counts.sum(axis=1)
 
@@ -83,7 +83,7 @@ def squared_errors(
 def _errors(
     tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Rows, mu / s_t of their weights, and by how much components miss these: float64 (rows, n), 0 for outliers."""
+    """Rows, mu / s_t of their weights, and component minus weight: both float64 (rows, n); no error for outliers."""
     table, start = np.append(means, np.nan), 0
     for rows, x in row_blocks(tensor, posterior):
         missed = table.take(index_map.ids[start : start + x.size]).reshape(x.shape)
@@ -104,20 +104,20 @@ def spend_on_outliers(
     encoded: bytes,
     close: float,
 ) -> tuple[list[IndexMap], bytes]:
-    """Keep exactly as many of the worst-fitting weights as a budget has room for.
+    """Spend the rest of a budget on outliers: keep the weights of the largest errors exactly.
 
     Args:
         tensors: The state dict.
-        posteriors: One a shared tensor.
-        maps: One a shared tensor.
+        posteriors: One per shared tensor.
+        maps: One per shared tensor.
         means: float64 (K,), the bank's means.
-        encode: Makes the file of maps; it takes most of the time, so few are tried.
-        left: What a file with these maps leaves of the budget, negative when it is over.
+        encode: Encodes a file from maps; it takes most of the time, so few files are tried.
+        left: Rest of the budget after a file with these maps; negative if the file is over it.
         encoded: The file of `maps`.
-        close: So little may be left.
+        close: The search ends when the rest is at most this.
 
     Returns:
-        The maps with the most outliers found to fit, and their file.
+        The maps with the most outliers that fit, among those tried, and their file.
     """
     bins = [_error_bins(tensors[p.name], p, m, means) for p, m in zip(posteriors, maps, strict=True)]
     histogram = np.sum([id_counts(part, 1 << 16) for part in bins], axis=0)
@@ -132,7 +132,7 @@ def spend_on_outliers(
         candidate = _with_worst(tensors, maps, bins, histogram, count=count, escape=len(means))
         file = encode(candidate)
         over = left(file, candidate)
-        # The next guess has the foreseen price put right by what these did cost.
+        # The next guess corrects the predicted price by what these outliers did cost.
         count_before, count = count, price.affordable(price(count) * (room - close / 2) / max(room - over, 1.0))
         if over >= 0:
             low, best, rest = count_before, (candidate, file), over
@@ -143,10 +143,10 @@ def spend_on_outliers(
 
 @dataclass(frozen=True)
 class _OutlierPrice:
-    """About the bits of n outliers: their values, and which of the weights they are.
+    """Approximate bits of n outliers: their values and their positions.
 
     Attributes:
-        weights: Weights there are.
+        weights: Number of all weights.
         value_bits: Bits of a value.
     """
 
@@ -157,7 +157,7 @@ class _OutlierPrice:
         return count * self._each(count)
 
     def affordable(self, bits: float) -> int:
-        """The number whose price is `bits`."""
+        """The number of outliers that `bits` pay for."""
         count = 1.0
         for _ in range(PRICE_ROUNDS):
             count = max(bits / self._each(count), 1.0)
@@ -168,15 +168,16 @@ class _OutlierPrice:
 
 
 PRICE_ROUNDS = 8
-"""Of a fixed point whose error falls by more than ten times a round."""
+"""Rounds of a fixed-point iteration; each lowers the error more than tenfold."""
 
 SPENDING_ATTEMPTS = 12
+"""Most files that are tried."""
 
 
 def _error_bins(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> np.ndarray:
     """uint16 (n,), the upper half of the float32 of each weight's curvature-weighted squared error.
 
-    0 for outliers, and where all the error is rounding: as an outlier the weight would be the same.
+    0 for outliers, and where the error is only rounding: an outlier would decode to the same weight.
     """
     import torch
 
@@ -197,7 +198,7 @@ def _with_worst(
     count: int,
     escape: int,
 ) -> list[IndexMap]:
-    """The maps with the `count` weights of the largest error as outliers; of equal bins, the first ones."""
+    """The maps with the `count` weights of the largest errors as outliers; within a bin, the first ones."""
     from_above = np.cumsum(histogram[::-1])[::-1]
     limit = int(np.flatnonzero(from_above >= count)[-1])
     room = count - int(from_above[limit] - histogram[limit])
@@ -252,7 +253,7 @@ def _ids(
 def _ids_by_pattern(
     tensor: torch.Tensor, posterior: Posterior, assigned: Callable[[np.ndarray, int], np.ndarray]
 ) -> np.ndarray:
-    """As for any tensor; but 16 bits make few different weights, whose components are found once a level."""
+    """int (n,), ids from a table over all 65,536 bit patterns, built once per level."""
     patterns = from_bit_patterns(np.arange(1 << 16, dtype=np.uint16), dtype_name(tensor))
     _, x = next(row_blocks(patterns.nan_to_num()[None], posterior))
     levels = sigma_levels(posterior, slice(None), x)[:, 0]

@@ -1,4 +1,4 @@
-"""Which weights share a component at one lambda, by the rules that recipes choose from."""
+"""Which weights share a component at one lambda."""
 
 from __future__ import annotations
 
@@ -9,29 +9,27 @@ import numpy as np
 
 from gbnn_compress.mixture.merge_exactly import Moments, merge_exactly
 from gbnn_compress.mixture.merge_path import MergePath, merge_path
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, curvature_of
+from gbnn_compress.rate.codebook import curvature_of
 from gbnn_compress.types import Cells, Mixture
 
 COMPONENT_BITS = 12.0
-"""What the numbers of one component cost."""
+"""Bits of the numbers of one component."""
 
 ENTRY_BITS = 4.0
-"""What a component's entry in the frequency table of one tensor costs."""
+"""Bits of a component's entry in the frequency table of one tensor."""
 
 CUT_BELOW = 1 / 64
-"""The path is followed to this fraction of lambda, components much finer than wanted; then merging is exact."""
+"""Fraction of lambda at which the path is cut, leaving components much too fine; exact merging goes on from there."""
 
 LONGEST_RUN = 256
 """Most components that exact merging joins into one."""
-
-LARGEST_GRID = 4096
 
 Partition = Callable[[float], np.ndarray]
 """Maps lambda to int64 (n_cells,), the component of each cell, ascending in the members' mean."""
 
 
 def by_rate(cells: Cells, mixture: Mixture, owner: np.ndarray) -> Partition:
-    """Merge what adds less distortion than lambda times the bits it saves: cut the path early, then exactly.
+    """Merge what adds less distortion than lambda times the bits it saves: first along the path, then exactly.
 
     Args:
         cells: The weights of the mixture.
@@ -43,33 +41,6 @@ def by_rate(cells: Cells, mixture: Mixture, owner: np.ndarray) -> Partition:
     return partial(_cut_and_merge, cells, owner, path)
 
 
-def by_distance(
-    cells: Cells, mixture: Mixture, owner: np.ndarray, *, merge_distance: float, widest_gap: float
-) -> Partition:
-    """Merge what is nearer than a threshold in Wasserstein-2 distance, nearest first, whatever it costs and saves.
-
-    Args:
-        cells: The weights of the mixture.
-        mixture: As fitted.
-        owner: int64 (n_cells,), component of the mixture that each cell starts in.
-        merge_distance: tau_d, in steps of the uniform quantiser that is best at lambda.
-        widest_gap: tau_v, in units of the mixture's second axis.
-    """
-    counts = moments_of(cells, owner).counts
-    path = merge_path(mixture, counts, counts.sum(axis=1), component_bits=None, widest_gap=widest_gap)
-    return lambda penalty: ascending(cells, path.labels(merge_distance**2 * HIGH_RATE_STEP * penalty)[owner])
-
-
-def by_grid(cells: Cells) -> Partition:
-    """Cut the line into the steps of `grid_step`, one of them around zero."""
-    return lambda penalty: ascending(cells, np.rint(cells.x / grid_step(cells, penalty)))
-
-
-def grid_step(cells: Cells, penalty: float) -> float:
-    """Step of the best uniform quantiser at lambda, but no finer than gives LARGEST_GRID components."""
-    return max(float(np.sqrt(HIGH_RATE_STEP * penalty)), 2 * float(np.abs(cells.x).max()) / LARGEST_GRID)
-
-
 def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:
     """Labels renamed to 0, 1, ... in the order of their members' means."""
     _, label = np.unique(label, return_inverse=True)
@@ -79,7 +50,7 @@ def ascending(cells: Cells, label: np.ndarray) -> np.ndarray:
 
 
 def moments_of(cells: Cells, label: np.ndarray) -> Moments:
-    """What merging needs to know of labels 0, 1, ..."""
+    """Counts and moments of the cells with each of the labels 0, 1, ..."""
     size = int(label.max()) + 1
     mass = cells.count * curvature_of(cells.levels)[cells.level]
     counts = np.bincount(label * cells.n_tensors + cells.tensor, weights=cells.count, minlength=size * cells.n_tensors)

@@ -1,10 +1,10 @@
 """Posterior: N(mu, sigma^2) for each weight from what the checkpoint holds, or with sigma from inputs.
 
 The curvature of a weight is how much the *relative* output error of its layer grows with the weight's squared
-error. For a layer y = W x with roughly white inputs that is 1 / |W|^2 for every weight of the layer (filter norms,
-fan-in). Where batch-norm statistics follow the layer, the share of filter f in the layer's output is known better:
-the normalised filter is multiplied by gamma_f, so its error is felt times gamma_f^2 / var_f. Taking all of that
-share proved no better than taking none of it; its square root is kept (docs/method.md has the trial):
+error. For a layer y = W x with roughly white inputs it is 1 / |W|^2 for every weight of the layer. Where a batch norm
+follows the layer, the weight of filter f in the output is known better: batch norm multiplies the normalised filter by
+gamma_f, and so its squared error by r_f = gamma_f^2 / var_f. The square root of r_f is used; r_f itself was no better
+than a constant (docs/method.md):
 
     h_f = 1 / |W|^2 * sqrt(r_f) / mean sqrt(r),     r_f = gamma_f^2 / var_f   or   1 / |w_f|^2 without batch norm
 
@@ -13,7 +13,6 @@ and sigma_f^2 is proportional to 1 / h_f.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,13 +30,13 @@ if TYPE_CHECKING:
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-1000, 2.0**1000
 
 TRIM = 64.0
-"""Weights beyond this many 99th percentiles do not count towards a tensor's norm: they would hide all the others."""
+"""Weights beyond this many 99th percentiles do not count towards a tensor's norm, which they would dominate."""
 
 EPSILON = 1e-5
 """eps of a batch norm, torch's default."""
 
-SHARE_RANGE = 2.0**8
-"""Filters' shares are believed within this factor of their mean."""
+CURVATURE_RANGE = 2.0**8
+"""Relative curvatures of filters are clipped to this factor around their mean."""
 
 
 def data_free_posterior(
@@ -53,17 +52,16 @@ def data_free_posterior(
     Args:
         tensors: The whole state dict.
         shared: Names of the tensors to share.
-        size_power: p. 1: equal errors of mu / scale cost equally much relative output error in every tensor. 0: the
-            scale is the root mean square of the weights, and errors relative to that are alike in all tensors.
-        precisions: Name -> float64 (rows,), 1 / sigma^2 as inputs told it (`calibration/sources.py`): it then takes the
-            place of the filters' shares. Layers are weighed against each other without them all the same: by
-            gradients, those that a small change upsets get far too many bits (docs/method.md).
-        importances: Name -> how much more than by its norm an error of the tensor costs (`allocation.py`).
+        size_power: p. At 1, equal errors of mu / scale cost the same relative output error in every tensor. At 0, the
+            scale is the root mean square of the weights.
+        precisions: Name -> float64 (rows,), 1 / sigma^2 measured on inputs (`calibration/sources.py`), in place of the
+            filters' relative curvatures. They do not change the scales: weighed by gradients, layers that a small
+            change upsets get far too many bits (docs/method.md).
+        importances: Name -> factor of the cost of the tensor's errors beside the norm (`target/allocation.py`).
 
     Returns:
-        One posterior a tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2), n_t the tensor's size and n the
-        typical one, over the root of its importance, rounded as the artifact stores it; mu / scale is of the order of
-        1.
+        One posterior per tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2) over the root of the importance, with
+        n_t the tensor's size and n the typical one, rounded as the artifact stores it. mu / scale is of the order of 1.
     """
     sizes = {name: tensors[name].numel() for name in shared}
     typical, smaller = typical_size(list(sizes.values())), (1 - size_power) / 2
@@ -74,7 +72,7 @@ def data_free_posterior(
         return Posterior(
             name=name,
             scale=storable_scale(norm / np.sqrt(typical * weighed.get(name, 1.0)) * (typical / sizes[name]) ** smaller),
-            log_sigma=-0.25 * np.log(_row_shares(name, tensors))
+            log_sigma=-0.25 * np.log(_row_curvatures(name, tensors))
             if precisions is None or name not in precisions
             else -0.5 * np.log(_relative(precisions[name])),
         )
@@ -82,33 +80,10 @@ def data_free_posterior(
     return tuple(in_order(one, shared, weights=sum(sizes.values())))
 
 
-def magnitude_posterior(tensors: Mapping[str, torch.Tensor], shared: Sequence[str]) -> tuple[Posterior, ...]:
-    """(mu, sigma) with every sigma in proportion to abs(mu), s_t at the tensor's root mean square.
-
-    Args:
-        tensors: The whole state dict.
-        shared: Names of the tensors to share.
-
-    Returns:
-        One posterior a tensor, scales as in `data_free_posterior`.
-    """
-    typical = typical_size([tensors[name].numel() for name in shared])
-    return tuple(
-        replace(
-            posterior,
-            log_sigma=np.full_like(
-                posterior.log_sigma, 0.5 * np.log(tensors[posterior.name].numel() / typical), dtype=np.float64
-            ),
-            by_magnitude=True,
-        )
-        for posterior in data_free_posterior(tensors, shared)
-    )
-
-
 def batch_norm_after(name: str, tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Prefix of the batch norm that follows tensor `name`, or None.
 
-    It is the next `running_var` in the state dict's order with one entry a row of the tensor, before any other
+    It is the next `running_var` in the state dict's order with one entry per row of the tensor, before any other
     tensor with two or more dimensions.
     """
     names = list(tensors)
@@ -123,16 +98,16 @@ def batch_norm_after(name: str, tensors: Mapping[str, torch.Tensor]) -> str | No
 
 
 def typical_size(sizes: Sequence[int]) -> float:
-    """Size of the tensor that a weight is typically in: the geometric mean over weights."""
+    """Geometric mean, over all weights, of the size of the weight's tensor."""
     array = np.array(sizes, dtype=np.float64)
     return float(np.exp((array * np.log(array)).sum() / array.sum()))
 
 
 def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> float:
-    """How errors of an unshared tensor are felt.
+    """Unit in which the errors of an unshared tensor count: its norm.
 
-    A relative output error of e in each of its n values is an error of e * unit in the value itself, root of the sum
-    over n. Of a batch norm, `weight` and `bias` are felt relative to |weight|, or |bias| where the weight is zero.
+    An error of e * unit, as the norm over all values, is a relative output error of e. For `weight` and `bias` of a
+    batch norm the unit is |weight|, or |bias| where the weight is zero.
 
     Returns:
         The unit, > 0 or 0 for a tensor of zeros.
@@ -144,14 +119,14 @@ def value_unit(name: str, tensors: Mapping[str, torch.Tensor]) -> float:
 
 
 def _relative(precisions: np.ndarray) -> np.ndarray:
-    """float64 (rows,) within SHARE_RANGE of its mean, which is 1."""
+    """float64 (rows,) within CURVATURE_RANGE of its mean, which is 1."""
     mean = float(precisions.mean())
-    kept = np.clip(precisions / mean, 1 / SHARE_RANGE, SHARE_RANGE) if mean > 0 else np.ones(len(precisions))
+    kept = np.clip(precisions / mean, 1 / CURVATURE_RANGE, CURVATURE_RANGE) if mean > 0 else np.ones(len(precisions))
     return kept / kept.mean()
 
 
 def _norm(vector: np.ndarray) -> float:
-    # Not numpy's norm: BLAS may add up in another order with another number of threads.
+    # Not numpy's norm: BLAS sums in an order that depends on the number of threads.
     with np.errstate(over="ignore"):
         return float(np.sqrt((vector**2).sum()))
 
@@ -184,9 +159,9 @@ def _trimmed_norm(tensor: torch.Tensor, *, rows: np.ndarray) -> float:
 def _usual_rows(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
     """bool (rows,), which rows of a tensor count towards its norm.
 
-    A batch norm may divide a filter of huge weights by a huge deviation; its share in the output is then that of any
-    other, while its weights would hide all the others. Left out are rows beyond TRIM times the median row, by share in
-    the output. Their weights are outliers.
+    A batch norm may divide a filter of huge weights by a huge deviation: the filter's output is then as large as any
+    other, but its weights would dominate the norm. Rows larger than TRIM times the median row do not count; rows are
+    weighed for the median by the power of their outputs. The weights of the other rows are outliers.
     """
     tensor = tensors[name]
     prefix = batch_norm_after(name, tensors)
@@ -195,27 +170,27 @@ def _usual_rows(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
     gamma, variance = (values(tensors[prefix + key]) for key in ("weight", "running_var"))
     with np.errstate(over="ignore", invalid="ignore"):
         sizes = np.sqrt(np.concatenate([(block**2).mean(axis=1) for block in blocks(tensor)]))
-        shares = (gamma * sizes) ** 2 / (np.abs(variance) + EPSILON)
+        powers = (gamma * sizes) ** 2 / (np.abs(variance) + EPSILON)
         order = np.argsort(sizes, kind="stable")
-        below = np.cumsum(shares[order])
+        below = np.cumsum(powers[order])
     if not 0 < below[-1] < np.inf:
         return np.ones(tensor.shape[0], dtype=bool)
     median = sizes[order][np.searchsorted(below, below[-1] / 2)]
     return sizes <= TRIM * median
 
 
-def _row_shares(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """float64 (rows,), curvature share of each row, mean of its square root 1."""
+def _row_curvatures(name: str, tensors: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """float64 (rows,), relative curvature r_f of each row; the mean of the square roots is 1."""
     tensor = tensors[name]
     prefix = batch_norm_after(name, tensors)
     if prefix is not None:
         gamma, variance = (values(tensors[prefix + key]) for key in ("weight", "running_var"))
-        share = gamma**2 / np.maximum(variance, 1e-12 * max(float(variance.max()), 1e-30))
+        ratio = gamma**2 / np.maximum(variance, 1e-12 * max(float(variance.max()), 1e-30))
     else:
         unit = _bulk(tensor) or 1.0
         rows = [(np.clip(block / unit, -TRIM, TRIM) ** 2).mean(axis=1) for block in blocks(tensor)]
         squares = np.concatenate(rows)
         largest = float(squares.max())
-        share = largest / np.maximum(squares, 1e-12 * largest) if largest > 0 else np.ones(len(squares))
-    share = np.clip(share / max(float(share.mean()), 1e-300), 1 / SHARE_RANGE, SHARE_RANGE)
-    return share / np.sqrt(share).mean() ** 2
+        ratio = largest / np.maximum(squares, 1e-12 * largest) if largest > 0 else np.ones(len(squares))
+    ratio = np.clip(ratio / max(float(ratio.mean()), 1e-300), 1 / CURVATURE_RANGE, CURVATURE_RANGE)
+    return ratio / np.sqrt(ratio).mean() ** 2

@@ -1,7 +1,7 @@
 """Batch-norm statistics of the compressed layers, without data.
 
-Sharing weights moves the mean and the variance of a layer's outputs, while batch norm goes on subtracting and dividing
-by those of the original. Both moves can be told from what the checkpoint holds, and cost no bytes to repair:
+Sharing weights changes the mean and the variance of a layer's outputs, while batch norm still uses the statistics of
+the original. Both changes can be computed from the checkpoint, and correcting the statistics costs no bytes:
 
 * The running mean of filter f is sum_c m_c sum_taps w_fc, with m_c the mean of input channel c. The filters of a layer
   are as many equations for the m_c, solved by least squares (ridge, towards one mean for all channels); the error of
@@ -30,7 +30,7 @@ RIDGE = 0.5
 """Strength of the pull towards one mean, over the root of the mean squared column norm."""
 
 VARIANCE_RANGE = (0.3, 1.5)
-"""Factors by which a variance may be corrected: outside, the filter is lost anyway."""
+"""Range of the factor that corrects a variance; outside it, the filter is lost anyway."""
 
 
 def recentred_statistics(
@@ -40,7 +40,7 @@ def recentred_statistics(
 
     Args:
         tensors: The state dict.
-        maps: One a shared tensor.
+        maps: One per shared tensor.
         means: float64 (K,), the bank's means.
         scales: float64 (T,), s_t.
 
@@ -98,10 +98,10 @@ def _input_means(sums: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _ridge(matrix: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
-    """(A^T A + ridge)^-1 A^T b, by whichever of A^T A and A A^T is smaller."""
+    """(A^T A + ridge)^-1 A^T b, from the smaller of A^T A and A A^T."""
     from threadpoolctl import threadpool_limits
 
-    # One thread: BLAS adds up in another order, and so gives other bytes, with another number of threads.
+    # One thread: the order in which BLAS sums, and so the bytes, depend on the number of threads.
     with threadpool_limits(1):
         if matrix.shape[0] < matrix.shape[1]:
             gram = matrix @ matrix.T + ridge * np.eye(len(matrix))

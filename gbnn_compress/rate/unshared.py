@@ -1,4 +1,4 @@
-"""Unshared tensors -> coded vectors, as finely as lambda says."""
+"""Unshared tensors to coded vectors, under the lambda of the weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 SAFETY = 0.5
-"""Steps are this much finer than the rate law says: errors of norms and biases hit whole channels at once."""
+"""Factor of the step that the rate law gives: an error of a norm or bias hits a whole channel."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Unshared:
     Attributes:
         name: The tensor.
         values: float64 (n,).
-        unit: How its errors are felt (see `value_unit`).
+        unit: Unit in which its errors count (`posterior.value_unit`).
         exact: Bit patterns (n,) at its own dtype.
         dtype: Its dtype.
-        kept: Its vector where lambda has no say: that of a table, or of a tensor that is to be exact; else None.
+        kept: Its vector if lambda does not matter (a table, or a tensor that is kept exactly); else None.
     """
 
     name: str
@@ -54,8 +54,8 @@ def read_unshared(
     Args:
         tensors: The state dict.
         unshared: Their names.
-        tables: Those of them that are tables (`checkpoint/exact_tables.py`).
-        exact: Those of them that are to be kept exactly.
+        tables: Names of those that are tables (`checkpoint/exact_tables.py`).
+        exact: Names of those to keep exactly.
     """
     return [_read(name, tensors, is_table=name in tables, is_exact=name in exact) for name in unshared]
 
@@ -65,10 +65,10 @@ def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[V
 
     Args:
         unshared: From `read_unshared`.
-        relative_step: Step that a value of unit 1 would get, from the lambda of the weights.
+        relative_step: Step of a value of unit 1 at the lambda of the weights.
 
     Returns:
-        One vector a tensor.
+        One vector per tensor.
     """
     vectors = {each.name: each.kept for each in unshared if each.kept is not None}
     for norm in norms_of([each.name for each in unshared if each.kept is None]):
@@ -79,23 +79,23 @@ def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[V
 
 
 def value_step(unit: float, relative_step: float) -> float:
-    """The largest grid step of a tensor whose errors are felt in this unit."""
+    """The largest grid step of a tensor of this unit."""
     return SAFETY * relative_step * unit or 1.0
 
 
 def statistics_unit(size: int) -> float:
-    """How errors are felt in the outputs of a batch norm of so many channels that has neither weight nor bias."""
+    """Unit of output errors of a batch norm with `size` channels and neither weight nor bias."""
     return float(np.sqrt(size))
 
 
 def norms_of(names: Collection[str]) -> list[dict[str, str]]:
-    """The vectors of every batch norm among some names: from those of `ROLES` that it has, in this order, to names."""
+    """The batch norms among some names: for each, role -> name of the vectors that it has, in the order of `ROLES`."""
     prefixes = [name.removesuffix("running_var") for name in names if role(name) == "running_var"]
     return [{key: prefix + key for key in ROLES if prefix + key in names} for prefix in prefixes]
 
 
 def _coded_norm(norm: Mapping[str, Unshared], relative_step: float) -> list[Vector]:
-    """The vectors of a batch norm in the order of `ROLES`; exact where some are missing or longer than others."""
+    """The vectors of a batch norm in the order of `ROLES`; exact if one is missing or lengths differ."""
     parts = list(norm.values())
     if tuple(norm) not in (ROLES, ROLES[2:]) or len({each.values.size for each in parts}) != 1:
         return [exactly(each.exact) for each in parts]

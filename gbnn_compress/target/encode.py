@@ -211,7 +211,7 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
             **assigned.facts,
         },
-        contexts=prepared.facts["recipe"].get("contexts", True),
+        contexts=prepared.contexts,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ from gbnn_compress.format.checks import BITS
 from gbnn_compress.format.vectors import role, vector_bits
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step
-from gbnn_compress.rate.context_savings import share_meter
+from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.control import RateProblem, fit_path
-from gbnn_compress.rate.posterior import data_free_posterior, magnitude_posterior, typical_size
+from gbnn_compress.rate.paper import PaperRules, paper_rules
+from gbnn_compress.rate.posterior import data_free_posterior, typical_size
 from gbnn_compress.rate.unshared import code_values, read_unshared
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
@@ -60,8 +61,9 @@ class Prepared:
         n_unshared: Floating values that are not shared, raw ones included.
         facts: What the manifest says of the checkpoint.
         calibration: The network with inputs, if it is known.
-        precisions: What inputs told of sigma, if they were asked (see `data_free_posterior`).
+        precisions: Name -> float64 (rows,), 1 / sigma^2 from inputs; None without `posterior: variational`.
         importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
+        contexts: Whether ids are coded by context where that is shorter.
         before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
             targets rests on it.
     """
@@ -81,6 +83,7 @@ class Prepared:
     calibration: Calibration | None
     precisions: Mapping[str, np.ndarray] | None
     importances: Mapping[str, float]
+    contexts: bool = True
     before: Prepared | None = None
 
 
@@ -96,6 +99,9 @@ def prepare(
     precisions: Mapping[str, np.ndarray] | None = None,
     importances: Mapping[str, float] | None = None,
     size_power: float = 1.0,
+    paper: PaperRules | None = None,
+    contexts: bool = True,
+    fit: Callable[..., RateProblem] = fit_path,
 ) -> Prepared:
     """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
 
@@ -110,16 +116,20 @@ def prepare(
         precisions: See `data_free_posterior`.
         importances: See `data_free_posterior`.
         size_power: See `data_free_posterior`.
+        paper: Published rules in place of the project's own; default: those of the recipe.
+        contexts: Whether ids are coded by context where that is shorter.
+        fit: A function with the arguments and the result of `fit_path`.
     """
     tensors = checkpoint.tensors
     counted = floating_bytes(tensors, checkpoint.ties)
     selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
-    if recipe.sigma == "magnitude":
-        posteriors = magnitude_posterior(tensors, selection.shared)
-    else:
-        posteriors = data_free_posterior(
-            tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
-        )
+    posteriors = data_free_posterior(
+        tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
+    )
+    paper = paper or paper_rules(recipe)
+    if paper is not None:
+        posteriors = paper.posteriors(tensors, posteriors)
+    scales = np.array([posterior.scale for posterior in posteriors])
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
@@ -128,27 +138,23 @@ def prepare(
     roles = [role(name) for name in selection.unshared]
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
     # The errors of the tensors are about as like each other as their scales.
-    fixed_bytes += 2 * short_floats_bits(np.array([posterior.scale for posterior in posteriors])) // 8
+    fixed_bytes += 2 * short_floats_bits(scales) // 8
     fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
-    problem = fit_path(
+    problem = fit(
         build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
         n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
         log_sigma_weight=recipe.log_sigma_weight,
         max_iterations=recipe.em_iterations,
+        scales=scales,
         value_bits=value_bits,
         other_bytes=lambda penalty: (
             vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
             + fixed_bytes
         ),
-        measure_share=share_meter(tensors, posteriors, value_bits=value_bits) if recipe.contexts else lambda book: 1.0,
-        bank=recipe.bank,
-        merging=recipe.merging,
-        merge_distance=recipe.merge_distance,
-        merge_variance=recipe.merge_variance,
+        measure_fraction=fraction_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
         refinements=recipe.refinements,
-        limits=_limits(posteriors, recipe.outlier_threshold) if recipe.outliers == "magnitude" else None,
-        blending=recipe.blending,
+        paper=paper,
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -166,12 +172,8 @@ def prepare(
         calibration=calibration,
         precisions=precisions,
         importances=importances or {},
+        contexts=contexts,
     )
-
-
-def _limits(posteriors: Sequence[Posterior], threshold: float) -> np.ndarray:
-    """float64 (T,), a magnitude of weights in the unit of each tensor."""
-    return threshold / np.array([posterior.scale for posterior in posteriors])
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:

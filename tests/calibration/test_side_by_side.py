@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import VARIANCE_RANGE, Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import VARIANCE_RANGE, LockstepOptions, Outcome, Sharing, run_in_lockstep
 
 COARSE = np.array([-1.0, 0.0, 1.0])
 
@@ -66,7 +66,8 @@ def sharing_of(
 
 def run(network: nn.Module, x: torch.Tensor, sharing: Mapping[str, Sharing], **options: Any) -> Outcome:
     defaults: dict[str, Any] = {"penalty": 0.0, "damping": 0.02, "paths": 2, "sweeps": 1, "synthetic": False}
-    return run_in_lockstep(network.eval(), network.state_dict(keep_vars=True), x, sharing, **{**defaults, **options})
+    chosen = LockstepOptions(**{**defaults, **options})
+    return run_in_lockstep(network.eval(), network.state_dict(keep_vars=True), x, sharing, chosen)
 
 
 def compressed(network: nn.Module, sharing: Mapping[str, Sharing], outcome: Outcome) -> dict[str, torch.Tensor]:
@@ -234,9 +235,8 @@ def test_layers_used_twice_keep_the_ids_of_the_first_time() -> None:
     own = network.state_dict(keep_vars=True)
     tensors = {name: tensor for name, tensor in own.items() if name != "second.weight"}
     sharing = {name: each for name, each in sharing_of(network, means=COARSE).items() if name in tensors}
-    outcome = run_in_lockstep(
-        network, tensors, x, sharing, penalty=0.0, damping=0.02, paths=2, sweeps=1, synthetic=False
-    )
+    options = LockstepOptions(penalty=0.0, damping=0.02, paths=2, sweeps=1, synthetic=False)
+    outcome = run_in_lockstep(network, tensors, x, sharing, options)
     assert outcome.ids.keys() == {"again.weight", "first.weight"}
     state = compressed(network, sharing, outcome)
     other = Reused().eval()

@@ -74,14 +74,11 @@ def test_a_target_that_large_weights_forbid_is_missed_and_said(tmp_path: Path) -
 @pytest.mark.parametrize(
     "settings",
     [
-        {"bank": "grid"},
-        {"bank": "grid", "refinements": 1},
+        {"refinements": 1},
         {"merging": "wasserstein"},
-        {"blending": "rate"},
         {"blending": "all"},
         {"outliers": "magnitude", "outlier_threshold": 0.4},
-        {"feedback": False, "sigma": "magnitude"},
-        {"contexts": False},
+        {"feedback": False},
     ],
     ids=str,
 )

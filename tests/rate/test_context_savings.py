@@ -1,4 +1,4 @@
-"""What contexts save is foreseen from a part of the network."""
+"""What contexts save is predicted from a part of the network."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from small_networks import cells_of, problem_of, random_network
 from gbnn_compress.format.contexts import whole_values
 from gbnn_compress.format.table_choice import choose
 from gbnn_compress.rate import context_savings
-from gbnn_compress.rate.context_savings import share_meter
+from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.control import codebook_at, predicted_bytes
 from gbnn_compress.rate.maps import index_maps
 
@@ -27,7 +27,7 @@ def smooth_network(seed: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("sample", [1 << 14, 1 << 18])
-def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
+def test_the_fraction_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch, sample: int) -> None:
     monkeypatch.setattr(context_savings, "SAMPLE", sample)
     network = smooth_network(0)
     posteriors, cells = cells_of(network)
@@ -38,7 +38,7 @@ def test_the_share_of_a_part_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatc
     choices = [choose(m.ids, network[m.name].shape, values) for m in maps]
     actual = sum(choice.id_bits for choice in choices) / sum(choice.plain_bits for choice in choices)
     assert actual < 0.9
-    measured = share_meter(network, posteriors, value_bits=problem.value_bits)(book)
+    measured = fraction_meter(network, posteriors, value_bits=problem.value_bits)(book)
     assert measured == pytest.approx(actual, rel=0.005 if sample > 100_000 else 0.04)
 
 
@@ -46,12 +46,12 @@ def test_random_weights_keep_all_their_bits() -> None:
     network = random_network(1)
     posteriors, cells = cells_of(network)
     problem = problem_of(cells)
-    meter = share_meter(network, posteriors, value_bits=problem.value_bits)
+    meter = fraction_meter(network, posteriors, value_bits=problem.value_bits)
     assert meter(codebook_at(problem, 0.05)[0]) == pytest.approx(1, abs=0.01)
     assert meter(codebook_at(problem, 2.0**28)[0]) == 1
 
 
-def test_predicted_bytes_lie_between_those_at_the_shares_around() -> None:
+def test_predicted_bytes_lie_between_those_at_the_fractions_around() -> None:
     network, asked = random_network(2), []
 
     def measure(book: object) -> float:
@@ -59,7 +59,7 @@ def test_predicted_bytes_lie_between_those_at_the_shares_around() -> None:
         return 0.5 if book.penalty < 1 else 0.7  # type: ignore[attr-defined]
 
     _, cells = cells_of(network)
-    plain, problem = problem_of(cells), problem_of(cells, measure_share=measure)
+    plain, problem = problem_of(cells), problem_of(cells, measure_fraction=measure)
     book, exponent = codebook_at(plain, 0.5)
     without = predicted_bytes(plain, book, exponent)
     assert 0.5 * without < predicted_bytes(problem, book, exponent) < 0.75 * without

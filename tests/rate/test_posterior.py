@@ -13,12 +13,11 @@ from hypothesis import strategies as st
 from gbnn_compress.format.bank import short_float_codes, short_floats
 from gbnn_compress.rate.cells import FARTHEST
 from gbnn_compress.rate.posterior import (
+    CURVATURE_RANGE,
     LARGEST_SCALE,
-    SHARE_RANGE,
     SMALLEST_SCALE,
     batch_norm_after,
     data_free_posterior,
-    magnitude_posterior,
     typical_size,
     value_unit,
 )
@@ -221,22 +220,7 @@ def test_a_filter_that_its_norm_divides_by_much_does_not_hide_the_others() -> No
     assert scales[1] == pytest.approx(scales[0], rel=0.3)
 
 
-def test_sigma_may_follow_the_magnitude_of_each_weight() -> None:
-    tensors = {"a": normal(4, 50), "b": normal(8, 100, seed=1)}
-    typical = typical_size([200, 800])
-    for posterior, usual in zip(
-        magnitude_posterior(tensors, ["a", "b"]), data_free_posterior(tensors, ["a", "b"]), strict=True
-    ):
-        assert posterior.by_magnitude
-        assert posterior.scale == usual.scale
-        assert posterior.log_sigma.shape == usual.log_sigma.shape
-        # Of a weight at the root mean square, sigma is s_t.
-        rms = posterior.scale * np.sqrt(typical / tensors[posterior.name].numel())
-        assert rms == pytest.approx(float(tensors[posterior.name].double().square().mean().sqrt()), rel=0.05)
-        np.testing.assert_allclose(np.exp(posterior.log_sigma) * rms / posterior.scale, 1.0)
-
-
-def test_precisions_take_the_place_of_the_filters_shares() -> None:
+def test_precisions_take_the_place_of_the_filters_curvatures() -> None:
     tensors = conv_and_norm()
     precisions = np.array([1.0, 2, 4, 8, 16, 32])
     plain = data_free_posterior(tensors, ["conv.weight", "fc.weight"])
@@ -251,5 +235,5 @@ def test_precisions_are_believed_within_a_range() -> None:
     tensors = conv_and_norm()
     for precisions in (np.array([0.0, 0, 0, 0, 0, 1e30]), np.zeros(6)):
         (conv,) = data_free_posterior(tensors, ["conv.weight"], precisions={"conv.weight": precisions})
-        assert np.ptp(conv.log_sigma) <= np.log(SHARE_RANGE) + 1e-9
+        assert np.ptp(conv.log_sigma) <= np.log(CURVATURE_RANGE) + 1e-9
         assert np.isfinite(conv.log_sigma).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,3 +168,18 @@ def test_damage_is_bounded(error: float, n_classes: int) -> None:
 def test_relative_error_is_the_mean_over_tensors_at_most_one_each() -> None:
     book = Codebook(Bank(np.zeros(1), np.zeros(1)), np.ones((2, 2)), 1.0, np.array([5.0, 1e9]))
     assert relative_error(book, typical=10.0) == pytest.approx(0.75)
+
+
+def test_what_contexts_save_is_measured_once_and_interpolated() -> None:
+    measured: list[float] = []
+
+    def measure(book: Codebook) -> float:
+        measured.append(book.penalty)
+        return 0.9 if book.penalty < 1 else 0.5
+
+    problem = problem_of(cells_of(random_network(0))[1], measure_fraction=measure)
+    assert [problem.id_fraction(2.0**octaves) for octaves in (-2, 0)] == [0.9, 0.5]
+    assert problem.id_fraction(0.5) == pytest.approx(0.7)
+    assert measured == [0.25, 1.0]
+    assert replace(problem, refinements=1).id_fraction(1.0) == 0.5
+    assert measured == [0.25, 1.0, 1.0]
