@@ -1,15 +1,12 @@
 """`gbnn-compress export`: an artifact as ONNX."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 def command(
@@ -86,14 +83,4 @@ def _view(result: dict[str, Any]) -> str:
         f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
         + "".join(f"{note}\n" for note in result.get("notes", []))
         + f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
-        + "".join(_loading(result["loading"]))
     )
-
-
-def _loading(ways: dict[str, dict[str, float] | None]) -> "Iterator[str]":
-    """One line for each way of loading that was measured."""
-    names = {"folded": "loaded as usual", "not_folded": "loaded with folding capped (docs/onnx.md)"}
-    for way, name in names.items():
-        if (measured := ways[way]) is not None:
-            memory, milliseconds = words.size(measured["memory_bytes"]), 1000 * measured["cpu_seconds"]
-            yield f"{name}: {memory} of memory, {milliseconds:.0f} ms of one core for one input\n"

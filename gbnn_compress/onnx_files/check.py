@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gbnn_compress.errors import OutputError
-from gbnn_compress.onnx_files.loading import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest relative difference of a file that is any good."""
+
+
+def runtime() -> Any:
+    """The module `onnxruntime` without its telemetry, which the wheels of 1.32 otherwise start on import."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:

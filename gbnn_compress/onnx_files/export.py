@@ -65,10 +65,9 @@ def export_onnx(
 
     Returns:
         `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
-        "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}, "loading":
-        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once,
-        when it loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading`
-        what either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured;
+        "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}}`.
+        `dense_bytes` is what the weights take in a runtime that decodes them once,
+        when it loads the file; `temperature` there where the artifact holds one, which the outputs then have;
         `notes` where the network left something out.
 
     Raises:
@@ -106,7 +105,6 @@ def export_onnx(
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
-        "loading": _loading(target, shape, decodes=weights != "mean"),
     }
 
 
@@ -233,16 +231,6 @@ def _write_checked(
 
     write_atomically(target, data, verify=verify)
     return differences[0]
-
-
-def _loading(path: Path, shape: Sequence[int], *, decodes: bool) -> dict[str, dict[str, float] | None]:
-    """Both ways; dense weights have nothing to fold."""
-    from gbnn_compress.onnx_files.loading import loading
-
-    return {
-        "folded": loading(path, shape, fold=True),
-        "not_folded": loading(path, shape, fold=False) if decodes else None,
-    }
 
 
 def _reason(error: BaseException) -> str:

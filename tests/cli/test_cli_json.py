@@ -93,7 +93,7 @@ def test_report_has_neither_paths_nor_timings(run, files):
 def test_export_says_what_it_wrote(run, files):
     words = ["-o", "tiny.onnx", "--input-shape", "1,8,8", "--arch", files.arch, "--json", "-"]
     result = json.loads(run("export", files.artifact, "-q", *words).out)
-    assert set(result) == {"schema", "onnx", "samples", "seed", "input_shape", "outputs", "check", "loading"}
+    assert set(result) == {"schema", "onnx", "samples", "seed", "input_shape", "outputs", "check"}
     assert result["onnx"] == {
         "path": "tiny.onnx",
         "bytes": Path("tiny.onnx").stat().st_size,
@@ -104,8 +104,6 @@ def test_export_says_what_it_wrote(run, files):
     assert (result["samples"], result["seed"]) == (None, None)
     assert (result["input_shape"], result["outputs"]) == ([1, 8, 8], ["logits"])
     assert set(result["check"]) == {"inputs", "largest_relative_difference", "onnxruntime"}
-    assert result["loading"]["not_folded"] is None
-    assert set(result["loading"]["folded"]) == {"memory_bytes", "cpu_seconds"}
 
 
 def test_plan_writes_nothing_else(run, files):
