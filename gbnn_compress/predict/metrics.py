@@ -209,8 +209,7 @@ def predictive_entropy(probabilities: Array) -> np.ndarray:
 def auroc(scores_in: Array, scores_out: Array) -> float:
     """Probability that an out-of-distribution input scores above an in-distribution one, ties counted half.
 
-    The Mann-Whitney form of the area under the ROC curve: (R - m (m + 1) / 2) / (n m), R the sum of the m
-    out-of-distribution scores' mid-ranks.
+    The area under the ROC curve, by scikit-learn.
 
     Args:
         scores_in: (n,), higher for stranger inputs, such as predictive entropies.
@@ -219,12 +218,11 @@ def auroc(scores_in: Array, scores_out: Array) -> float:
     Raises:
         GbnnError: Not one-dimensional, or empty.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
     inside, outside = _scores(scores_in, "scores_in"), _scores(scores_out, "scores_out")
-    n, m = len(inside), len(outside)
-    ranks_out = rankdata(np.concatenate([inside, outside]))[n:]
-    return float((ranks_out.sum() - m * (m + 1) / 2) / (n * m))
+    is_outside = np.repeat([0, 1], [len(inside), len(outside)])
+    return float(roc_auc_score(is_outside, np.concatenate([inside, outside])))
 
 
 def fpr95(scores_in: Array, scores_out: Array) -> float:
