@@ -1,6 +1,6 @@
 """`gbnn-compress diff`: two networks side by side."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
+
+    from gbnn_compress.report.schema import DiffReport, TensorDifference
 
 TENSORS_SHOWN = 5
 
@@ -52,7 +54,7 @@ def command(
     return 0
 
 
-def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
+def _view(result: "DiffReport", *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     names = [words.name_of(model) for model in result["models"]]
@@ -76,7 +78,7 @@ def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "I
         yield tables.metrics(f"on {data}", zip(("A", "B"), result["metrics"], strict=True))
 
 
-def _tensors(tensors: list[dict[str, Any]], *, every_tensor: bool) -> "Iterator[RenderableType]":
+def _tensors(tensors: list["TensorDifference"], *, every_tensor: bool) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     reshaped = [each for each in tensors if len(each["shapes"]) == 2]
@@ -104,7 +106,7 @@ def _tensors(tensors: list[dict[str, Any]], *, every_tensor: bool) -> "Iterator[
         )
 
 
-def _error(tensor: dict[str, Any]) -> float:
+def _error(tensor: "TensorDifference") -> float:
     """For sorting; a tensor of zeros that are no longer zero comes first."""
     return float("inf") if tensor["relative_rmse"] is None else tensor["relative_rmse"]
 

@@ -1,6 +1,6 @@
 """`gbnn-compress evaluate`: metrics of a checkpoint or an artifact."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
+
+    from gbnn_compress.report.schema import EvaluationReport
 
 
 def command(
@@ -81,7 +83,9 @@ def command(
     return 0
 
 
-def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
+def _view(
+    result: "EvaluationReport", *, data: str, ood: str | None, reference: str | None
+) -> "Iterator[RenderableType]":
     from gbnn_compress.report.evaluation_page import detection
     from gbnn_compress_cli import tables
 

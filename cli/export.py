@@ -1,12 +1,15 @@
 """`gbnn-compress export`: an artifact as ONNX."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
+
+if TYPE_CHECKING:
+    from gbnn_compress.report.schema import ExportReport
 
 
 def command(
@@ -68,7 +71,7 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _view(result: dict[str, Any]) -> str:
+def _view(result: "ExportReport") -> str:
     made, check = result["onnx"], result["check"]
     kind = {
         "mean": "dense posterior means",

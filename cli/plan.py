@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,8 @@ from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from gbnn_compress.report.schema import PlannedRate, PlanReport, TensorEntry
 
 REACHED = 0.995
 """A predicted ratio below this share of the wanted one counts as out of reach."""
@@ -91,9 +93,7 @@ def command(
     return 0
 
 
-def _view(
-    plan: dict[str, Any], *, max_drop: float | None, arch: str | None, verbose: bool
-) -> Iterator["RenderableType"]:
+def _view(plan: "PlanReport", *, max_drop: float | None, arch: str | None, verbose: bool) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
 
     wanted, trained, has_forecast = plan["target_ratio"], bool(plan["epochs"]), plan["safe_ratio"] is not None
@@ -139,7 +139,7 @@ def _view(
         )
 
 
-def _tensor_facts(tensors: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _tensor_facts(tensors: list["TensorEntry"]) -> Iterator[tuple[str, str]]:
     counts = Counter(tensor["kind"] for tensor in tensors)
     weights: Counter[str] = Counter()
     for tensor in tensors:
@@ -157,11 +157,11 @@ def _tensor_facts(tensors: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
             yield kind, f"{counts[kind]} with {weights[kind]:,} {meaning}"
 
 
-def _reached(rate: dict[str, Any]) -> bool:
+def _reached(rate: "PlannedRate") -> bool:
     return bool(rate["ratio"] >= REACHED * rate["target_ratio"])
 
 
-def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
+def _row(rate: "PlannedRate", *, wanted: float | None) -> tuple[str, ...]:
     remark = "" if rate["target_ratio"] != wanted else "<- asked for"
     if not _reached(rate):
         remark = "<- asked for, out of reach"
@@ -172,7 +172,7 @@ def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
     return (words.times(rate["target_ratio"]), size, components, *damage, remark)
 
 
-def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
+def _within(rates: list["PlannedRate"], max_drop: float) -> str:
     most = words.counted_points(max_drop)
     fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
     if not fitting:
@@ -180,11 +180,11 @@ def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
     return f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {most}"
 
 
-def _seconds(plan: dict[str, Any]) -> str:
+def _seconds(plan: "PlanReport") -> str:
     timings = plan["timings"]
     solves = len(plan["rates"]) + 1
     return words.seconds(timings["read"] + timings["fit"] + SOLVES * timings["merge"] / solves)
 
 
-def _becomes(tensor: dict[str, Any]) -> str:
+def _becomes(tensor: "TensorEntry") -> str:
     return f"tied to {tensor['tied_to']}" if tensor["tied_to"] else tensor["kind"]

@@ -6,7 +6,7 @@ import copy
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
 from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
@@ -20,7 +20,8 @@ from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
-from gbnn_compress.report.sizes import SCHEMA, weight_counts
+from gbnn_compress.report.schema import SCHEMA, ExportReport
+from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ def export_onnx(
     input_shape: Sequence[int] | None = None,
     samples: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> ExportReport:
     """Write an artifact as one ONNX file, after ONNX Runtime has given the same outputs as the network.
 
     The model's input is `input`, float32 (N, *input_shape), preprocessed, for any N.
@@ -84,14 +85,12 @@ def export_onnx(
     expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
     data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
-    held: dict[str, Any] = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
-    held |= {"notes": notes} if notes else {}
-    return {
+    result: ExportReport = {
         "schema": SCHEMA,
         "onnx": {
             "path": str(target),
             "bytes": len(data),
-            "dense_bytes": 4 * sum(weight_counts(loaded).values()),
+            "dense_bytes": 4 * n_values(loaded),
             "opset": opset,
             "weights": weights,
         },
@@ -99,13 +98,17 @@ def export_onnx(
         "seed": seed if seeds else None,
         "input_shape": list(shape),
         "outputs": list(expected),
-        **held,
         "check": {
             "inputs": N_CHECKED,
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
     }
+    if TEMPERATURE in loaded.facts:
+        result["temperature"] = folded_temperature(loaded)
+    if notes:
+        result["notes"] = notes
+    return result
 
 
 def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str, list[str]]:

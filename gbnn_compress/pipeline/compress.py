@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings, select
 from gbnn_compress.pipeline.opening import Clock, Tell, benches, finest_ratio, open_checkpoint, prepare_request
@@ -13,7 +13,8 @@ from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.evaluation import Bench, Evaluation, baseline_warnings, evaluate_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.recipe import resolve
-from gbnn_compress.report import page, sizes, statements, words
+from gbnn_compress.report import page, sizes, words
+from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
@@ -47,7 +48,7 @@ def compress(
     seed: int = 0,
     restart: bool = False,
     progress: Tell | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Compress a checkpoint into one artifact file.
 
     Args:
@@ -194,32 +195,35 @@ def _trained(request: Request, prepared: Prepared, *, restart: bool, tell: Tell)
     return result, state
 
 
-def _reported(request: Request, artifact: Artifact, result: Result, names: Sequence[str]) -> dict[str, Any]:
+def _reported(request: Request, artifact: Artifact, result: Result, names: Sequence[str]) -> Report:
     """The report of an artifact, and what only its making knows."""
     report = sizes.report(artifact)
-    candidates = {"architecture_candidates": list(names)}
-    report["checkpoint"] = {"path": str(request.source), **report["checkpoint"], **candidates}
+    report["checkpoint"] = {
+        "path": str(request.source),
+        **report["checkpoint"],
+        "architecture_candidates": list(names),
+    }
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
     if result.training:
-        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
+        report["training"] = {**report["training"], "last_epoch": cast("LastEpoch", dict(result.training))}
     return report
 
 
 def _evaluated(
-    report: Mapping[str, Any], bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
-) -> tuple[dict[str, Any], Mapping[str, Reliability]]:
+    report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+) -> tuple[Report, Mapping[str, Reliability]]:
     """A report with what data say of the file, in place of what was foreseen; and how reliable both sides are."""
     evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
-    damage = {**report["damage"], **measured}
+    damage = cast("DamageEntry", {**report["damage"], **measured})
     warnings = [
         *(warning for warning in report["warnings"] if warning.startswith(LOST)),
         *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
-        *damage_warnings(damage["drop"], damage["safe_ratio"], measured=True),
+        *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
     ]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability
 
 
-def _missed(report: dict[str, Any]) -> str:
+def _missed(report: Report) -> str:
     written = "the file is written all the same"
     target, ratio = words.target_and_ratio(report)
     if target is None:
@@ -228,15 +232,15 @@ def _missed(report: dict[str, Any]) -> str:
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
     missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
-        allowed, kept = statements.dense_bytes(report) / target, report["sections"]["unshared"]
+        allowed, kept = report["floating_bytes"] / target, report["sections"]["unshared"]
         exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
         needed = f"{exact}, the target allows {words.size(allowed)} in all"
         return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
-    most = 2 * sum(weights.values()) / (weights["unshared"] + 2)
+    most = 2 * sizes.total(weights) / (weights["unshared"] + 2)
     if most >= target:
-        kept = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
-        return f"{missed}, with {kept}; {written}"
+        counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
+        return f"{missed}, with {counts}; {written}"
     return (
         f"{missed}; {weights['unshared']:,} unshared values (biases, norms), which count in full, leave"
         f" {words.times(most)} at most; {written}"

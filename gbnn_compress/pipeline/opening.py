@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.checkpoint.architecture_index import find_architectures
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.pipeline.request import Request
+    from gbnn_compress.report.schema import Timings
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
@@ -61,9 +62,9 @@ class Clock:
         yield
         self._stages[stage] += time.perf_counter() - start
 
-    def timings(self) -> dict[str, float]:
+    def timings(self) -> Timings:
         """Stages and `total`, in seconds."""
-        return {**self._stages, "total": time.perf_counter() - self._start}
+        return cast("Timings", {**self._stages, "total": time.perf_counter() - self._start})
 
 
 def open_checkpoint(

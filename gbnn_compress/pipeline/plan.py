@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gbnn_compress.checkpoint.select import Selection, outlier_warnings, select
 from gbnn_compress.errors import GbnnError
@@ -15,7 +15,7 @@ from gbnn_compress.pipeline.request import Request, requested
 from gbnn_compress.predict.evaluation import Evaluation
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.recipe import resolve
-from gbnn_compress.report import sizes
+from gbnn_compress.report.schema import SCHEMA, PlanReport
 from gbnn_compress.report.words import counted
 from gbnn_compress.target.forecast import find_safe_ratio, planned_rate
 from gbnn_compress.target.prepared import tensor_infos
@@ -51,7 +51,7 @@ def plan(
     html: str | Path | None = None,
     seed: int = 0,
     progress: Tell | None = None,
-) -> dict[str, Any]:
+) -> PlanReport:
     """Predict sizes and damage.
 
     Takes what `compress` takes, and refuses what it would refuse before its first stage: arguments that do not fit
@@ -79,11 +79,7 @@ def plan(
         progress: See `compress`.
 
     Returns:
-        `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`, `task`
-        and `assumes` (what is known of the network's outputs: without either, only the layers' `relative_error` is),
-        `with_data` (whether the prediction rests on `data`), `target_ratio`, `max_drop`, `ratio_of`, `epochs`,
-        `memory_bytes` (about what compressing needs at its peak, without training: the most that this process has
-        taken so far, libraries and calibration included, and what encoding adds), `warnings` and `timings`.
+        Predicted sizes and damage; docs/reports.md describes every key.
 
     Raises:
         GbnnError: Bad input.
@@ -129,14 +125,15 @@ def plan(
         rates = [planned_rate(prepared, ratio) for ratio in wanted]
         safe = find_safe_ratio(prepared)
     calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
-    return {
-        "schema": sizes.SCHEMA,
+    result = {
+        "schema": SCHEMA,
         "checkpoint": {
             "path": str(checkpoint),
             **prepared.facts["checkpoint"],
             "architecture_candidates": list(names),
         },
         "tensors": [asdict(info) for info in tensor_infos(read, prepared.selection)],
+        "floating_bytes": prepared.floating_bytes,
         "rates": rates,
         "safe_ratio": safe,
         "task": prepared.kind.task,
@@ -155,6 +152,7 @@ def plan(
         ],
         "timings": clock.timings(),
     }
+    return cast("PlanReport", result)
 
 
 def _caveats(request: Request) -> Iterator[str]:

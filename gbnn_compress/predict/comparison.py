@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.data.names import match_names, rename
 from gbnn_compress.errors import require_seed
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.evaluation import Bench, Evaluation, as_evaluation, dense, read_model
-from gbnn_compress.report.sizes import SCHEMA
+from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +26,7 @@ def diff(
     key: str | None = None,
     samples: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> DiffReport:
     """Two checkpoints or artifacts side by side; names that differ by wrappers' parts only are the same.
 
     Args:
@@ -50,7 +50,7 @@ def diff(
     models = tuple(read_model(path, key=key) for path in paths)
     a, b = (dense(model) for model in models)
     b = _named_alike(b, a)
-    result: dict[str, Any] = {
+    result: DiffReport = {
         "schema": SCHEMA,
         "models": [str(path) for path in paths],
         "bytes": [model.size_bytes for model in models],
@@ -62,7 +62,7 @@ def diff(
         return result
     bench = Bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
     p, q = (bench.predict(model, samples=0).probabilities for model in models)
-    result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
+    result["agreement"], result["logit_kl"] = metrics.agreement(p, q), metrics.logit_kl(p, q)
     if bench.data.labels is not None:
         drawn = [bench.probabilities(model, seed=seed) for model in models]
         result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
@@ -76,7 +76,7 @@ def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch
     return {spelled[name]: tensor for name, tensor in tensors.items()}
 
 
-def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDifference:
     import torch
 
     if a.shape != b.shape:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.architecture_index import find_architectures
 from gbnn_compress.checkpoint.layouts import listed
@@ -29,7 +29,7 @@ from gbnn_compress.predict.reliability import reliability
 from gbnn_compress.predict.running import check_labels, logits, probabilities, require_classes
 from gbnn_compress.report import evaluation_page, words
 from gbnn_compress.report.evaluation_page import EvaluationPage
-from gbnn_compress.report.sizes import SCHEMA
+from gbnn_compress.report.schema import SCHEMA, EvaluationEntry, EvaluationReport, ScaledMeasures
 from gbnn_compress.report.templated import require_writable
 from gbnn_compress.types import Artifact, Checkpoint, Fit, Reliability
 
@@ -77,7 +77,7 @@ def evaluate(
     samples: int = 16,
     seed: int = 0,
     html: str | Path | None = None,
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """What the probabilities of a checkpoint or an artifact are worth.
 
     Args:
@@ -155,11 +155,11 @@ def evaluate(
             reference=None if reference is None else words.name_of(reference),
         )
         evaluation_page.write(shown, Path(html))
-    return result
+    return cast("EvaluationReport", result)
 
 
-def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> dict[str, Any]:
-    result: dict[str, Any] = dict(metrics.measures(inside.probabilities, labels))
+def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> ScaledMeasures:
+    result: ScaledMeasures = {**metrics.measures(inside.probabilities, labels)}
     if outside is not None:
         result["ood"] = detection(inside, outside)
     return result
@@ -167,7 +167,7 @@ def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> di
 
 def evaluate_compression(
     bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Reliability]]:
+) -> tuple[EvaluationEntry, dict[str, Any], dict[str, Reliability]]:
     """The report's `evaluation` and its measured `damage`, and what a reliability diagram shows.
 
     Args:
@@ -187,7 +187,13 @@ def evaluate_compression(
     named = {"before": before, "after": after, "mean": mean}
     summaries = {name: metrics.summary(p, bench.labels) for name, p in named.items()}
     damage = {**asdict(metrics.damage(before, mean, bench.labels)), "measured": True}
-    evaluation = {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}
+    evaluation: EvaluationEntry = {
+        "data": bench.evaluation.data,
+        "samples": bench.evaluation.samples,
+        "before": summaries["before"],
+        "after": summaries["after"],
+        "mean": summaries["mean"],
+    }
     return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.report.schema import Measures, Summary
 from gbnn_compress.types import Damage
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ def fpr95(scores_in: Array, scores_out: Array) -> float:
     return float(np.mean(outside <= threshold))
 
 
-def summary(probabilities: Array, labels: Array) -> dict[str, float]:
+def summary(probabilities: Array, labels: Array) -> Summary:
     """The four numbers of a report: `accuracy`, `nll` (nats), `ece` (15 bins) and `brier`.
 
     Args:
@@ -261,7 +262,7 @@ def summary(probabilities: Array, labels: Array) -> dict[str, float]:
     }
 
 
-def measures(probabilities: Array, labels: Array) -> dict[str, float]:
+def measures(probabilities: Array, labels: Array) -> Measures:
     """`summary`, and `adaptive_ece` (15 bins) and `coverage_at_5_percent_risk`.
 
     Args:

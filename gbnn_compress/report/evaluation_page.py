@@ -9,6 +9,7 @@ from typing import Any
 
 from gbnn_compress.files import write_atomically
 from gbnn_compress.report import figures, words
+from gbnn_compress.report.schema import Detected
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Histogram, Reliability
 
@@ -68,7 +69,7 @@ def write(page: EvaluationPage, path: Path) -> None:
     write_atomically(path, render(page).encode())
 
 
-def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
+def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Detected]]:
     """AUROC and FPR95 by what tells other data apart; mutual information is the same at any temperature.
 
     Args:

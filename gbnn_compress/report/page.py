@@ -12,6 +12,7 @@ import numpy as np
 from gbnn_compress.files import write_atomically
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.report import figures, sizes, statements, words
+from gbnn_compress.report.schema import Report
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 
@@ -43,7 +44,7 @@ class Page:
     """
 
     name: str
-    report: dict[str, Any]
+    report: Report
     plane: Plane
     arch: str | None = None
     before: Mixture | None = None
@@ -62,12 +63,13 @@ def file_page(artifact: Artifact, *, name: str) -> Page:
 
 def render(page: Page) -> str:
     """The page as HTML; the same page gives the same text."""
-    report, layers = page.report, page.report["layers"]
+    report = page.report
+    layers: Sequence[Mapping[str, Any]] = report["layers"]
+    evaluation: Mapping[str, Any] = report["evaluation"] or {}
     return filled(
         "page.html",
         page=page,
         report=report,
-        dense_bytes=statements.dense_bytes(report),
         verdict=statements.verdict(report),
         facts=list(statements.facts(report, arch=page.arch)),
         meanings=statements.SECTION_MEANINGS,
@@ -77,8 +79,7 @@ def render(page: Page) -> str:
         shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
         curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
         reliabilities={
-            name: (figures.reliability_figure(each), report["evaluation"][name]["ece"])
-            for name, each in page.reliability.items()
+            name: (figures.reliability_figure(each), evaluation[name]["ece"]) for name, each in page.reliability.items()
         },
         depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
         largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},

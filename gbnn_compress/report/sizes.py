@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from gbnn_compress.data.kind import FACT, is_known_classifier
 from gbnn_compress.format.counts import id_counts
+from gbnn_compress.report.schema import SCHEMA, CheckpointEntry, DamageEntry, LayerEntry, Report, WeightCounts
 from gbnn_compress.types import Artifact, TensorInfo
-
-SCHEMA = 1
 
 GUESSED = "predicted accuracy drop"
 """How a warning of predicted points begins."""
 
 
-def report(artifact: Artifact) -> dict[str, Any]:
+def report(artifact: Artifact) -> Report:
     """Where every byte went, as JSON-able data (schema 1 of the interface), without timings and paths."""
     facts = artifact.facts
-    weights = weight_counts(artifact)
-    return {
+    weights, dense_bytes = weight_counts(artifact), floating_bytes(artifact)
+    made: Report = {
         "schema": SCHEMA,
-        "checkpoint": dict(facts["checkpoint"]),
+        "checkpoint": cast(CheckpointEntry, dict(facts["checkpoint"])),
         "artifact": {"sha256": artifact.sha256, "bytes": artifact.size_bytes},
         "target_ratio": facts["target_ratio"],
         "max_drop": facts["max_drop"],
         "ratio_of": facts["ratio_of"],
         "target_met": _is_met(artifact, weights),
-        "ratio": floating_bytes(artifact) / artifact.size_bytes,
+        "floating_bytes": dense_bytes,
+        "ratio": dense_bytes / artifact.size_bytes,
         "parameter_ratio": parameter_ratio(artifact, weights),
         "bits_per_weight": 8 * artifact.sections["index_maps"] / max(weights["shared"], 1),
         "bank": {
@@ -39,7 +38,13 @@ def report(artifact: Artifact) -> dict[str, Any]:
             "components_before_merging": facts["components_before_merging"],
         },
         "weights": weights,
-        "sections": dict(artifact.sections),
+        "sections": {
+            "bank": artifact.sections["bank"],
+            "index_maps": artifact.sections["index_maps"],
+            "outliers": artifact.sections["outliers"],
+            "unshared": artifact.sections["unshared"],
+            "header": artifact.sections["header"],
+        },
         "layers": layers(artifact),
         "not_shared": [info.name for info in artifact.tensors if info.kind in ("unshared", "raw")],
         "task": facts.get(FACT),
@@ -49,8 +54,12 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "recipe": dict(facts["recipe"]),
         "seed": facts["seed"],
         "versions": dict(facts["versions"]),
-        **{key: facts[key] for key in ("temperature", "training") if key in facts},
     }
+    if "temperature" in facts:
+        made["temperature"] = facts["temperature"]
+    if "training" in facts:
+        made["training"] = facts["training"]
+    return made
 
 
 def _has_guess(artifact: Artifact) -> bool:
@@ -59,14 +68,20 @@ def _has_guess(artifact: Artifact) -> bool:
     return damage["drop"] is not None and not damage["measured"] and not is_known_classifier(artifact.facts)
 
 
-def _damage(artifact: Artifact) -> dict[str, Any]:
+def _damage(artifact: Artifact) -> DamageEntry:
     """What the file says of damage, without guesses."""
-    damage = dict(artifact.facts["damage"])
+    damage = cast(DamageEntry, dict(artifact.facts["damage"]))
     if not _has_guess(artifact):
         return damage
     errors = np.minimum(artifact.relative_rmse, 1.0)
-    known = {"relative_error": float(errors.mean()) if len(errors) else 0.0}
-    return {**damage, **dict.fromkeys(("drop", "agreement", "logit_kl", "safe_ratio")), **known}
+    return {
+        **damage,
+        "drop": None,
+        "agreement": None,
+        "logit_kl": None,
+        "safe_ratio": None,
+        "relative_error": float(errors.mean()) if len(errors) else 0.0,
+    }
 
 
 def _warnings(artifact: Artifact) -> list[str]:
@@ -76,7 +91,7 @@ def _warnings(artifact: Artifact) -> list[str]:
     return [warning for warning in warnings if not warning.startswith(GUESSED)]
 
 
-def _is_met(artifact: Artifact, weights: Mapping[str, int]) -> bool:
+def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
     """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
     facts = artifact.facts
     if facts["max_drop"] is not None:
@@ -95,7 +110,7 @@ def floating_bytes(artifact: Artifact) -> int:
     return sum(_bytes(info) for info in artifact.tensors if info.kind != "tied" and "float" in info.dtype)
 
 
-def weight_counts(artifact: Artifact) -> dict[str, int]:
+def weight_counts(artifact: Artifact) -> WeightCounts:
     """How many weights are shared, blended, outliers and unshared; together all floating values."""
     outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
     in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
@@ -110,13 +125,23 @@ def weight_counts(artifact: Artifact) -> dict[str, int]:
     return {"shared": shared, "blended": blended, "outliers": outliers, "unshared": unshared}
 
 
-def parameter_ratio(artifact: Artifact, weights: Mapping[str, int]) -> float:
+def n_values(artifact: Artifact) -> int:
+    """Floating values of the checkpoint, ties once."""
+    return total(weight_counts(artifact))
+
+
+def total(weights: WeightCounts) -> int:
+    """All floating values."""
+    return weights["shared"] + weights["blended"] + weights["outliers"] + weights["unshared"]
+
+
+def parameter_ratio(artifact: Artifact, weights: WeightCounts) -> float:
     """2 x weights over (2 a live component + 2 an outlier + 1 an unshared number), the paper's measure."""
     live = len(artifact.bank.means)
-    return 2 * sum(weights.values()) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
+    return 2 * total(weights) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
 
 
-def layers(artifact: Artifact) -> list[dict[str, Any]]:
+def layers(artifact: Artifact) -> list[LayerEntry]:
     """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
     infos = {info.name: info for info in artifact.tensors}
     escape = len(artifact.bank.means)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from gbnn_compress.report import words
+from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry
 
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
@@ -16,12 +16,7 @@ SECTION_MEANINGS = {
 }
 
 
-def dense_bytes(report: dict[str, Any]) -> int:
-    """Bytes of the floating tensors, what the ratio is relative to."""
-    return round(report["ratio"] * report["artifact"]["bytes"])
-
-
-def measured_on(report: dict[str, Any]) -> str | None:
+def measured_on(report: Report) -> str | None:
     """The data by which damage was measured, as far as is known."""
     if report["evaluation"]:
         return str(report["evaluation"]["data"])
@@ -30,7 +25,7 @@ def measured_on(report: dict[str, Any]) -> str | None:
     return words.CALIBRATION if report["max_drop"] is None else None
 
 
-def damage(report: dict[str, Any]) -> Iterator[str]:
+def damage(report: Report) -> Iterator[str]:
     """What compressing did to the outputs, and as far as what ratio it is thought to do little."""
     values = report["damage"]
     yield words.damage(values, measured_on=measured_on(report))
@@ -44,17 +39,18 @@ def damage(report: dict[str, Any]) -> Iterator[str]:
             yield words.UNKNOWN
 
 
-def verdict(report: dict[str, Any]) -> str:
+def verdict(report: Report) -> str:
     """What was asked for, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)
     if target is None:
+        assert report["max_drop"] is not None
         return f"asked for: at most {words.counted_points(report['max_drop'])} lost"
     what = "" if report["ratio_of"] == "artifact" else " of parameters"
     met = "met" if report["target_met"] else f"missed, {words.times(ratio)} reached"
     return f"target {words.times(target)}{what}: {met}"
 
 
-def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, str]]:
+def facts(report: Report, *, arch: str | None) -> Iterator[tuple[str, str]]:
     """Ratios, components, what is kept besides, and what is known of the network, as pairs of name and text.
 
     Args:
@@ -62,7 +58,7 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
         arch: The architecture that the user named.
     """
     checkpoint, counts, bank = report["checkpoint"], report["weights"], report["bank"]
-    before, after = dense_bytes(report), report["artifact"]["bytes"]
+    before, after = report["floating_bytes"], report["artifact"]["bytes"]
     yield (
         "ratio",
         f"{words.times(report['ratio'])}: {before:,} bytes of floating tensors over {after:,} of the file",
@@ -88,7 +84,7 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
         yield "unwrapped", note
 
 
-def _trained(training: dict[str, Any]) -> str:
+def _trained(training: TrainingEntry) -> str:
     """How long and with what, and what the loss came to where that is known."""
     said = f"for {words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
@@ -102,7 +98,7 @@ def _trained(training: dict[str, Any]) -> str:
     )
 
 
-def architecture(checkpoint: dict[str, Any], arch: str | None = None) -> str:
+def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
     """What is known of the network.
 
     Args:

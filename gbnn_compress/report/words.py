@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from gbnn_compress.report.schema import DamageEntry, Report
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -95,7 +96,7 @@ CALIBRATION = "calibration inputs"
 CHOICES = "the data for choices"
 
 
-def damage(values: dict[str, Any], *, measured_on: str | None = None) -> str:
+def damage(values: DamageEntry, *, measured_on: str | None = None) -> str:
     """What compressing did to the outputs, in words.
 
     Args:
@@ -113,11 +114,12 @@ def damage(values: dict[str, Any], *, measured_on: str | None = None) -> str:
         amount = points(drop)
         about = "" if amount.startswith("less") else about
         lost = f"{about}{amount} points of accuracy {'lost' if drop > 0 else 'gained'}"
+    assert values["agreement"] is not None
     condition = f" if this is an {values['assumes']}" if values.get("assumes") and not measured else ""
     return f"{source}{condition}: {lost}, {percent(values['agreement'])} of predictions unchanged"
 
 
-def _difference(values: dict[str, Any]) -> str:
+def _difference(values: DamageEntry) -> str:
     """Outputs of a network that is no classifier, or whose outputs are not known."""
     error, cosine = values.get("relative_error"), values.get("cosine")
     if not values["measured"]:
@@ -140,7 +142,7 @@ def safe(ratio: float, *, trained: bool = False, assumed: bool = False) -> str:
     return f"{'then ' if assumed else ''}{where} safe (within 1 point of accuracy) up to about {times(ratio)}"
 
 
-def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:
+def target_and_ratio(report: Report) -> tuple[float | None, float]:
     """The target (None: a drop was given instead), and the ratio that it is about."""
     by_bytes = report["ratio_of"] == "artifact"
     return report["target_ratio"], report["ratio" if by_bytes else "parameter_ratio"]
