@@ -1,6 +1,5 @@
 """`gbnn-compress compress`: checkpoint in, artifact out."""
 
-import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gbnn_compress import parallel
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
@@ -47,7 +47,7 @@ def command(
     Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
     cost; exit code 1 says that the file is written but misses the target.
     """
-    follows = _rank() > 0
+    follows = parallel.rank() > 0
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
@@ -98,8 +98,3 @@ def command(
         view = report_view(report, name=words.name_of(source), arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1
-
-
-def _rank() -> int:
-    """Which of the processes that `torchrun` started this one is; 0 without."""
-    return int(os.environ["RANK"]) if console.STARTED_TOGETHER in os.environ else 0

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 PROGRAM = "gbnn-compress"
 WIDTH = 100
 
-STARTED_TOGETHER = "TORCHELASTIC_RUN_ID"
-"""Set by `torchrun` in each of its processes."""
-
 
 def one_line(text: str) -> str:
     """The same on one line, runs of white space as one blank."""

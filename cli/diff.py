@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gbnn_compress.errors import listed
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
@@ -65,7 +66,7 @@ def _view(result: "DiffReport", *, data: str | None, every_tensor: bool) -> "Ite
     yield from _tensors(result["tensors"], every_tensor=every_tensor)
     for side, key in (("A", "only_in_first"), ("B", "only_in_second")):
         if result[key]:
-            yield tables.line(f"only in {side}: {_some(result[key])}", "yellow")
+            yield tables.line(f"only in {side}: {listed(result[key], quote='')}", "yellow")
     if "agreement" in result:
         yield ""
         agreement = words.percent(result["agreement"])
@@ -109,7 +110,3 @@ def _tensors(tensors: list["TensorDifference"], *, every_tensor: bool) -> "Itera
 def _error(tensor: "TensorDifference") -> float:
     """For sorting; a tensor of zeros that are no longer zero comes first."""
     return float("inf") if tensor["relative_rmse"] is None else tensor["relative_rmse"]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -14,7 +14,7 @@ from gbnn_compress.onnx_files.graph import INPUT, OPSET, TEMPERATURE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = OUTPUTS = ("probabilities", "entropy", "mutual_information")
+PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = ("probabilities", "entropy", "mutual_information")
 
 
 def sampled(

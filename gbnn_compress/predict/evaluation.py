@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.architecture_index import find_architectures
-from gbnn_compress.checkpoint.layouts import listed
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import floating_shapes
 from gbnn_compress.data.architectures import build_network, default_preprocessing, load_weights
 from gbnn_compress.data.datasets import Dataset, load_data
 from gbnn_compress.data.preprocessing import Preprocessing
-from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, require_seed
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed, require_seed
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import FORMAT
 from gbnn_compress.predict import metrics, temperature

@@ -12,7 +12,7 @@ import numpy as np
 from gbnn_compress.files import write_atomically
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.report import figures, sizes, statements, words
-from gbnn_compress.report.schema import Report
+from gbnn_compress.report.schema import Report, Summary
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 
@@ -26,7 +26,7 @@ FAR = 1e100
 
 LAYER_MEASURES = {"bits_per_weight": "bits a weight", "relative_rmse": "relative RMSE"}
 
-MEASURES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE", "brier": "Brier"}
+MEASURES = {key: words.MEASURES[key] for key in Summary.__annotations__}
 
 
 @dataclass(frozen=True)

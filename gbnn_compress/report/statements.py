@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from gbnn_compress.errors import listed
 from gbnn_compress.report import words
 from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry
 
@@ -109,8 +110,7 @@ def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
     if checkpoint["architecture"]:
         return str(checkpoint["architecture"])
     if len(candidates) > 1:
-        more = f" and {len(candidates) - 4} more" if len(candidates) > 4 else ""
-        return f"several fit: {', '.join(candidates[:4])}{more}; name one with --arch"
+        return f"several fit: {listed(candidates, most=4, quote='')}; name one with --arch"
     if arch:
         return f"{arch} (your own code: name it again to run it)"
     return "not recorded: compressing needs none; to run the network, name it with --arch"

@@ -16,9 +16,6 @@ MEASURES = {
 }
 """Titles of what predictions are measured by, in the order of tables."""
 
-ROUNDING = 1e-9
-"""Relative error of a target that went through text, such as 3 %."""
-
 
 def printable(text: str) -> str:
     """The text without control characters: names come from foreign files, and terminals obey escapes."""

@@ -16,16 +16,15 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-T = TypeVar("T")
+from gbnn_compress.parallel import STARTED_TOGETHER
 
-STARTED = "TORCHELASTIC_RUN_ID"
-"""Set by `torchrun`, and so by `accelerate launch`; other variables of theirs are also set where no group is meant."""
+T = TypeVar("T")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Inside the block the processes that were started together are one group, each with a GPU of its own."""
-    if STARTED not in os.environ or distributed.is_initialized():
+    if STARTED_TOGETHER not in os.environ or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():
