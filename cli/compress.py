@@ -12,7 +12,7 @@ from gbnn_compress import parallel
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
-OUTPUT_HELP = "The artifact; default <stem>.gbnn.safetensors, of a folder <folder>.gbnn.safetensors."
+OUTPUT_HELP = "The artifact. Default: <stem>.gbnn.safetensors; of a folder: <folder>.gbnn.safetensors."
 
 
 def command(
@@ -44,8 +44,8 @@ def command(
 ) -> int:
     """Compress a checkpoint into one small file.
 
-    Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
-    cost; exit code 1 says that the file is written but misses the target.
+    Give `--target-ratio` or `--max-drop`. Prints the bytes of each part and the damage.
+    Exit code 1: the file is written but misses the target.
     """
     follows = parallel.rank() > 0
     reading = partial(
@@ -59,7 +59,7 @@ def command(
         from gbnn_compress.training import processes
 
         stack.enter_context(processes.joined())
-        if follows:  # The first process is the one that is heard of; what the others write goes nowhere.
+        if follows:  # Only the first process reports; the output of the others is discarded.
             output = str(Path(stack.enter_context(TemporaryDirectory()), "artifact"))
             json = html = eval_data = None
         source = Path(checkpoint)

@@ -1,4 +1,4 @@
-"""`gbnn-compress diff`: two networks side by side."""
+"""`gbnn-compress diff`: comparison of two networks."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,10 +20,10 @@ TENSORS_SHOWN = 5
 
 def command(
     first: Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint or an artifact.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other checkpoint or artifact.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."),
+        typer.Option("--data", metavar="SPEC", help="Inputs to compare predictions on; labels are optional."),
     ] = None,
     arch: options.Architecture = None,
     key: options.Key = None,
@@ -39,7 +39,7 @@ def command(
 ) -> int:
     """Compare two checkpoints or artifacts.
 
-    Bytes and the error of each tensor; with `--data` also their predictions.
+    Shows their sizes and the error of each tensor; with `--data` also their predictions.
     """
     console.check_json_target(json, the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
@@ -108,5 +108,5 @@ def _tensors(tensors: list["TensorDifference"], *, every_tensor: bool) -> "Itera
 
 
 def _error(tensor: "TensorDifference") -> float:
-    """For sorting; a tensor of zeros that are no longer zero comes first."""
+    """Sort key; tensors that were zero and are no longer come first."""
     return float("inf") if tensor["relative_rmse"] is None else tensor["relative_rmse"]

@@ -1,4 +1,4 @@
-"""The report as a person reads it."""
+"""The report as tables."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def report_view(
     """Headline, ratios, damage, bytes, layers, metrics.
 
     Args:
-        report: Schema 1; paths and timings are shown where it has them.
-        name: What the headline is about.
+        report: The report; paths and timings are shown if it has them.
+        name: Subject of the headline.
         arch: The architecture that the user named.
-        every_layer: All layers in the file's order instead of the worst few.
+        every_layer: Whether to show all layers in the file's order instead of the worst few.
     """
     met = report["target_met"]
     yield tables.line(_headline(report, name=name), "bold" if met else "bold red")
@@ -67,7 +67,7 @@ def _sections(report: Report) -> RenderableType:
         for name, size in [*report["sections"].items(), ("file", total)]
     ]
     styles = [*[""] * len(report["sections"]), "bold"]
-    return tables.table(("where the bytes went", "bytes", "share", "holds"), rows, styles=styles, left=(0, 3))
+    return tables.table(("where the bytes went", "bytes", "fraction", "holds"), rows, styles=styles, left=(0, 3))
 
 
 def _layers(layers: Sequence[LayerEntry], *, every_layer: bool) -> Iterator[RenderableType]:
@@ -85,7 +85,7 @@ def _most(layers: Sequence[LayerEntry], key: str) -> list[LayerEntry]:
 
 def _layer_table(title: str, layers: Sequence[LayerEntry]) -> RenderableType:
     return tables.table(
-        (title, "shape", "bytes", "bits a weight", "relative RMSE"),
+        (title, "shape", "bytes", "bits per weight", "relative RMSE"),
         [
             (
                 tables.short(layer["name"]),

@@ -1,4 +1,4 @@
-"""From the words of the command line to a command, and from what went wrong there to one line."""
+"""Routing of the command line to a command, and one line for each usage error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ GLOBAL_OPTIONS = ("--help", "-h", "--version")
 
 
 def route(words: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
-    """Put the command first, and `compress` where none is named.
+    """Put the command first; without one, `compress`.
 
     Args:
         words: The command line without the program.
         commands: The commands by name, with their parameters (`params`).
 
     Raises:
-        GbnnError: The first argument is neither a command nor like a file.
+        GbnnError: The first argument is neither a command nor similar to a file name.
     """
     if not words:
         return ["--help"]
@@ -57,7 +57,7 @@ def describe(error: Any) -> str:
     """One line for a usage error of the command-line parser.
 
     Args:
-        error: With `format_message()` and mostly `ctx`, as click's and typer's exceptions have.
+        error: An exception of click or typer, with `format_message()` and usually `ctx`.
     """
     context: Any = getattr(error, "ctx", None)
     parameter: Any = getattr(error, "param", None)

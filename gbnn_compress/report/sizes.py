@@ -1,4 +1,4 @@
-"""The report on an artifact, from what the file holds."""
+"""The report on an artifact, from the contents of its file."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from gbnn_compress.report.schema import SCHEMA, CheckpointEntry, DamageEntry, La
 from gbnn_compress.types import Artifact, TensorInfo
 
 GUESSED = "predicted accuracy drop"
-"""How a warning of predicted points begins."""
+"""First words of a warning about predicted accuracy points."""
 
 
 def report(artifact: Artifact) -> Report:
-    """Where every byte went, as JSON-able data (schema 1 of the interface), without timings and paths."""
+    """The report, without timings and paths."""
     facts = artifact.facts
     weights, dense_bytes = weight_counts(artifact), floating_bytes(artifact)
     made: Report = {
@@ -63,13 +63,13 @@ def report(artifact: Artifact) -> Report:
 
 
 def _has_guess(artifact: Artifact) -> bool:
-    """Whether a file predicts lost points though nothing says that its network is a classifier, as files of 0.1 do."""
+    """Whether a file predicts accuracy points for a network not known as a classifier, as files of 0.1 do."""
     damage = artifact.facts["damage"]
     return damage["drop"] is not None and not damage["measured"] and not is_known_classifier(artifact.facts)
 
 
 def _damage(artifact: Artifact) -> DamageEntry:
-    """What the file says of damage, without guesses."""
+    """The damage that the file states, without predictions for unknown networks."""
     damage = cast(DamageEntry, dict(artifact.facts["damage"]))
     if not _has_guess(artifact):
         return damage
@@ -92,7 +92,7 @@ def _warnings(artifact: Artifact) -> list[str]:
 
 
 def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
-    """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
+    """Whether the file meets its target."""
     facts = artifact.facts
     if facts["max_drop"] is not None:
         drop = facts["damage"]["drop"]
@@ -111,7 +111,7 @@ def floating_bytes(artifact: Artifact) -> int:
 
 
 def weight_counts(artifact: Artifact) -> WeightCounts:
-    """How many weights are shared, blended, outliers and unshared; together all floating values."""
+    """Numbers of shared, blended, outlier and unshared values; together all floating values."""
     outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
     in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
     blends = artifact.facts.get("blends", [])
@@ -136,20 +136,20 @@ def total(weights: WeightCounts) -> int:
 
 
 def parameter_ratio(artifact: Artifact, weights: WeightCounts) -> float:
-    """2 x weights over (2 a live component + 2 an outlier + 1 an unshared number), the paper's measure."""
+    """2 x floating values / (2 x components + 2 x outliers + unshared values), the paper's measure."""
     live = len(artifact.bank.means)
     return 2 * total(weights) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
 
 
 def layers(artifact: Artifact) -> list[LayerEntry]:
-    """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
+    """One entry per shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
     infos = {info.name: info for info in artifact.tensors}
     escape = len(artifact.bank.means)
     costs = [
         bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes
         for index_map, bits in zip(artifact.maps, artifact.map_bits.tolist(), strict=True)
     ]
-    shares = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
+    parts = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
     return [
         {
             "name": index_map.name,
@@ -160,12 +160,12 @@ def layers(artifact: Artifact) -> list[LayerEntry]:
             "relative_rmse": float(error),
             "components": int(np.count_nonzero(id_counts(index_map.ids, escape + 1)[:escape])),
         }
-        for index_map, size, error in zip(artifact.maps, shares, artifact.relative_rmse, strict=True)
+        for index_map, size, error in zip(artifact.maps, parts, artifact.relative_rmse, strict=True)
     ]
 
 
 def _apportion(costs: np.ndarray, total: int) -> list[int]:
-    """Whole bytes in proportion to `costs` that add up to `total`."""
+    """Whole bytes that add up to `total`, in proportion to `costs`."""
     edges = np.rint(np.cumsum(costs) / costs.sum() * total).astype(np.int64) if costs.sum() else np.zeros(len(costs))
     return [int(size) for size in np.diff(edges, prepend=0)]
 

@@ -1,4 +1,4 @@
-"""What a report says in words, the same on a terminal and on a page."""
+"""A report in words, the same on a terminal and on a page."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SECTION_MEANINGS = {
 
 
 def measured_on(report: Report) -> str | None:
-    """The data by which damage was measured, as far as is known."""
+    """The data on which the damage was measured; None where they are unknown."""
     if report["evaluation"]:
         return str(report["evaluation"]["data"])
     if "training" in report:
-        return words.CHOICES
+        return words.VALIDATION
     return words.CALIBRATION if report["max_drop"] is None else None
 
 
 def damage(report: Report) -> Iterator[str]:
-    """What compressing did to the outputs, and as far as what ratio it is thought to do little."""
+    """The damage to the outputs, and the predicted safe ratio."""
     values = report["damage"]
     yield words.damage(values, measured_on=measured_on(report))
     if values["safe_ratio"] is not None:
-        assumed = bool(values.get("assumes")) and not values["measured"]
-        yield words.safe(values["safe_ratio"], trained="training" in report, assumed=assumed)
+        condition = "if so, " if values.get("assumes") and not values["measured"] else ""
+        yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"
     elif not values["measured"]:
         worst = max(report["layers"], key=lambda layer: layer["relative_rmse"])
         yield f"worst layer: `{words.printable(worst['name'])}`, {words.decimals(worst['relative_rmse'])}"
@@ -41,40 +41,40 @@ def damage(report: Report) -> Iterator[str]:
 
 
 def verdict(report: Report) -> str:
-    """What was asked for, and whether the file meets it."""
+    """The target, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)
     if target is None:
         assert report["max_drop"] is not None
-        return f"asked for: at most {words.counted_points(report['max_drop'])} lost"
+        return f"target: at most {words.counted_points(report['max_drop'])} lost"
     what = "" if report["ratio_of"] == "artifact" else " of parameters"
     met = "met" if report["target_met"] else f"missed, {words.times(ratio)} reached"
     return f"target {words.times(target)}{what}: {met}"
 
 
 def facts(report: Report, *, arch: str | None) -> Iterator[tuple[str, str]]:
-    """Ratios, components, what is kept besides, and what is known of the network, as pairs of name and text.
+    """Ratios, numbers of components and other values, and the architecture, as pairs of name and text.
 
     Args:
-        report: Schema 1.
+        report: The report on the file.
         arch: The architecture that the user named.
     """
     checkpoint, counts, bank = report["checkpoint"], report["weights"], report["bank"]
     before, after = report["floating_bytes"], report["artifact"]["bytes"]
     yield (
         "ratio",
-        f"{words.times(report['ratio'])}: {before:,} bytes of floating tensors over {after:,} of the file",
+        f"{words.times(report['ratio'])}: {before:,} bytes of floating tensors / {after:,} bytes of the file",
     )
     yield (
         "parameter ratio",
-        f"{words.times(report['parameter_ratio'])}: numbers before over numbers kept, the paper's measure",
+        f"{words.times(report['parameter_ratio'])}: parameters before / parameters kept, the paper's measure",
     )
     yield (
-        "bits a weight",
-        f"{report['bits_per_weight']:.2f}, for {counts['shared']:,} weights that share components",
+        "bits per weight",
+        f"{report['bits_per_weight']:.2f}, over {counts['shared']:,} shared weights",
     )
     yield "components", f"{bank['components_before_merging']:,} -> {bank['components']:,} after merging"
     kept = f"{counts['unshared']:,} unshared values (biases, norms), {counts['outliers']:,} outliers"
-    yield "besides", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
+    yield "also kept", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
     if "training" in report:
         training = report["training"]
         yield "trained", _trained(training)
@@ -86,25 +86,25 @@ def facts(report: Report, *, arch: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _trained(training: TrainingEntry) -> str:
-    """How long and with what, and what the loss came to where that is known."""
-    said = f"for {words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
+    """The settings of the training, and the loss in its last epoch where that is known."""
+    said = f"{words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
-        said += f" after a warm-up over {100 * training['warm_up']:g} % of the steps"
+        said += f", warm-up over the first {100 * training['warm_up']:g} % of the steps"
     last = training.get("last_epoch")
     if not last:
         return said
     return (
-        f"{said}; in the last: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
-        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits a weight"
+        f"{said}; last epoch: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
+        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits per weight"
     )
 
 
 def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
-    """What is known of the network.
+    """The architecture in words.
 
     Args:
         checkpoint: The report's `checkpoint`.
-        arch: What the user named.
+        arch: The architecture that the user named.
     """
     candidates = checkpoint.get("architecture_candidates") or []
     if checkpoint["architecture"]:
@@ -112,5 +112,5 @@ def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
     if len(candidates) > 1:
         return f"several fit: {listed(candidates, most=4, quote='')}; name one with --arch"
     if arch:
-        return f"{arch} (your own code: name it again to run it)"
-    return "not recorded: compressing needs none; to run the network, name it with --arch"
+        return f"{arch} (your own code: give --arch again to run it)"
+    return "not recorded: not needed to compress; to run the network, name it with --arch"

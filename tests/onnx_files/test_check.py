@@ -53,7 +53,7 @@ def test_a_file_that_differs_is_refused(difference: float) -> None:
 
 def test_a_file_that_the_runtime_does_not_take(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nothing of the kind")
-    with pytest.raises(OutputError, match="nothing written: ONNX Runtime does not run the network") as refusal:
+    with pytest.raises(OutputError, match="nothing written: ONNX Runtime cannot run the network") as refusal:
         run_onnx(tmp_path / "x.onnx", [])
     assert "\n" not in str(refusal.value)
 
