@@ -1,6 +1,5 @@
 """`gbnn-compress compress`: checkpoint in, artifact out."""
 
-import os
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -9,10 +8,11 @@ from typing import Annotated
 
 import typer
 
+from gbnn_compress import parallel
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
-OUTPUT_HELP = "The artifact; default <stem>.gbnn.safetensors, of a folder <folder>.gbnn.safetensors."
+OUTPUT_HELP = "The artifact. Default: <stem>.gbnn.safetensors; of a folder: <folder>.gbnn.safetensors."
 
 
 def command(
@@ -44,10 +44,10 @@ def command(
 ) -> int:
     """Compress a checkpoint into one small file.
 
-    Give `--target-ratio` or `--max-drop`. Prints where the bytes went and what it
-    cost; exit code 1 says that the file is written but misses the target.
+    Give `--target-ratio` or `--max-drop`. Prints the bytes of each part and the damage.
+    Exit code 1: the file is written but misses the target.
     """
-    follows = _rank() > 0
+    follows = parallel.rank() > 0
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
     )
@@ -59,7 +59,7 @@ def command(
         from gbnn_compress.training import processes
 
         stack.enter_context(processes.joined())
-        if follows:  # The first process is the one that is heard of; what the others write goes nowhere.
+        if follows:  # Only the first process reports; the output of the others is discarded.
             output = str(Path(stack.enter_context(TemporaryDirectory()), "artifact"))
             json = html = eval_data = None
         source = Path(checkpoint)
@@ -98,8 +98,3 @@ def command(
         view = report_view(report, name=words.name_of(source), arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1
-
-
-def _rank() -> int:
-    """Which of the processes that `torchrun` started this one is; 0 without."""
-    return int(os.environ["RANK"]) if console.STARTED_TOGETHER in os.environ else 0

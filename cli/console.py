@@ -1,4 +1,4 @@
-"""Where text goes: results to stdout, progress and warnings to stderr, JSON to either or to a file."""
+"""Output: results to stdout, progress and warnings to stderr, JSON to stdout or to a file."""
 
 from __future__ import annotations
 
@@ -23,17 +23,14 @@ if TYPE_CHECKING:
 PROGRAM = "gbnn-compress"
 WIDTH = 100
 
-STARTED_TOGETHER = "TORCHELASTIC_RUN_ID"
-"""Set by `torchrun` in each of its processes."""
-
 
 def one_line(text: str) -> str:
-    """The same on one line, runs of white space as one blank."""
+    """The text on one line, with each run of white space as one space."""
     return printable(" ".join(text.split()))
 
 
 def render(*renderables: RenderableType) -> str:
-    """Text of rich renderables as stdout can show it: colour on a terminal only, 100 columns at most."""
+    """Text of rich renderables for stdout: colour on a terminal only, at most 100 columns."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
@@ -43,7 +40,7 @@ def render(*renderables: RenderableType) -> str:
         file=text,
         force_terminal=terminal or None,
         width=min(WIDTH, columns) if terminal else WIDTH,
-        height=lines,  # rich takes the width of a dumb terminal for 80 otherwise
+        height=lines,  # without it, rich assumes a width of 80 for dumb terminals
         markup=False,
         highlight=False,
         emoji=False,
@@ -54,7 +51,7 @@ def render(*renderables: RenderableType) -> str:
 
 
 def write_stdout(text: str) -> None:
-    """Print a result; a reader that has gone away (`| head`) is no failure."""
+    """Print a result; a closed pipe (`| head`) is no error."""
     try:
         _write(sys.stdout, text)
     except BrokenPipeError:
@@ -65,7 +62,7 @@ def write_stdout(text: str) -> None:
 
 
 def write_stderr(line: str) -> None:
-    """Print a line beside the results."""
+    """Print a line to stderr."""
     try:
         _write(sys.stderr, line + "\n")
     except OSError:
@@ -73,12 +70,12 @@ def write_stderr(line: str) -> None:
 
 
 def mute_stdout() -> None:
-    """Send what is still to come nowhere, so that the interpreter's last flush does not fail."""
+    """Discard all further output, so that the interpreter's last flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(warnings: Sequence[str], *, in_table: bool) -> None:
-    """Put warnings on stderr, unless the table that holds them too comes out on the same screen."""
+    """Print warnings to stderr, unless a table on the same terminal shows them."""
     if in_table and sys.stdout.isatty() and sys.stderr.isatty():
         return
     for warning in warnings:
@@ -87,7 +84,7 @@ def warn(warnings: Sequence[str], *, in_table: bool) -> None:
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that says what is going on: a spinner on a terminal, plain lines elsewhere."""
+    """A function that shows a line of progress: a spinner on a terminal, plain lines elsewhere."""
     if quiet:
         yield lambda line: None
     elif not sys.stderr.isatty():
@@ -102,14 +99,14 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
 
 
 def check_json_target(target: str | None, **taken: str | Path | None) -> None:
-    """Fail before the work when `--json` cannot be written.
+    """Fail early where `--json` cannot be written.
 
     Args:
         target: A path, `-` for stdout, or None.
-        taken: Files that it must not be, by what they are (`the_checkpoint`); None for one that is not written.
+        taken: Files that it must not overwrite, by what they are (`the_checkpoint`); None for no file.
 
     Raises:
-        OutputError: It is one of them, or cannot be written.
+        OutputError: The target is one of them, or cannot be written.
     """
     if target is None or target == "-":
         return
@@ -160,7 +157,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same data with null for the numbers that JSON has not."""
+    """The data with None for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -171,5 +168,5 @@ def _finite(value: Any) -> Any:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is a device or a pipe, which is written to and not replaced."""
+    """Whether a path is a device or a pipe, which must be written to instead of replaced."""
     return path.exists() and not path.is_file() and not path.is_dir()

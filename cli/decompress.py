@@ -1,4 +1,4 @@
-"""`gbnn-compress decompress`: dense weights back."""
+"""`gbnn-compress decompress`: an artifact's dense weights."""
 
 from typing import Annotated
 
@@ -19,8 +19,8 @@ def command(
         typer.Option(
             "--like",
             metavar="CHECKPOINT",
-            help="The checkpoint it was made of: written is the same layout (wrapper, other entries, names) with these"
-            " weights, so that its own loader reads the result; -o may then end as it does.",
+            help="The original checkpoint. The output has its layout (wrapper, other entries, names) with the"
+            " artifact's weights, so that the checkpoint's own loader reads it. -o may then have its suffix.",
         ),
     ] = None,
     sample: Annotated[
@@ -29,13 +29,13 @@ def command(
             "--sample",
             metavar="SEED",
             parser=options.whole_number,
-            help="One posterior sample instead of the posterior mean.",
+            help="Write one posterior sample instead of the posterior mean.",
         ),
     ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Write an artifact's weights as safetensors, or as its checkpoint was laid out.
+    """Write an artifact's weights as safetensors, or in the layout of its checkpoint.
 
     Names, dtypes, integer buffers and ties are those of the checkpoint.
     """

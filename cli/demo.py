@@ -1,4 +1,4 @@
-"""`gbnn-compress demo`: everything once, on a network that is trained here."""
+"""`gbnn-compress demo`: every command once, on a small network trained on the spot."""
 
 import io
 import shlex
@@ -19,13 +19,13 @@ TARGET, TRAINED_TARGET = "8x", "40x"
 
 
 def command(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="Where to put the files.")] = "demo",
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")] = False,
-    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="The traceback of a bug.")] = False,
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="Folder for the files.")] = "demo",
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress on stderr.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show the traceback of a bug.")] = False,
 ) -> int:
-    """Try everything on a small network trained here.
+    """Run every command on a small network trained on the spot.
 
-    The data are scikit-learn's handwritten digits; nothing is downloaded, and it takes about a minute.
+    The data are scikit-learn's handwritten digits. Nothing is downloaded. Takes about a minute.
     """
     directory = Path(folder)
     _make(directory)
@@ -45,8 +45,8 @@ def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
         if code != 0:
             return code
     console.write_stdout(
-        f"\nThe report to look at in a browser: {checkpoint.with_suffix('.html')}\n"
-        f"\nNow your own: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
+        f"\nThe report as a page for the browser: {checkpoint.with_suffix('.html')}\n"
+        f"\nYour own network: `{console.PROGRAM} plan YOUR_CHECKPOINT.pth` predicts size and damage, and\n"
         f"`{console.PROGRAM} YOUR_CHECKPOINT.pth --target-ratio 8` writes a file of that size.\n"
     )
     return 0
@@ -54,7 +54,7 @@ def _demonstrate(checkpoint: Path, *, quiet: bool) -> int:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """So small a network gains nothing from threads, and loses much where the cores are busy."""
+    """Use one thread: for a network this small more threads are slower on busy cores."""
     import torch
 
     before = torch.get_num_threads()
@@ -66,7 +66,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _lines(checkpoint: Path) -> list[list[str]]:
-    """The commands, one after the other."""
+    """The commands in order."""
     model, artifact = str(checkpoint), str(checkpoint.with_suffix(".gbnn.safetensors"))
     dense, onnx = (str(checkpoint.with_name(name)) for name in ("digits-dense.safetensors", "digits.onnx"))
     page = str(checkpoint.with_suffix(".html"))

@@ -1,9 +1,10 @@
-"""`gbnn-compress diff`: two networks side by side."""
+"""`gbnn-compress diff`: comparison of two networks."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gbnn_compress.errors import listed
 from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
@@ -12,15 +13,17 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gbnn_compress.report.schema import DiffReport, TensorDifference
+
 TENSORS_SHOWN = 5
 
 
 def command(
     first: Annotated[str, typer.Argument(metavar="A", help="The reference: a checkpoint or an artifact.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other checkpoint or artifact.")],
     data: Annotated[
         str | None,
-        typer.Option("--data", metavar="SPEC", help="Inputs, with or without labels, to compare predictions on."),
+        typer.Option("--data", metavar="SPEC", help="Inputs to compare predictions on; labels are optional."),
     ] = None,
     arch: options.Architecture = None,
     key: options.Key = None,
@@ -36,7 +39,7 @@ def command(
 ) -> int:
     """Compare two checkpoints or artifacts.
 
-    Bytes and the error of each tensor; with `--data` also their predictions.
+    Shows their sizes and the error of each tensor; with `--data` also their predictions.
     """
     console.check_json_target(json, the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
@@ -52,7 +55,7 @@ def command(
     return 0
 
 
-def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
+def _view(result: "DiffReport", *, data: str | None, every_tensor: bool) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     names = [words.name_of(model) for model in result["models"]]
@@ -63,7 +66,7 @@ def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "I
     yield from _tensors(result["tensors"], every_tensor=every_tensor)
     for side, key in (("A", "only_in_first"), ("B", "only_in_second")):
         if result[key]:
-            yield tables.line(f"only in {side}: {_some(result[key])}", "yellow")
+            yield tables.line(f"only in {side}: {listed(result[key], quote='')}", "yellow")
     if "agreement" in result:
         yield ""
         agreement = words.percent(result["agreement"])
@@ -76,7 +79,7 @@ def _view(result: dict[str, Any], *, data: str | None, every_tensor: bool) -> "I
         yield tables.metrics(f"on {data}", zip(("A", "B"), result["metrics"], strict=True))
 
 
-def _tensors(tensors: list[dict[str, Any]], *, every_tensor: bool) -> "Iterator[RenderableType]":
+def _tensors(tensors: list["TensorDifference"], *, every_tensor: bool) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     reshaped = [each for each in tensors if len(each["shapes"]) == 2]
@@ -104,10 +107,6 @@ def _tensors(tensors: list[dict[str, Any]], *, every_tensor: bool) -> "Iterator[
         )
 
 
-def _error(tensor: dict[str, Any]) -> float:
-    """For sorting; a tensor of zeros that are no longer zero comes first."""
+def _error(tensor: "TensorDifference") -> float:
+    """Sort key; tensors that were zero and are no longer come first."""
     return float("inf") if tensor["relative_rmse"] is None else tensor["relative_rmse"]
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,4 +1,4 @@
-"""The demonstration's network, and its training."""
+"""The network of the demo, and its training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LEARNING_RATE = 3e-3
 
 
 def digits_cnn() -> torch.nn.Module:
-    """A small convolutional network for 8 x 8 greyscale digits: 82 thousand weights, freshly drawn."""
+    """A small convolutional network for 8 x 8 greyscale digits, with 82 thousand random weights."""
     from torch import nn
 
     return nn.Sequential(
@@ -63,7 +63,7 @@ def train(*, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def _training_data() -> tuple[torch.Tensor, torch.Tensor]:
-    """Images float32 (N, 1, 8, 8) and labels int64 (N,), preprocessed as `evaluate` does."""
+    """Images float32 (N, 1, 8, 8) and labels int64 (N,), preprocessed as in `evaluate`."""
     import torch
 
     from gbnn_compress.data.architectures import default_preprocessing

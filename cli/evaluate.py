@@ -1,6 +1,6 @@
-"""`gbnn-compress evaluate`: metrics of a checkpoint or an artifact."""
+"""`gbnn-compress evaluate`: measures of a checkpoint or an artifact."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import RenderableType
+
+    from gbnn_compress.report.schema import EvaluationReport
 
 
 def command(
@@ -28,19 +30,19 @@ def command(
     key: options.Key = None,
     ood: Annotated[
         str | None,
-        typer.Option("--ood", metavar="SPEC", help="Out-of-distribution inputs to tell apart from `--data`."),
+        typer.Option("--ood", metavar="SPEC", help="Out-of-distribution inputs, to be detected among `--data`."),
     ] = None,
     val_data: Annotated[
         str | None,
         typer.Option(
             "--val-data",
             metavar="SPEC",
-            help="Labelled data to fit one temperature on, other than what trained the network and than `--data`.",
+            help="Labelled data to fit one temperature on; neither the training data nor `--data`.",
         ),
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="CHECKPOINT", help="The checkpoint to compare predictions with."),
+        typer.Option("--reference", metavar="CHECKPOINT", help="A checkpoint to compare predictions with."),
     ] = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
@@ -58,9 +60,9 @@ def command(
 ) -> int:
     """Measure a checkpoint or an artifact on data.
 
-    Accuracy, NLL (nats), ECE and adaptive ECE (15 bins), Brier score, and coverage at 5 % risk: the largest share of
-    inputs, the most confident first, with at most 5 % errors. With `--ood` how well other data are told apart, with
-    `--reference` how far predictions are from a checkpoint's, with `--val-data` all of it at a fitted temperature too.
+    Accuracy, NLL (nats), ECE and adaptive ECE (15 bins), Brier score, and coverage at 5 % risk: the largest fraction of
+    inputs, the most confident first, with at most 5 % errors. `--ood` adds AUROC and FPR95 of out-of-distribution
+    detection, `--reference` agreement and KL with a checkpoint, `--val-data` all measures at a fitted temperature.
     """
     console.check_json_target(json, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
@@ -81,7 +83,9 @@ def command(
     return 0
 
 
-def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str | None) -> "Iterator[RenderableType]":
+def _view(
+    result: "EvaluationReport", *, data: str, ood: str | None, reference: str | None
+) -> "Iterator[RenderableType]":
     from gbnn_compress.report.evaluation_page import detection
     from gbnn_compress_cli import tables
 
@@ -93,7 +97,7 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str 
     yield tables.metrics(f"on {data}", rows)
     yield from (tables.line(note) for note in result.get("notes", []))
     yield ""
-    yield tables.line("coverage: share of inputs, the most confident first, with at most 5 % errors")
+    yield tables.line("coverage: fraction of inputs, the most confident first, with at most 5 % errors")
     if reference is not None:
         agreement = words.percent(result["agreement"])
         yield tables.line(
@@ -102,8 +106,8 @@ def _view(result: dict[str, Any], *, data: str, ood: str | None, reference: str 
         )
     if ood is not None:
         yield ""
-        yield tables.detection(f"telling {ood} apart", detection(result))
+        yield tables.detection(f"detecting {ood}", detection(result))
         yield ""
         yield tables.line(
-            "AUROC 0.5: cannot tell; FPR95: share taken for usual inputs where 95 % of those are accepted"
+            "AUROC 0.5: no better than chance; FPR95: fraction accepted where 95 % of the usual inputs are"
         )

@@ -1,6 +1,6 @@
-"""`gbnn-compress export`: an artifact as ONNX."""
+"""`gbnn-compress export`: an artifact as an ONNX file."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,7 @@ from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from gbnn_compress.report.schema import ExportReport
 
 
 def command(
@@ -22,7 +22,8 @@ def command(
         typer.Option(
             "--weights",
             metavar="mean|codebook|samples",
-            help="Dense posterior means; the same as a codebook and ids, a small file; or posterior samples.",
+            help="mean: dense posterior means; codebook: the same as codebooks and ids, a small file; samples:"
+            " posterior samples.",
         ),
     ] = "mean",
     input_shape: Annotated[
@@ -30,13 +31,15 @@ def command(
         typer.Option(
             "--input-shape",
             metavar="C,H,W",
-            help="Of one input, such as 3,32,32. Default: that of the architecture's published weights.",
+            help="Shape of one input, such as 3,32,32. Default: that of the architecture's weights.",
         ),
     ] = None,
     arch: options.Architecture = None,
     samples: Annotated[
         int,
-        typer.Option("--samples", metavar="N", parser=options.whole_number, help="Posterior samples in the file."),
+        typer.Option(
+            "--samples", metavar="N", parser=options.whole_number, help="Number of posterior samples in the file."
+        ),
     ] = 16,
     seed: options.Seed = 0,
     json: options.Json = None,
@@ -45,8 +48,8 @@ def command(
 ) -> int:
     """Write an artifact as ONNX, checked in ONNX Runtime.
 
-    The input is `input`, float32, preprocessed, any batch size. `mean` and `codebook` give `logits`; `samples` gives
-    `probabilities`, `entropy` and `mutual_information`.
+    The input is `input`, float32, preprocessed, of any batch size. The outputs are `logits` (mean, codebook), or
+    `probabilities`, `entropy` and `mutual_information` (samples).
     """
     console.check_json_target(json, the_artifact=artifact, the_model=output)
     shape = None if input_shape is None else _parse_shape(input_shape)
@@ -71,7 +74,7 @@ def _parse_shape(text: str) -> tuple[int, ...]:
         ) from None
 
 
-def _view(result: dict[str, Any]) -> str:
+def _view(result: "ExportReport") -> str:
     made, check = result["onnx"], result["check"]
     kind = {
         "mean": "dense posterior means",
@@ -79,21 +82,11 @@ def _view(result: dict[str, Any]) -> str:
         "samples": f"{result['samples']} posterior samples",
     }[made["weights"]]
     shape = ", ".join(["batch", *map(str, result["input_shape"])])
-    scaled = f", at the temperature {result['temperature']:.4g}" if "temperature" in result else ""
+    scaled = f", at temperature {result['temperature']:.4g}" if "temperature" in result else ""
     return (
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
         f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
         + "".join(f"{note}\n" for note in result.get("notes", []))
         + f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
-        + "".join(_loading(result["loading"]))
     )
-
-
-def _loading(ways: dict[str, dict[str, float] | None]) -> "Iterator[str]":
-    """One line for each way of loading that was measured."""
-    names = {"folded": "loaded as usual", "not_folded": "loaded with folding capped (docs/onnx.md)"}
-    for way, name in names.items():
-        if (measured := ways[way]) is not None:
-            memory, milliseconds = words.size(measured["memory_bytes"]), 1000 * measured["cpu_seconds"]
-            yield f"{name}: {memory} of memory, {milliseconds:.0f} ms of one core for one input\n"

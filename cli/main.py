@@ -1,4 +1,4 @@
-"""The entry point: parse, run one command, turn what happens into an exit code.
+"""The entry point: parse the command line, run one command, return an exit code.
 
 0: done. 1: done, but the target was missed. 2: bad input or usage. 3: a bug of ours. 130: interrupted.
 """
@@ -87,11 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if hasattr(error, "format_message"):
             return _fail(usage.describe(error))
-        if isinstance(error, OSError) and error.filename is not None:  # the machine's fault, not ours
+        if isinstance(error, OSError) and error.filename is not None:  # such as a full disk: no bug
             return _fail(f"`{error.filename}`: {error.strerror or error}")
         if verbose:
             traceback.print_exc()
-        hint = "" if verbose else "; the same command with -v shows where"
+        hint = "" if verbose else "; run the same command with -v for the traceback"
         what = f"{type(error).__name__}: {error}"
         write_stderr(f"{PROGRAM}: error: this is a bug of ours, please report it: {one_line(what)}{hint}")
         return BUG

@@ -1,4 +1,4 @@
-"""Arguments that several commands take, and how they are read."""
+"""Arguments of several commands, and their parsing."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +14,7 @@ def whole_number(text: str) -> int:
     """Read an integer.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: The text is no such number.
     """
     try:
         return int(text)
@@ -26,7 +26,7 @@ def number(text: str) -> float:
     """Read a number.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: The text is no such number.
     """
     try:
         return float(text)
@@ -35,7 +35,7 @@ def number(text: str) -> float:
 
 
 CHECKPOINT_HELP = (
-    "A .safetensors, .pth, .pt, .th, .bin or .ckpt file with a network's weights, or a Hugging Face folder (with"
+    "A .safetensors, .pth, .pt, .th, .bin or .ckpt file with the weights of a network, or a Hugging Face folder (with"
     " model.safetensors, pytorch_model.bin or an index of either)."
 )
 
@@ -43,7 +43,7 @@ Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=CHECKPOINT
 Artifact = Annotated[str, typer.Argument(metavar="ARTIFACT", help="A file that `compress` wrote.", show_default=False)]
 TargetRatio = Annotated[
     str | None,
-    typer.Option("--target-ratio", metavar="RATIO", help="How many times smaller: 50, 50x or 2%."),
+    typer.Option("--target-ratio", metavar="RATIO", help="How many times smaller the file is: 50, 50x or 2%."),
 ]
 MaxDrop = Annotated[
     float | None,
@@ -51,8 +51,8 @@ MaxDrop = Annotated[
         "--max-drop",
         metavar="POINTS",
         parser=number,
-        help="Instead of a ratio: the smallest file that loses at most so many accuracy points, as measured on"
-        " `--val-data`, or as predicted.",
+        help="Instead of a ratio: write the smallest file that loses at most this many accuracy points, measured on"
+        " `--val-data` or predicted.",
     ),
 ]
 RatioOf = Annotated[
@@ -60,7 +60,7 @@ RatioOf = Annotated[
     typer.Option(
         "--ratio-of",
         metavar="artifact|parameters",
-        help="What the target counts: bytes of the file, or the paper's number of parameters.",
+        help="Whether the target is a ratio of file bytes, or of the paper's number of parameters.",
     ),
 ]
 Architecture = Annotated[
@@ -69,7 +69,7 @@ Architecture = Annotated[
         "--arch",
         metavar="SPEC",
         help="The network: torchvision/resnet18, timm/NAME, models.py:callable or package.module:callable."
-        " Default: found by the names and shapes of the tensors.",
+        " Default: looked up by the names and shapes of the tensors.",
     ),
 ]
 Key = Annotated[
@@ -77,8 +77,8 @@ Key = Annotated[
     typer.Option(
         "--key",
         metavar="NAME|PREFIX.",
-        help="Which network of a checkpoint that holds several: an entry, such as g_ema, or a prefix of names, such as"
-        " ema_model.",
+        help="The network to take from a checkpoint with several: an entry, such as g_ema, or a prefix of names, such"
+        " as ema_model.",
     ),
 ]
 Task = Annotated[
@@ -86,8 +86,8 @@ Task = Annotated[
     typer.Option(
         "--task",
         metavar="classifier|other",
-        help="Whether the network tells classes apart; lost points are predicted only then. Default: found out by"
-        " labels, the index of architectures, and outputs.",
+        help="Whether the network is a classifier; lost accuracy is predicted for classifiers only. Default: inferred"
+        " from labels, the index of architectures, and outputs.",
     ),
 ]
 Data = Annotated[
@@ -95,7 +95,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="Inputs to train on, or without `--epochs` a few hundred to calibrate on, no labels needed then:"
+        help="Labelled inputs to train on; without `--epochs` a few hundred inputs to calibrate on, labels optional:"
         " digits:train, npz:FILE, imagefolder:DIR or torchvision/CIFAR10/train:ROOT.",
     ),
 ]
@@ -104,8 +104,8 @@ ValData = Annotated[
     typer.Option(
         "--val-data",
         metavar="SPEC",
-        help="Labelled data that training chooses on (default: a part of `--data`) and `--max-drop` is measured on;"
-        " take data that did not train the checkpoint.",
+        help="Labelled validation data for training (default: a part of `--data`) and for `--max-drop`. Use data that"
+        " the checkpoint was not trained on.",
     ),
 ]
 Epochs = Annotated[
@@ -114,7 +114,7 @@ Epochs = Annotated[
         "--epochs",
         metavar="N",
         parser=whole_number,
-        help="Passes over `--data` to train for; 0: calibrate only. Default: the recipe's, 0 in most.",
+        help="Number of training epochs over `--data`; 0: calibrate only. Default: from the recipe, mostly 0.",
     ),
 ]
 EvalData = Annotated[
@@ -133,16 +133,15 @@ Settings = Annotated[
 ]
 Json = Annotated[
     str | None,
-    typer.Option("--json", metavar="PATH|-", help="Write the result as JSON; - puts it alone on stdout."),
+    typer.Option("--json", metavar="PATH|-", help="Write the report as JSON; -: to stdout, in place of the table."),
 ]
-Html = Annotated[
-    str | None, typer.Option("--html", metavar="FILE", help="Write the report as a page, for any browser.")
-]
+Html = Annotated[str | None, typer.Option("--html", metavar="FILE", help="Write the report as an HTML page.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", parser=whole_number, help="Seed of the posterior draws.")]
 Restart = Annotated[
     bool,
     typer.Option(
-        "--restart", help="Train from the beginning, where the same command would go on after the last finished epoch."
+        "--restart",
+        help="Train from the beginning. Default: continue an interrupted run after its last epoch.",
     ),
 ]
 Device = Annotated[
@@ -150,7 +149,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Where networks are trained and evaluated: auto, cpu, cuda, ... All the rest runs on the CPU.",
+        help="Device to train and evaluate networks on: auto, cpu, cuda, ... Everything else runs on the CPU.",
     ),
 ]
 Samples = Annotated[
@@ -159,27 +158,33 @@ Samples = Annotated[
         "--samples",
         metavar="N",
         parser=whole_number,
-        help="Posterior draws whose probabilities are averaged.",
+        help="Number of posterior draws to average probabilities over.",
     ),
 ]
 Mean = Annotated[
     str | None,
-    typer.Option("--mean", metavar="R,G,B", help="Preprocessing: mean by channel, in units of 0 to 1."),
+    typer.Option("--mean", metavar="R,G,B", help="Preprocessing: mean of each channel, for values in 0 to 1."),
 ]
-Std = Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Preprocessing: deviation by channel.")]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", help="Preprocessing: standard deviation of each channel.")
+]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", metavar="N", parser=whole_number, help="Preprocessing: height and width."),
+    typer.Option(
+        "--image-size", metavar="N", parser=whole_number, help="Preprocessing: height and width of the images."
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Every layer in the tables; the traceback of a bug.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress on stderr.")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", help="Show every layer in the tables, and the traceback of a bug.")
+]
 
 
 def parse_ratio(text: str | None) -> float | None:
     """Read `50`, `50x` or `2%` (of the size, hence 50).
 
     Raises:
-        GbnnError: Anything else.
+        GbnnError: The text is anything else.
     """
     if text is None:
         return None
@@ -198,7 +203,7 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
     """Read `key=value` pairs.
 
     Raises:
-        GbnnError: One without `=`.
+        GbnnError: A pair has no `=`.
     """
     pairs = [(text, *text.partition("=")) for text in settings or []]
     for text, key, separator, _ in pairs:
@@ -210,11 +215,11 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
 def idle(
     *, any_data: bool, trained: bool, mean: str | None, std: str | None, image_size: int | None, restart: bool
 ) -> list[str]:
-    """A line on options that do nothing without others.
+    """Warnings on options that are ignored without others.
 
     Args:
-        any_data: Whether there are data of any kind.
-        trained: Whether there are epochs.
+        any_data: Whether data of any kind are given.
+        trained: Whether the run trains.
         mean: `--mean` as given.
         std: `--std` as given.
         image_size: `--image-size` as given.
@@ -224,9 +229,9 @@ def idle(
     given = [f"`{option}`" for option, value in preprocessing.items() if value is not None]
     lines = []
     if given and not any_data:
-        lines.append(f"{', '.join(given)}: of no use without `--data`, `--val-data` or `--eval-data`")
+        lines.append(f"{', '.join(given)}: ignored without `--data`, `--val-data` or `--eval-data`")
     if restart and not trained:
-        lines.append("`--restart`: of no use without `--epochs`")
+        lines.append("`--restart`: ignored without `--epochs`")
     return lines
 
 
@@ -239,10 +244,10 @@ def parse_evaluation(
     image_size: int | None,
     device: str,
 ) -> "Evaluation | None":
-    """What to evaluate on, or None without data; the preprocessing is checked in both cases.
+    """The evaluation settings, or None without data; the preprocessing is checked in both cases.
 
     Raises:
-        GbnnError: `--mean` or `--std` are no numbers, or there is no such device.
+        GbnnError: `--mean` or `--std` are not numbers, or the device does not exist.
     """
     from gbnn_compress.data.preprocessing import parse_numbers
     from gbnn_compress.predict.bench import Evaluation, device_named

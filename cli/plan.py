@@ -1,10 +1,10 @@
-"""`gbnn-compress plan`: what compressing would give."""
+"""`gbnn-compress plan`: predicted size and damage."""
 
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,14 +14,16 @@ from gbnn_compress_cli import console, options
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from gbnn_compress.report.schema import PlannedRate, PlanReport, TensorEntry
+
 REACHED = 0.995
-"""A predicted ratio below this share of the wanted one counts as out of reach."""
+"""A target is out of reach if the predicted ratio is below this fraction of it."""
 
 DAMAGE, LAYERS = ("accuracy lost", "predictions unchanged"), ("relative error of the layers",)
-"""Columns of what is predicted, with and without knowing that there is a classifier."""
+"""Columns of the predictions for classifiers, and for other or unknown networks."""
 
 SOLVES = 4
-"""Searches for a codebook that `compress` makes, about: one for the safe ratio, the others for the target."""
+"""Approximate number of codebook searches in `compress`: one for the safe ratio, the others for the target."""
 
 
 def command(
@@ -53,8 +55,8 @@ def command(
 ) -> int:
     """Predict size and damage; writes nothing.
 
-    Takes the options of `compress`, so that a line can be tried before it is run, and refuses what `compress` would
-    refuse at once. Ratios are of file bytes, and the damage is predicted, whatever data there are, before any training.
+    Takes the options of `compress` and checks them in the same way. Ratios are ratios of file bytes. The damage is
+    predicted, also with data, and is that without training.
     """
     reading = partial(
         options.parse_evaluation, samples=samples, mean=mean, std=std, image_size=image_size, device=device
@@ -93,9 +95,7 @@ def command(
     return 0
 
 
-def _view(
-    plan: dict[str, Any], *, max_drop: float | None, arch: str | None, verbose: bool
-) -> Iterator["RenderableType"]:
+def _view(plan: "PlanReport", *, max_drop: float | None, arch: str | None, verbose: bool) -> Iterator["RenderableType"]:
     from gbnn_compress_cli import tables
 
     wanted, trained, has_forecast = plan["target_ratio"], bool(plan["epochs"]), plan["safe_ratio"] is not None
@@ -117,7 +117,7 @@ def _view(
     )
     if not all(map(_reached, rates)):
         smallest = max(rates, key=lambda rate: rate["ratio"])
-        yield f"no file is predicted below {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
+        yield f"smallest predicted file: {words.size(smallest['bytes'])}, {words.times(smallest['ratio'])}"
     yield ""
     source = "predicted with data" if plan["with_data"] else "predicted without data"
     if has_forecast:
@@ -141,7 +141,7 @@ def _view(
         )
 
 
-def _tensor_facts(tensors: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+def _tensor_facts(tensors: list["TensorEntry"]) -> Iterator[tuple[str, str]]:
     counts = Counter(tensor["kind"] for tensor in tensors)
     weights: Counter[str] = Counter()
     for tensor in tensors:
@@ -149,24 +149,24 @@ def _tensor_facts(tensors: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
     dtypes = ", ".join(sorted({tensor["dtype"] for tensor in tensors if tensor["kind"] == "shared"}))
     yield "tensors", f"{len(tensors)}, shared ones {dtypes}"
     meanings = {
-        "shared": "weights that will share components",
+        "shared": "weights that share components",
         "unshared": "values coded one by one (biases, norms)",
         "raw": "values kept bit for bit (counters, masks)",
-        "tied": "values that repeat another tensor, stored once",
+        "tied": "values that repeat another tensor and are stored once",
     }
     for kind, meaning in meanings.items():
         if counts[kind]:
             yield kind, f"{counts[kind]} with {weights[kind]:,} {meaning}"
 
 
-def _reached(rate: dict[str, Any]) -> bool:
+def _reached(rate: "PlannedRate") -> bool:
     return bool(rate["ratio"] >= REACHED * rate["target_ratio"])
 
 
-def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
-    remark = "" if rate["target_ratio"] != wanted else "<- asked for"
+def _row(rate: "PlannedRate", *, wanted: float | None) -> tuple[str, ...]:
+    remark = "" if rate["target_ratio"] != wanted else "<- target"
     if not _reached(rate):
-        remark = "<- asked for, out of reach"
+        remark = "<- target, out of reach"
     damage = [words.decimals(rate["relative_error"])]
     if rate["drop"] is not None:
         damage = [f"{words.points(rate['drop'])} points", words.percent(rate["agreement"])]
@@ -174,19 +174,19 @@ def _row(rate: dict[str, Any], *, wanted: float | None) -> tuple[str, ...]:
     return (words.times(rate["target_ratio"]), size, components, *damage, remark)
 
 
-def _within(rates: list[dict[str, Any]], max_drop: float) -> str:
+def _within(rates: list["PlannedRate"], max_drop: float) -> str:
     most = words.counted_points(max_drop)
     fitting = [rate["ratio"] for rate in rates if rate["drop"] <= max_drop]
     if not fitting:
-        return f"none of these ratios is predicted to lose at most {most}"
-    return f"of these, {words.times(max(fitting))} is the largest predicted to lose at most {most}"
+        return f"each of these ratios is predicted to lose more than {most}"
+    return f"{words.times(max(fitting))} is the largest of these ratios that is predicted to lose at most {most}"
 
 
-def _seconds(plan: dict[str, Any]) -> str:
+def _seconds(plan: "PlanReport") -> str:
     timings = plan["timings"]
     solves = len(plan["rates"]) + 1
     return words.seconds(timings["read"] + timings["fit"] + SOLVES * timings["merge"] / solves)
 
 
-def _becomes(tensor: dict[str, Any]) -> str:
+def _becomes(tensor: "TensorEntry") -> str:
     return f"tied to {tensor['tied_to']}" if tensor["tied_to"] else tensor["kind"]

@@ -33,7 +33,7 @@ def ls() -> int:
 
 @app.command("show")
 def show(name: Name) -> int:
-    """Print what a recipe is for, and every value of it with what it means, as YAML."""
+    """Print the purpose of a recipe, and all of its values with their meaning, as YAML."""
     from gbnn_compress.recipe import heading, recipe_text, resolve
 
     about = heading(recipe_text(name))
@@ -44,9 +44,9 @@ def show(name: Name) -> int:
 @app.command("cp")
 def cp(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to put it; not overwritten.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="The file to write; it must not exist.")],
 ) -> int:
-    """Copy a shipped recipe to a file, to edit."""
+    """Copy a shipped recipe to a file for editing."""
     from gbnn_compress.files import write_atomically
     from gbnn_compress.recipe import shipped_recipes
 
@@ -62,7 +62,7 @@ def cp(
 
 @app.command("validate")
 def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML file.")]) -> int:
-    """Check a recipe; exit code 2 says that it is wrong, and the line how."""
+    """Check a recipe; exit code 2 and one line if it is invalid."""
     from gbnn_compress.recipe import read_recipe, resolve
 
     resolve(file)
@@ -72,7 +72,7 @@ def validate(file: Annotated[str, typer.Argument(metavar="FILE", help="A YAML fi
 
 
 def _entries(recipe: "BaseModel", indent: str = "") -> "Iterator[str]":
-    """Every key with what it means, groups of keys indented."""
+    """Every key with its meaning, groups of keys indented."""
     from pydantic import BaseModel
 
     for key, field in type(recipe).model_fields.items():

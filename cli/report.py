@@ -1,4 +1,4 @@
-"""`gbnn-compress report`: where every byte of an artifact went."""
+"""`gbnn-compress report`: the bytes of each part of an artifact."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ def command(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
-    """Show where every byte of an artifact went."""
+    """Show the bytes of each part of an artifact, and its predicted or measured damage."""
     console.check_json_target(json, the_artifact=artifact, the_page=html)
     name = words.name_of(artifact)
     with console.progress(quiet=quiet) as tell:

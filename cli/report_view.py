@@ -1,8 +1,8 @@
-"""The report as a person reads it."""
+"""The report as tables."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.report import statements, words
 from gbnn_compress_cli import tables
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from gbnn_compress.report.schema import EvaluationEntry, LayerEntry, Report
+
 LAYERS_SHOWN = 5
 
 
 def report_view(
-    report: dict[str, Any],
+    report: Report,
     *,
     name: str,
     arch: str | None = None,
@@ -25,10 +27,10 @@ def report_view(
     """Headline, ratios, damage, bytes, layers, metrics.
 
     Args:
-        report: Schema 1; paths and timings are shown where it has them.
-        name: What the headline is about.
+        report: The report; paths and timings are shown if it has them.
+        name: Subject of the headline.
         arch: The architecture that the user named.
-        every_layer: All layers in the file's order instead of the worst few.
+        every_layer: Whether to show all layers in the file's order instead of the worst few.
     """
     met = report["target_met"]
     yield tables.line(_headline(report, name=name), "bold" if met else "bold red")
@@ -53,22 +55,22 @@ def report_view(
         yield tables.line(f"wrote {report['artifact']['path']} in {taken}", "bold")
 
 
-def _headline(report: dict[str, Any], *, name: str) -> str:
-    sizes = f"{words.size(statements.dense_bytes(report))} -> {words.size(report['artifact']['bytes'])}"
+def _headline(report: Report, *, name: str) -> str:
+    sizes = f"{words.size(report['floating_bytes'])} -> {words.size(report['artifact']['bytes'])}"
     return f"{name}   {sizes}   {words.times(report['ratio'])} smaller ({statements.verdict(report)})"
 
 
-def _sections(report: dict[str, Any]) -> RenderableType:
+def _sections(report: Report) -> RenderableType:
     total = report["artifact"]["bytes"]
     rows = [
         (name.replace("_", " "), f"{size:,}", words.percent(size / total), statements.SECTION_MEANINGS.get(name, ""))
         for name, size in [*report["sections"].items(), ("file", total)]
     ]
     styles = [*[""] * len(report["sections"]), "bold"]
-    return tables.table(("where the bytes went", "bytes", "share", "holds"), rows, styles=styles, left=(0, 3))
+    return tables.table(("where the bytes went", "bytes", "fraction", "holds"), rows, styles=styles, left=(0, 3))
 
 
-def _layers(layers: Sequence[dict[str, Any]], *, every_layer: bool) -> Iterator[RenderableType]:
+def _layers(layers: Sequence[LayerEntry], *, every_layer: bool) -> Iterator[RenderableType]:
     if every_layer or len(layers) <= LAYERS_SHOWN:
         yield _layer_table("layers", layers)
         return
@@ -77,13 +79,13 @@ def _layers(layers: Sequence[dict[str, Any]], *, every_layer: bool) -> Iterator[
     yield _layer_table("layers that lost most", _most(layers, "relative_rmse"))
 
 
-def _most(layers: Sequence[dict[str, Any]], key: str) -> list[dict[str, Any]]:
+def _most(layers: Sequence[LayerEntry], key: str) -> list[LayerEntry]:
     return sorted(layers, key=lambda layer: -layer[key])[:LAYERS_SHOWN]
 
 
-def _layer_table(title: str, layers: Sequence[dict[str, Any]]) -> RenderableType:
+def _layer_table(title: str, layers: Sequence[LayerEntry]) -> RenderableType:
     return tables.table(
-        (title, "shape", "bytes", "bits a weight", "relative RMSE"),
+        (title, "shape", "bytes", "bits per weight", "relative RMSE"),
         [
             (
                 tables.short(layer["name"]),
@@ -97,7 +99,7 @@ def _layer_table(title: str, layers: Sequence[dict[str, Any]]) -> RenderableType
     )
 
 
-def _evaluation(evaluation: dict[str, Any]) -> RenderableType:
+def _evaluation(evaluation: EvaluationEntry) -> RenderableType:
     rows = [
         ("before", evaluation["before"]),
         (f"after, {evaluation['samples']} posterior draws", evaluation["after"]),

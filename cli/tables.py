@@ -1,4 +1,4 @@
-"""Tables without lines, as readable in a pipe as on a terminal."""
+"""Tables without lines, readable in a pipe and on a terminal."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ COVERAGE = "coverage_at_5_percent_risk"
 NAME_WIDTH = 36
 
 GAP = 3
-"""Blanks between columns."""
+"""Spaces between columns."""
 
 SPLIT_BEYOND = 20
-"""Longer words, such as names of tensors and files, may go on in a second line of their column."""
+"""Longer words, such as names of tensors and files, may be split over two lines."""
 
 SEVERE, SERIOUS = 10.0, 2.0
-"""Accuracy points lost from which a row is red, or yellow."""
+"""Accuracy points lost above which a row is red, or yellow."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A table, or where its columns would be cut or split within words, each row as a paragraph.
+    """A table; on terminals too narrow for its words, each row is a paragraph.
 
     Attributes:
-        titles: Of the columns.
-        rows: Cells as strings; the first names the row.
-        styles: One a row.
-        left: Positions of the columns of words.
+        titles: Titles of the columns.
+        rows: Cells; the first is the name of the row.
+        styles: One per row.
+        left: Positions of the columns that are aligned left.
     """
 
     titles: tuple[str, ...]
@@ -54,7 +54,7 @@ class Rows:
             yield from self._paragraphs()
 
     def _least_width(self) -> int:
-        """Of the columns side by side, where numbers stay whole, and words but the longest."""
+        """Width of the columns side by side, with numbers and words up to SPLIT_BEYOND not split."""
         columns = zip(self.titles, *self.rows, strict=True)
         return sum(self._least_of(i, cells) + GAP for i, cells in enumerate(columns)) - GAP
 
@@ -88,20 +88,20 @@ def table(
     styles: Sequence[str] | None = None,
     left: Collection[int] = (0,),
 ) -> Rows:
-    """Names to the left, numbers to the right.
+    """A table with names aligned left and numbers aligned right.
 
     Args:
-        titles: Of the columns.
-        rows: Cells as strings.
-        styles: One a row.
-        left: Positions of the columns of words.
+        titles: Titles of the columns.
+        rows: Cells.
+        styles: One per row.
+        left: Positions of the columns that are aligned left.
     """
     cells = tuple(tuple(map(printable, row)) for row in rows)
     return Rows(tuple(titles), cells, tuple(styles or [""] * len(cells)), frozenset(left))
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> Table:
-    """Names and what they are, in two columns; long values wrap within theirs."""
+    """Names and values in two columns; long values wrap."""
     made = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), show_header=False)
     made.add_column(style="bold", no_wrap=True)
     made.add_column(overflow="fold")
@@ -111,7 +111,7 @@ def facts(pairs: Iterable[tuple[str, str]]) -> Table:
 
 
 def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
-    """Accuracy, NLL, ECE and Brier score, and adaptive ECE and coverage where there are any; one row a network."""
+    """The measures that all networks have; one row per network."""
     networks = list(rows)
     shown = [key for key in words.MEASURES if all(key in values for _, values in networks)]
     return table(
@@ -121,7 +121,7 @@ def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
 
 
 def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
-    """AUROC and FPR95, one row a score."""
+    """AUROC and FPR95, one row per score."""
     return table(
         (title, "AUROC", "FPR95"),
         [(name, words.decimals(values["auroc"]), words.percent(values["fpr95"])) for name, values in rows],
@@ -129,7 +129,7 @@ def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows
 
 
 def style_of(drop: float | None) -> str:
-    """Colour of so many accuracy points lost; none where that is not known."""
+    """Style for a number of accuracy points lost; empty for None."""
     if drop is None:
         return ""
     return "bold red" if drop > SEVERE else "yellow" if drop > SERIOUS else ""
@@ -141,7 +141,7 @@ def line(text: str, style: str = "") -> Text:
 
 
 def short(name: str) -> str:
-    """A tensor's name at no more than NAME_WIDTH characters; its end tells most."""
+    """The end of a tensor's name, at most NAME_WIDTH characters."""
     return name if len(name) <= NAME_WIDTH else f"...{name[3 - NAME_WIDTH :]}"
 
 

@@ -1,13 +1,12 @@
-"""From the words of the command line to a command, and from what went wrong there to one line."""
+"""Routing of the command line to a command, and one line for each usage error."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.errors import GbnnError
+from gbnn_compress.errors import GbnnError, did_you_mean, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,14 +16,14 @@ GLOBAL_OPTIONS = ("--help", "-h", "--version")
 
 
 def route(words: Sequence[str], commands: Mapping[str, Any]) -> list[str]:
-    """Put the command first, and `compress` where none is named.
+    """Put the command first; without one, `compress`.
 
     Args:
         words: The command line without the program.
         commands: The commands by name, with their parameters (`params`).
 
     Raises:
-        GbnnError: The first argument is neither a command nor like a file.
+        GbnnError: The first argument is neither a command nor similar to a file name.
     """
     if not words:
         return ["--help"]
@@ -58,7 +57,7 @@ def describe(error: Any) -> str:
     """One line for a usage error of the command-line parser.
 
     Args:
-        error: With `format_message()` and mostly `ctx`, as click's and typer's exceptions have.
+        error: An exception of click or typer, with `format_message()` and usually `ctx`.
     """
     context: Any = getattr(error, "ctx", None)
     parameter: Any = getattr(error, "param", None)
@@ -66,7 +65,7 @@ def describe(error: Any) -> str:
     text = " ".join(error.format_message().split())
     if type(error).__name__ == "NoSuchOption":
         known = _names(context.command.params) if context is not None else []
-        message = f"unknown option `{error.option_name}`{_nearest_option(error.option_name, known)}"
+        message = f"unknown option `{error.option_name}`{did_you_mean(_nearest_option(error.option_name, known))}"
     elif type(error).__name__ == "MissingParameter" and parameter is not None:
         option = f"{parameter.opts[0]} " if parameter.param_type_name == "option" else ""
         message = f"missing {parameter.param_type_name} `{option}{parameter.metavar}`"
@@ -75,7 +74,7 @@ def describe(error: Any) -> str:
     elif match := re.match(r"Got unexpected extra arguments?(?:\(s\))? \((.*)\)", text):
         message = f"unexpected argument `{match[1]}`"
     elif match := re.match(r"No such command '(.*?)'", text):
-        message = f"unknown command `{match[1]}`{nearest(match[1], context.command.commands)}"
+        message = f"unknown command `{match[1]}`{did_you_mean(nearest(match[1], context.command.commands))}"
     elif text.startswith("Missing command"):
         message = f"missing command: expected one of {', '.join(context.command.commands)}"
     else:
@@ -84,17 +83,10 @@ def describe(error: Any) -> str:
     return f"{message}; see `{path} --help`"
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` (did you mean ...?)`, or nothing."""
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean `{matches[0]}`?)" if matches else ""
-
-
-def _nearest_option(option: str, known: Iterable[str]) -> str:
-    """The same for options, whose dashes are no likeness."""
-    long = [name.removeprefix("--") for name in known if name.startswith("--")]
-    matches = difflib.get_close_matches(option.lstrip("-"), long, n=1)
-    return f" (did you mean `--{matches[0]}`?)" if matches else ""
+def _nearest_option(option: str, known: Iterable[str]) -> str | None:
+    """The known long option most like a given one; their dashes are not compared."""
+    match = nearest(option.lstrip("-"), (name.removeprefix("--") for name in known if name.startswith("--")))
+    return match and f"--{match}"
 
 
 def _require_file_like(word: str, commands: Iterable[str]) -> None:
@@ -102,7 +94,8 @@ def _require_file_like(word: str, commands: Iterable[str]) -> None:
     if path.suffix or len(path.parts) > 1 or word.endswith("/") or path.exists():
         return
     names = list(commands)
-    raise GbnnError(f"`{word}` is neither a command nor a file{nearest(word, names)}; commands: {', '.join(names)}")
+    hint = did_you_mean(nearest(word, names))
+    raise GbnnError(f"`{word}` is neither a command nor a file{hint}; commands: {', '.join(names)}")
 
 
 def _options_with_value(commands: Mapping[str, Any]) -> set[str]:

@@ -1,4 +1,12 @@
-"""What can go wrong, as exceptions whose message is the one line a user reads."""
+"""What can go wrong, as exceptions whose message is the one line a user reads, and phrases of such messages."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LARGEST_SEED = (1 << 32) - 1
 
@@ -34,6 +42,23 @@ class OutputError(GbnnError):
 def one_line(error: Exception) -> str:
     """An exception of another library, short enough for the brackets of a message."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def listed(names: Iterable[object], *, most: int = 5, quote: str = "`") -> str:
+    """The first few names, in backticks unless `quote` is empty, and how many more there are."""
+    quoted = [f"{quote}{name}{quote}" for name in names]
+    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
+    return ", ".join(quoted[:most]) + more
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word most like a given one, or None."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def did_you_mean(suggestion: str | None) -> str:
+    """` (did you mean ...?)`, or nothing without a suggestion."""
+    return f" (did you mean `{suggestion}`?)" if suggestion else ""
 
 
 def require_seed(seed: int | None, *, option: str = "--seed") -> None:

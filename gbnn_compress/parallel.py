@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,16 @@ Result = TypeVar("Result")
 WORTHWHILE = 1 << 22
 """Weights from which threads gain more than they cost."""
 
+STARTED_TOGETHER = "TORCHELASTIC_RUN_ID"
+"""Set by `torchrun`, and so by `accelerate launch`; other variables of theirs are also set where no group is meant."""
+
 MOST_THREADS = 4
 """Each works on a tensor of its own, and has as much memory in use."""
+
+
+def rank() -> int:
+    """Which of the processes that `torchrun` started together this one is, from 0; 0 for a process of its own."""
+    return int(os.environ["RANK"]) if STARTED_TOGETHER in os.environ else 0
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weights: int) -> Iterator[Result]:

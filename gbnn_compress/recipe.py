@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import itertools
 import reprlib
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gbnn_compress.errors import RecipeError
+from gbnn_compress.errors import RecipeError, did_you_mean, nearest
 
 MOST_BYTES = 1 << 14
 """Of a recipe's file."""
@@ -238,8 +237,8 @@ def recipe_text(recipe: str | Path) -> str:
         return shipped[str(recipe)]
     if path.is_file():
         return _read_text(path)
-    near = _nearest(str(recipe), shipped)
-    raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{near}")
+    hint = did_you_mean(nearest(str(recipe), shipped))
+    raise RecipeError(f"unknown recipe `{recipe}`: expected a YAML file or one of {', '.join(shipped)}{hint}")
 
 
 def heading(text: str) -> str:
@@ -319,11 +318,5 @@ def _check_keys(values: Mapping[str, Any], known: Mapping[str, Any], *, where: s
     for key in values:
         if key not in known:
             word = key if isinstance(key, str) else _shown(key)
-            raise RecipeError(
-                f"{where}: unknown key `{group}{_short(word)}`{_nearest(word, known)}; known keys: {', '.join(known)}"
-            )
-
-
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean `{near[0]}`?)" if near else ""
+            hint, listing = did_you_mean(nearest(word, known)), ", ".join(known)
+            raise RecipeError(f"{where}: unknown key `{group}{_short(word)}`{hint}; known keys: {listing}")

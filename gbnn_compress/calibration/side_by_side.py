@@ -17,9 +17,7 @@ import torch
 from gbnn_compress.calibration.feedback import Alphabet, assign_with_feedback
 from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
 from gbnn_compress.calibration.survey import column_blocks, covariance, normaliser, trusted
-
-VARIANCE_RANGE = (0.3, 1.5)
-"""Range of the factor that corrects a variance; outside it, the filter is lost anyway."""
+from gbnn_compress.rate.recentre import VARIANCE_RANGE
 
 
 @dataclass(frozen=True)

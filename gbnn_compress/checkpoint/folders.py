@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.checkpoint.layouts import listed
 from gbnn_compress.checkpoint.opening import SAFETENSORS_SUFFIXES, TORCH_SUFFIXES
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

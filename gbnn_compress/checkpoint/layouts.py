@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.opening import RESAVE
 from gbnn_compress.data.names import bare
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -44,16 +44,8 @@ NEARLY_ALL = 0.9
 SMALL = 10
 """A state dict of so many times fewer weights is no second network."""
 
-MAX_NAMED = 5
 MAX_LEFT = 12
 MAX_DEPTH = 32
-
-
-def listed(names: Iterable[object], *, most: int = MAX_NAMED) -> str:
-    """Names the first few in backticks."""
-    quoted = [f"`{name}`" for name in names]
-    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
-    return ", ".join(quoted[:most]) + more
 
 
 def choose_network(loaded: object, *, key: str | None) -> tuple[Entries, Notes]:
@@ -125,7 +117,7 @@ def _choose(mapping: Entries) -> Any:
         CheckpointError: Several do.
     """
     nested = [key for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
-    loose = {name: value for name, value in mapping.items() if isinstance(name, str) and _is_tensor(value)}
+    loose = named_tensors(mapping)
     networks = [key for key in nested if _n_weights(mapping[key])[1]]
     if not networks and not _n_weights(loose)[1]:
         networks = nested  # nothing has a weight matrix, and whatever has tensors is as good
@@ -175,37 +167,54 @@ def _goes_with(chosen: Entries, other: Entries) -> bool:
 
 
 def _matrix_shapes(value: Entries) -> Counter[Shape]:
-    tensors = (tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor))
+    tensors = (tensor for tensor in _tensors_in(value) if _is_plain(tensor))
     return Counter(tuple(tensor.shape) for tensor in tensors if tensor.numel() > max((1, *tensor.shape)))
 
 
-def _is_tensor(value: object) -> bool:
-    """Tells a tensor of any kind."""
+def is_tensor(value: object) -> bool:
+    """Whether a value is a tensor of any kind."""
     import torch
 
     return isinstance(value, torch.Tensor)
 
 
-def _tensors_in(value: object, seen: set[int], *, depth: int = 0) -> Iterator[torch.Tensor]:
-    """Named tensors of a nested mapping at any bearable depth; looks into none twice."""
+def mappings_in(value: object, *, named: bool) -> Iterator[Entries]:
+    """A nested mapping and all within it at most MAX_DEPTH deep, outermost first, each once.
+
+    Args:
+        value: Whatever a file holds.
+        named: Whether to look only into entries whose keys are text.
+    """
+    return _mappings_in(value, set(), named=named, depth=0)
+
+
+def _mappings_in(value: object, seen: set[int], *, named: bool, depth: int) -> Iterator[Entries]:
     if not isinstance(value, Mapping) or id(value) in seen or depth > MAX_DEPTH:
         return
     seen.add(id(value))
+    yield value
     for name, item in value.items():
-        if isinstance(name, str):
-            if _is_tensor(item):
-                yield item
-            else:
-                yield from _tensors_in(item, seen, depth=depth + 1)
+        if isinstance(name, str) or not named:
+            yield from _mappings_in(item, seen, named=named, depth=depth + 1)
+
+
+def named_tensors(mapping: Entries) -> dict[str, torch.Tensor]:
+    """The tensors of a mapping whose keys are text."""
+    return {name: value for name, value in mapping.items() if isinstance(name, str) and is_tensor(value)}
+
+
+def _tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Named tensors of a nested mapping."""
+    return (tensor for mapping in mappings_in(value, named=True) for tensor in named_tensors(mapping).values())
 
 
 def _has_tensors(value: object) -> bool:
-    return _is_tensor(value) or any(True for _ in _tensors_in(value, set()))
+    return is_tensor(value) or any(True for _ in _tensors_in(value))
 
 
 def _n_weights(value: Entries) -> tuple[int, int]:
     """How many tensors a mapping has, scalars left out, and how many values in those that are more than a vector."""
-    tensors = [tensor for tensor in _tensors_in(value, set()) if _is_plain(tensor) and tensor.numel() > 1]
+    tensors = [tensor for tensor in _tensors_in(value) if _is_plain(tensor) and tensor.numel() > 1]
     return len(tensors), sum(tensor.numel() for tensor in tensors if tensor.numel() > max(tensor.shape))
 
 
@@ -217,8 +226,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def _keys(mapping: Entries) -> list[str]:
     """What `--key` may name: entries with tensors, dotted, or else prefixes of names."""
     entries = [str(key) for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
-    names = [name for name, value in mapping.items() if isinstance(name, str) and _is_tensor(value)]
-    prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in names if "." in name)
+    prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in named_tensors(mapping) if "." in name)
     if not entries and not prefixes and len(mapping) == 1:
         return _keys(_require_mapping(next(iter(mapping.values()))))
     return [*entries, *prefixes]
@@ -239,7 +247,7 @@ def _find(mapping: Entries, key: str, *, depth: int = 0) -> tuple[Entries, Notes
             return found[0], (_took(f"the state dict under `{head}`", mapping, kept), *found[1])
     prefix = f"{plain}."
     names = [name for name in mapping if isinstance(name, str) and name.startswith(prefix) and name != prefix]
-    if not any(_is_tensor(mapping[name]) for name in names):
+    if not any(is_tensor(mapping[name]) for name in names):
         return None
     note = _took(f"the tensors under the prefix `{prefix}`", mapping, set(names))
     return {name.removeprefix(prefix): mapping[name] for name in names}, (note,)
@@ -251,7 +259,7 @@ def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
     They must have the same names and shapes of weight matrices, and nearly all of the weights: so towers, generators
     with discriminators, actors with critics and encoders with decoders pass.
     """
-    tensors = {n: t for n, t in entries.items() if isinstance(n, str) and _is_tensor(t) and _is_plain(t)}
+    tensors = {name: tensor for name, tensor in named_tensors(entries).items() if _is_plain(tensor)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.numel() > 1}
     lead = _common_prefix(shapes)
     groups: dict[str, dict[str, Shape]] = {}

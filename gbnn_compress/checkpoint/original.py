@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of
 from gbnn_compress.checkpoint.folders import parts_of
-from gbnn_compress.checkpoint.layouts import listed
+from gbnn_compress.checkpoint.layouts import mappings_in, named_tensors
 from gbnn_compress.checkpoint.opening import Opened, open_file
 from gbnn_compress.checkpoint.read import refuse
 from gbnn_compress.checkpoint.unread import Pickler
 from gbnn_compress.data.names import match_names
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     import torch
 
     Tensors = Mapping[str, torch.Tensor]
-
-MAX_DEPTH = 32
 
 
 def open_original(path: Path) -> tuple[Path, Opened]:
@@ -80,7 +78,7 @@ def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, tor
     """Name in the artifact -> the tensor of the original that it takes the place of."""
     closest: list[str] | None = None
     found: list[dict[str, torch.Tensor]] = []
-    for tensors in _state_dicts(loaded, set()):
+    for tensors in filter(None, map(named_tensors, mappings_in(loaded, named=False))):
         for read in [tensors] if exactly else _readings(tensors, weights):
             missing = [name for name in weights if name not in read or not _agree(read[name], weights[name])]
             if not missing:
@@ -105,20 +103,6 @@ def _distance(read: Tensors, weights: Tensors) -> float:
 
 def _agree(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     return tensor.shape == other.shape and tensor.dtype == other.dtype
-
-
-def _state_dicts(value: object, seen: set[int], *, depth: int = 0) -> Iterator[dict[str, torch.Tensor]]:
-    """Named tensors of every mapping in a nested value, outermost first."""
-    import torch
-
-    if not isinstance(value, Mapping) or id(value) in seen or depth > MAX_DEPTH:
-        return
-    seen.add(id(value))
-    tensors = {name: each for name, each in value.items() if isinstance(name, str) and isinstance(each, torch.Tensor)}
-    if tensors:
-        yield tensors
-    for each in value.values():
-        yield from _state_dicts(each, seen, depth=depth + 1)
 
 
 def _readings(tensors: Tensors, weights: Tensors) -> Iterator[dict[str, torch.Tensor]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, listed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,10 +43,9 @@ def check_not_quantised(entries: Mapping[object, object], tensors: Mapping[str, 
     packed = [str(name) for name in entries if str(name).endswith("_packed_params")]
     found = [(name, "torch's packed weights") for name in packed] or list(_codes(tensors))
     if found:
-        name, layout = found[0]
-        more = f" and {len(found) - 1} more tensors" if len(found) > 1 else ""
+        names, layout = listed((name for name, _ in found), most=1), found[0][1]
         raise CheckpointError(
-            f"holds quantised weights, `{name}`{more} ({layout}): dequantise first, or take the checkpoint from before"
+            f"holds quantised weights, {names} ({layout}): dequantise first, or take the checkpoint from before"
             " quantisation"
         )
 

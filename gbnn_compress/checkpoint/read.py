@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.folders import Parts, check_shard, parts_of
-from gbnn_compress.checkpoint.layouts import choose_network, listed
+from gbnn_compress.checkpoint.layouts import choose_network, named_tensors
 from gbnn_compress.checkpoint.opening import FREE_BYTES, RESAVE, Opened, misnamed, open_file
 from gbnn_compress.checkpoint.paged import PagedTensors
 from gbnn_compress.checkpoint.quantised import check_not_quantised
 from gbnn_compress.checkpoint.unread import Unread
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, listed
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def _load(parts: Parts) -> tuple[Any, list[Any], Notes]:
     pages = []
     for file in parts.files:
         opened = _open_shard(file)
-        held = {name for name, value in opened.loaded.items() if isinstance(name, str) and _is_tensor(value)}
-        check_shard(file, held - opened.tied, parts)
+        check_shard(file, named_tensors(opened.loaded).keys() - opened.tied, parts)
         tensors |= opened.loaded
         pages += [opened.pages] if opened.pages else []
     return tensors, pages, ()
@@ -124,16 +123,9 @@ def _blocks(file: Any) -> Iterator[bytes]:
         yield block
 
 
-def _is_tensor(value: object) -> bool:
-    """Tells a tensor of any kind."""
-    import torch
-
-    return isinstance(value, torch.Tensor)
-
-
 def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], Notes]:
     """Leaves out, with a note, whatever is no named tensor; refuses tensors that are not dense."""
-    tensors = {name: value for name, value in entries.items() if isinstance(name, str) and _is_tensor(value)}
+    tensors = named_tensors(entries)
     if not tensors:
         check_not_quantised(entries, {})
         raise CheckpointError(f"holds no tensors, expected a state dict: {RESAVE}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import sys
@@ -14,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.data.datasets import one_line
 from gbnn_compress.data.names import is_counter, match_names, rename
 from gbnn_compress.data.preprocessing import Preprocessing
-from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.errors import ArchitectureError, did_you_mean, listed, nearest
 from gbnn_compress.types import Fit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import torch
 
@@ -170,7 +169,7 @@ def _torchvision_name(spec: str) -> str:
     name = spec.removeprefix("torchvision/")
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ArchitectureError(f"torchvision has no classifier `{spec}`{_nearest(name, known)}")
+        raise ArchitectureError(f"torchvision has no classifier `{spec}`{did_you_mean(nearest(name, known))}")
     return name
 
 
@@ -204,7 +203,7 @@ def _timm_name(spec: str) -> str:
     name = spec.removeprefix("timm/")
     architecture, known = name.partition(".")[0], timm.list_models()
     if architecture not in known:
-        raise ArchitectureError(f"timm has no `{spec}`{_nearest(architecture, known)}")
+        raise ArchitectureError(f"timm has no `{spec}`{did_you_mean(nearest(architecture, known))}")
     return name
 
 
@@ -226,7 +225,7 @@ def _own_network(spec: str) -> object:
             lambda: _run_file(Path(source)) if is_file else importlib.import_module(source),
         )
         if not hasattr(module, attribute):
-            raise ArchitectureError(f"`{source}` has no `{attribute}`{_nearest(attribute, vars(module))}")
+            raise ArchitectureError(f"`{source}` has no `{attribute}`{did_you_mean(nearest(attribute, vars(module)))}")
         factory = getattr(module, attribute)
         if isinstance(factory, torch.nn.Module):
             return factory
@@ -277,13 +276,7 @@ def _attempt(what: str, action: Callable[[], Any]) -> Any:
         raise ArchitectureError(f"{what} ({one_line(error)})") from error
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean `{matches[0]}`?)" if matches else ""
-
-
 def _some(items: Sequence[str], heading: str) -> str:
     if not items:
         return ""
-    shown = ", ".join(items[:_N_NAMES_SHOWN]) + (", ..." if len(items) > _N_NAMES_SHOWN else "")
-    return f"{heading.format(len(items))} ({shown})"
+    return f"{heading.format(len(items))} ({listed(items, most=_N_NAMES_SHOWN, quote='')})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from gbnn_compress.data.image_files import SUFFIXES, FolderImages, images_below
 from gbnn_compress.data.preprocessing import Preprocessing, preprocess
-from gbnn_compress.errors import DataError, one_line
+from gbnn_compress.errors import DataError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -150,9 +150,9 @@ def _in_one_channel(images: Images) -> Images | None:
 def _unknown(spec: str) -> str:
     hint = ""
     if spec.endswith(".npz"):
-        hint = f" (did you mean `npz:{spec.rpartition(':')[2]}`?)"
+        hint = did_you_mean(f"npz:{spec.rpartition(':')[2]}")
     elif Path(spec).is_dir():
-        hint = f" (did you mean `imagefolder:{spec}`?)"
+        hint = did_you_mean(f"imagefolder:{spec}")
     return f"unknown data `{spec}`{hint}, expected one of {_FORMS}"
 
 

@@ -1,4 +1,4 @@
-"""Artifact <-> file: which bytes go into which section (docs/format.md)."""
+"""Artifact <-> file: the bytes of each section (docs/format.md)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gbnn_compress.format.vectors import EXACT, Vector, decode_vectors, dequanti
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
 REASON_LENGTH = 200
-"""Characters of a refusal that quotes the file."""
+"""Largest number of characters of an error that quotes the file."""
 
 
 def encode_artifact(
@@ -48,8 +48,8 @@ def encode_artifact(
         exponent: The grid.
         scales: float64 (T,), as `short_floats` gives them.
         relative_rmse: float64 (T,), error of each shared tensor.
-        maps: One a shared tensor, in order.
-        vectors: One an unshared tensor, in order.
+        maps: One per shared tensor, in order.
+        vectors: One per unshared tensor, in order.
         raw: Bytes of each raw tensor, in order.
         facts: Further JSON for the manifest; `checkpoint.sha256` is 64 hexadecimal digits.
         contexts: Whether ids may be coded by context.
@@ -72,7 +72,7 @@ def encode_artifact(
 
 
 def header_bytes(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> int:
-    """About the bytes that header and manifest will take, before anything is encoded."""
+    """The approximate size of header and manifest, before anything is encoded."""
     manifest = encode_manifest(tensors, facts)
     others = {"bank": b"b" * 200, "maps": b"m" * 100_000, "values": b"v" * 2000}
     split_bytes = 2 * 2  # lengths of the tables and of the vectors
@@ -84,10 +84,10 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
 
     Args:
         path: The file.
-        known: The maps that it must hold; they are then those of the artifact, not copies of them.
+        known: The maps that the file must hold; the artifact then refers to these instead of copies.
 
     Raises:
-        ArtifactError: The file is missing, foreign or damaged, or holds other maps.
+        ArtifactError: The file is missing, of another format or damaged, or holds other maps.
     """
     sections, size_bytes = container.unpack(path)
     with path.open("rb") as file:
@@ -106,7 +106,7 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
         RecursionError,
         zlib.error,
     ) as error:
-        # Checksums are right, so somebody wrote it so.
+        # The checksums are right, so the file was written like this.
         reason = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
         raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
@@ -161,7 +161,7 @@ def compress_raw(raw: Sequence[bytes]) -> bytes:
 
 
 def _joined(first: bytes, second: bytes) -> bytes:
-    """Two parts in one section: the length of the first, then both; empty when both are."""
+    """Two parts in one section: the length of the first, then both; empty if both are empty."""
     return write_length(len(first)) + first + second if first or second else b""
 
 
@@ -191,9 +191,9 @@ def _with_outliers(
 
 
 def _same(expected: np.ndarray, got: np.ndarray, *, info: TensorInfo) -> np.ndarray:
-    """What was expected, so that what was read can be let go; both are equal."""
+    """The expected array, after a check that the one read is equal, whose memory can then be freed."""
     if not np.array_equal(expected, got):
-        raise ArtifactError(f"ids or outliers of `{info.name}` did not survive the writing; try again")
+        raise ArtifactError(f"ids or outliers of `{info.name}` differ from those that were written; try again")
     return expected
 
 

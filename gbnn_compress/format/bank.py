@@ -9,10 +9,10 @@ from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, unz
 from gbnn_compress.types import Bank
 
 LOG_SIGMA_STEPS = 8
-"""Steps a nat in which log deviations are stored."""
+"""Log deviations are stored in steps of 1 / LOG_SIGMA_STEPS nat."""
 
 _LARGEST_LOG_SIGMA = 700.0
-"""Beyond it a deviation is no float64."""
+"""Larger log deviations overflow float64."""
 
 _EXPONENT_OFFSET = 2048
 
@@ -21,7 +21,7 @@ _FRACTION_BITS = 4
 _ONE = _EXPONENT_OFFSET << _FRACTION_BITS
 
 _LARGEST = ((1024 + _EXPONENT_OFFSET) << _FRACTION_BITS) - 1
-"""The last code of a float64 that is finite."""
+"""Largest code of a finite float64."""
 
 
 def short_float_codes(numbers: np.ndarray) -> np.ndarray:
@@ -46,9 +46,9 @@ def short_floats_bits(numbers: np.ndarray) -> int:
 
 
 def round_bank(bank: Bank, *, exponent: int) -> Bank:
-    """Put a bank on the grid that the file stores: means on multiples of 2 ^ exponent, deviations in 1/8 nat.
+    """Round a bank to the grid of the file: means to multiples of 2 ^ exponent, log deviations to 1/8 nat.
 
-    Components that fall on the same mean stay apart by one step.
+    Components that would round to the same mean are placed one step apart.
     """
     codes = np.rint(np.ldexp(bank.means, -exponent)).astype(np.int64)
     apart = np.arange(len(codes))

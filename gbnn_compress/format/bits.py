@@ -7,11 +7,11 @@ import numpy as np
 from gbnn_compress.errors import ArtifactError
 
 RICE_LIMIT = 6
-"""Quotients of Rice codes are unary up to here."""
+"""Quotients of Rice codes below this are unary."""
 
 
 class BitWriter:
-    """Collects unsigned integers of given widths and packs them into bytes."""
+    """Packs unsigned integers of given widths into bytes."""
 
     def __init__(self) -> None:
         self._values: list[np.ndarray] = []
@@ -60,7 +60,7 @@ class BitWriter:
 
 
 class BitReader:
-    """Reads back what a BitWriter wrote.
+    """Reads the bits that a BitWriter wrote.
 
     Raises:
         ArtifactError: A read goes past the end.
@@ -105,13 +105,13 @@ class BitReader:
         return RICE_LIMIT - 1 + (1 << extra) + self.read_int(width=extra)
 
     def _zeros(self) -> int:
-        """Zeros before the next one, which is passed too."""
+        """Number of zeros before the next one; moves past that one."""
         zeros = self._digits.find(b"1", self._position) - self._position
         self._taken(zeros + 1 if zeros >= 0 else len(self._bits) + 1)
         return zeros
 
     def _taken(self, count: int) -> slice:
-        """Where the next bits are, which are passed."""
+        """Positions of the next bits; moves past them."""
         start, self._position = self._position, self._position + count
         if self._position > len(self._bits):
             raise ArtifactError("damaged artifact: a bit string ends too early")
@@ -119,7 +119,7 @@ class BitReader:
 
 
 def write_length(number: int) -> bytes:
-    """An integer >= 0, 7 bits a byte, the lowest first; the top bit is set in all bytes but the last."""
+    """An integer >= 0, 7 bits per byte, the lowest first; the top bit is set in all bytes but the last."""
     head = bytearray()
     while number >= 128:
         head.append(number & 127 | 128)
@@ -170,7 +170,7 @@ def unzigzag(value: int) -> int:
 
 def _bit_length(values: np.ndarray) -> np.ndarray:
     """int64, bits needed for each positive integer below 2^63."""
-    # A float64 holds either half exactly, so that its exponent is right.
+    # A float64 holds each half exactly, so its exponent is exact.
     upper, lower = (
         np.frexp(half.astype(np.float64))[1] for half in (values >> np.uint64(32), values & np.uint64(2**32 - 1))
     )

@@ -1,6 +1,6 @@
-"""What a manifest may say: tensors that can be rebuilt, facts that can be reported, sizes that the file can answer for.
+"""Checks of a manifest: tensors that can be rebuilt, facts that can be reported, sizes in proportion to the file.
 
-Checksums protect from accidents only. Nothing is allocated by a number from a file before it has been looked at here.
+Checksums protect against accidents only. Every number from a file is checked here before memory is allocated by it.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ RAW_BYTES = {
     **dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8),
     "complex128": 16,
 }
-"""Dtypes that a raw tensor may have (a shareable one is raw when it is empty), and the bytes of a value."""
+"""Dtypes of raw tensors, and bytes per value. Empty tensors are raw at any dtype."""
 
 BITS = {"float16": 16, "bfloat16": 16, "float32": 32, "float64": 64}
 
 FREE_VALUES, VALUES_PER_BYTE = 1 << 26, 1 << 10
-"""A file of n bytes may hold FREE_VALUES + n * VALUES_PER_BYTE values: far more than any network that still works."""
+"""A file of n bytes may hold FREE_VALUES + n * VALUES_PER_BYTE values, far more than any useful network."""
 
 UNSHARED_COST = 16
-"""Values that an unshared one counts as: it is worked on as several float64 numbers."""
+"""Number of values that one unshared value counts as: decoding takes several float64 numbers for each."""
 
 MOST_DIMENSIONS = 32
 
 _FINITE = 1e300
-"""Numbers of a report are smaller."""
+"""Upper bound of the numbers in a report."""
 
 _LIBRARIES = ("torchvision/", "timm/")
-"""Architectures that a file may name: any other would run code of the file's choosing."""
+"""Prefixes of architectures that a file may name: any other could run arbitrary code."""
 
 
 def check_infos(infos: Sequence[TensorInfo]) -> None:
-    """Refuse tensors that `rebuild` could not build.
+    """Refuse tensors that `rebuild` cannot build.
 
     Raises:
-        ValueError: One of them.
+        ValueError: A tensor is invalid.
     """
     seen: set[str | None] = set()
     for info in infos:
@@ -54,32 +54,32 @@ def check_infos(infos: Sequence[TensorInfo]) -> None:
 
 
 def check_size(infos: Sequence[TensorInfo], *, n_components: int, size_bytes: int) -> None:
-    """Refuse a file that would unpack into out of all proportion.
+    """Refuse a file that would unpack into far more values than its size allows.
 
     Args:
         infos: Its tensors, checked.
-        n_components: K; each shared tensor has a table of them.
-        size_bytes: Of the file.
+        n_components: K; each shared tensor has a table with one entry per component.
+        size_bytes: Size of the file.
 
     Raises:
-        ArtifactError: It would.
+        ArtifactError: The file would unpack into too many values.
     """
     shared = [info for info in infos if info.kind == "shared"]
     values = sum(_cost(info) for info in infos)
     most = FREE_VALUES + VALUES_PER_BYTE * size_bytes
     if max(values, len(shared) * (n_components + 1)) > most:
         raise ArtifactError(
-            f"{size_bytes:,} bytes that unpack into {values:,} values and {len(shared):,} tables of {n_components:,} "
-            "components are no network; if you made the file, ask for a smaller ratio"
+            f"{size_bytes:,} bytes would unpack into {values:,} values and {len(shared):,} tables of {n_components:,} "
+            "components, too many for a network; if you made the file, choose a smaller ratio"
         )
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:
-    """Refuse facts that the report, a prediction or a posterior sample could not be made from.
+    """Refuse facts that do not suffice for the report, a prediction or a posterior sample.
 
     Raises:
-        LookupError: One is missing.
-        ValueError: One is not of its kind, or holds what is no text.
+        LookupError: A fact is missing.
+        ValueError: A fact has the wrong type, or text that is not valid Unicode.
     """
     json.dumps(facts, ensure_ascii=False).encode()  # refuses halves of surrogate pairs
     checkpoint, damage = facts["checkpoint"], facts["damage"]
@@ -104,7 +104,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
 
 
 def _check_target(facts: Mapping[str, Any]) -> None:
-    """A ratio, a drop or an error, the others are null."""
+    """Require exactly one of a ratio, a drop and an error."""
     targets = [facts["target_ratio"], facts["max_drop"], facts.get("max_error")]
     given = [target for target in targets if target is not None]
     if len(given) != 1:
@@ -132,9 +132,9 @@ def _check_optional(facts: Mapping[str, Any]) -> None:
 def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
     info.name.encode()  # refuses halves of surrogate pairs
     if info.name in seen:
-        raise ValueError(f"`{info.name}` is there twice")
+        raise ValueError(f"`{info.name}` occurs twice")
     if info.name == "__metadata__":
-        raise ValueError("a tensor is called `__metadata__`, which safetensors files have another use for")
+        raise ValueError("a tensor is named `__metadata__`, which safetensors files reserve")
     shape = list(info.shape)
     if len(shape) > MOST_DIMENSIONS or math.prod(max(size, 1) for size in shape) >= 1 << 48:
         raise ValueError(f"`{info.name}` has the shape {reprlib.repr(shape)}")
@@ -147,7 +147,7 @@ def _check_info(info: TensorInfo, seen: set[str | None]) -> None:
 
 
 def _cost(info: TensorInfo) -> int:
-    """Values, of which some weigh more."""
+    """Number of values, with unshared ones weighted by UNSHARED_COST."""
     return math.prod(info.shape) * (UNSHARED_COST if info.kind == "unshared" else 1)
 
 

@@ -1,4 +1,4 @@
-"""The file: a safetensors container of one tensor that holds the sections, verified when read."""
+"""The file: a safetensors container of one tensor that holds the sections, verified on reading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pack(sections: Mapping[str, bytes]) -> bytes:
     parts = [sections.get(name, b"") for name in SECTIONS]
     table = b"".join(write_length(len(part)) + (_checksum(part) if part else b"") for part in parts)
     data = np.frombuffer(b"".join([table, *parts]), dtype=np.uint8)
-    # One entry only: safetensors writes several in no fixed order.
+    # One tensor only: safetensors writes several in no fixed order.
     return safetensors.numpy.save({TENSOR: data}, metadata={FORMAT: VERSION})
 
 
@@ -38,7 +38,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
         The sections (missing ones empty), and the size of the file in bytes.
 
     Raises:
-        ArtifactError: The file is missing, foreign or damaged.
+        ArtifactError: The file is missing, of another format or damaged.
     """
     _check_file(path)
     try:
@@ -46,7 +46,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
             version = (handle.metadata() or {}).get(FORMAT)
             if version is None:
                 raise ArtifactError(
-                    f"`{path}` is not a gbnn-compress artifact but, by its header, some other safetensors file; "
+                    f"`{path}` is not a gbnn-compress artifact but another safetensors file; "
                     "compress it first: gbnn-compress FILE --target-ratio 8"
                 )
             if version != VERSION:
@@ -57,8 +57,8 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
             data = handle.get_tensor(TENSOR)
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
-            f"`{path}` is not a gbnn-compress artifact, or its header is damaged ({error}); a checkpoint is to be "
-            "compressed first: gbnn-compress FILE --target-ratio 8"
+            f"`{path}` is not a gbnn-compress artifact, or its header is damaged ({error}); compress a checkpoint "
+            "first: gbnn-compress FILE --target-ratio 8"
         ) from None
     if data.dtype != np.uint8 or data.ndim != 1:
         raise _damaged(path, ONE_TENSOR)
@@ -66,7 +66,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
 
 
 def _check_file(path: Path) -> None:
-    """Refuse what is no file, or has a header so long that it would take long to tell that it is none of ours."""
+    """Refuse a path that is no file, and a file with a header so long that reading it would take long."""
     try:
         if not path.is_file():
             kind = "a directory" if path.is_dir() else "no such file"
@@ -77,8 +77,8 @@ def _check_file(path: Path) -> None:
         raise ArtifactError(f"`{path}` cannot be read: {error.strerror or error}") from None
     if length > MOST_HEADER_BYTES:
         raise ArtifactError(
-            f"`{path}` is not a gbnn-compress artifact, or its header is damaged (it begins as no header of ours does);"
-            " a checkpoint is to be compressed first: gbnn-compress FILE --target-ratio 8"
+            f"`{path}` is not a gbnn-compress artifact, or its header is damaged (its header is too long);"
+            " compress a checkpoint first: gbnn-compress FILE --target-ratio 8"
         )
 
 
@@ -88,19 +88,19 @@ def _advice(version: str) -> str:
 
 
 def _sections(path: Path, data: memoryview) -> dict[str, bytes]:
-    """Cut the tensor's bytes into sections."""
+    """Split the tensor's bytes into sections."""
     lengths, checksums, position = [], [], 0
     for _ in SECTIONS:
         try:
             length, position = read_length(data, position)
         except ArtifactError as error:
-            raise _damaged(path, f"its header lists no sections ({error})") from None
+            raise _damaged(path, f"the table of sections is damaged ({error})") from None
         stop = position + (4 if length else 0)
         lengths.append(length)
         checksums.append(data[position:stop])
         position = stop
     if position + sum(lengths) != len(data):
-        raise _damaged(path, "the sections of its header do not add up to its size")
+        raise _damaged(path, "its sections do not add up to its size")
     sections = {}
     for name, length, checksum in zip(SECTIONS, lengths, checksums, strict=True):
         sections[name] = bytes(data[position : position + length])

@@ -1,11 +1,11 @@
-"""What the ids of a tensor say of its next ids: a scale and a prediction, in exact integers.
+"""Contexts of the ids of a tensor: a scale and a prediction from the ids before, in exact integers.
 
-A tensor (rows, columns, *kernel) is read tap by tap of its kernel, and each tap in a few parts that every row and every
-column has its share in. The magnitudes read so far tell how large the next weight is, by its row, its column and its
-kernel; the neighbours within its kernel tell around which value. Both together, rounded, are its *context*.
+A tensor (rows, columns, *kernel) is read tap by tap of its kernel, and each tap in a few parts, each with weights of
+all rows and columns. The magnitudes read so far predict the magnitude of the next weight by its row, column and
+kernel. The neighbours within its kernel predict its value. Both together, rounded, are its *context*.
 
-Writer and reader walk the same way (`walk`), and nothing in it is a floating-point result that two machines could
-disagree about.
+Writer and reader walk in the same order (`walk`). No step depends on a floating-point result that may differ between
+machines.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from itertools import pairwise
 import numpy as np
 
 VALUE_BITS = 24
-"""Magnitudes of components are integers below 2 ** VALUE_BITS here."""
+"""Magnitudes of components are integers below 2 ** VALUE_BITS."""
 
 N_LEVELS = 112
-"""Scales of a context, a quarter octave apart."""
+"""Number of scales, a quarter octave apart."""
 
 REACH = 8
-"""Predictions of a context, in half scales on either side of zero."""
+"""Predictions range over this many half scales on either side of zero."""
 
 N_PREDICTIONS = 2 * REACH + 1
 
@@ -33,27 +33,27 @@ FACTOR_BITS = 30
 
 PHASES = 16
 FIRST_PARTS, NEXT_PARTS = (1, 2, 4, 8, 16), (2, 16)
-"""Phases before which the parts of the first tap, and of any other, end."""
+"""End phases of the parts of the first tap, and of all others."""
 
 BAND = 1 << 20
-"""Weights that are read without learning from each other, at most, if a row has not more."""
+"""Largest number of weights that are read without learning from each other, or one row if that is more."""
 
 _RATIO_BITS = 12
 _LARGEST_SUM = 1 << 50
 _ROW_PRIOR, _KERNEL_PRIOR, _MEAN_PRIOR = 8, 16, 8
-"""Weights whose say a row (or column), a kernel and a tap start with."""
+"""Number of weights that the prior of a row (or column), a kernel and a tap counts as."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a tensor makes use of contexts.
+    """How the frequencies of a tensor depend on contexts.
 
     Attributes:
-        start: Quarter octaves (0 to 127), the magnitude that its first weights are expected to have.
+        start: Quarter octaves (0 to 127), the expected magnitude of its first weights.
         neighbours: Weights of the left, the upper and the upper left neighbour, in sixteenths, -32 to 31.
         tail: Degrees of freedom 2^(tail + 2) - 1 of the components' factors, tail 0 to 3.
         offset: Quarter octaves (-5 to 2) from a context's scale to that of the factors.
-        floor: Quarter octaves (0 to 127), added to it as a magnitude.
+        floor: Quarter octaves (0 to 127), a magnitude that is added to the scale of the factors.
     """
 
     start: int
@@ -70,7 +70,7 @@ Visit = Callable[[int, slice, np.ndarray, np.ndarray], np.ndarray]
 def log16(numbers: np.ndarray) -> np.ndarray:
     """Sixteenths of octaves of integers from 1 to 2^53: 16 log2 at the powers of two, and linear between.
 
-    A float64 holds just that: its exponent plus 1023, and behind it the mantissa, whose first four bits count here.
+    The bits of a float64 hold this number: its exponent plus 1023, followed by the mantissa, here cut to four bits.
     """
     return (numbers.astype(np.float64).view(np.int64) >> 48) - (1023 << 4)
 
@@ -81,10 +81,10 @@ def exp16(levels: np.ndarray) -> np.ndarray:
 
 
 _SCALES = exp16(4 * np.arange(N_LEVELS) + 2).astype(np.float64)
-"""A weight's expected magnitude, by its level: whole numbers."""
+"""Expected magnitude of a weight by its level: whole numbers."""
 
 _RATIOS = _KERNEL_PRIOR * exp16(np.arange(36 * 16 + 1))
-"""What a kernel starts with, by sixteenths of octaves."""
+"""Prior of a kernel, by sixteenths of octaves."""
 
 
 def _magnitude(quarter_octaves: int) -> int:
@@ -92,24 +92,24 @@ def _magnitude(quarter_octaves: int) -> int:
 
 
 def whole_values(means: np.ndarray) -> np.ndarray:
-    """int64 (K + 1,), the components' means in units that make the largest a number of VALUE_BITS bits, and 0 for K."""
+    """int64 (K + 1,), the components' means scaled so that the largest has VALUE_BITS bits; 0 for K."""
     exponent = int(np.frexp(np.abs(means).max(initial=0.0))[1])
     return np.append(np.trunc(np.ldexp(means, VALUE_BITS - exponent)), 0.0).astype(np.int64)
 
 
 def kernel_of(shape: Sequence[int]) -> tuple[int, int]:
-    """Height and width of a tensor's kernel: the last dimension is the width, what lies between is the height."""
+    """Height and width of a tensor's kernel: the width is the last dimension, the height all between."""
     return math.prod(shape[2:-1]), shape[-1] if len(shape) > 2 else 1
 
 
 def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> np.ndarray:
-    """Go through a tensor block by block, asking for the ids of each.
+    """Walk through a tensor block by block, and ask `visit` for the ids of each.
 
     Args:
-        shape: Of the tensor, two dimensions or more.
+        shape: Shape of the tensor, two dimensions or more.
         values: int64 (K + 1,), from `whole_values`.
         rule: Its rule.
-        visit: Is told a block and its weights' contexts; returns their ids.
+        visit: Called with a block and the contexts of its weights; returns their ids.
 
     Returns:
         (taps, rows, columns), all ids, in the smallest unsigned integers that hold K.
@@ -118,12 +118,12 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     height, width = kernel_of(shape)
     taps = height * width
     ids = np.zeros((taps, rows, columns), dtype=np.min_scalar_type(len(values) - 1))
-    # 32 bits: values are below 2^24, and the sum of three of them, times 32 at most, is below 2^31.
+    # 32 bits suffice: values are below 2^24, and a sum of three, each times at most 32, is below 2^31.
     values = values.astype(np.int32)
-    n_read = (width + 1 if height > 1 else 1) if any(rule.neighbours) else 0  # as far back as neighbours are
+    n_read = (width + 1 if height > 1 else 1) if any(rule.neighbours) else 0  # as far back as neighbours lie
     read = np.empty((n_read, rows, columns), dtype=np.int32)
     state = _State(rows, columns, taps, mean=_magnitude(rule.start))
-    # The same for all taps but the first; where there are many bands, making them takes less than keeping them.
+    # All taps but the first have the same parts. With many bands, making them again is cheaper than keeping them.
     kept = list(_parts(rows, columns, NEXT_PARTS)) if taps > 1 and rows * columns <= BAND else []
     for tap in range(taps):
         expected = _expected(read, tap, width, rule.neighbours)
@@ -144,20 +144,20 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
 
 
 def factors(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: Rule) -> np.ndarray:
-    """How likely symbols are, by their distance from what a context predicts.
+    """Relative likelihood of symbols by their distance from a context's prediction.
 
-    With u the distance over the scale, (1 + u^2 / nu) ^ -((nu + 1) / 2), the density of Student's t without its
-    constant: near a normal in the middle, heavier in its tail, and for these nu it takes whole numbers alone. An
-    outlier may be anywhere: 1.
+    With u the distance over the scale: (1 + u^2 / nu) ^ -((nu + 1) / 2), the density of Student's t without its
+    constant. It is close to a normal in the middle and heavier in the tails, and for these nu integers suffice.
+    Outliers have the factor 1.
 
     Args:
         contexts: (n,) contexts.
-        symbols: int (m,), components, or K for the outlier.
+        symbols: int (m,), components, or K for outliers.
         values: int64 (K + 1,), from `whole_values`.
         rule: The tensor's rule.
 
     Returns:
-        int64 (n, m), in 2 ** -FACTOR_BITS.
+        int64 (n, m), in units of 2 ** -FACTOR_BITS.
     """
     levels, predictions = np.divmod(contexts.astype(np.int64), N_PREDICTIONS)
     centre = ((predictions - REACH) * exp16(4 * levels + 2)) >> 1
@@ -182,9 +182,9 @@ class _Part:
 
     Attributes:
         band: The rows.
-        places: int64 (n,), where in them the weights are, C order.
-        in_rows: int64 (rows,), how many are in each row.
-        in_columns: int64 (columns,), and in each column.
+        places: int64 (n,), positions of the weights within these rows, C order.
+        in_rows: int64 (rows,), number of weights in each row.
+        in_columns: int64 (columns,), number of weights in each column.
     """
 
     band: slice
@@ -193,16 +193,16 @@ class _Part:
     in_columns: np.ndarray
 
     def pick(self, table: np.ndarray) -> np.ndarray:
-        """(n,), what a table, (all rows, columns), holds for the part's weights."""
+        """(n,), the entries of a table (all rows, columns) for the part's weights."""
         return table[self.band].reshape(-1).take(self.places)
 
     def put(self, numbers: np.ndarray, table: np.ndarray) -> None:
-        """Write what `pick` would give into a table in C order."""
+        """Write the entries that `pick` reads into a table in C order."""
         table[self.band].reshape(-1)[self.places] = numbers
 
 
 def _parts(rows: int, columns: int, ends: Sequence[int]) -> Iterator[_Part]:
-    """The parts of a tap, whose phases end before `ends`; none is empty."""
+    """The parts of a tap, with phases up to each of `ends`; empty ones are left out."""
     for low, high in pairwise((0, *ends)):
         for band in _bands(rows, columns):
             part = _part(band, columns, low, high)
@@ -213,21 +213,21 @@ def _parts(rows: int, columns: int, ends: Sequence[int]) -> Iterator[_Part]:
 def _part(band: slice, columns: int, low: int, high: int) -> _Part:
     rows = band.stop - band.start
     phase = (np.arange(band.start, band.start + PHASES)[:, None] + np.arange(columns)) % PHASES
-    cycle = (phase >= low) & (phase < high)  # what comes again every PHASES rows
+    cycle = (phase >= low) & (phase < high)  # repeats every PHASES rows
     places = (columns * np.arange(0, rows, PHASES)[:, None] + np.flatnonzero(cycle)).reshape(-1)
     whole, rest = divmod(rows, PHASES)
     return _Part(
         band,
-        places[: np.searchsorted(places, rows * columns)].copy(),  # fewer rows than a cycle: much fewer
+        places[: np.searchsorted(places, rows * columns)].copy(),  # far fewer if there are fewer rows than phases
         in_rows=np.resize(np.count_nonzero(cycle, axis=1), rows),
         in_columns=whole * (high - low) + np.count_nonzero(cycle[:rest], axis=0),
     )
 
 
 def _expected(read: np.ndarray, tap: int, width: int, neighbours: tuple[int, int, int]) -> np.ndarray | None:
-    """int32 (rows, columns), what the taps to the left, above and above to the left say of this one; None for 0.
+    """int32 (rows, columns), prediction from the taps to the left, above, and above to the left; None for 0.
 
-    Values of the last taps are in `read`, each at its tap's remainder.
+    `read` holds the values of the last taps, each at its tap modulo the length of `read`.
     """
     y, x = divmod(tap, width)
     places = ((x, tap - 1), (y, tap - width), (x and y, tap - width - 1))
@@ -240,7 +240,7 @@ def _expected(read: np.ndarray, tap: int, width: int, neighbours: tuple[int, int
 
 
 def _prediction(expected: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """int16 (n,), to the nearest half scale; floors of float64 quotients are exact for integers this small."""
+    """int16 (n,), to the nearest half scale; floored float64 quotients of integers this small are exact."""
     scale = _SCALES.take(levels)
     halves = 4.0 * expected
     halves += scale
@@ -250,7 +250,7 @@ def _prediction(expected: np.ndarray, levels: np.ndarray) -> np.ndarray:
 
 
 class _State:
-    """Magnitudes learnt so far: the tap's mean, and rows, columns and kernels relative to it."""
+    """Magnitudes learnt so far: the mean of the tap, and rows, columns and kernels relative to it."""
 
     def __init__(self, rows: int, columns: int, taps: int, *, mean: int) -> None:
         unit = _ROW_PRIOR << _RATIO_BITS
@@ -260,11 +260,11 @@ class _State:
         self._kernels = np.zeros((rows, columns), dtype=np.int64) if taps > 1 else None
 
     def next_tap(self) -> None:
-        """A new tap has the last one's mean until it is known better."""
+        """Start a tap with the mean of the last one as its prior."""
         self._total, self._count = _MEAN_PRIOR * self._mean, _MEAN_PRIOR
 
     def levels(self, tap: int, part: _Part) -> np.ndarray:
-        """int16 (n,), expected magnitudes of a part's weights, in quarter octaves; sums of them stay below 2^12."""
+        """int16 (n,), expected magnitudes of a part's weights in quarter octaves; sums stay below 2^12."""
         row = log16(self._rows[part.band]) - log16(self._row_counts[part.band] << _RATIO_BITS)
         column = log16(self._columns) - log16(self._column_counts << _RATIO_BITS)
         if len(column) == 1:
@@ -284,7 +284,7 @@ class _State:
         return np.clip(level, 0, N_LEVELS - 1, out=level)
 
     def learn(self, part: _Part, magnitudes: np.ndarray) -> None:
-        """Take in the magnitudes, int32 (n,), of a part's weights."""
+        """Learn from the magnitudes, int32 (n,), of a part's weights."""
         self._total += int(magnitudes.sum(dtype=np.int64))
         self._count += len(magnitudes)
         self._mean = max(1, self._total // self._count)

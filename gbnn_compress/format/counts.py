@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 AT_ONCE = 1 << 19
-"""numpy counts 64-bit integers: so many are made of smaller ones at a time."""
+"""Number of ids counted at a time: `numpy.bincount` converts them to 64-bit integers."""
 
 
 def id_counts(ids: np.ndarray, size: int) -> np.ndarray:
-    """int64 (size,), occurrences of 0, 1, ... in unsigned integers (n,) below `size`."""
+    """int64 (size,), number of occurrences of 0, 1, ... in unsigned integers (n,) below `size`."""
     counts = np.zeros(size, dtype=np.int64)
     for start in range(0, len(ids), AT_ONCE):
         counts += np.bincount(ids[start : start + AT_ONCE], minlength=size)

@@ -1,6 +1,6 @@
-"""What manifests usually say: the preset dictionary of their compression, part of the format (docs/format.md).
+"""The preset dictionary for the compression of manifests, part of the format (docs/format.md).
 
-The common comes last, where it is cheapest to refer to.
+It holds common text of manifests. The most common text comes last, where references to it are cheapest.
 """
 
 DICTIONARY = (

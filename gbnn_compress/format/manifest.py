@@ -14,19 +14,19 @@ from gbnn_compress.types import TensorInfo
 KINDS = {"s": "shared", "u": "unshared", "r": "raw", "t": "tied"}
 
 MOST_BYTES = 1 << 22
-"""Of the JSON: the names of a hundred thousand tensors."""
+"""Largest size of the JSON, enough for the names of a hundred thousand tensors."""
 
 MOST_NAME_CHARACTERS = 1 << 23
-"""Of all names together: each may repeat most of the one before, which costs a file next to nothing."""
+"""Largest number of characters of all names: repeating most of the name before costs a file almost no bytes."""
 
 _DIGEST_BYTES = 32
 
 _HEAD = re.compile(r"([0-9]+)(?:([surt])([0-9]+(?:,[0-9]+)*)?:([a-z0-9_]+))?")
-"""Parts shared with the name before; kind, shape and dtype where they are not those of the tensor before."""
+"""Number of parts in common with the name before; kind, shape and dtype where they differ from the tensor before."""
 
 
 def encode_manifest(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> bytes:
-    """Write what describes the tensors, and the facts.
+    """Write the descriptions of the tensors, and the facts.
 
     Args:
         tensors: Every tensor of the state dict, in order.
@@ -45,10 +45,10 @@ def encode_manifest(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> 
 
 
 def decode_manifest(data: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
-    """Read what `encode_manifest` wrote: the tensors, not yet checked, and the facts.
+    """Read a manifest: the tensors and the facts, both unchecked.
 
     Raises:
-        LookupError, TypeError, AttributeError, ValueError, zlib.error: Not a manifest.
+        LookupError, TypeError, AttributeError, ValueError, zlib.error: The bytes are no manifest.
     """
     facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY))
     rows, ties = facts.pop("tensors"), facts.pop("ties")
@@ -67,14 +67,14 @@ def inflate(data: bytes, *, most: int, dictionary: bytes = b"") -> bytes:
 
     Args:
         data: The stream.
-        most: Bytes that it may hold; no more are ever made of it.
+        most: Largest number of bytes that it may hold; decoding stops there.
         dictionary: The preset dictionary.
 
     Raises:
         ValueError, zlib.error: The bytes are not exactly one stream of at most that size.
     """
     decoder = zlib.decompressobj(-15, dictionary)
-    # One byte more, because 0 would mean no limit, and so that the end is reached.
+    # One byte more: a limit of 0 would mean none, and the end of the stream must be reached.
     result = decoder.decompress(data, most + 1)
     if len(result) > most:
         raise ValueError(f"a compressed stream holds more than {most:,} bytes")
@@ -84,7 +84,7 @@ def inflate(data: bytes, *, most: int, dictionary: bytes = b"") -> bytes:
 
 
 def _rows(tensors: Sequence[TensorInfo]) -> list[str]:
-    """One string a tensor: what it shares with the tensor before is left out."""
+    """One string per tensor, without the parts in common with the tensor before."""
     rows: list[str] = []
     before: list[str] = []
     described = ""
@@ -111,7 +111,7 @@ def _infos(rows: Sequence[str], ties: Mapping[str, str]) -> tuple[TensorInfo, ..
         common, letter, dims, dtype = match.groups()
         before = infos[-1].name.split(".") if infos else []
         if int(common) > len(before):
-            raise ValueError(f"`{row}` shares more than there is")
+            raise ValueError(f"`{row}` refers to more parts than the name before has")
         name = ".".join([*before[: int(common)], rest])
         characters += len(name)
         if characters > MOST_NAME_CHARACTERS:

@@ -1,26 +1,26 @@
-"""Levels of a table that cost the fewest bits in all: their own, and what ids lose by them."""
+"""Levels of a table that minimise the bits of the table plus the excess bits of the ids."""
 
 from __future__ import annotations
 
 import numpy as np
 
 WIDEST = 6
-"""Quarter octaves by which a level may differ from the best for ids alone."""
+"""Largest difference, in quarter octaves, between a level and the best one for the ids alone."""
 
 LARGEST = 4096
-"""Symbols in a table beyond which it is not worth the time."""
+"""Tables with more symbols are rounded instead: smoothing would take too long."""
 
 
 def smooth_levels(weights: np.ndarray, totals: np.ndarray, leaks: np.ndarray) -> np.ndarray:
     """Choose levels by dynamic programming over the symbols (Viterbi), for the better of two orders of the steps.
 
-    A weight that is off by d quarter octaves costs a symbol with n members n (d ln 2 / 4)^2 / (2 ln 2) bits. A symbol
-    without any may have level 0, or any other at the price of the frequency that it takes from the rest.
+    An error of d quarter octaves in the weight of a symbol with n members costs n (d ln 2 / 4)^2 / (2 ln 2) bits. A
+    symbol without members may have level 0, or any other level at the cost of the frequency taken from the rest.
 
     Args:
         weights: float64 (n,), > 0, the best weights; first and last of symbols that occur.
-        totals: float64 (n,), how often each symbol occurs.
-        leaks: float64 (n,), members that a symbol is expected to have for each unit of its weight.
+        totals: float64 (n,), number of occurrences of each symbol.
+        leaks: float64 (n,), expected members of a symbol per unit of its weight.
 
     Returns:
         int64 (n,), levels from 0 to 255.
@@ -40,12 +40,12 @@ def smooth_levels(weights: np.ndarray, totals: np.ndarray, leaks: np.ndarray) ->
 
 
 def rounded_levels(weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """int64 (n,), the levels nearest to the weights, 0 for symbols that do not occur."""
+    """int64 (n,), the levels nearest to the weights; 0 for symbols that do not occur."""
     return np.where(totals > 0, np.rint(_ideal_levels(weights, totals)), 0).astype(np.int64)
 
 
 def _ideal_levels(weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """float64 (n,), levels before rounding, 1 for the least; a symbol that does not occur is between its neighbours."""
+    """float64 (n,), levels before rounding, the smallest 1; interpolated for symbols that do not occur."""
     live = np.flatnonzero(totals > 0)
     octaves = np.log2(weights[live])
     levels = np.minimum(1 + 4 * (octaves - octaves.min()), 255.0)
@@ -53,7 +53,7 @@ def _ideal_levels(weights: np.ndarray, totals: np.ndarray) -> np.ndarray:
 
 
 def _cheapest(levels: np.ndarray, price: np.ndarray, order: int) -> tuple[float, np.ndarray]:
-    """Least bits, and int64 (n,) the path through the candidates (n, m) that takes them."""
+    """The fewest bits, and int64 (n,) the path through the candidates (n, m) that takes them."""
     step = levels[1:, None, :] - levels[:-1, :, None]
     coded = np.where(step < 0, -2 * step - 1, 2 * step) + (1 << order)
     lengths = 2.0 * np.frexp(coded.astype(np.float64))[1] - 1 - order + price[1:, None, :]

@@ -1,8 +1,8 @@
 """Ids <-> bits: the entropy coder. The only user of constriction.
 
-constriction is handed `frequency - 1` as probabilities: its leaky fixed-point rule then gives back exactly the integer
-frequencies of a table, since every cumulative sum is a whole number that a float64 holds, whatever the rounding
-(`perfect=False`, stated in docs/format.md).
+constriction receives `frequency - 1` as probabilities. Its leaky fixed-point rule then returns exactly the integer
+frequencies of a table, because every cumulative sum is an integer that a float64 holds (`perfect=False`, stated in
+docs/format.md).
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from gbnn_compress.format.tables import Table, frequencies
 from gbnn_compress.parallel import in_order
 
 MODEL_ENTRIES = 1 << 20
-"""Frequencies that are worked out at once."""
+"""Number of frequencies computed at once."""
 
 CODED_AT_ONCE = 1 << 20
-"""Ids of a tensor without contexts that are coded at once."""
+"""Number of ids coded at once in a tensor without contexts."""
 
 KEPT_ENTRIES = 1 << 24
-"""Frequencies that are kept for contexts that come again."""
+"""Largest number of frequencies cached for contexts that recur."""
 
 
 def encode_maps(
@@ -35,13 +35,13 @@ def encode_maps(
     """Entropy-code index maps into one ANS stream of little-endian 32-bit words.
 
     Args:
-        maps: One integer array (n_t,) a tensor.
-        shapes: Of each tensor.
+        maps: One integer array (n_t,) per tensor.
+        shapes: Shape of each tensor.
         values: int64 (K + 1,), from `whole_values`.
-        contexts: Whether contexts may be used, where they pay.
+        contexts: Whether contexts may be used, where they save bytes.
 
     Returns:
-        The tables that were chosen, one a tensor, and the stream.
+        The chosen tables, one per tensor, and the stream.
     """
     coder = constriction.stream.stack.AnsCoder()
     tables = []
@@ -63,13 +63,13 @@ def decode_maps(
     *,
     consume: Callable[[int, np.ndarray], None],
 ) -> np.ndarray:
-    """Decode index maps, handing each to `consume(tensor index, ids)` in order.
+    """Decode index maps, and call `consume(tensor index, ids)` for each in order.
 
     Returns:
-        float64 (T,), bits that each tensor's ids take. The ids come in the smallest unsigned integers that hold K.
+        float64 (T,), bits of each tensor's ids. The dtype of ids is the smallest unsigned integer that holds K.
 
     Raises:
-        ArtifactError: The stream is not exactly used up.
+        ArtifactError: The stream is longer or shorter than the ids.
     """
     coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
     left = [coder.num_valid_bits()]
@@ -121,7 +121,7 @@ def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarra
 
 
 def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) -> np.ndarray:
-    """In parts: the coder's own numbers take several times the memory of ids."""
+    """Decode in parts: the coder's output takes several times the memory of the ids."""
     model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
     for start in range(0, size, CODED_AT_ONCE):
         part = ids[start : start + CODED_AT_ONCE]
@@ -130,7 +130,7 @@ def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) ->
 
 
 class _Models:
-    """The coder's models of one tensor's contexts, made when first asked for."""
+    """The coder's models of one tensor's contexts, made at first use."""
 
     def __init__(self, table: Table, live: np.ndarray, values: np.ndarray) -> None:
         assert table.rule is not None
@@ -138,7 +138,7 @@ class _Models:
         self._known: dict[int, object] = {}
 
     def runs(self, contexts: np.ndarray) -> list[tuple[int, int, object]]:
-        """Start, stop and model of each run of equal contexts; they come sorted."""
+        """Start, stop and model of each run of equal contexts, which must be sorted."""
         edges = [0, *(1 + np.flatnonzero(contexts[1:] != contexts[:-1])).tolist(), len(contexts)]
         found = contexts[edges[:-1]]
         if len(self._known) * len(self._levels) > KEPT_ENTRIES:

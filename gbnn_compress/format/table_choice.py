@@ -1,6 +1,6 @@
-"""The writer's choice: whether a tensor's ids are coded by context, and under which rule and table.
+"""The writer's choice: whether to code a tensor's ids by context, and with which rule and table.
 
-Nothing here is part of the format: a file says what was chosen.
+Nothing here is part of the format: a file records the choice.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from gbnn_compress.format.tables import (
 )
 
 FLOORS = ((0, 0.05), (-1, 0.15), (-2, 0.25), (-3, 0.35), (1, 0.0))
-"""Offsets and floors to try together, floors as shares of the smallest magnitude: one makes up for the other."""
+"""Offsets and floors to try together, because one offsets the other; floors are fractions of the smallest magnitude."""
 
 TAILS = (0, 1, 2, 3)
 
 ROUNDS, FINAL_ROUNDS = 3, 8
-"""Rounds of proportional fitting for a trial, and for what is kept."""
+"""Rounds of proportional fitting for a trial, and for the final rule."""
 
 LARGEST_FIT = 1 << 21
-"""Entries (contexts times symbols) that a rule is fitted on; the contexts that occur most often are taken."""
+"""Largest number of entries (contexts times symbols) that a rule is fitted on, those of the most frequent contexts."""
 
 LARGE = 1 << 18
-"""Weights from which a quarter as many are looked at first: contexts take time also where they save nothing."""
+"""Tensors with more weights are tried on LARGE / 4 weights first: contexts take time also where they save nothing."""
 
 NEIGHBOUR_WEIGHTS = 1 << 19
-"""Most weights, in whole rows drawn at random, that are asked how neighbours predict each other."""
+"""Largest number of weights, in whole rows drawn at random, for the regression on neighbours."""
 
 FEWEST = 32
-"""A tensor with fewer weights has nothing to learn from."""
+"""Tensors with fewer weights are coded without contexts."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Choice:
-    """How the ids of a tensor are best coded.
+    """How to code the ids of a tensor.
 
     Attributes:
         table: The cheaper of a table without and one with contexts.
-        blocks: The ids in the order of their contexts, if it is one with contexts.
-        id_bits: What the ids then take.
-        plain_bits: What they take without contexts.
+        blocks: The ids in the order of their contexts; empty without contexts.
+        id_bits: Bits of the ids.
+        plain_bits: Bits of the ids without contexts.
     """
 
     table: Table
@@ -87,14 +87,14 @@ class Choice:
 def choose(
     ids: np.ndarray, shape: Sequence[int], values: np.ndarray, *, smooth: bool = True, contexts: bool = True
 ) -> Choice:
-    """Weigh a table without contexts against one with them.
+    """Choose between a table without contexts and one with them.
 
     Args:
         ids: (n,) ids of a tensor, C order.
         shape: Its shape.
         values: int64 (K + 1,), from `whole_values`.
-        smooth: Whether to look for the levels that are cheapest to write, which takes time.
-        contexts: Whether contexts may be used at all.
+        smooth: Whether to search for the cheapest levels, which takes time.
+        contexts: Whether contexts are allowed.
     """
     counts = id_counts(ids, len(values))
     used = np.flatnonzero(counts)
@@ -114,12 +114,12 @@ def choose(
 
 
 def _pays_in_part(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> bool:
-    """Whether contexts pay for the first rows and columns of a large tensor; of any other nobody asked."""
+    """Whether contexts save bytes for the first rows and columns of a large tensor; True for other tensors."""
     if len(ids) < LARGE:
         return True
     part = math.sqrt(LARGE / 4 / len(ids))
     corner = ids.reshape(shape)[: math.ceil(part * shape[0]), : math.ceil(part * shape[1])]
-    # A kernel may be nearly all of a tensor: then its corner is no smaller.
+    # Where the kernel is nearly all of a tensor, its corner is no smaller.
     return corner.size >= LARGE or choose(corner.ravel(), corner.shape, values, smooth=False).table.rule is not None
 
 
@@ -133,7 +133,7 @@ def _plain_levels(counts: np.ndarray, *, smooth: bool) -> np.ndarray:
 
 
 def _first_rule(ids: np.ndarray, counts: np.ndarray, shape: Sequence[int], values: np.ndarray) -> Rule:
-    """Where the walk starts, and how neighbours predict; what else a rule says, contexts do not depend on."""
+    """The start and the neighbours of the rule; contexts do not depend on the rest, which is fitted later."""
     magnitude = float((counts * np.abs(values)).sum()) / len(ids)
     has_kernel = kernel_of(shape) != (1, 1)
     neighbours = _neighbours(ids, shape, values) if has_kernel else (0, 0, 0)
@@ -145,7 +145,7 @@ def _quarter_octaves(magnitude: float) -> int:
 
 
 def _neighbours(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> tuple[int, int, int]:
-    """Least squares of a weight on its left, upper and upper left neighbour, rows and columns brought to one scale."""
+    """Least squares of a weight on its left, upper and upper left neighbour, with rows and columns normalised."""
     if len(ids) > NEIGHBOUR_WEIGHTS:
         n_rows = max(1, NEIGHBOUR_WEIGHTS * shape[0] // len(ids))
         drawn = np.random.default_rng(0).permutation(shape[0])[:n_rows]
@@ -156,7 +156,7 @@ def _neighbours(ids: np.ndarray, shape: Sequence[int], values: np.ndarray) -> tu
     if shape[1] > 1:
         scale = scale * ((magnitudes / scale).mean(axis=0) + 1e-3)
     x = np.stack([x[tap] / scale for tap in by_tap]).reshape(*kernel_of(shape), -1)
-    # Products of each weight with itself and with the one to its left, above, above to the left and to the right.
+    # Sums of products of each weight with itself and with its left, upper, upper left and upper right neighbour.
     pairs = ((x, x), (x[:, 1:], x[:, :-1]), (x[1:], x[:-1]), (x[1:, 1:], x[:-1, :-1]), (x[1:, :-1], x[:-1, 1:]))
     own, beside, below, along, across = (np.einsum("yxn,yxn->yx", a, b) for a, b in pairs)
     gram = np.array(
@@ -192,7 +192,7 @@ def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rul
 
 
 def _count(blocks: Sequence[Block], symbols: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The contexts that occur, ascending, and float64 (n, m) how often each of a run of symbols does in each."""
+    """The contexts that occur, ascending, and float64 (n, m) the count of each symbol in each."""
     occurs = np.zeros(N_LEVELS * N_PREDICTIONS, dtype=bool)
     for block in blocks:
         occurs[block.contexts] = True
@@ -206,7 +206,7 @@ def _count(blocks: Sequence[Block], symbols: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _batches(blocks: Sequence[Block], size: int) -> Iterator[list[Block]]:
-    """Blocks of `size` ids together, or a few more."""
+    """Batches of blocks with at least `size` ids in all."""
     batch: list[Block] = []
     for block in blocks:
         batch.append(block)
@@ -220,7 +220,7 @@ def _batches(blocks: Sequence[Block], size: int) -> Iterator[list[Block]]:
 def _fit(
     rule: Rule, contexts: np.ndarray, table: np.ndarray, symbols: np.ndarray, values: np.ndarray, *, smooth: bool
 ) -> Table:
-    """The rule and the levels under which the counts are most likely."""
+    """The rule and the levels that maximise the likelihood of the counts."""
     totals = table.sum(axis=0)
     most = np.argsort(-table.sum(axis=1), kind="stable")[: max(1, LARGEST_FIT // len(symbols))]
     contexts, table = contexts[most], table[most]
@@ -255,7 +255,7 @@ def _shape(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: 
 
 
 def _proportional_fit(table: np.ndarray, shape: np.ndarray, weights: np.ndarray, *, rounds: int) -> np.ndarray:
-    """Weights by which symbols occur as often as they do in all contexts together; those that do not keep theirs."""
+    """Weights whose expected counts equal the observed ones; unchanged for symbols that do not occur."""
     totals = table.sum(axis=0)
     live = totals > 0
     table, shape, fitted = table[:, live], shape[:, live], weights[live]
@@ -267,14 +267,14 @@ def _proportional_fit(table: np.ndarray, shape: np.ndarray, weights: np.ndarray,
 
 
 def _leaks(table: np.ndarray, shape: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """float64 (m,), members that each symbol is expected to have for each unit of its weight."""
+    """float64 (m,), expected members of each symbol per unit of its weight."""
     live = table.any(axis=0)
     scale = table.sum(axis=1) / (shape[:, live] * weights[live]).sum(axis=1)
     return np.asarray((shape * scale[:, None]).sum(axis=0))
 
 
 def _cost(table: np.ndarray, likelihood: np.ndarray) -> float:
-    """Bits, up to rounding of frequencies."""
+    """Bits, except for the rounding of frequencies."""
     live = table.any(axis=0)
     table, likelihood = table[:, live], likelihood[:, live]
     rows, columns = np.nonzero(table)
@@ -285,7 +285,7 @@ def _cost(table: np.ndarray, likelihood: np.ndarray) -> float:
 def _coded_bits(
     table: Table, contexts: np.ndarray, counts: np.ndarray, symbols: np.ndarray, values: np.ndarray
 ) -> float:
-    """Bits of the ids under a table, from the coder's own frequencies."""
+    """Bits of the ids with a table, from the coder's frequencies."""
     assert table.rule is not None
     live = table.levels[symbols] > 0
     bits, step = 0.0, max(1, LARGEST_FIT // len(symbols))

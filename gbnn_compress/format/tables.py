@@ -1,4 +1,4 @@
-"""Frequency tables: how often each symbol occurs in a tensor, and how that depends on its context.
+"""Frequency tables: the frequency of each symbol in a tensor, and how it depends on the context.
 
 Frequencies are exact integers that sum to 2^24.
 """
@@ -21,7 +21,7 @@ _QUARTER_OCTAVES = np.array([16, 19, 23, 27])
 """16 * 2^(i/4), rounded: the mantissas of the coarse frequencies."""
 
 _TOP = 25
-"""Exponent of the largest weights: mantissas of 5 bits make them numbers of 30."""
+"""Exponent of the largest weights; with mantissas of 5 bits they have 30 bits."""
 
 _OFFSET = 5
 _NEIGHBOUR = 32
@@ -29,11 +29,11 @@ _NEIGHBOUR = 32
 
 @dataclass(frozen=True)
 class Table:
-    """What a file says of the ids of one tensor before they come.
+    """The frequencies of one tensor, which a file holds before its ids.
 
     Attributes:
-        levels: int64 (K + 1,), quarter octaves from 1 of each symbol's frequency, 0 where it does not occur.
-        rule: How frequencies follow the context; None where they do not.
+        levels: int64 (K + 1,), frequency of each symbol in quarter octaves, from 1; 0 if it does not occur.
+        rule: How frequencies depend on the context; None if they do not.
     """
 
     levels: np.ndarray
@@ -41,7 +41,7 @@ class Table:
 
 
 def coarse_levels(counts: np.ndarray) -> np.ndarray:
-    """Counts in quarter octaves, as a table stores them.
+    """Counts in quarter octaves, as in a table.
 
     Args:
         counts: int64 (K,), >= 0.
@@ -56,12 +56,12 @@ def frequencies(levels: np.ndarray, factors: np.ndarray | None = None) -> np.nda
     """Integer frequencies of the symbols that occur.
 
     A level has the weight (16, 19, 23, 27)[(level - 1) mod 4] * 2^((level - 1) div 4), scaled by a power of two so that
-    the largest take 30 bits; a factor multiplies it. A symbol gets 1 + floor(w (2^24 - n) / sum w), and the one with
-    the largest weight (the first of them) what is left.
+    the largest take 30 bits, and multiplied by its factor. The frequency of a symbol is 1 + floor(w (2^24 - n) /
+    sum w); the first symbol of the largest weight gets the remainder.
 
     Args:
         levels: int64 (n,), all >= 1, n < 2^24.
-        factors: int64 (m, n), in 2 ** -FACTOR_BITS; none are 1.
+        factors: int64 (m, n), in units of 2 ** -FACTOR_BITS; None: all are 1.
 
     Returns:
         int64 (n,) or (m, n), all >= 1, the last axis summing to 2^24.
@@ -82,7 +82,7 @@ def frequencies(levels: np.ndarray, factors: np.ndarray | None = None) -> np.nda
 
 
 def code_lengths(levels: np.ndarray) -> np.ndarray:
-    """float64 (n,), bits of each symbol of a table without contexts; infinite where it does not occur."""
+    """float64 (n,), bits of each symbol of a table without contexts; infinite for symbols that do not occur."""
     lengths = np.full(len(levels), np.inf)
     live = levels > 0
     if live.sum() == 1:
@@ -93,12 +93,12 @@ def code_lengths(levels: np.ndarray) -> np.ndarray:
 
 
 def encode_tables(tables: Sequence[Table], shapes: Sequence[Sequence[int]]) -> bytes:
-    """Write one table a tensor.
+    """Write one table per tensor.
 
-    Each: first symbol that occurs and number of symbols up to the last (Exp-Golomb of order 4), the Exp-Golomb
-    order of what follows (2 bits), the first level (8 bits), then the steps from level to level, zigzag. Then, unless
-    only one symbol occurs, whether there is a rule (1 bit), and if so its start (7 bits), the neighbours' weights + 32
-    where there is a kernel (6 bits each), tail (2 bits), offset + 5 (3 bits) and floor (7 bits).
+    Each table: the first symbol that occurs and the number of symbols up to the last (Exp-Golomb of order 4), the
+    Exp-Golomb order of the steps (2 bits), the first level (8 bits), then the steps from level to level, zigzag. If
+    more than one symbol occurs: whether there is a rule (1 bit), and if so its start (7 bits), for a kernel the
+    neighbours' weights + 32 (6 bits each), tail (2 bits), offset + 5 (3 bits) and floor (7 bits).
     """
     writer = BitWriter()
     for table, shape in zip(tables, shapes, strict=True):

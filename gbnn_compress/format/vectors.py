@@ -1,7 +1,7 @@
-"""Unshared values (norms, biases, buffers): each vector on its own uniform grid, its codes in Rice codes.
+"""Unshared values (norms, biases, buffers): each vector on its own uniform grid, with Rice codes.
 
-Vectors of one role (`weight`, `bias`, `running_var`, ...: the last part of a tensor's name) resemble each other from
-layer to layer, so the numbers that describe a vector are written as differences from those of the last one of its role.
+Vectors of one role (`weight`, `bias`, `running_var`, ...: the last part of a tensor's name) are similar in all layers.
+So the parameters of a vector are written as differences from those of the last vector of its role.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ def step_of(exponent: int) -> float:
 
 
 def exactly(bits: np.ndarray) -> Vector:
-    """A vector of bit patterns (n,), unsigned integers as wide as the tensor's dtype."""
+    """A vector from bit patterns (n,), unsigned integers as wide as the tensor's dtype."""
     return Vector(EXACT, 0, bits, 8 * bits.dtype.itemsize)
 
 
 def quantise(values: np.ndarray, *, step: float, logarithmic: bool, exact: np.ndarray) -> Vector:
-    """Put values on the coarsest half-octave grid that is no coarser than `step`.
+    """Round values to the coarsest grid with a step of at most `step`, in half octaves.
 
     Args:
         values: float64 (n,).
-        step: Largest grid step allowed, in units of the values, or in octaves when logarithmic.
-        logarithmic: Grid on log2(value); the values must be > 0.
-        exact: The same values at their stored dtype as unsigned integers (n,), for when the grid would cost more.
+        step: Largest step, in units of the values, or in octaves if logarithmic.
+        logarithmic: Whether the grid is one of log2(value); the values must be > 0.
+        exact: Bit patterns (n,) of the values at their stored dtype, used where the grid would cost more.
 
     Returns:
         The coded vector.
@@ -90,7 +90,7 @@ def dequantise(vector: Vector, *, variance: Vector | None = None) -> np.ndarray:
         float64 (n,), finite; the bit patterns themselves when EXACT.
 
     Raises:
-        ArtifactError: A RELATIVE vector is without its variances.
+        ArtifactError: The variances of a RELATIVE vector are missing.
     """
     if vector.mode == EXACT:
         return vector.codes
@@ -99,19 +99,19 @@ def dequantise(vector: Vector, *, variance: Vector | None = None) -> np.ndarray:
 
 
 def _on_grid(vector: Vector, variance: Vector | None) -> np.ndarray:
-    """float64 (n,), infinite past its range."""
+    """float64 (n,), infinite on overflow."""
     coordinates = vector.codes * step_of(vector.exponent)
     if vector.mode == LOGARITHMIC:
         return np.exp2(coordinates)
     if vector.mode == LINEAR:
         return coordinates
     if variance is None or variance.mode != LOGARITHMIC or len(variance.codes) != len(vector.codes):
-        raise ArtifactError("damaged artifact: means are relative to variances that are not there")
+        raise ArtifactError("damaged artifact: means are relative to variances that are missing")
     return coordinates * np.sqrt(dequantise(variance))
 
 
 def dequantise_all(names: Sequence[str], vectors: Sequence[Vector]) -> dict[str, np.ndarray]:
-    """Name -> values of every vector (see `dequantise`)."""
+    """Name -> values of every vector."""
     by_name = dict(zip(names, vectors, strict=True))
     prefixes = (name.removesuffix(role(name)) for name in names)
     return {
@@ -121,17 +121,17 @@ def dequantise_all(names: Sequence[str], vectors: Sequence[Vector]) -> dict[str,
 
 
 def role(name: str) -> str:
-    """What a tensor is to its module: the last part of its name."""
+    """The role of a tensor in its module: the last part of its name."""
     return name.rpartition(".")[2]
 
 
 def encode_vectors(vectors: Sequence[Vector], *, roles: Sequence[str]) -> bytes:
     """Write vectors one after the other.
 
-    Each: mode (2 bits); when EXACT the width (7 bits) and the values; else exponent, order and centre as zigzag steps
-    from those of the last vector of the same role (Exp-Golomb of orders 0, 0 and 2). Of order 0 all codes are the
-    centre. Else zigzag(code - centre * unit) follows for all values, in Rice codes of one order less; the unit is
-    2 ^ (order - 3), at least 1.
+    Each vector: mode (2 bits). If EXACT: the width (7 bits) and the values. Otherwise: exponent, order and centre as
+    zigzag steps from those of the last vector of the same role (Exp-Golomb of orders 0, 0 and 2). With order 0 all
+    codes equal the centre. Otherwise zigzag(code - centre * unit) follows for all values, in Rice codes of order
+    `order - 1`; the unit is 2 ^ (order - 3), at least 1.
 
     Args:
         vectors: The vectors.
@@ -199,7 +199,7 @@ def _decode_vector(reader: BitReader, size: int, key: str, last: dict[str, Param
 
 
 class Parameters(NamedTuple):
-    """The numbers that describe a vector on a grid."""
+    """Parameters of a vector on a grid."""
 
     exponent: int
     order: int
@@ -207,7 +207,7 @@ class Parameters(NamedTuple):
 
 
 _FIRST = Parameters(-16, 3, 0)
-"""What the first vector of a role is described against."""
+"""Parameters that those of the first vector of a role are differences from."""
 
 _STEP_ORDERS = (0, 0, 2)
 
@@ -228,9 +228,9 @@ def _described(
 
 
 def _cheapest(vector: Vector) -> Parameters:
-    """The order and the centre that take about the fewest bits.
+    """The order and the centre with about the fewest bits.
 
-    The best order of a Golomb code is near log2(ln 2 * mean); its neighbours are tried too.
+    The best order of a Golomb code is near log2(ln 2 * mean); neighbouring orders are tried too.
     """
     codes = vector.codes
     median = float(np.median(codes))

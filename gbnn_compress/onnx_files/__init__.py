@@ -1,1 +1,1 @@
-"""ONNX files made of artifacts."""
+"""Export of artifacts to ONNX."""

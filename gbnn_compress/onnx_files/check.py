@@ -1,20 +1,28 @@
-"""An ONNX file in ONNX Runtime, beside what it should give."""
+"""Comparison of an ONNX file, run in ONNX Runtime, with the outputs of its network."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gbnn_compress.errors import OutputError
-from gbnn_compress.onnx_files.loading import runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 TOLERANCE = 1e-4
-"""Largest relative difference of a file that is any good."""
+"""Largest relative difference that passes."""
+
+
+def runtime() -> Any:
+    """The module `onnxruntime` without its telemetry, which the wheels of 1.32 otherwise start on import."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
@@ -22,13 +30,13 @@ def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]
 
     Args:
         path: The file.
-        batches: Inputs float32 (B, ...), of any B each.
+        batches: Inputs float32 (B, ...); B may differ between batches.
 
     Returns:
-        Name of an output -> float32 (N, ...), over all batches.
+        Output name -> float32 (N, ...), over all batches.
 
     Raises:
-        OutputError: ONNX Runtime does not take the file.
+        OutputError: ONNX Runtime cannot load or run the file.
     """
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
@@ -37,23 +45,22 @@ def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         runs = [session.run(names, {session.get_inputs()[0].name: batch}) for batch in batches]
-    except Exception as error:  # its exceptions have no base of their own
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
         reason = " ".join(str(error).split())
         raise OutputError(
-            f"nothing written: ONNX Runtime does not run the network ({reason}); please report it, with the network"
+            f"nothing written: ONNX Runtime cannot run the network ({reason}); please report this, with the network"
         ) from error
     return {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
 
 
 def largest_difference(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """Largest difference of an output, relative to the largest value that it has on any input.
+    """Largest difference of an output, relative to its largest absolute value over all inputs.
 
-    Entropies and mutual informations, which are differences of numbers of about 1 nat, are compared in nats where
-    they are smaller.
+    For entropy and mutual information the scale is at least 1 nat: both are differences of numbers of about 1 nat.
 
     Args:
-        got: By the output's name.
-        expected: The same, finite.
+        got: Arrays by output name.
+        expected: The same, with finite values.
 
     Returns:
         Infinity where an output is NaN, infinite or of another shape.
@@ -62,15 +69,15 @@ def largest_difference(got: Mapping[str, np.ndarray], expected: Mapping[str, np.
 
 
 def require_equal(difference: float) -> None:
-    """Refuse a file whose outputs are not those of the network.
+    """Refuse a file whose outputs differ from those of the network.
 
     Raises:
         OutputError: The difference is above TOLERANCE.
     """
     if not difference <= TOLERANCE:
         raise OutputError(
-            f"nothing written: in ONNX Runtime the network differs by {difference:.1e} from what it should give,"
-            f" more than {TOLERANCE:.0e}; one with random outputs cannot be checked, any other please report"
+            f"nothing written: in ONNX Runtime the outputs differ by {difference:.1e} from those of the network,"
+            f" more than {TOLERANCE:.0e}; if its outputs are not random, please report this, with the network"
         )
 
 

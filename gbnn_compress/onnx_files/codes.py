@@ -1,4 +1,4 @@
-"""Ids of a shared tensor as ONNX stores them: 2, 4, 8 or 16 bits each, packed."""
+"""Component ids of a shared tensor as ONNX stores them: 2, 4, 8 or 16 bits per id, packed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from gbnn_compress.types import IndexMap
 
 PAIRED = 4
-"""Up to so many components, one code of 4 bits stands for two weights: runtimes lack integers of 2 bits."""
+"""With at most this many components, one code of 4 bits encodes two weights: runtimes lack integers of 2 bits."""
 
 
 @dataclass(frozen=True)
 class Codes:
-    """One shared tensor.
+    """The codes of one shared tensor.
 
     Attributes:
-        codes: Unsigned integers (n,), or (n / 2,) when one stands for two neighbours, C order.
-        bits: 4, 8 or 16, that a code takes in the file.
-        components: int64 (rows,) or (rows, 2), the component of each weight that a code stands for; K, one past
-            the bank, is a weight of 0.
-        outliers: int32 (n_outliers,), positions of the weights that are written afterwards, C order.
+        codes: Unsigned integers (n,), or (n / 2,) where a code encodes two neighbours, C order.
+        bits: Bits per code in the file: 4, 8 or 16.
+        components: int64 (rows,) or (rows, 2), the component of each weight that a code encodes; K, one past the
+            bank, is a weight of 0.
+        outliers: int32 (n_outliers,), positions of the outliers, C order.
     """
 
     codes: np.ndarray
@@ -33,22 +33,22 @@ class Codes:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the packed codes."""
+        """Size of the packed codes."""
         return -(-len(self.codes) * self.bits // 8)
 
 
 def codes_of(index_map: IndexMap, *, n_components: int) -> Codes:
-    """Number the components that a tensor uses, in as few bits as an ONNX type has.
+    """Number the components that a tensor uses, with the smallest ONNX integer type that holds them.
 
     Args:
-        index_map: Of the tensor.
-        n_components: K, of the bank.
+        index_map: The tensor's index map.
+        n_components: K, number of components in the bank.
     """
     ids = index_map.ids
     used = np.flatnonzero(np.bincount(ids, minlength=n_components + 1)[:n_components])
     if not len(used):
         used = np.array([n_components])
-    # An outlier's own code is of no account: 0.
+    # Outliers are overwritten later, so that their code does not matter: 0.
     local = np.zeros(n_components + 1, dtype=np.uint16)
     local[used] = np.arange(len(used))
     codes, components = local[ids], used

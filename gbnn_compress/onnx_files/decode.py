@@ -1,4 +1,4 @@
-"""Nodes that make a dense tensor out of packed ids and a codebook: Cast, Gather, Reshape."""
+"""Graph nodes that decode packed ids and a codebook into a dense tensor: Cast, Gather, Reshape."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CODE_TYPES = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8, 16: ir.DataType.UINT1
 
 @dataclass(frozen=True)
 class Table:
-    """One shared tensor: its ids, and what they stand for in each of S draws.
+    """One shared tensor: its ids, and the weights that they encode in each of S draws.
 
     Attributes:
         name: The tensor.
         shape: Its shape.
         codes: Its ids.
-        drawn: float32 arrays whose first axis are the draws. `codebook` (S, rows) or (S, rows, 2): the weights that
-            each code stands for; `outliers` (S, n_outliers), where there are any: those written over them.
+        drawn: float32 arrays whose first axis is the draw. `codebook` (S, rows) or (S, rows, 2): the weights that each
+            code encodes. `outliers` (S, n_outliers): the outliers' values; absent without outliers.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Table:
 
 
 def tables(artifact: Artifact, names: Collection[str], seeds: Sequence[int | None]) -> Iterator[Table]:
-    """The named shared tensors.
+    """Tables of the named shared tensors.
 
     Args:
         artifact: The artifact.
-        names: Of shared tensors.
-        seeds: Of the draws; None is the posterior mean.
+        names: Names of shared tensors.
+        seeds: Seeds of the draws; None for the posterior mean.
     """
     shapes = {info.name: info.shape for info in artifact.tensors}
     draws = zip(*(codebooks(artifact, seed=seed) for seed in seeds), strict=True)
@@ -61,13 +61,13 @@ def tables(artifact: Artifact, names: Collection[str], seeds: Sequence[int | Non
 
 
 def decode(graph: ir.Graph, weight: ir.Value, table: Table, held: Mapping[str, ir.Value]) -> None:
-    """Let nodes of a graph make one of its inputs, which is none any longer.
+    """Replace one input of a graph by nodes that decode it.
 
     Args:
         graph: Changed in place.
         weight: The input.
-        table: What it is decoded from.
-        held: Where the graph has one draw of `table.drawn`, by its names.
+        table: The tensor to decode.
+        held: Values of the graph with one draw of `table.drawn`, by the same keys.
     """
     codes, tape = table.codes, Tape()
     packed = codes.codes.astype(_CODE_TYPES[codes.bits].numpy())
@@ -80,20 +80,20 @@ def decode(graph: ir.Graph, weight: ir.Value, table: Table, held: Mapping[str, i
     dense = tape.op("Reshape", [dense, _shape(graph, table.shape)])
     graph.inputs.remove(weight)
     ir.convenience.replace_all_uses_with(weight, dense)
-    # ONNX Runtime orders a run backwards from the outputs; of a layer's two inputs the one that stands later in the
-    # file is computed first. With decoding at the start of the file that is the layer before, and weights are decoded
-    # one after the other, each when its layer needs it; elsewhere, all of them would be before the first layer.
+    # ONNX Runtime orders nodes backwards from the outputs: of a layer's two inputs it computes the one later in the
+    # file first. With decoding nodes at the start of the file, that is the output of the previous layer, so that each
+    # weight is decoded when its layer needs it. Elsewhere, all weights would be decoded before the first layer.
     graph.insert_before(graph[0], tape.nodes)
 
 
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """An initialiser of a graph, added to it."""
+    """Add an initialiser to a graph."""
     value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
     graph.register_initializer(value)
     return value
 
 
 def _shape(graph: ir.Graph, shape: tuple[int, ...]) -> ir.Value:
-    """The initialiser with a shape; tensors of one shape have one."""
+    """The initialiser that holds a shape; tensors of equal shape use the same one."""
     name = f"shape/{'x'.join(map(str, shape))}"
     return graph.initializers.get(name) or constant(graph, name, np.array(shape, dtype=np.int64))

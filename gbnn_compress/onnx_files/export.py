@@ -1,4 +1,4 @@
-"""An artifact as an ONNX file that ONNX Runtime has run."""
+"""Export of an artifact to an ONNX file that is checked in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import os
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
 from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
@@ -20,7 +20,8 @@ from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
-from gbnn_compress.report.sizes import SCHEMA, weight_counts
+from gbnn_compress.report.schema import SCHEMA, ExportReport
+from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 FORMS = ("mean", "codebook", "samples")
 
 BATCH_SIZES = (16, 16, 16, 15, 1)
-"""Inputs of the check that run at once; a single one is where networks and exporters part."""
+"""Batch sizes of the check; with a single input, exported networks may differ from their originals."""
 
 N_CHECKED = sum(BATCH_SIZES)
 
@@ -47,32 +48,27 @@ def export_onnx(
     input_shape: Sequence[int] | None = None,
     samples: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:
-    """Write an artifact as one ONNX file, after ONNX Runtime has given the same outputs as the network.
+) -> ExportReport:
+    """Write an artifact as one ONNX file, once its outputs in ONNX Runtime equal those of the network.
 
-    The model's input is `input`, float32 (N, *input_shape), preprocessed, for any N.
+    The model's input is `input`, float32 (N, *input_shape), preprocessed; N is free.
 
     Args:
         artifact: The artifact.
-        output: The file to write, a name that ends in `.onnx`.
-        weights: `mean`: dense posterior means, output `logits`. `codebook`: the same as ids and codebooks, which
-            nodes decode. `samples`: posterior samples that share ids; outputs `probabilities`, `entropy` and
+        output: The file to write; its name ends in `.onnx`.
+        weights: `mean`: dense posterior means, output `logits`. `codebook`: the same as ids and codebooks, which the
+            graph decodes. `samples`: posterior samples with common ids; outputs `probabilities`, `entropy` and
             `mutual_information` (nats).
-        arch: Specification of the network, or a module; default: what the artifact records or the index finds.
-        input_shape: Of one input; default: that of the architecture's published weights.
-        samples: Posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
-        seed: Of the first sample.
+        arch: Specification of the network, or a module. Default: the one that the artifact records or the index finds.
+        input_shape: Shape of one input. Default: that of the architecture's published weights.
+        samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
+        seed: Seed of the first sample.
 
     Returns:
-        `{"schema", "onnx": {"path", "bytes", "dense_bytes", "opset", "weights"}, "samples", "seed", "input_shape",
-        "outputs", "temperature", "check": {"inputs", "largest_relative_difference", "onnxruntime"}, "loading":
-        {"folded", "not_folded"}}`. `dense_bytes` is what the weights take in a runtime that decodes them once,
-        when it loads the file; `temperature` there where the artifact holds one, which the outputs then have; `loading`
-        what either way of loading takes, each `{"memory_bytes", "cpu_seconds"}`, or None where it was not measured;
-        `notes` where the network left something out.
+        The report; docs/reports.md describes every key.
 
     Raises:
-        GbnnError: Bad artifact, architecture, shape or output, or a network that cannot be exported.
+        GbnnError: The artifact, architecture, shape or output is invalid, or the network cannot be exported.
     """
     target = Path(output)
     _check_request(target, Path(artifact), weights=weights, samples=samples)
@@ -85,14 +81,12 @@ def export_onnx(
     expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
     data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
     difference = _write_checked(target, data, batches, expected)
-    held: dict[str, Any] = {TEMPERATURE: folded_temperature(loaded)} if TEMPERATURE in loaded.facts else {}
-    held |= {"notes": notes} if notes else {}
-    return {
+    result: ExportReport = {
         "schema": SCHEMA,
         "onnx": {
             "path": str(target),
             "bytes": len(data),
-            "dense_bytes": 4 * sum(weight_counts(loaded).values()),
+            "dense_bytes": 4 * n_values(loaded),
             "opset": opset,
             "weights": weights,
         },
@@ -100,18 +94,21 @@ def export_onnx(
         "seed": seed if seeds else None,
         "input_shape": list(shape),
         "outputs": list(expected),
-        **held,
         "check": {
             "inputs": N_CHECKED,
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
-        "loading": _loading(target, shape, decodes=weights != "mean"),
     }
+    if TEMPERATURE in loaded.facts:
+        result["temperature"] = folded_temperature(loaded)
+    if notes:
+        result["notes"] = notes
+    return result
 
 
 def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str, list[str]]:
-    """In float32 with the posterior mean, what to call it, and what it left out; the caller's module stays as it is."""
+    """The network in float32 with the posterior mean, its name, and notes; the caller's module is not changed."""
     network = CompressedNetwork(artifact)
     if arch is None or isinstance(arch, str):
         spec = arch or known_architecture(artifact)
@@ -127,7 +124,7 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) 
     if target.suffix != ".onnx":
         raise GbnnError(f"`-o {target}`: give a name that ends in .onnx")
     if os.fspath(target.absolute()).encode(errors="replace").decode() != os.fspath(target.absolute()):
-        raise GbnnError(f"`-o {target}`: ONNX Runtime opens no file whose path is not valid UTF-8; choose another")
+        raise GbnnError(f"`-o {target}`: ONNX Runtime cannot open a path that is not valid UTF-8; choose another")
     if same_file(target, artifact):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
     require_writable(target)
@@ -147,7 +144,7 @@ def _input_shape(given: Sequence[int] | None, module: torch.nn.Module, spec: str
 
 
 def _inputs(shape: Sequence[int]) -> torch.Tensor:
-    """float32 (N_CHECKED, *shape), standard normal as preprocessed inputs about are."""
+    """float32 (N_CHECKED, *shape), standard normal, as preprocessed inputs approximately are."""
     import torch
 
     return torch.randn(N_CHECKED, *shape, generator=torch.Generator().manual_seed(0))
@@ -156,7 +153,7 @@ def _inputs(shape: Sequence[int]) -> torch.Tensor:
 def _expected(
     module: torch.nn.Module, artifact: Artifact, batches: Sequence[torch.Tensor], *, seeds: Sequence[int], spec: str
 ) -> dict[str, np.ndarray]:
-    """What the model's outputs should be; the module holds the posterior mean, before and after."""
+    """The expected outputs; the module holds the posterior mean before and after."""
     option = f"--input-shape {','.join(map(str, batches[0].shape[1:]))}"
     temperature = folded_temperature(artifact)
     if not seeds:
@@ -176,7 +173,7 @@ def _expected(
 def _converted(
     module: torch.nn.Module, artifact: Artifact, *, shape: Sequence[int], weights: str, seeds: Sequence[int], spec: str
 ) -> tuple[bytes, int]:
-    """The file's bytes, and its opset."""
+    """The bytes of the file, and its opset."""
     from gbnn_compress.onnx_files.forms import onnx_bytes
     from gbnn_compress.onnx_files.graph import OPSET
 
@@ -193,15 +190,15 @@ def _converted(
         )
     except GbnnError:
         raise
-    except Exception as error:  # whatever torch's exporter or the user's own network raises
+    except Exception as error:  # any exception of torch's exporter or of the user's network
         raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
     return data, OPSET
 
 
 def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dict[str, str]:
-    """Name in the module -> the shared tensor that it holds.
+    """Name in the module -> name of the shared tensor that it holds.
 
-    Told by loading numbers in place of weights: modules may rename what they load, and ties need not be theirs.
+    Found by loading numbers in place of weights: modules may rename what they load, and need not tie the same tensors.
     """
     import torch
 
@@ -222,7 +219,7 @@ def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dic
 def _write_checked(
     target: Path, data: bytes, batches: Sequence[torch.Tensor], expected: Mapping[str, np.ndarray]
 ) -> float:
-    """Write the file unless ONNX Runtime gives other outputs with it; how much they differ."""
+    """Write the file if it passes the check, and return the largest relative difference."""
     from gbnn_compress.onnx_files.check import largest_difference, require_equal, run_onnx
 
     differences: list[float] = []
@@ -235,18 +232,8 @@ def _write_checked(
     return differences[0]
 
 
-def _loading(path: Path, shape: Sequence[int], *, decodes: bool) -> dict[str, dict[str, float] | None]:
-    """Both ways; dense weights have nothing to fold."""
-    from gbnn_compress.onnx_files.loading import loading
-
-    return {
-        "folded": loading(path, shape, fold=True),
-        "not_folded": loading(path, shape, fold=False) if decodes else None,
-    }
-
-
 def _reason(error: BaseException) -> str:
-    """The first line of the first of a chain of exceptions: the rest says how to report it, or is a page of code."""
+    """The first line of the first exception in a chain; the rest is advice on reporting, or a page of code."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"

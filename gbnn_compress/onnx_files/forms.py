@@ -1,4 +1,4 @@
-"""An artifact in its network -> one ONNX file: dense means, a codebook, or posterior samples that share ids."""
+"""The three forms of an ONNX file: dense means, a codebook, or posterior samples with common ids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gbnn_compress.types import Artifact
 
 LARGEST_FILE = 2**31 - 1
-"""Bytes: protobuf, which ONNX files are made of, takes no more."""
+"""Largest size of a protobuf message, and so of an ONNX file, in bytes."""
 
 
 def onnx_bytes(
@@ -39,17 +39,16 @@ def onnx_bytes(
 
     Args:
         module: float32, in evaluation mode, with the posterior-mean weights.
-        artifact: Where its weights come from.
+        artifact: The source of its weights.
         shared: Name of a parameter or buffer in the module -> the artifact's name of that shared tensor.
-        input_shape: Of one input.
+        input_shape: Shape of one input.
         weights: `mean`, `codebook` or `samples`.
-        seeds: One a posterior sample; of no meaning to the other forms.
-        temperature: What the artifact says to divide logits by, or for samples the logarithms of their mean; 1 for
-            nothing of the kind.
+        seeds: Seeds of the posterior samples; ignored by the other forms.
+        temperature: Divisor of the logits, or for samples of the logarithm of their mean probabilities; 1 for none.
 
     Raises:
-        GbnnError: More bytes than ONNX can hold in a file, or samples of a network that uses nothing shared.
-        Exception: Whatever torch's exporter raises.
+        GbnnError: The file would be larger than ONNX allows, or `samples` is asked of a network without shared tensors.
+        Exception: Any exception of torch's exporter.
     """
     model, inputs = network_graph(module, input_shape=input_shape, shared=shared)
     if weights == "mean":
@@ -60,7 +59,7 @@ def onnx_bytes(
         _divide(model.graph, temperature)
     elif not inputs:
         raise GbnnError(
-            "the network uses no tensor with shared weights, so its samples are alike; give `--weights mean`"
+            "the network uses no tensor with shared weights, so all of its samples are equal; give `--weights mean`"
         )
     else:
         shared_tables = tables(artifact, inputs, seeds)
@@ -69,7 +68,7 @@ def onnx_bytes(
 
 
 def _fill_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifact) -> None:
-    """Turn the inputs into initialisers with the posterior means."""
+    """Replace the inputs by initialisers with the posterior means."""
     means = rebuild(artifact)
     for name, value in inputs.items():
         graph.inputs.remove(value)
@@ -78,14 +77,14 @@ def _fill_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifact
 
 
 def _decode_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifact) -> None:
-    """Let nodes make the inputs from the posterior-mean codebooks."""
+    """Replace the inputs by nodes that decode the posterior-mean codebooks."""
     for table in tables(artifact, inputs, [None]):
         held = {kind: constant(graph, f"{table.name}/{kind}", draws[0]) for kind, draws in table.drawn.items()}
         decode(graph, inputs[table.name], table, held)
 
 
 def _divide(graph: ir.Graph, temperature: float) -> None:
-    """Let the graph give its logits divided by a temperature."""
+    """Divide the logits of the graph by a temperature."""
     if temperature == 1.0:
         return
     logits = graph.outputs[0]
@@ -100,6 +99,6 @@ def _serialised(model: ir.Model) -> bytes:
     size = sum(tensor.nbytes for tensor in held if tensor is not None)
     if size > LARGEST_FILE:
         raise GbnnError(
-            f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds 2.1 GB at most; give `--weights codebook`"
+            f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most 2.1 GB; give `--weights codebook`"
         )
     return ir.to_proto(model).SerializeToString(deterministic=True)

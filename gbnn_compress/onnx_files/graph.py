@@ -1,4 +1,4 @@
-"""A torch module as an ONNX graph whose shared weights are still to be filled in."""
+"""A torch module as an ONNX graph with its shared weights as inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 21
-"""The lowest with integers of 4 bits."""
+"""The lowest opset with integers of 4 bits."""
 
 INPUT = "input"
 LOGITS = "logits"
@@ -30,20 +30,20 @@ def network_graph(
 ) -> tuple[ir.Model, dict[str, ir.Value]]:
     """Export a module for any batch size, its shared weights as inputs of the graph.
 
-    As inputs they stay as they are: the optimiser, which runs here, folds or transposes none of them.
+    The optimiser, which runs here, neither folds nor transposes inputs.
 
     Args:
         module: float32, in evaluation mode.
-        input_shape: Of one input.
+        input_shape: Shape of one input.
         shared: Name of a parameter or buffer in the module -> name of the shared tensor; two names of one tensor
             become one input.
 
     Returns:
-        The model, and by the shared tensor's name the inputs that stand for those which the network uses.
+        The model, and its inputs for the shared tensors that the network uses, by the tensor's name.
 
     Raises:
-        ArchitectureError: The network is tied to one batch size.
-        Exception: Whatever torch's exporter raises.
+        ArchitectureError: The network works for one batch size only.
+        Exception: Any exception of torch's exporter.
     """
     import torch
 
@@ -71,8 +71,8 @@ def _require_any_batch(graph: ir.Graph) -> None:
     shape = graph.inputs[0].shape
     if shape is not None and isinstance(shape[0], int):
         raise ArchitectureError(
-            "the network can be exported for one batch size only, as it loops over the images of a batch or keeps"
-            " their number as a constant; export one that does not"
+            "the network can be exported for one batch size only, because it loops over the images of a batch or"
+            " holds their number as a constant; rewrite its `forward` without either"
         )
 
 
@@ -92,7 +92,7 @@ def _weights_as_inputs(graph: ir.Graph, shared: Mapping[str, str]) -> dict[str, 
 
 
 def _strip(graph: ir.Graph) -> None:
-    """Remove source lines, which the exporter notes with their paths, and the shapes that runtimes infer anyway."""
+    """Remove source lines, which the exporter records with paths, and shapes, which runtimes infer."""
     nodes = list(graph.all_nodes())
     for node in nodes:
         node.name = None
@@ -106,7 +106,7 @@ def _strip(graph: ir.Graph) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own words, pages where it fails, which are for those who write exporters."""
+    """Suppress the output of the exporter, which is pages long where it fails."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

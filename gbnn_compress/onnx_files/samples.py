@@ -1,4 +1,4 @@
-"""Posterior samples in one graph: the network once, scanned over one codebook a sample."""
+"""Posterior samples in one graph: the network is there once and scanned over one codebook per sample."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from gbnn_compress.onnx_files.graph import INPUT, OPSET, TEMPERATURE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = OUTPUTS = ("probabilities", "entropy", "mutual_information")
+PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = ("probabilities", "entropy", "mutual_information")
 
 
 def sampled(
     model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[Table], *, n_samples: int, temperature: float
 ) -> ir.Model:
-    """A model of the mean over samples and of how they differ.
+    """A model of the mean probabilities over samples, and of their entropy and mutual information.
 
     Args:
-        model: Its graph has the inputs `input` and `inputs`, and logits (N, C) as its only output; used up.
-        inputs: The weights, by name.
-        tables: One a weight, with a codebook a sample.
-        n_samples: S, how many that is.
-        temperature: T, applied to the mean as `temperature.scale` does.
+        model: Its graph has the inputs `input` and `inputs`, and logits (N, C) as its only output. It is consumed.
+        inputs: The weights by name.
+        tables: One per weight, with one codebook per sample.
+        n_samples: S, number of samples.
+        temperature: T, applied to the mean as in `temperature.scale`.
 
     Returns:
-        With the outputs `probabilities` (N, C), and `entropy` and `mutual_information` (N,) in nats.
+        A model with the outputs `probabilities` (N, C), and `entropy` and `mutual_information` (N,) in nats.
     """
     body = model.graph
     images = next(value for value in body.inputs if value.name == INPUT)
@@ -55,10 +55,10 @@ def _scan_input(body: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def _summary(tape: Tape, graph: ir.Graph, log_each: ir.Value, *, n_samples: int, temperature: float) -> list[ir.Value]:
-    """From log p_s (S, N, C), p the mean of p_s over s, to q = softmax(log p / T), H(q) and the mean of KL(p_s | p).
+    """From log p_s (S, N, C): q = softmax(log p / T), H(q) and the mean of KL(p_s | p), with p the mean of p_s over s.
 
-    The latter is the mutual information H(p) - mean H(p_s), without the loss of digits in the difference. Everything
-    is computed from logarithms: a probability that float32 has no room for would lose the ranks of unlikely classes.
+    The mean of KL(p_s | p) equals the mutual information H(p) - mean H(p_s), without cancellation. All is computed
+    from logarithms, because small probabilities underflow in float32.
     """
     first, last = constant(graph, "first_axis", np.array([0])), constant(graph, "last_axis", np.array([-1]))
     log_count = constant(graph, "log_samples", np.array(np.log(n_samples), dtype=np.float32))
@@ -72,7 +72,7 @@ def _summary(tape: Tape, graph: ir.Graph, log_each: ir.Value, *, n_samples: int,
     entropy = tape.op("Neg", [negative], output=_output(ENTROPY))
     surprise = tape.op("Mul", [tape.op("Exp", [log_each]), tape.op("Sub", [log_each, log_mean])])
     divergence = tape.op("ReduceSum", [surprise, last], {"keepdims": 0})
-    # It is never below 0, but for rounding.
+    # Rounding may make it negative.
     information = tape.op("ReduceMean", [divergence, first], {"keepdims": 0})
     mutual = tape.op("Relu", [information], output=_output(MUTUAL_INFORMATION))
     return [probabilities, entropy, mutual]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings
 from gbnn_compress.errors import GbnnError
@@ -14,7 +14,8 @@ from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
 from gbnn_compress.rate.divided import uneven_warnings
-from gbnn_compress.report import page, sizes, statements, words
+from gbnn_compress.report import page, sizes, words
+from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
@@ -25,8 +26,6 @@ from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 if TYPE_CHECKING:
     from gbnn_compress.training.state import StateFile
-
-Report = dict[str, Any]
 
 
 @takes_options
@@ -132,11 +131,14 @@ def _reported(
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The report of an artifact with what only its making knows; and how reliable both sides are, where measured."""
     report = sizes.report(artifact)
-    candidates = {"architecture_candidates": list(opened.candidates)}
-    report["checkpoint"] = {"path": str(request.source), **report["checkpoint"], **candidates}
+    report["checkpoint"] = {
+        "path": str(request.source),
+        **report["checkpoint"],
+        "architecture_candidates": list(opened.candidates),
+    }
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
     if result.training:
-        report["training"] = {**report["training"], "last_epoch": dict(result.training)}
+        report["training"] = {**report["training"], "last_epoch": cast("LastEpoch", dict(result.training))}
     reliability: Mapping[str, Reliability] = {}
     if opened.evaluation is not None:
         on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
@@ -153,20 +155,20 @@ def _reported(
 
 
 def _evaluated(
-    report: Mapping[str, Any], bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+    report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """A report with what data say of the file, in place of what was foreseen; and how reliable both sides are."""
     evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
-    damage = {**report["damage"], **measured}
+    damage = cast("DamageEntry", {**report["damage"], **measured})
     warnings = [
         *(warning for warning in report["warnings"] if warning.startswith(LOST)),
         *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
-        *damage_warnings(damage["drop"], damage["safe_ratio"], measured=True),
+        *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
     ]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability
 
 
-def _missed(report: dict[str, Any]) -> str:
+def _missed(report: Report) -> str:
     written = "the file is written all the same"
     target, ratio = words.target_and_ratio(report)
     if target is None:
@@ -175,15 +177,15 @@ def _missed(report: dict[str, Any]) -> str:
         return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
     missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
     if report["ratio_of"] == "artifact":
-        allowed, kept = statements.dense_bytes(report) / target, report["sections"]["unshared"]
+        allowed, kept = report["floating_bytes"] / target, report["sections"]["unshared"]
         exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
         needed = f"{exact}, the target allows {words.size(allowed)} in all"
         return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
-    most = 2 * sum(weights.values()) / (weights["unshared"] + 2)
+    most = 2 * sizes.total(weights) / (weights["unshared"] + 2)
     if most >= target:
-        kept = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
-        return f"{missed}, with {kept}; {written}"
+        counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
+        return f"{missed}, with {counts}; {written}"
     return (
         f"{missed}; {weights['unshared']:,} unshared values (biases, norms), which count in full, leave"
         f" {words.times(most)} at most; {written}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.checkpoint.read import read_checkpoint
@@ -32,6 +32,7 @@ from gbnn_compress.types import Checkpoint
 if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.pipeline.request import Request
+    from gbnn_compress.report.schema import Timings
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
@@ -59,9 +60,9 @@ class Clock:
         yield
         self._stages[stage] += time.perf_counter() - start
 
-    def timings(self) -> dict[str, float]:
+    def timings(self) -> Timings:
         """Stages and `total`, in seconds."""
-        return {**self._stages, "total": time.perf_counter() - self._start}
+        return cast("Timings", {**self._stages, "total": time.perf_counter() - self._start})
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gbnn_compress.checkpoint.select import Selection, outlier_warnings
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.pipeline.opening import Clock, OnProgress, open_request, prepare_request
 from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.rate.divided import uneven_warnings
-from gbnn_compress.report import sizes
+from gbnn_compress.report.schema import SCHEMA, PlanReport
 from gbnn_compress.report.words import counted
 from gbnn_compress.target.forecast import find_safe_ratio, planned_rate
 from gbnn_compress.target.prepared import tensor_infos
@@ -36,7 +36,7 @@ def plan(
     ratios: Sequence[float] = PLANNED_RATIOS,
     progress: OnProgress | None = None,
     **options: Any,
-) -> dict[str, Any]:
+) -> PlanReport:
     """Predict sizes and damage.
 
     Takes what `compress` takes, and refuses what it would refuse before its first stage: arguments that do not fit
@@ -50,11 +50,7 @@ def plan(
         options: The other fields of `Request`, which describes them.
 
     Returns:
-        `checkpoint`, `tensors`, `rates` (predicted bytes, components and damage at each ratio), `safe_ratio`, `task`
-        and `assumes` (what is known of the network's outputs: without either, only the layers' `relative_error` is),
-        `with_data` (whether the prediction rests on `data`), `target_ratio`, `max_drop`, `ratio_of`, `epochs`,
-        `memory_bytes` (about what compressing needs at its peak, without training: the most that this process has
-        taken so far, libraries and calibration included, and what encoding adds), `warnings` and `timings`.
+        Predicted sizes and damage; docs/reports.md describes every key.
 
     Raises:
         GbnnError: Bad input.
@@ -64,7 +60,7 @@ def plan(
 
 def run_plan(
     request: Request, *, ratios: Sequence[float] = PLANNED_RATIOS, progress: OnProgress | None = None
-) -> dict[str, Any]:
+) -> PlanReport:
     """Plan as requested: `plan` for a request that is made already, with `planned`.
 
     Args:
@@ -89,14 +85,15 @@ def run_plan(
         safe = find_safe_ratio(prepared)
     read, selection = opened.checkpoint, opened.selection
     calibrated = prepared.calibration is not None and not prepared.calibration.synthetic
-    return {
-        "schema": sizes.SCHEMA,
+    result = {
+        "schema": SCHEMA,
         "checkpoint": {
             "path": str(request.source),
             **prepared.facts["checkpoint"],
             "architecture_candidates": list(opened.candidates),
         },
         "tensors": [asdict(info) for info in tensor_infos(read, prepared.selection)],
+        "floating_bytes": prepared.floating_bytes,
         "rates": rates,
         "safe_ratio": safe,
         "task": prepared.kind.task,
@@ -115,6 +112,7 @@ def run_plan(
         ],
         "timings": clock.timings(),
     }
+    return cast("PlanReport", result)
 
 
 def _caveats(request: Request) -> Iterator[str]:

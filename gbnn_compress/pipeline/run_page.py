@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.rate.cells import log_sigmas, row_blocks
 from gbnn_compress.report.page import Page
+from gbnn_compress.report.schema import Report
 from gbnn_compress.target.forecast import rate_curve
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
@@ -18,7 +18,7 @@ from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 def run_page(
     prepared: Prepared,
     artifact: Artifact,
-    report: dict[str, Any],
+    report: Report,
     *,
     name: str,
     arch: str | None,

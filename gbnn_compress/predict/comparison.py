@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.data.names import match_names, rename
 from gbnn_compress.errors import require_seed
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.bench import Evaluation, as_evaluation, open_bench
 from gbnn_compress.predict.models import dense, read_model
-from gbnn_compress.report.sizes import SCHEMA
+from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,7 +27,7 @@ def diff(
     key: str | None = None,
     samples: int = 16,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> DiffReport:
     """Two checkpoints or artifacts side by side; names that differ by wrappers' parts only are the same.
 
     Args:
@@ -51,7 +51,7 @@ def diff(
     models = tuple(read_model(path, key=key) for path in paths)
     a, b = (dense(model) for model in models)
     b = _named_alike(b, a)
-    result: dict[str, Any] = {
+    result: DiffReport = {
         "schema": SCHEMA,
         "models": [str(path) for path in paths],
         "bytes": [model.size_bytes for model in models],
@@ -63,7 +63,7 @@ def diff(
         return result
     bench = open_bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
     p, q = (bench.predict(model, samples=0).probabilities for model in models)
-    result |= {"agreement": metrics.agreement(p, q), "logit_kl": metrics.logit_kl(p, q)}
+    result["agreement"], result["logit_kl"] = metrics.agreement(p, q), metrics.logit_kl(p, q)
     if bench.data.labels is not None:
         drawn = [bench.probabilities(model, seed=seed) for model in models]
         result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
@@ -77,7 +77,7 @@ def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch
     return {spelled[name]: tensor for name, tensor in tensors.items()}
 
 
-def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> dict[str, Any]:
+def _tensor_difference(name: str, a: torch.Tensor, b: torch.Tensor) -> TensorDifference:
     import torch
 
     if a.shape != b.shape:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gbnn_compress.predict import metrics
+from gbnn_compress.report.schema import Detected, Detection
 from gbnn_compress.types import Histogram
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ SHOWN = 0.995
 """Share of either set within the bins; a few extreme scores would leave one bin to the rest."""
 
 
-def detection(inside: Prediction, outside: Prediction) -> dict[str, Any]:
+def detection(inside: Prediction, outside: Prediction) -> Detection:
     """How well two sets of inputs are told apart: by predictive entropy, and by other scores by their names.
 
     Args:
@@ -31,11 +32,14 @@ def detection(inside: Prediction, outside: Prediction) -> dict[str, Any]:
         `{"auroc", "fpr95"}` by entropy, and the same in it by `max_probability` and, over several draws,
         `mutual_information`.
     """
-    by_name = {
+    by_name: dict[str, Detected] = {
         name: {"auroc": metrics.auroc(*scores), "fpr95": metrics.fpr95(*scores)}
         for name, scores in _scores(inside, outside).items()
     }
-    return {**by_name.pop("entropy"), **by_name}
+    found: Detection = {**by_name["entropy"], "max_probability": by_name["max_probability"]}
+    if "mutual_information" in by_name:
+        found["mutual_information"] = by_name["mutual_information"]
+    return found
 
 
 def spreads(inside: Prediction, outside: Prediction) -> dict[str, Histogram]:

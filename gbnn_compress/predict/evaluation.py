@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import require_seed
@@ -18,7 +18,7 @@ from gbnn_compress.predict.prediction import Prediction, at_temperature
 from gbnn_compress.predict.reliability import reliability
 from gbnn_compress.report import evaluation_page, words
 from gbnn_compress.report.evaluation_page import EvaluationPage
-from gbnn_compress.report.sizes import SCHEMA
+from gbnn_compress.report.schema import SCHEMA, EvaluationEntry, EvaluationReport, ScaledMeasures
 from gbnn_compress.report.templated import require_writable
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
@@ -38,7 +38,7 @@ def evaluate(
     samples: int = 16,
     seed: int = 0,
     html: str | Path | None = None,
-) -> dict[str, Any]:
+) -> EvaluationReport:
     """What the probabilities of a checkpoint or an artifact are worth.
 
     Args:
@@ -116,11 +116,11 @@ def evaluate(
             reference=None if reference is None else words.name_of(reference),
         )
         evaluation_page.write(shown, Path(html))
-    return result
+    return cast("EvaluationReport", result)
 
 
-def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> dict[str, Any]:
-    result: dict[str, Any] = dict(metrics.measures(inside.probabilities, labels))
+def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> ScaledMeasures:
+    result: ScaledMeasures = {**metrics.measures(inside.probabilities, labels)}
     if outside is not None:
         result["ood"] = detection(inside, outside)
     return result
@@ -128,7 +128,7 @@ def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> di
 
 def evaluate_compression(
     bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
-) -> tuple[dict[str, Any], dict[str, Any], dict[str, Reliability]]:
+) -> tuple[EvaluationEntry, dict[str, Any], dict[str, Reliability]]:
     """The report's `evaluation` and its measured `damage`, and what a reliability diagram shows.
 
     Args:
@@ -148,7 +148,13 @@ def evaluate_compression(
     named = {"before": before, "after": after, "mean": mean}
     summaries = {name: metrics.summary(p, bench.labels) for name, p in named.items()}
     damage = {**asdict(metrics.damage(before, mean, bench.labels)), "measured": True}
-    evaluation = {"data": bench.evaluation.data, "samples": bench.evaluation.samples, **summaries}
+    evaluation: EvaluationEntry = {
+        "data": bench.evaluation.data,
+        "samples": bench.evaluation.samples,
+        "before": summaries["before"],
+        "after": summaries["after"],
+        "mean": summaries["mean"],
+    }
     return evaluation, damage, {name: reliability(named[name], bench.labels) for name in ("before", "after")}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.report.schema import Measures, Summary
 from gbnn_compress.types import Damage
 
 if TYPE_CHECKING:
@@ -209,8 +210,7 @@ def predictive_entropy(probabilities: Array) -> np.ndarray:
 def auroc(scores_in: Array, scores_out: Array) -> float:
     """Probability that an out-of-distribution input scores above an in-distribution one, ties counted half.
 
-    The Mann-Whitney form of the area under the ROC curve: (R - m (m + 1) / 2) / (n m), R the sum of the m
-    out-of-distribution scores' mid-ranks.
+    The area under the ROC curve, by scikit-learn.
 
     Args:
         scores_in: (n,), higher for stranger inputs, such as predictive entropies.
@@ -219,12 +219,11 @@ def auroc(scores_in: Array, scores_out: Array) -> float:
     Raises:
         GbnnError: Not one-dimensional, or empty.
     """
-    from scipy.stats import rankdata
+    from sklearn.metrics import roc_auc_score
 
     inside, outside = _scores(scores_in, "scores_in"), _scores(scores_out, "scores_out")
-    n, m = len(inside), len(outside)
-    ranks_out = rankdata(np.concatenate([inside, outside]))[n:]
-    return float((ranks_out.sum() - m * (m + 1) / 2) / (n * m))
+    is_outside = np.repeat([0, 1], [len(inside), len(outside)])
+    return float(roc_auc_score(is_outside, np.concatenate([inside, outside])))
 
 
 def fpr95(scores_in: Array, scores_out: Array) -> float:
@@ -245,7 +244,7 @@ def fpr95(scores_in: Array, scores_out: Array) -> float:
     return float(np.mean(outside <= threshold))
 
 
-def summary(probabilities: Array, labels: Array) -> dict[str, float]:
+def summary(probabilities: Array, labels: Array) -> Summary:
     """The four numbers of a report: `accuracy`, `nll` (nats), `ece` (15 bins) and `brier`.
 
     Args:
@@ -263,7 +262,7 @@ def summary(probabilities: Array, labels: Array) -> dict[str, float]:
     }
 
 
-def measures(probabilities: Array, labels: Array) -> dict[str, float]:
+def measures(probabilities: Array, labels: Array) -> Measures:
     """`summary`, and `adaptive_ece` (15 bins) and `coverage_at_5_percent_risk`.
 
     Args:

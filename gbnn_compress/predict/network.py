@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.original import laid_out, open_original
 from gbnn_compress.data.architectures import load_weights
@@ -17,6 +17,7 @@ from gbnn_compress.predict.prediction import Prediction
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import copied
 from gbnn_compress.report import sizes
+from gbnn_compress.report.schema import Report
 from gbnn_compress.types import Artifact
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class CompressedNetwork:
         self._strict: bool | None = None
         self._device: torch.device | None = None
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> Report:
         """The report (schema 1), from what the file holds."""
         return sizes.report(self.artifact)
 

@@ -20,6 +20,7 @@ import numpy as np
 from gbnn_compress.checkpoint.arrays import blocks, values
 from gbnn_compress.format.bank import short_float_codes, short_floats
 from gbnn_compress.parallel import in_order
+from gbnn_compress.rate.batch_norms import EPSILON
 from gbnn_compress.types import Posterior
 
 if TYPE_CHECKING:
@@ -31,9 +32,6 @@ SMALLEST_SCALE, LARGEST_SCALE = 2.0**-1000, 2.0**1000
 
 TRIM = 64.0
 """Weights beyond this many 99th percentiles do not count towards a tensor's norm, which they would dominate."""
-
-EPSILON = 1e-5
-"""eps of a batch norm, torch's default."""
 
 CURVATURE_RANGE = 2.0**8
 """Relative curvatures of filters are clipped to this factor around their mean."""

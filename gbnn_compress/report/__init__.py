@@ -1,1 +1,1 @@
-"""Reports, read from the file."""
+"""Reports: what they hold, and how they are shown."""

@@ -1,4 +1,4 @@
-"""Scales of a picture: from values to places, and the round values worth a label."""
+"""Axes of a figure: from values to positions, and round values for the labels."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Axis:
     """One axis.
 
     Attributes:
-        low: Value at `start`.
-        high: Value at `stop`.
-        start: Place in the picture.
-        stop: Place in the picture.
-        logarithmic: Whether factors, not differences, are equally far apart; values are positive then.
+        low: Smallest value.
+        high: Largest value.
+        start: Position of `low` in the figure.
+        stop: Position of `high` in the figure.
+        logarithmic: Whether the axis is logarithmic; its values are then positive.
     """
 
     low: float
@@ -25,15 +25,15 @@ class Axis:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
-        """The place of a value to a tenth; values beyond the axis are put at its ends."""
+        """The position of a value, rounded to a tenth; values beyond the axis are clipped to its ends."""
         low, high, value = self.low, self.high, min(max(value, self.low), self.high)
         if self.logarithmic:
             low, high, value = math.log(low), math.log(high), math.log(value)
-        share = (value - low) / (high - low) if high > low else 0.5
-        return round(self.start + share * (self.stop - self.start), 1)
+        fraction = (value - low) / (high - low) if high > low else 0.5
+        return round(self.start + fraction * (self.stop - self.start), 1)
 
     def ticks(self, *, at_most: int = 6, suffix: str = "") -> list[tuple[float, str]]:
-        """Places and labels of round values, at most so many."""
+        """Positions and labels of at most `at_most` round values."""
         values = _round_factors(self.low, self.high, at_most) if self.logarithmic else []
         values = values if len(values) > 1 else _round_steps(self.low, self.high, at_most)
         return [(self.at(value), f"{value:,g}{suffix}".replace("-", "−")) for value in values]
@@ -52,7 +52,7 @@ def _multiples(low: float, high: float, step: float) -> list[float]:
 
 
 def _round_factors(low: float, high: float, at_most: int) -> list[float]:
-    """1, 2 and 5 times powers of ten, or the powers alone, or every second power and so on."""
+    """1, 2 and 5 times powers of ten; if these are too many, the powers alone, then every second power, and so on."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     choices = [[10.0**power * digit for power in powers for digit in (1, 2, 5)]]
     choices += [[10.0**power for power in powers if power % every == 0] for every in range(1, len(powers) + 1)]

@@ -1,4 +1,4 @@
-"""An evaluation as a page: the measures, reliability diagrams, and how other data are told apart."""
+"""An evaluation as a page: measures, reliability diagrams, and out-of-distribution detection."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Any
 
 from gbnn_compress.files import write_atomically
 from gbnn_compress.report import figures, words
+from gbnn_compress.report.schema import Detected
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Histogram, Reliability
 
-SHARES = ("accuracy", "coverage_at_5_percent_risk")
-"""Measures that are shown in per cent."""
+FRACTIONS = ("accuracy", "coverage_at_5_percent_risk")
+"""Measures that are shown as percentages."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class EvaluationPage:
     """What a page shows.
 
     Attributes:
-        name: Of the model, a file's name.
+        name: File name of the model.
         result: What `evaluate` returns.
-        reliability: Of the model `as it is`, and `scaled` where a temperature was fitted.
-        ood: Specification of the other data.
-        spreads: Of the scores that tell those apart, by the scores' names; empty without.
-        reference: Name of the checkpoint that it was compared with.
+        reliability: Reliability diagrams of the model `as it is`, and `scaled` where a temperature was fitted.
+        ood: Specification of the out-of-distribution data.
+        spreads: Histograms of the detection scores by name; empty without such data.
+        reference: Name of the checkpoint that the model was compared with.
     """
 
     name: str
@@ -47,7 +48,7 @@ def render(page: EvaluationPage) -> str:
         result=result,
         columns=columns,
         measures=words.MEASURES,
-        shares=SHARES,
+        fractions=FRACTIONS,
         facts=dict(_facts(page)),
         reliabilities={
             name: (figures.reliability_figure(each), columns[name]["ece"]) for name, each in page.reliability.items()
@@ -60,16 +61,16 @@ def render(page: EvaluationPage) -> str:
 
 
 def write(page: EvaluationPage, path: Path) -> None:
-    """Render a page into a file, at once or not at all.
+    """Render a page into a file, written as a whole or not at all.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     write_atomically(path, render(page).encode())
 
 
-def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, float]]]:
-    """AUROC and FPR95 by what tells other data apart; mutual information is the same at any temperature.
+def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Detected]]:
+    """AUROC and FPR95 by detection score; mutual information does not depend on the temperature.
 
     Args:
         result: What `evaluate` returns, with `ood`.
@@ -87,9 +88,9 @@ def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, flo
 def _facts(page: EvaluationPage) -> Iterator[tuple[str, str]]:
     result = page.result
     if "folded_temperature" in result:
-        yield "temperature", f"{result['folded_temperature']:.3g}, held by the file and applied throughout"
+        yield "temperature", f"{result['folded_temperature']:.3g}, stored in the file and applied to all measures"
     if "temperature" in result:
-        yield "scaled", f"at the temperature {result['temperature']:.3g}, fitted on other data"
+        yield "scaled", f"at the temperature {result['temperature']:.3g}, fitted on the validation data"
     if page.reference is not None:
         agreement = words.percent(result["agreement"])
         yield (

@@ -1,7 +1,7 @@
-"""The geometry of the page's pictures; templates turn it into SVG.
+"""The geometry of the page's figures; templates turn it into SVG.
 
-Every picture is a mapping for the macro `frame` of the template `figures.svg`: its size, axes with ticks, titles, and
-the shapes within. Sizes are those of a phone's column, so that labels stay readable when nothing is scaled down.
+Every figure is a mapping for the macro `frame` of the template `figures.svg`: its size, axes with ticks, titles, and
+shapes. A figure is as wide as a phone's screen, so that its labels are readable without scaling.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ WIDTH = 400
 LEFT, RIGHT = 56, 392
 
 SHADES = 6
-"""Steps of the density, each double the one before."""
+"""Steps of the density, each four times the one before."""
 
 DEVIATIONS = 2.0
 """Radius of an ellipse, in standard deviations."""
 
 UNSEEN, MARGIN_ROWS = 0.001, 4
-"""Share of the weights that makes a row of the density worth its place, and rows shown around those."""
+"""Fraction of the weights from which a row of the density is shown, and rows shown around those."""
 
 LEAST_DROP = 0.01
-"""Accuracy points at the foot of the rate-distortion curve."""
+"""Accuracy points at the lower end of the rate-distortion curve."""
 
 
 def plane_figure(plane: Plane, components: Mixture, *, dots: bool = False) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def plane_figure(plane: Plane, components: Mixture, *, dots: bool = False) -> di
     Args:
         plane: The weights.
         components: What to draw.
-        dots: Whether components are to be drawn as dots, the larger the more weights share them.
+        dots: Whether to draw components as dots, with an area that grows with the number of weights.
     """
     top, bottom = 8, 216
     rows = _rows_in_use(plane.density)
@@ -52,25 +52,25 @@ def plane_figure(plane: Plane, components: Mixture, *, dots: bool = False) -> di
     }
 
 
-def share_figure(plane: Plane) -> dict[str, Any]:
-    """How many weights share each component, as stems at the components' means."""
+def stem_figure(plane: Plane) -> dict[str, Any]:
+    """The percentage of weights in each component, as stems at the components' means."""
     top, bottom = 8, 216
     shown = np.abs(plane.components.means[:, 0]) <= plane.x_limit
-    places, shares = plane.components.means[shown, 0], 100 * plane.components.weights[shown]
+    places, percentages = plane.components.means[shown, 0], 100 * plane.components.weights[shown]
     x = Axis(-plane.x_limit, plane.x_limit, LEFT, RIGHT)
-    y = Axis(min(shares, default=1) / 2, max(shares, default=1) * 1.5, bottom, top, logarithmic=True)
+    y = Axis(min(percentages, default=1) / 2, max(percentages, default=1) * 1.5, bottom, top, logarithmic=True)
     return {
         **_frame(x, y, top=top, bottom=bottom, x_title="μ / s", y_title="% of the weights"),
-        "stems": [(x.at(place), y.at(share)) for place, share in zip(places.tolist(), shares.tolist(), strict=True)],
+        "stems": list(zip(map(x.at, places.tolist()), map(y.at, percentages.tolist()), strict=True)),
     }
 
 
 def curve_figure(curve: Mapping[int, Mapping[str, Any]], damage: Mapping[str, Any]) -> dict[str, Any]:
-    """The merge path as a rate-distortion curve: accuracy predicted to be lost against the ratio.
+    """The merge path as a rate-distortion curve: predicted accuracy loss against the ratio.
 
     Args:
         curve: From `target.rate_curve`.
-        damage: The report's `damage`; measured, it is marked as well.
+        damage: The report's `damage`; marked in the figure if it was measured.
     """
     top, bottom = 8, 276
     rates = sorted(curve.values(), key=lambda rate: rate["ratio"])
@@ -91,7 +91,7 @@ def curve_figure(curve: Mapping[int, Mapping[str, Any]], damage: Mapping[str, An
 
 
 def reliability_figure(diagram: Reliability) -> dict[str, Any]:
-    """Accuracy against confidence, dots the larger the more inputs they stand for; on the diagonal the two agree."""
+    """Accuracy against confidence; a dot's area grows with its number of inputs, and on the diagonal the two agree."""
     top, bottom, total = 12, 256, int(diagram.count.sum())
     x, y = Axis(0, 1, LEFT, RIGHT - 8), Axis(0, 1, bottom, top)
     dots = [
@@ -114,11 +114,11 @@ def reliability_figure(diagram: Reliability) -> dict[str, Any]:
 
 
 def histogram_figure(spread: Histogram, *, title: str) -> dict[str, Any]:
-    """Two histograms over one another: shares of the inputs in per cent against their score.
+    """Two overlaid histograms: percentage of the inputs against their score.
 
     Args:
         spread: The histograms.
-        title: Of the score.
+        title: Title of the score.
     """
     top, bottom = 8, 216
     highest = 100 * max(float(spread.inside.max()), float(spread.outside.max()))
@@ -128,12 +128,12 @@ def histogram_figure(spread: Histogram, *, title: str) -> dict[str, Any]:
 
 
 def depth_figure(layers: Sequence[Mapping[str, Any]], key: str, *, title: str) -> dict[str, Any]:
-    """One number a layer, from input to output.
+    """One number per layer, from input to output.
 
     Args:
         layers: The report's `layers`.
-        key: Of the number.
-        title: Of the axis.
+        key: Key of the number.
+        title: Title of the axis.
     """
     top, bottom = 8, 126
     y = Axis(0, 1.05 * (max(layer[key] for layer in layers) or 1.0), bottom, top)
@@ -177,7 +177,7 @@ def _steps(edges: np.ndarray, heights: np.ndarray, *, x: Axis, y: Axis) -> str:
 
 
 def _rows_in_use(density: np.ndarray) -> slice:
-    """The rows with all but a few weights, and some on either side."""
+    """The rows that hold all but a few weights, and MARGIN_ROWS on either side."""
     weights = density.sum(axis=1)
     used = np.flatnonzero(weights > UNSEEN * weights.sum())
     first, last = (int(used[0]), int(used[-1])) if len(used) else (0, len(density))
@@ -185,7 +185,7 @@ def _rows_in_use(density: np.ndarray) -> slice:
 
 
 def _shades(density: np.ndarray, x: Axis, y: Axis) -> list[str]:
-    """One path a shade, of the cells that are at least so dense; laid on one another they darken."""
+    """One path per shade, over all cells at least as dense; overlaid paths darken."""
     rows, columns = density.shape
     width, height = (x.stop - x.start) / columns, (y.start - y.stop) / rows
     steps = density.max() / 4.0 ** np.arange(SHADES, 0, -1)

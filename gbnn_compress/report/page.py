@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: no script, nothing fetched, light and dark."""
+"""The report as one self-contained HTML page: no scripts, no requests, light and dark."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 from gbnn_compress.files import write_atomically
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.report import figures, sizes, statements, words
+from gbnn_compress.report.schema import Report, Summary
 from gbnn_compress.report.templated import filled
 from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
 
 LAYERS_SHOWN = 30
-"""A longer network shows its worst layers first, and all of them on demand."""
+"""With more layers than this, the page shows the worst ones first and all of them on demand."""
 
 WORST_LAYERS = 5
 
 FAR = 1e100
-"""Where outliers are put in the plane of a file, which does not say how wide they are."""
+"""Position of outliers in the plane of a file, which does not hold their deviation."""
 
-LAYER_MEASURES = {"bits_per_weight": "bits a weight", "relative_rmse": "relative RMSE"}
+LAYER_MEASURES = {"bits_per_weight": "bits per weight", "relative_rmse": "relative RMSE"}
 
-MEASURES = {"accuracy": "accuracy", "nll": "NLL (nats)", "ece": "ECE", "brier": "Brier"}
+MEASURES = {key: words.MEASURES[key] for key in Summary.__annotations__}
 
 
 @dataclass(frozen=True)
@@ -33,17 +34,17 @@ class Page:
     """What a page shows.
 
     Attributes:
-        name: What it is about, a file's name.
-        report: Schema 1.
+        name: A file name, the subject of the page.
+        report: The report on the file.
         plane: The weights and the components.
         arch: The architecture that the user named.
-        before: The mixture before merging, in the coordinates of the plane; None where it is not known.
+        before: The mixture before merging, in the coordinates of the plane; None where it is unknown.
         curve: Predicted sizes and damage along the merge path, by octaves of lambda from the chosen cut; may be empty.
-        reliability: Diagrams by the names of the report's evaluation; may be empty.
+        reliability: Reliability diagrams by the keys of the report's evaluation; may be empty.
     """
 
     name: str
-    report: dict[str, Any]
+    report: Report
     plane: Plane
     arch: str | None = None
     before: Mixture | None = None
@@ -52,7 +53,7 @@ class Page:
 
 
 def file_page(artifact: Artifact, *, name: str) -> Page:
-    """The page of what a file holds; a weight is where its component is, outliers are out of sight."""
+    """The page of a file alone: each weight is drawn at its component, and outliers are not drawn."""
     bank = artifact.bank
     x, y = np.append(bank.means, FAR), np.append(bank.log_sigmas, 0.0)
     maps = [index_map.ids for index_map in artifact.maps]
@@ -62,23 +63,23 @@ def file_page(artifact: Artifact, *, name: str) -> Page:
 
 def render(page: Page) -> str:
     """The page as HTML; the same page gives the same text."""
-    report, layers = page.report, page.report["layers"]
+    report = page.report
+    layers: Sequence[Mapping[str, Any]] = report["layers"]
+    evaluation: Mapping[str, Any] = report["evaluation"] or {}
     return filled(
         "page.html",
         page=page,
         report=report,
-        dense_bytes=statements.dense_bytes(report),
         verdict=statements.verdict(report),
         facts=list(statements.facts(report, arch=page.arch)),
         meanings=statements.SECTION_MEANINGS,
         measures=MEASURES,
         planes=_planes(page),
         has_spread=_has_spread(page.plane),
-        shares=None if _has_spread(page.plane) else figures.share_figure(page.plane),
+        stems=None if _has_spread(page.plane) else figures.stem_figure(page.plane),
         curve=figures.curve_figure(page.curve, report["damage"]) if page.curve else None,
         reliabilities={
-            name: (figures.reliability_figure(each), report["evaluation"][name]["ece"])
-            for name, each in page.reliability.items()
+            name: (figures.reliability_figure(each), evaluation[name]["ece"]) for name, each in page.reliability.items()
         },
         depths=[figures.depth_figure(layers, key, title=title) for key, title in LAYER_MEASURES.items()],
         largest={key: max(layer[key] for layer in layers) or 1.0 for key in LAYER_MEASURES},
@@ -87,16 +88,16 @@ def render(page: Page) -> str:
 
 
 def write(page: Page, path: Path) -> None:
-    """Render a page into a file, at once or not at all.
+    """Render a page into a file, written as a whole or not at all.
 
     Raises:
-        OutputError: It cannot be written.
+        OutputError: The file cannot be written.
     """
     write_atomically(path, render(page).encode())
 
 
 def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
-    """Captions and pictures of the components, before and after merging as far as known."""
+    """Captions and figures of the components, before merging if that is known, and after."""
     known = [("before merging", page.before)] if page.before is not None else []
     dots = not _has_spread(page.plane)
     banks = [*known, ("after merging" if known else "in the file", page.plane.components)]
@@ -110,7 +111,7 @@ def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _has_spread(plane: Plane) -> bool:
-    """Whether the members of components are known to differ; in a file they do not."""
+    """Whether the members of components differ, which a file alone does not say."""
     return bool(plane.components.covariances.any())
 
 

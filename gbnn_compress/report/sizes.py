@@ -1,37 +1,36 @@
-"""The report on an artifact, from what the file holds."""
+"""The report on an artifact, from the contents of its file."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from gbnn_compress.data.kind import FACT, is_known_classifier
 from gbnn_compress.format.counts import id_counts
+from gbnn_compress.report.schema import SCHEMA, CheckpointEntry, DamageEntry, LayerEntry, Report, WeightCounts
 from gbnn_compress.types import Artifact, TensorInfo
 
-SCHEMA = 1
-
 GUESSED = "predicted accuracy drop"
-"""How a warning of predicted points begins."""
+"""First words of a warning about predicted accuracy points."""
 
 
-def report(artifact: Artifact) -> dict[str, Any]:
-    """Where every byte went, as JSON-able data (schema 1 of the interface), without timings and paths."""
+def report(artifact: Artifact) -> Report:
+    """The report, without timings and paths."""
     facts = artifact.facts
-    weights = weight_counts(artifact)
-    return {
+    weights, dense_bytes = weight_counts(artifact), floating_bytes(artifact)
+    made: Report = {
         "schema": SCHEMA,
-        "checkpoint": dict(facts["checkpoint"]),
+        "checkpoint": cast(CheckpointEntry, dict(facts["checkpoint"])),
         "artifact": {"sha256": artifact.sha256, "bytes": artifact.size_bytes},
         "target_ratio": facts["target_ratio"],
         "max_drop": facts["max_drop"],
         "ratio_of": facts["ratio_of"],
         "target_met": _is_met(artifact, weights),
-        "ratio": floating_bytes(artifact) / artifact.size_bytes,
+        "floating_bytes": dense_bytes,
+        "ratio": dense_bytes / artifact.size_bytes,
         "parameter_ratio": parameter_ratio(artifact, weights),
         "bits_per_weight": 8 * artifact.sections["index_maps"] / max(weights["shared"], 1),
         "bank": {
@@ -39,7 +38,13 @@ def report(artifact: Artifact) -> dict[str, Any]:
             "components_before_merging": facts["components_before_merging"],
         },
         "weights": weights,
-        "sections": dict(artifact.sections),
+        "sections": {
+            "bank": artifact.sections["bank"],
+            "index_maps": artifact.sections["index_maps"],
+            "outliers": artifact.sections["outliers"],
+            "unshared": artifact.sections["unshared"],
+            "header": artifact.sections["header"],
+        },
         "layers": layers(artifact),
         "not_shared": [info.name for info in artifact.tensors if info.kind in ("unshared", "raw")],
         "task": facts.get(FACT),
@@ -49,24 +54,34 @@ def report(artifact: Artifact) -> dict[str, Any]:
         "recipe": dict(facts["recipe"]),
         "seed": facts["seed"],
         "versions": dict(facts["versions"]),
-        **{key: facts[key] for key in ("temperature", "training") if key in facts},
     }
+    if "temperature" in facts:
+        made["temperature"] = facts["temperature"]
+    if "training" in facts:
+        made["training"] = facts["training"]
+    return made
 
 
 def _has_guess(artifact: Artifact) -> bool:
-    """Whether a file predicts lost points though nothing says that its network is a classifier, as files of 0.1 do."""
+    """Whether a file predicts accuracy points for a network not known as a classifier, as files of 0.1 do."""
     damage = artifact.facts["damage"]
     return damage["drop"] is not None and not damage["measured"] and not is_known_classifier(artifact.facts)
 
 
-def _damage(artifact: Artifact) -> dict[str, Any]:
-    """What the file says of damage, without guesses."""
-    damage = dict(artifact.facts["damage"])
+def _damage(artifact: Artifact) -> DamageEntry:
+    """The damage that the file states, without predictions for unknown networks."""
+    damage = cast(DamageEntry, dict(artifact.facts["damage"]))
     if not _has_guess(artifact):
         return damage
     errors = np.minimum(artifact.relative_rmse, 1.0)
-    known = {"relative_error": float(errors.mean()) if len(errors) else 0.0}
-    return {**damage, **dict.fromkeys(("drop", "agreement", "logit_kl", "safe_ratio")), **known}
+    return {
+        **damage,
+        "drop": None,
+        "agreement": None,
+        "logit_kl": None,
+        "safe_ratio": None,
+        "relative_error": float(errors.mean()) if len(errors) else 0.0,
+    }
 
 
 def _warnings(artifact: Artifact) -> list[str]:
@@ -76,8 +91,8 @@ def _warnings(artifact: Artifact) -> list[str]:
     return [warning for warning in warnings if not warning.startswith(GUESSED)]
 
 
-def _is_met(artifact: Artifact, weights: Mapping[str, int]) -> bool:
-    """Whether the file is as small as was asked, or loses as little; only a file that keeps everything is smaller."""
+def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
+    """Whether the file meets its target."""
     facts = artifact.facts
     if facts["max_drop"] is not None:
         drop = facts["damage"]["drop"]
@@ -95,8 +110,8 @@ def floating_bytes(artifact: Artifact) -> int:
     return sum(_bytes(info) for info in artifact.tensors if info.kind != "tied" and "float" in info.dtype)
 
 
-def weight_counts(artifact: Artifact) -> dict[str, int]:
-    """How many weights are shared, blended, outliers and unshared; together all floating values."""
+def weight_counts(artifact: Artifact) -> WeightCounts:
+    """Numbers of shared, blended, outlier and unshared values; together all floating values."""
     outliers = sum(len(index_map.outliers) for index_map in artifact.maps)
     in_maps = sum(len(index_map.ids) for index_map in artifact.maps)
     blends = artifact.facts.get("blends", [])
@@ -110,21 +125,31 @@ def weight_counts(artifact: Artifact) -> dict[str, int]:
     return {"shared": shared, "blended": blended, "outliers": outliers, "unshared": unshared}
 
 
-def parameter_ratio(artifact: Artifact, weights: Mapping[str, int]) -> float:
-    """2 x weights over (2 a live component + 2 an outlier + 1 an unshared number), the paper's measure."""
+def n_values(artifact: Artifact) -> int:
+    """Floating values of the checkpoint, ties once."""
+    return total(weight_counts(artifact))
+
+
+def total(weights: WeightCounts) -> int:
+    """All floating values."""
+    return weights["shared"] + weights["blended"] + weights["outliers"] + weights["unshared"]
+
+
+def parameter_ratio(artifact: Artifact, weights: WeightCounts) -> float:
+    """2 x floating values / (2 x components + 2 x outliers + unshared values), the paper's measure."""
     live = len(artifact.bank.means)
-    return 2 * sum(weights.values()) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
+    return 2 * total(weights) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
 
 
-def layers(artifact: Artifact) -> list[dict[str, Any]]:
-    """One entry a shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
+def layers(artifact: Artifact) -> list[LayerEntry]:
+    """One entry per shared tensor; their bytes add up to the sections `index_maps` and `outliers`."""
     infos = {info.name: info for info in artifact.tensors}
     escape = len(artifact.bank.means)
     costs = [
         bits / 8 + artifact.table_bytes / len(artifact.maps) + index_map.outliers.nbytes
         for index_map, bits in zip(artifact.maps, artifact.map_bits.tolist(), strict=True)
     ]
-    shares = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
+    parts = _apportion(np.array(costs), artifact.sections["index_maps"] + artifact.sections["outliers"])
     return [
         {
             "name": index_map.name,
@@ -135,12 +160,12 @@ def layers(artifact: Artifact) -> list[dict[str, Any]]:
             "relative_rmse": float(error),
             "components": int(np.count_nonzero(id_counts(index_map.ids, escape + 1)[:escape])),
         }
-        for index_map, size, error in zip(artifact.maps, shares, artifact.relative_rmse, strict=True)
+        for index_map, size, error in zip(artifact.maps, parts, artifact.relative_rmse, strict=True)
     ]
 
 
 def _apportion(costs: np.ndarray, total: int) -> list[int]:
-    """Whole bytes in proportion to `costs` that add up to `total`."""
+    """Whole bytes that add up to `total`, in proportion to `costs`."""
     edges = np.rint(np.cumsum(costs) / costs.sum() * total).astype(np.int64) if costs.sum() else np.zeros(len(costs))
     return [int(size) for size in np.diff(edges, prepend=0)]
 

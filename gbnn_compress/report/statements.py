@@ -1,11 +1,12 @@
-"""What a report says in words, the same on a terminal and on a page."""
+"""A report in words, the same on a terminal and on a page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+from gbnn_compress.errors import listed
 from gbnn_compress.report import words
+from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry
 
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
@@ -16,27 +17,22 @@ SECTION_MEANINGS = {
 }
 
 
-def dense_bytes(report: dict[str, Any]) -> int:
-    """Bytes of the floating tensors, what the ratio is relative to."""
-    return round(report["ratio"] * report["artifact"]["bytes"])
-
-
-def measured_on(report: dict[str, Any]) -> str | None:
-    """The data by which damage was measured, as far as is known."""
+def measured_on(report: Report) -> str | None:
+    """The data on which the damage was measured; None where they are unknown."""
     if report["evaluation"]:
         return str(report["evaluation"]["data"])
     if "training" in report:
-        return words.CHOICES
+        return words.VALIDATION
     return words.CALIBRATION if report["max_drop"] is None else None
 
 
-def damage(report: dict[str, Any]) -> Iterator[str]:
-    """What compressing did to the outputs, and as far as what ratio it is thought to do little."""
+def damage(report: Report) -> Iterator[str]:
+    """The damage to the outputs, and the predicted safe ratio."""
     values = report["damage"]
     yield words.damage(values, measured_on=measured_on(report))
     if values["safe_ratio"] is not None:
-        assumed = bool(values.get("assumes")) and not values["measured"]
-        yield words.safe(values["safe_ratio"], trained="training" in report, assumed=assumed)
+        condition = "if so, " if values.get("assumes") and not values["measured"] else ""
+        yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"
     elif not values["measured"]:
         worst = max(report["layers"], key=lambda layer: layer["relative_rmse"])
         yield f"worst layer: `{words.printable(worst['name'])}`, {words.decimals(worst['relative_rmse'])}"
@@ -44,40 +40,41 @@ def damage(report: dict[str, Any]) -> Iterator[str]:
             yield words.UNKNOWN
 
 
-def verdict(report: dict[str, Any]) -> str:
-    """What was asked for, and whether the file meets it."""
+def verdict(report: Report) -> str:
+    """The target, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)
     if target is None:
-        return f"asked for: at most {words.counted_points(report['max_drop'])} lost"
+        assert report["max_drop"] is not None
+        return f"target: at most {words.counted_points(report['max_drop'])} lost"
     what = "" if report["ratio_of"] == "artifact" else " of parameters"
     met = "met" if report["target_met"] else f"missed, {words.times(ratio)} reached"
     return f"target {words.times(target)}{what}: {met}"
 
 
-def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, str]]:
-    """Ratios, components, what is kept besides, and what is known of the network, as pairs of name and text.
+def facts(report: Report, *, arch: str | None) -> Iterator[tuple[str, str]]:
+    """Ratios, numbers of components and other values, and the architecture, as pairs of name and text.
 
     Args:
-        report: Schema 1.
+        report: The report on the file.
         arch: The architecture that the user named.
     """
     checkpoint, counts, bank = report["checkpoint"], report["weights"], report["bank"]
-    before, after = dense_bytes(report), report["artifact"]["bytes"]
+    before, after = report["floating_bytes"], report["artifact"]["bytes"]
     yield (
         "ratio",
-        f"{words.times(report['ratio'])}: {before:,} bytes of floating tensors over {after:,} of the file",
+        f"{words.times(report['ratio'])}: {before:,} bytes of floating tensors / {after:,} bytes of the file",
     )
     yield (
         "parameter ratio",
-        f"{words.times(report['parameter_ratio'])}: numbers before over numbers kept, the paper's measure",
+        f"{words.times(report['parameter_ratio'])}: parameters before / parameters kept, the paper's measure",
     )
     yield (
-        "bits a weight",
-        f"{report['bits_per_weight']:.2f}, for {counts['shared']:,} weights that share components",
+        "bits per weight",
+        f"{report['bits_per_weight']:.2f}, over {counts['shared']:,} shared weights",
     )
     yield "components", f"{bank['components_before_merging']:,} -> {bank['components']:,} after merging"
     kept = f"{counts['unshared']:,} unshared values (biases, norms), {counts['outliers']:,} outliers"
-    yield "besides", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
+    yield "also kept", kept if not counts["blended"] else f"{counts['blended']:,} blended weights, {kept}"
     if "training" in report:
         training = report["training"]
         yield "trained", _trained(training)
@@ -88,33 +85,32 @@ def facts(report: dict[str, Any], *, arch: str | None) -> Iterator[tuple[str, st
         yield "unwrapped", note
 
 
-def _trained(training: dict[str, Any]) -> str:
-    """How long and with what, and what the loss came to where that is known."""
-    said = f"for {words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
+def _trained(training: TrainingEntry) -> str:
+    """The settings of the training, and the loss in its last epoch where that is known."""
+    said = f"{words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
-        said += f" after a warm-up over {100 * training['warm_up']:g} % of the steps"
+        said += f", warm-up over the first {100 * training['warm_up']:g} % of the steps"
     last = training.get("last_epoch")
     if not last:
         return said
     return (
-        f"{said}; in the last: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
-        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits a weight"
+        f"{said}; last epoch: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
+        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits per weight"
     )
 
 
-def architecture(checkpoint: dict[str, Any], arch: str | None = None) -> str:
-    """What is known of the network.
+def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
+    """The architecture in words.
 
     Args:
         checkpoint: The report's `checkpoint`.
-        arch: What the user named.
+        arch: The architecture that the user named.
     """
     candidates = checkpoint.get("architecture_candidates") or []
     if checkpoint["architecture"]:
         return str(checkpoint["architecture"])
     if len(candidates) > 1:
-        more = f" and {len(candidates) - 4} more" if len(candidates) > 4 else ""
-        return f"several fit: {', '.join(candidates[:4])}{more}; name one with --arch"
+        return f"several fit: {listed(candidates, most=4, quote='')}; name one with --arch"
     if arch:
-        return f"{arch} (your own code: name it again to run it)"
-    return "not recorded: compressing needs none; to run the network, name it with --arch"
+        return f"{arch} (your own code: give --arch again to run it)"
+    return "not recorded: not needed to compress; to run the network, name it with --arch"

@@ -1,4 +1,4 @@
-"""Templates filled in: pages that are one file, fetch nothing and run nothing."""
+"""Rendering of templates into pages that are one file, without requests and scripts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def filled(template: str, **values: Any) -> str:
     """A page as HTML; the same values give the same text.
 
     Args:
-        template: Name of its file.
-        values: What it shows.
+        template: Name of the template's file.
+        values: Values by name.
     """
     return _environment().get_template(template).render(**values)
 
 
 def require_writable(path: Path, **taken: Path) -> None:
-    """Fail before the work when a page cannot be written.
+    """Fail early where a page cannot be written.
 
     Args:
-        path: Of the page.
-        taken: Files that it must not be, by what they are (`checkpoint`).
+        path: Path of the page.
+        taken: Files that the page must not overwrite, by what they are (`checkpoint`).
 
     Raises:
-        OutputError: It is one of them, or cannot be written.
+        OutputError: The path is one of them, or cannot be written.
     """
     for what, other in taken.items():
         if files.same_file(path, other):
@@ -42,7 +42,7 @@ def require_writable(path: Path, **taken: Path) -> None:
 
 @cache
 def _environment() -> jinja2.Environment:
-    """Everything is escaped, control characters shown as what they are, and a name that is not given is a bug."""
+    """The environment: it escapes everything, shows control characters as escapes, and raises on missing names."""
     import jinja2
 
     environment = jinja2.Environment(

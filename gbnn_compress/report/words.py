@@ -1,9 +1,10 @@
-"""Numbers and names as people read them."""
+"""Numbers and names as text for readers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+from gbnn_compress.report.schema import DamageEntry, Report
 
 MEASURES = {
     "accuracy": "accuracy",
@@ -13,21 +14,18 @@ MEASURES = {
     "brier": "Brier",
     "coverage_at_5_percent_risk": "coverage",
 }
-"""Titles of what predictions are measured by, in the order of tables."""
-
-ROUNDING = 1e-9
-"""Relative error of a target that went through text, such as 3 %."""
+"""Titles of the measures of predictions, in the order of tables."""
 
 
 def printable(text: str) -> str:
-    """The text without control characters: names come from foreign files, and terminals obey escapes."""
+    """The text with control characters escaped: names come from foreign files, and terminals run escape sequences."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def name_of(path: str | Path) -> str:
-    """The last part of a path, also where it is `.` or ends in `..`; printable."""
+    """The last part of a path, resolved if it is `.` or ends in `..`; printable."""
     found = Path(path).name
     return printable(Path(path).resolve().name or str(path) if found in ("", "..") else found)
 
@@ -47,13 +45,13 @@ def times(ratio: float) -> str:
     return f"{_digits(ratio)}x"
 
 
-def percent(share: float) -> str:
-    """A share at one decimal; never rounded to all or nothing."""
-    if 0 < share < 0.0005:
+def percent(fraction: float) -> str:
+    """A fraction as a percentage at one decimal; only 0 and 1 are shown as 0.0 % and 100.0 %."""
+    if 0 < fraction < 0.0005:
         return "< 0.1 %"
-    if 0.9995 <= share < 1:
+    if 0.9995 <= fraction < 1:
         return "> 99.9 %"
-    return f"{100 * share:.1f} %"
+    return f"{100 * fraction:.1f} %"
 
 
 def points(drop: float) -> str:
@@ -65,7 +63,7 @@ def points(drop: float) -> str:
 
 
 def counted_points(number: float) -> str:
-    """Accuracy points as they were given: `1 point`, `0.5 points`."""
+    """Accuracy points unrounded: `1 point`, `0.5 points`."""
     return f"{number:g} point{'s' * (number != 1)}"
 
 
@@ -82,7 +80,7 @@ def seconds(value: float) -> str:
 
 
 def decimals(value: float | None, places: int = 3) -> str:
-    """A number, or a dash where there is none."""
+    """A number, or a dash for None."""
     return "-" if value is None else f"{value:.{places}f}"
 
 
@@ -92,15 +90,15 @@ def shape(dimensions: list[int]) -> str:
 
 
 CALIBRATION = "calibration inputs"
-CHOICES = "the data for choices"
+VALIDATION = "the validation data"
 
 
-def damage(values: dict[str, Any], *, measured_on: str | None = None) -> str:
-    """What compressing did to the outputs, in words.
+def damage(values: DamageEntry, *, measured_on: str | None = None) -> str:
+    """The damage to the outputs in words.
 
     Args:
         values: The report's `damage`.
-        measured_on: The data, when it was measured.
+        measured_on: The data, if the damage was measured.
     """
     drop, measured = values["drop"], bool(values["measured"])
     source = (f"measured on {measured_on}" if measured_on else "measured") if measured else "predicted"
@@ -113,35 +111,35 @@ def damage(values: dict[str, Any], *, measured_on: str | None = None) -> str:
         amount = points(drop)
         about = "" if amount.startswith("less") else about
         lost = f"{about}{amount} points of accuracy {'lost' if drop > 0 else 'gained'}"
+    assert values["agreement"] is not None
     condition = f" if this is an {values['assumes']}" if values.get("assumes") and not measured else ""
     return f"{source}{condition}: {lost}, {percent(values['agreement'])} of predictions unchanged"
 
 
-def _difference(values: dict[str, Any]) -> str:
-    """Outputs of a network that is no classifier, or whose outputs are not known."""
+def _difference(values: DamageEntry) -> str:
+    """The difference of outputs, for a network that is not known as a classifier."""
     error, cosine = values.get("relative_error"), values.get("cosine")
     if not values["measured"]:
         return f"relative output error of the layers {decimals(error)} on average"
     if error is None:
-        return "the checkpoint's outputs do not vary, so that nothing is known of the damage"
+        return "the checkpoint's outputs do not vary, so the damage cannot be measured"
     return f"relative output error {decimals(error)}, cosine {decimals(cosine, 4)}"
 
 
 UNKNOWN = (
-    "without inputs nobody knows what that means for this network's outputs: measure on yours (`--data`), or say"
+    "the effect on this network's outputs is not predicted: measure it on your inputs (`--data`), or give"
     " `--task classifier` if it is an image classifier"
 )
-"""Said of networks whose lost points are not predicted."""
+"""Advice for networks whose accuracy loss is not predicted."""
 
 
-def safe(ratio: float, *, trained: bool = False, assumed: bool = False) -> str:
-    """Up to where the damage is thought small; what training makes safe nobody knows before."""
-    where = "without training thought" if trained else "thought"
-    return f"{'then ' if assumed else ''}{where} safe (within 1 point of accuracy) up to about {times(ratio)}"
+def safe(ratio: float, *, trained: bool = False) -> str:
+    """The safe ratio, which is predicted without training also where the network is trained."""
+    return f"safe ratio of about {times(ratio)}{' without training' if trained else ''} (within 1 point of accuracy)"
 
 
-def target_and_ratio(report: dict[str, Any]) -> tuple[float | None, float]:
-    """The target (None: a drop was given instead), and the ratio that it is about."""
+def target_and_ratio(report: Report) -> tuple[float | None, float]:
+    """The target (None: a drop was given instead), and the ratio that it refers to."""
     by_bytes = report["ratio_of"] == "artifact"
     return report["target_ratio"], report["ratio" if by_bytes else "parameter_ratio"]
 

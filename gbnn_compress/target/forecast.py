@@ -21,6 +21,7 @@ from gbnn_compress.rate.damage import (
     predict_damage,
     relative_error,
 )
+from gbnn_compress.report.schema import PlannedRate, Rate
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import Damage
 
@@ -159,13 +160,13 @@ def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
     ]
 
 
-def planned_rate(prepared: Prepared, ratio: float) -> dict[str, Any]:
+def planned_rate(prepared: Prepared, ratio: float) -> PlannedRate:
     """Predicted bytes, components and damage at one target ratio."""
     book, exponent = codebook_of_size(prepared, MARGIN * prepared.floating_bytes / ratio)
-    return {"target_ratio": float(ratio), **_foreseen(prepared, book, exponent)}
+    return {"target_ratio": float(ratio), **_predicted_rate(prepared, book, exponent)}
 
 
-def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, dict[str, Any]]:
+def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, Rate]:
     """Predicted bytes, components and damage along the merge path.
 
     Args:
@@ -179,15 +180,18 @@ def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, dict[str, Any]]
         return {}
     cut = codebook_of_size(prepared, size_bytes)
     around = {octaves: codebook_at(prepared.problem, cut[0].penalty * 2.0**octaves) for octaves in CURVE_OCTAVES}
-    return {octaves: _foreseen(prepared, *codebook) for octaves, codebook in {**around, 0: cut}.items()}
+    return {octaves: _predicted_rate(prepared, *codebook) for octaves, codebook in {**around, 0: cut}.items()}
 
 
-def _foreseen(prepared: Prepared, book: Codebook, exponent: int) -> dict[str, Any]:
+def _predicted_rate(prepared: Prepared, book: Codebook, exponent: int) -> Rate:
     size = predicted_bytes(prepared.problem, book, exponent)
+    damage = predicted_damage(prepared, book) if prepared.kind.has_forecast else None
     return {
         "ratio": prepared.floating_bytes / size,
         "bytes": round(size),
         "components": len(book.bank.means),
-        **(asdict(predicted_damage(prepared, book)) if prepared.kind.has_forecast else NO_FORECAST),
+        "drop": None if damage is None else damage.drop,
+        "agreement": None if damage is None else damage.agreement,
+        "logit_kl": None if damage is None else damage.logit_kl,
         "relative_error": layer_error(layer_errors(prepared, book)),
     }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gbnn_compress.checkpoint.arrays import rounded
+from gbnn_compress.errors import listed
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import solve_size
 from gbnn_compress.rate.divided import with_parts_kept
@@ -105,11 +106,8 @@ class Trainer:
         names = [name for name, latent in latents.items() if name in stay or (stepped and latent.grad is None)]
         if not names:
             return []
-        shown = ", ".join(f"`{name}`" for name in names[:NAMES_SHOWN])
-        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-        return [
-            f"shared but not trained: {shown}{more} (held fixed by the network, or the loss does not depend on them)"
-        ]
+        shown = listed(names, most=NAMES_SHOWN)
+        return [f"shared but not trained: {shown} (held fixed by the network, or the loss does not depend on them)"]
 
     def recode(self, fraction: float) -> None:
         """Adopt the codebook of a stage for the current weights; the ratio rises by equal factors.

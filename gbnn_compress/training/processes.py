@@ -16,16 +16,15 @@ from typing import TypeVar
 import torch
 from torch import distributed
 
-T = TypeVar("T")
+from gbnn_compress.parallel import STARTED_TOGETHER
 
-STARTED = "TORCHELASTIC_RUN_ID"
-"""Set by `torchrun`, and so by `accelerate launch`. Their other variables are also set where no group is meant."""
+T = TypeVar("T")
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """A context in which the processes that were started together form one group, each with its own GPU."""
-    if STARTED not in os.environ or distributed.is_initialized():
+    if STARTED_TOGETHER not in os.environ or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():

@@ -59,7 +59,7 @@ def test_evaluate_writes_a_page_of_its_own(run, files):
     outcome = run("evaluate", files.artifact, *words, "-q", "--html", "page.html", "--json", "-")
     assert outcome.code == 0
     assert json.loads(outcome.out)["ood"]
-    assert "inputs, and of digits:train." in Path("page.html").read_text()
+    assert "inputs, and on digits:train." in Path("page.html").read_text()
 
 
 def test_the_page_of_an_evaluation_is_refused_before_the_work(run, files):

@@ -117,7 +117,7 @@ def test_error_names_and_shapes_that_do_not_fit():
     message = (
         r"does not fit `m:f`: 1 of the wrong shape \(`0.weight` is \[4, 5\] in the checkpoint and \[4, 3\] in"
         r" `m:f`\); 1 missing from the checkpoint \(`1.running_mean`\); 4 not in the architecture"
-        r" \(`head.0`, `head.1`, `head.2`, ...\); give the `--arch`"
+        r" \(`head.0`, `head.1`, `head.2` and 1 more\); give the `--arch`"
     )
     with pytest.raises(ArchitectureError, match=message):
         load_weights(small_network(), tensors, spec="m:f")

@@ -114,7 +114,7 @@ def test_maps_that_are_not_the_known_ones_are_an_artifact_error(part: str) -> No
     other = getattr(known[place], part).copy()
     other[-1] ^= 1
     known[place] = replace(known[place], **{part: other})
-    message = f"ids or outliers of `{known[place].name}` did not survive the writing; try again"
+    message = f"ids or outliers of `{known[place].name}` differ from those that were written; try again"
     with pytest.raises(ArtifactError, match=message):
         read_artifact(GOLDEN, known=known)
 

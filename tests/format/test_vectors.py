@@ -184,5 +184,5 @@ def test_relative_values_are_in_deviations() -> None:
     ids=["missing", "linear", "short"],
 )
 def test_relative_values_without_their_variances_are_an_error(variance: Vector | None) -> None:
-    with pytest.raises(ArtifactError, match="not there"):
+    with pytest.raises(ArtifactError, match="are missing"):
         dequantise(Vector(RELATIVE, 0, np.zeros(3, np.int64)), variance=variance)

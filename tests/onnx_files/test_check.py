@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +53,17 @@ def test_a_file_that_differs_is_refused(difference: float) -> None:
 
 def test_a_file_that_the_runtime_does_not_take(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"nothing of the kind")
-    with pytest.raises(OutputError, match="nothing written: ONNX Runtime does not run the network") as refusal:
+    with pytest.raises(OutputError, match="nothing written: ONNX Runtime cannot run the network") as refusal:
         run_onnx(tmp_path / "x.onnx", [])
     assert "\n" not in str(refusal.value)
+
+
+def test_the_runtime_leaves_nothing_behind_that_it_could_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    script = "from gbnn_compress.onnx_files.check import runtime; runtime().SessionOptions()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert list(tmp_path.iterdir()) == []

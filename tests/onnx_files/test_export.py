@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -19,27 +18,16 @@ import gbnn_compress
 from gbnn_compress import GbnnError
 from gbnn_compress.data.architectures import build_network
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.onnx_files import check, forms, loading
+from gbnn_compress.onnx_files import check, forms
 from gbnn_compress.onnx_files import export as exporting
 from gbnn_compress.predict.metrics import predictive_entropy
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.temperature import temperature_fact
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 SAMPLES, SEED = 3, 5
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Nothing but the time of other processes would be tested; `test_onnx_loading.py` tests what they measure."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loading, "loading", lambda path, shape, *, fold: {"fold": fold})
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +47,6 @@ def export(artifact: Path, output: Path, **options: object) -> Path:
     assert report["onnx"]["bytes"] == output.stat().st_size
     assert report["check"]["inputs"] == 64
     assert report["check"]["largest_relative_difference"] < 1e-5
-    dense = report["onnx"]["weights"] == "mean"
-    assert report["loading"] == {"folded": {"fold": True}, "not_folded": None if dense else {"fold": False}}
     return output
 
 

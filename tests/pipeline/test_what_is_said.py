@@ -90,7 +90,7 @@ def test_what_looks_like_an_image_classifier_is_forecast_under_that_condition(tm
     assert report["task"] is None
     first, second = damage_lines(report)
     assert first.startswith("predicted if this is an image classifier: ")
-    assert second.startswith("then thought safe")
+    assert second.startswith("if so, predicted safe ratio of about ")
     assert "if this is an image classifier" in (tmp_path / "page.html").read_text()
     said = compressed(network, tmp_path, ratio=4, task="classifier")
     assert (said["task"], "assumes" in said["damage"]) == ("classifier", False)

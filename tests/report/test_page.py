@@ -108,9 +108,9 @@ def test_the_headline_says_how_small_and_how_much_was_lost(pages):
 
 def test_what_is_safe_is_said_of_files_without_training(pages):
     shown = of_file(pages)
-    assert "<dt>thought safe up to (within 1 point)</dt>" in page.render(shown)
+    assert "<dt>predicted safe ratio (within 1 point)</dt>" in page.render(shown)
     trained = replace(shown, report=shown.report | {"training": {"epochs": 1, "beta": 1.0}})
-    assert "<dt>without training thought safe up to (within 1 point)</dt>" in page.render(trained)
+    assert "<dt>predicted safe ratio, without training (within 1 point)</dt>" in page.render(trained)
     rate = {"bytes": 1000, "components": 5, "ratio": 5.0, "drop": 1.0}
     curve = {0: rate, 1: rate | {"bytes": 500, "ratio": 10.0, "drop": 2.0}}
     assert "predicted for this file" in page.render(replace(shown, curve=curve))
@@ -162,7 +162,7 @@ def test_the_paper_has_a_page_too(pages, tmp_path):
     )
     text = (tmp_path / "other.html").read_text()
     assert "Before merging" in text
-    assert "an ellipse is a component" in text
+    assert "An ellipse is a component" in text
 
 
 def test_a_network_of_constants_has_a_page(tmp_path):

@@ -18,6 +18,7 @@ from gbnn_compress import compress
 from gbnn_compress.data.architectures import build_network
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.parallel import STARTED_TOGETHER
 from gbnn_compress.predict.evaluation import evaluate
 from gbnn_compress.training import processes
 from gbnn_compress.training.state import state_path
@@ -116,7 +117,7 @@ def train_in_two(folder: Path, options: dict[str, Any], *, last: int = -1) -> No
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, given, str(last)],
-            env={**os.environ, **together, "RANK": rank, "LOCAL_RANK": rank, processes.STARTED: "test"},
+            env={**os.environ, **together, "RANK": rank, "LOCAL_RANK": rank, STARTED_TOGETHER: "test"},
             stderr=subprocess.PIPE,
             text=True,
         )

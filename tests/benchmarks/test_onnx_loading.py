@@ -8,8 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-
-from gbnn_compress.onnx_files.loading import loading
+from onnx_loading import loading
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,13 +55,3 @@ def test_what_cannot_be_measured_is_none(path: Path, monkeypatch: pytest.MonkeyP
     assert loading(path, [WIDTH + 1], fold=True) is None
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     assert loading(path, [WIDTH], fold=True) is None
-
-
-def test_the_runtime_leaves_nothing_behind_that_it_could_report(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert loading(path, [WIDTH], fold=True) is not None
-    assert list(tmp_path.iterdir()) == []

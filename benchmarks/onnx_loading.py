@@ -1,25 +1,29 @@
-"""What a model takes in ONNX Runtime by either way of loading it: memory and time, in a process of its own."""
+"""Memory and time of an ONNX model in ONNX Runtime, for both ways of loading it, each in a process of its own.
+
+usage: python benchmarks/onnx_loading.py MODEL FOLD SIZE ...
+
+FOLD is 1 or 0, the sizes are those of one input. JSON on stdout.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LARGEST_FOLDED = "optimization.constant_folding_max_output_size_in_bytes"
-"""Session option: larger results of constants are computed anew in each run."""
+"""Session option: larger results of constants are computed in each run."""
 
 CAP_BYTES = 65536
 
 MOST_RUNS, MOST_SECONDS = 5, 5.0
-"""Runs of which the fastest counts, and how long they may take together before there is no further one."""
+"""The fastest of at most so many runs counts; no further run starts after so many seconds."""
 
 PATIENCE_SECONDS = 900
 
@@ -30,15 +34,14 @@ def loading(path: Path, input_shape: Sequence[int], *, fold: bool) -> dict[str, 
     Args:
         path: The model.
         input_shape: Of one input, float32.
-        fold: Whether the runtime computes at loading what depends on constants only, as it does unless told otherwise;
-            without, results above CAP_BYTES are computed in each run.
+        fold: Whether the runtime computes at loading what depends on constants only, its default; if not, results
+            above CAP_BYTES are computed in each run.
 
     Returns:
         `memory_bytes`, what the process takes beyond the runtime itself once the model has run, and `cpu_seconds`, the
-        processor time of a run: on one thread that is how long it takes where nothing else runs. None where that cannot
-        be measured: not on Linux, or no other process could be started.
+        processor time of a run. None where that cannot be measured: not on Linux, or no process could be started.
     """
-    words = [sys.executable, "-P", "-m", __name__, str(path), str(int(fold)), *map(str, input_shape)]
+    words = [sys.executable, "-P", __file__, str(path), str(int(fold)), *map(str, input_shape)]
     try:
         done = subprocess.run(words, check=True, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         measured: dict[str, float] = json.loads(done.stdout)
@@ -47,17 +50,11 @@ def loading(path: Path, input_shape: Sequence[int], *, fold: bool) -> dict[str, 
     return measured
 
 
-def runtime() -> Any:
-    """The module `onnxruntime`, its telemetry off: in the wheels of 1.32 that starts on import, unless told before."""
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    import onnxruntime
-
-    return onnxruntime
-
-
 def main(path: str, fold: str, *shape: str) -> None:
-    """Load and run a model; JSON on stdout."""
+    """Load and run a model."""
     import numpy as np
+
+    from gbnn_compress.onnx_files.check import runtime
 
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
@@ -65,7 +62,7 @@ def main(path: str, fold: str, *shape: str) -> None:
     options.log_severity_level = 4
     if fold == "0":
         options.add_session_config_entry(LARGEST_FOLDED, str(CAP_BYTES))
-    before = _resident_bytes()
+    before = resident_bytes()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {session.get_inputs()[0].name: np.zeros((1, *map(int, shape)), dtype=np.float32)}
     seconds: list[float] = []
@@ -73,11 +70,10 @@ def main(path: str, fold: str, *shape: str) -> None:
         start = time.process_time()
         session.run(None, feed)
         seconds.append(time.process_time() - start)
-    result = {"memory_bytes": _resident_bytes() - before, "cpu_seconds": min(seconds)}
-    sys.stdout.write(json.dumps(result))
+    print(json.dumps({"memory_bytes": resident_bytes() - before, "cpu_seconds": min(seconds)}))
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 

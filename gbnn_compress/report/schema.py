@@ -1,0 +1,314 @@
+"""The reports of `compress`, `report`, `plan`, `evaluate`, `diff` and `export`, as types.
+
+docs/reports.md gives the unit and the meaning of every key. Keys are only added while `SCHEMA` stays the same.
+
+Annotations are not postponed here: with `from __future__ import annotations` a TypedDict would not know which of its
+keys are required.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
+
+SCHEMA = 1
+"""The value of `schema` in every report."""
+
+
+class CheckpointEntry(TypedDict):
+    """The checkpoint that a file was made from; a path and the candidates only where the checkpoint was opened."""
+
+    path: NotRequired[str]
+    sha256: str
+    bytes: int
+    parameters: int
+    architecture: str | None
+    notes: list[str]
+    architecture_candidates: NotRequired[list[str]]
+
+
+class ArtifactEntry(TypedDict):
+    """The file; its path only in the report of `compress`."""
+
+    path: NotRequired[str]
+    sha256: str
+    bytes: int
+
+
+class BankEntry(TypedDict):
+    """Number of shared components."""
+
+    components: int
+    components_before_merging: int
+
+
+class WeightCounts(TypedDict):
+    """Floating values by how they are stored; together all of the checkpoint."""
+
+    shared: int
+    blended: int
+    outliers: int
+    unshared: int
+
+
+class SectionBytes(TypedDict):
+    """Bytes of each section of a file; together all of its bytes."""
+
+    bank: int
+    index_maps: int
+    outliers: int
+    unshared: int
+    header: int
+
+
+class LayerEntry(TypedDict):
+    """One shared tensor."""
+
+    name: str
+    shape: list[int]
+    parameters: int
+    bytes: int
+    bits_per_weight: float
+    relative_rmse: float
+    components: int
+
+
+class DamageEntry(TypedDict):
+    """Predicted or measured damage."""
+
+    drop: float | None
+    agreement: float | None
+    logit_kl: float | None
+    measured: bool
+    safe_ratio: float | None
+    relative_error: NotRequired[float | None]
+    cosine: NotRequired[float | None]
+    assumes: NotRequired[str]
+
+
+class Summary(TypedDict):
+    """Four measures of predicted probabilities."""
+
+    accuracy: float
+    nll: float
+    ece: float
+    brier: float
+
+
+class Measures(Summary):
+    """All measures of predicted probabilities."""
+
+    adaptive_ece: float
+    coverage_at_5_percent_risk: float
+
+
+class EvaluationEntry(TypedDict):
+    """Measures before and after compression."""
+
+    data: str
+    samples: int
+    before: Summary
+    after: Summary
+    mean: Summary
+
+
+class LastEpoch(TypedDict):
+    """Means over the last epoch of a training."""
+
+    cross_entropy: float
+    distillation: float
+    divergence: float
+    bits_per_weight: float
+
+
+class TrainingEntry(TypedDict):
+    """Settings of a training; the last epoch only in the report of `compress`."""
+
+    epochs: int
+    beta: float
+    warm_up: NotRequired[float]
+    last_epoch: NotRequired[LastEpoch]
+
+
+class Timings(TypedDict):
+    """Seconds by stage."""
+
+    read: float
+    fit: float
+    merge: float
+    finetune: float
+    encode: float
+    total: float
+
+
+class Report(TypedDict):
+    """An artifact: what `report` prints, and `compress` with paths, candidates, timings and the last epoch."""
+
+    schema: int
+    checkpoint: CheckpointEntry
+    artifact: ArtifactEntry
+    target_ratio: float | None
+    max_drop: float | None
+    ratio_of: str
+    target_met: bool
+    floating_bytes: int
+    ratio: float
+    parameter_ratio: float
+    bits_per_weight: float
+    bank: BankEntry
+    weights: WeightCounts
+    sections: SectionBytes
+    layers: list[LayerEntry]
+    not_shared: list[str]
+    task: str | None
+    damage: DamageEntry
+    evaluation: EvaluationEntry | None
+    warnings: list[str]
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    temperature: NotRequired[float]
+    training: NotRequired[TrainingEntry]
+    timings: NotRequired[Timings]
+
+
+class Rate(TypedDict):
+    """Predicted size and damage of one codebook."""
+
+    ratio: float
+    bytes: int
+    components: int
+    drop: float | None
+    agreement: float | None
+    logit_kl: float | None
+    relative_error: float
+
+
+class PlannedRate(Rate):
+    """Predicted size and damage at one target."""
+
+    target_ratio: float
+
+
+class TensorEntry(TypedDict):
+    """One tensor of a checkpoint, and how it will be stored."""
+
+    name: str
+    shape: Sequence[int]
+    dtype: str
+    kind: str
+    tied_to: str | None
+
+
+class PlanReport(TypedDict):
+    """What `plan` predicts."""
+
+    schema: int
+    checkpoint: CheckpointEntry
+    tensors: list[TensorEntry]
+    floating_bytes: int
+    rates: list[PlannedRate]
+    safe_ratio: float | None
+    task: str | None
+    assumes: str | None
+    target_ratio: float | None
+    with_data: bool
+    max_drop: float | None
+    ratio_of: str
+    epochs: int
+    memory_bytes: int
+    warnings: list[str]
+    timings: Timings
+
+
+class Detected(TypedDict):
+    """How well one score separates two sets of inputs."""
+
+    auroc: float
+    fpr95: float
+
+
+class Detection(Detected):
+    """How well predictive entropy separates two sets of inputs, and the other scores within."""
+
+    max_probability: Detected
+    mutual_information: NotRequired[Detected]
+
+
+class ScaledMeasures(Measures):
+    """Measures at a fitted temperature."""
+
+    ood: NotRequired[Detection]
+
+
+class EvaluationReport(Measures):
+    """What `evaluate` measures."""
+
+    schema: int
+    model: str
+    data: str
+    inputs: int
+    reference: str | None
+    samples: int
+    seed: int | None
+    folded_temperature: NotRequired[float]
+    ood: NotRequired[Detection]
+    notes: NotRequired[list[str]]
+    warnings: list[str]
+    agreement: NotRequired[float]
+    logit_kl: NotRequired[float]
+    temperature: NotRequired[float]
+    scaled: NotRequired[ScaledMeasures]
+
+
+class TensorDifference(TypedDict):
+    """One tensor of two networks."""
+
+    name: str
+    shapes: list[list[int]]
+    relative_rmse: float | None
+    max_error: float | None
+
+
+class DiffReport(TypedDict):
+    """Two networks side by side."""
+
+    schema: int
+    models: list[str]
+    bytes: list[int]
+    tensors: list[TensorDifference]
+    only_in_first: list[str]
+    only_in_second: list[str]
+    agreement: NotRequired[float]
+    logit_kl: NotRequired[float]
+    metrics: NotRequired[list[Summary]]
+
+
+class OnnxEntry(TypedDict):
+    """An ONNX file."""
+
+    path: str
+    bytes: int
+    dense_bytes: int
+    opset: int
+    weights: str
+
+
+class CheckEntry(TypedDict):
+    """The comparison of an ONNX file with its network."""
+
+    inputs: int
+    largest_relative_difference: float
+    onnxruntime: str
+
+
+class ExportReport(TypedDict):
+    """What `export` wrote."""
+
+    schema: int
+    onnx: OnnxEntry
+    samples: int | None
+    seed: int | None
+    input_shape: list[int]
+    outputs: list[str]
+    temperature: NotRequired[float]
+    notes: NotRequired[list[str]]
+    check: CheckEntry
