@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.architecture_index import ArchitectureMatch, find_architectures
-from gbnn_compress.checkpoint.layouts import listed
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import floating_shapes
 from gbnn_compress.data.architectures import build_network, load_weights
-from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.errors import ArchitectureError, listed
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import FORMAT
 from gbnn_compress.predict.rebuild import rebuild
