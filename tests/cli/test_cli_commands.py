@@ -122,7 +122,7 @@ def test_data_of_the_wrong_kind(run, files):
     np.savez("colour.npz", x=np.zeros((5, 8, 8, 3), dtype=np.uint8))
     outcome = run("-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "npz:colour.npz")
     assert outcome.code == 2
-    assert "`--data` gives images with 3 channel(s) and the network expects 1" in outcome.err
+    assert "`--data` has images with 3 channel(s), the network expects 1" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
@@ -142,7 +142,7 @@ def test_evaluate(run, files, model):
     words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "-q"]
     outcome = run("evaluate", path, *words, "--ood", "digits:train", "--json", "out.json")
     assert outcome.code == 0
-    doubt = rf"warning: {Path(path).name} is right on .* % of `--data`, hardly better than .*\n"
+    doubt = rf"warning: {Path(path).name} has an accuracy of .* % on `--data`, hardly better than .*\n"
     assert re.fullmatch(doubt, outcome.err)
     assert "telling digits:train apart   AUROC" in outcome.out
     result = json.loads(Path("out.json").read_text())

@@ -261,7 +261,7 @@ def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
     torch.save(network() | {"wide": wide}, tmp_path / "n.pth")
     artifact = tmp_path / "n.gbnn.safetensors"
     compress(tmp_path / "n.pth", target_ratio=2, output=artifact)
-    with pytest.raises(GbnnError, match=r"safetensors has no complex128, the dtype of `wide`; take it from `gbnn_comp"):
+    with pytest.raises(GbnnError, match=r"`wide` has the dtype complex128, which safetensors lacks; use `gbnn_comp"):
         decompress(artifact, tmp_path / "dense.safetensors")
     assert not (tmp_path / "dense.safetensors").exists()
     assert torch.equal(load(artifact).state_dict()["wide"], wide)
