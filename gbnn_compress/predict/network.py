@@ -173,8 +173,8 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None,
     target = Path(output)
     if like is None and target.suffix != ".safetensors":
         raise GbnnError(
-            f"`-o {target}`: expected a name that ends in .safetensors; or give `--like CHECKPOINT` to keep that"
-            " checkpoint's format"
+            f"`-o {target}`: expected a name that ends in .safetensors; or name a checkpoint with `--like` to keep its"
+            " format"
         )
     if like is not None and same_file(target, Path(like)):
         raise GbnnError(f"cannot write `{target}`: it is the checkpoint that `--like` names; choose another `-o`")

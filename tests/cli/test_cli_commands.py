@@ -75,7 +75,9 @@ def test_plan_writes_nothing_where_compress_would(run, files):
     assert outcome.code == 0
     assert "predicted without data: without training thought safe" in outcome.out
     assert re.search(r"^compressing takes about .* of memory and .*, before training$", outcome.out, re.MULTILINE)
-    assert outcome.err == "warning: predicted before training: what 2 epochs would win back is not foreseen\n"
+    assert outcome.err == (
+        "warning: damage is predicted before training: the gain from 2 epochs of training is not included\n"
+    )
     assert list(Path().iterdir()) == []
 
 
@@ -258,7 +260,4 @@ def test_parameters_that_cannot_be_so_few(run, files):
     assert outcome.code == 1
     missed = json.loads(Path("out.json").read_text())["warnings"][0]
     assert missed.startswith("target missed: ")
-    assert (
-        "x for a target of 1,000x; 50 unshared values (biases, norms), which count in full, leave 115x at most"
-        in missed
-    )
+    assert "x, target 1,000x; 50 unshared values (biases, norms) count in full and limit the ratio to 115x" in missed

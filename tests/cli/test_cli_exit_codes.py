@@ -34,10 +34,13 @@ USAGE = [
         "`--epochs`: expected 0 (calibrate only)",
     ),
     ("CHECKPOINT --target-ratio 8 --arch ARCH --epochs 3", "`--epochs 3`: training needs labelled data"),
-    ("CHECKPOINT --max-drop 1 --data digits:train --epochs 3", "`--max-drop`: how much training will lose"),
+    (
+        "CHECKPOINT --max-drop 1 --data digits:train --epochs 3",
+        "`--max-drop`: the drop after training",
+    ),
     (
         "CHECKPOINT --target-ratio 8 --data digits:train --val-data digits:test",
-        "`--val-data`: labelled data for choices; give `--max-drop`",
+        "`--val-data`: it is used only with `--max-drop`",
     ),
     ("CHECKPOINT --target-ratio 8 --epochs x", "`--epochs`: expected a whole number, got `x`"),
     ("CHECKPOINT --target-ratio 8 --seed -1", "`--seed`: expected a whole number from 0 to 4294967295, got -1"),

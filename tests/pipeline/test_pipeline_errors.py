@@ -185,7 +185,7 @@ def test_bad_seeds(tmp_path: Path, seed: int) -> None:
 
 def test_a_recipe_with_epochs_wants_data(tmp_path: Path) -> None:
     line = refusal(saved(tmp_path, network()), GbnnError, settings={"epochs": 3})
-    assert line == "the recipe's `epochs: 3`: training needs labelled data; name them with `--data`"
+    assert line == "the recipe's `epochs: 3`: training needs labelled data; give `--data`"
 
 
 def test_a_plan_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_tensors_kept_bit_for_bit_that_leave_no_room_are_named(tmp_path: Path) -
     report, _ = round_trip(tmp_path, tensors)
     [missed] = [line for line in report["warnings"] if line.startswith("target missed")]
     assert re.search(
-        r"; biases, norms and tensors kept bit for bit take \d+\.\d kB, the target allows 4\.1 kB in all; the file",
+        r"; biases, norms and tensors kept bit for bit take \d+\.\d kB, the target allows 4\.1 kB for the whole file; the file",
         missed,
     )
 
