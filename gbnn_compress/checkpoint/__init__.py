@@ -1,1 +1,1 @@
-"""Foreign checkpoints: opened, understood, and their tensors sorted into shared, unshared and exact ones."""
+"""Reading of foreign checkpoints, and sorting of their tensors into shared, unshared and raw ones."""

@@ -1,7 +1,7 @@
-"""Which torchvision or timm network a state dict belongs to, by names and shapes alone.
+"""Look-up of the torchvision or timm network that a state dict belongs to, by names and shapes of its tensors.
 
-The shipped index `architectures.json` is built ahead of time by `scripts/build_architecture_index.py`; a
-look-up imports neither torch nor timm and constructs nothing.
+The shipped index `architectures.json` is built by `scripts/build_architecture_index.py`. A look-up imports neither
+torch nor timm, and builds no network.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 INDEX_NAME = "architectures.json"
 
 NEARLY_ALL = 0.99
-"""Share of a checkpoint's values that a part of it must have to be looked up by itself."""
+"""Fraction of a checkpoint's values that a part of it must hold to be looked up on its own."""
 
 
 @dataclass(frozen=True)
 class ArchitectureMatch:
-    """The networks whose state dict has given names and shapes.
+    """The networks of the index whose state dict has the given names and shapes.
 
     Attributes:
-        names: Specifications such as `torchvision/resnet18`, sorted; empty if none is known.
-        n_classes: Rows of the classifier; None if no network matches, or if it has no classifier.
+        names: Specifications such as `torchvision/resnet18`, sorted; empty if no network matches.
+        n_classes: Number of classes; None if no network matches, or if it has no classifier.
     """
 
     names: tuple[str, ...]
@@ -42,12 +42,12 @@ class ArchitectureMatch:
 
 @dataclass(frozen=True)
 class _Index:
-    """The index as looked up.
+    """The index of architectures.
 
     Attributes:
         with_classifier: Signature -> specifications of networks with a classifier.
-        without_classifier: Signature -> specifications of networks whose default has none.
-        classifiers: The distinct sets of modules whose tensors have a row for each class.
+        without_classifier: Signature -> specifications of networks without a classifier by default.
+        classifiers: Distinct sets of modules whose tensors have one row per class.
     """
 
     with_classifier: Mapping[str, tuple[str, ...]]
@@ -56,19 +56,19 @@ class _Index:
 
 
 def find_architectures(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
-    """Looks a state dict up in the shipped index.
+    """Look a state dict up in the shipped index.
 
-    Names and shapes must match exactly, except that the classifier may have any number of classes, and that names may
-    be wrapped: they are looked up as they are, then without what wrappers put into them, then as the part of the
-    checkpoint that nearly all of its values are in.
+    Names and shapes must match exactly, with two exceptions: the classifier may have any number of classes, and names
+    may be wrapped. Names are looked up first as they are, then without the parts that wrappers add, then within the
+    part of the checkpoint that holds nearly all of its values.
 
     Args:
-        shapes: Shape of each *floating* tensor of the state dict by its name, buffers and ties included, integer
-            tensors (such as `num_batches_tracked`) left out.
+        shapes: Name -> shape of each floating tensor of the state dict. Buffers and ties are included, integer tensors
+            such as `num_batches_tracked` are not.
 
     Returns:
-        Every network that fits. Several often do, and they may compute different things: `timm/resnet18` and
-        `torchvision/resnet18` are one network, `timm/resnetblur18` with the same weights is another.
+        Every network that fits. Often there are several, and they may compute different functions: `timm/resnet18` and
+        `torchvision/resnet18` are the same network, but `timm/resnetblur18` with the same weights is another.
     """
     for read in (*spellings(list(shapes)), *_parts(shapes)):
         match = _find({spelled: shapes[name] for name, spelled in read.items()})
@@ -78,7 +78,7 @@ def find_architectures(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
 
 
 def _parts(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
-    """Names under a common prefix, where what is beside them hardly counts (losses, statistics of a trainer)."""
+    """Yield the names under a common prefix that holds nearly all values; the rest may be losses or statistics."""
     current = {name: name for name in shapes}
     total = sum(map(math.prod, shapes.values()))
     while current:
@@ -97,7 +97,7 @@ def _parts(shapes: Mapping[str, Shape]) -> Iterator[dict[str, str]]:
 
 
 def _find(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
-    """The networks that fit names and shapes as they are."""
+    """The networks that fit the names and shapes without renaming."""
     index = _load_index()
     names = set(index.without_classifier.get(signature(shapes, classifier=()), ()))
     numbers: set[int] = set()
@@ -113,10 +113,10 @@ def _find(shapes: Mapping[str, Shape]) -> ArchitectureMatch:
 
 
 def number_of_classes(shapes: Mapping[str, Shape], *, classifier: Collection[str]) -> int | None:
-    """Returns the first dimension that all tensors of the classifier's modules share.
+    """The number of classes: the first dimension that all tensors of the classifier have.
 
     Args:
-        shapes: Shape of each floating tensor by name.
+        shapes: Name -> shape of each floating tensor.
         classifier: Modules of the classifier, such as `("fc",)` or `("head", "head_dist")`.
 
     Returns:
@@ -129,14 +129,14 @@ def number_of_classes(shapes: Mapping[str, Shape], *, classifier: Collection[str
 
 
 def signature(shapes: Mapping[str, Shape], *, classifier: Collection[str]) -> str:
-    """Hashes names and shapes, blind to their order and to the number of classes.
+    """Hash names and shapes, independent of their order and of the number of classes.
 
     Args:
-        shapes: Shape of each floating tensor by name.
-        classifier: Modules whose tensors count with a first dimension of 0.
+        shapes: Name -> shape of each floating tensor.
+        classifier: Modules of the classifier. The first dimension of their tensors is replaced by 0.
 
     Returns:
-        The first 12 hex digits of the SHA-256 over one line `name dim,dim,...` a tensor, sorted by name.
+        The first 12 hex digits of the SHA-256 of one line `name dim,dim,...` per tensor, sorted by name.
     """
     digest = hashlib.sha256()
     for name, shape in sorted(shapes.items()):
@@ -146,13 +146,13 @@ def signature(shapes: Mapping[str, Shape], *, classifier: Collection[str]) -> st
 
 
 def _module(name: str) -> str:
-    """Returns the module that owns a tensor: `head.fc` for `head.fc.weight`."""
+    """The module that owns a tensor: `head.fc` for `head.fc.weight`."""
     return name.rpartition(".")[0]
 
 
 @cache
 def _load_index() -> _Index:
-    """Reads the shipped index once."""
+    """Read the shipped index, once per process."""
     text = resources.files(__package__).joinpath(INDEX_NAME).read_text(encoding="utf-8")
     content = json.loads(text)
     return _Index(
@@ -163,7 +163,7 @@ def _load_index() -> _Index:
 
 
 def _by_signature(signatures: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """Turns specification -> signature into signature -> specifications."""
+    """Invert specification -> signature into signature -> specifications."""
     inverse: dict[str, tuple[str, ...]] = {}
     for name, digest in signatures.items():
         inverse[digest] = (*inverse.get(digest, ()), name)

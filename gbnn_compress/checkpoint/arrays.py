@@ -1,4 +1,4 @@
-"""Tensors as float64 numpy blocks, so that no copy of a whole large tensor is made."""
+"""Conversion between tensors and numpy arrays: float64 values, bit patterns, rounding and raw bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     import torch
 
 BLOCK_SIZE = 1 << 19
-"""Values in a block, about: what is worked out from them stays in a processor's cache."""
+"""Approximate number of values in a block, small enough for a processor's cache."""
 
 
 def blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
-    """Some rows (first axis) of a tensor at a time.
+    """Yield a tensor in blocks of rows (first axis), without a copy of the whole tensor.
 
     Yields:
-        float64 (rows, values a row), in order.
+        float64 (rows, values per row), in order.
     """
     rows = tensor.detach().reshape(tensor.shape[0], -1)
     step = max(1, BLOCK_SIZE // rows.shape[1])
@@ -29,7 +29,7 @@ def blocks(tensor: torch.Tensor) -> Iterator[np.ndarray]:
 
 
 def values(tensor: torch.Tensor, *, at_most: int | None = None) -> np.ndarray:
-    """float64 (n,), the values of a tensor, or about `at_most` of them evenly spaced."""
+    """The values of a tensor, or about `at_most` evenly spaced ones, float64 (n,)."""
     flat = tensor.detach().reshape(-1)
     if at_most is not None:
         flat = flat[:: max(1, -(-flat.numel() // at_most))]
@@ -37,7 +37,7 @@ def values(tensor: torch.Tensor, *, at_most: int | None = None) -> np.ndarray:
 
 
 def bit_patterns(tensor: torch.Tensor) -> np.ndarray:
-    """Unsigned integers (n,), the bits of a floating tensor's values, C order."""
+    """The bits of a floating tensor's values as unsigned integers (n,), in C order."""
     import torch
 
     width = tensor.element_size()
@@ -55,14 +55,14 @@ def from_bit_patterns(patterns: np.ndarray, dtype: str) -> torch.Tensor:
 
 
 def rounded(values: np.ndarray | torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Values at a floating dtype, those past its range at its largest finite number of that sign.
+    """Round values to a floating dtype. Values outside its range become its largest finite number of that sign.
 
     Args:
-        values: Floating, of any shape.
+        values: Floating values of any shape.
         dtype: float16, bfloat16, float32 or float64.
 
     Returns:
-        The same shape at `dtype`, a copy.
+        A copy at `dtype`, of the same shape.
     """
     import torch
 
@@ -72,7 +72,7 @@ def rounded(values: np.ndarray | torch.Tensor, dtype: torch.dtype) -> torch.Tens
 
 
 def raw_bytes_of(tensor: torch.Tensor) -> bytes:
-    """The bytes of any dense tensor, C order."""
+    """The bytes of any dense tensor, in C order."""
     import torch
 
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

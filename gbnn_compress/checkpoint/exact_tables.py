@@ -1,8 +1,8 @@
-"""Tables: small tensors that are no weights, of which every value counts.
+"""Tables: small tensors that are not learned and whose every value matters.
 
-Frequencies of rotary embeddings, noise schedules, bins, one energy an element: networks look values up in them, take
-differences of neighbours or logarithms. They are kept exactly. Only where they would take much of the file are they
-coded, to a relative error that such uses bear.
+Examples are frequencies of rotary embeddings, noise schedules, bin edges, and energies per chemical element. Networks
+look up values in them, and take differences or logarithms. Tables are kept exactly, unless they would take a large part
+of the file; then they are coded to a small relative error.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     import torch
 
 LEARNED = re.compile(r"weight|gamma|beta|running_\w+|(\w+_)?bias(_\w+)?")
-"""Last parts of the names of vectors that are learned and not looked up."""
+"""Last part of the name of a learned vector; vectors with other names are tables."""
 
 FEWEST_VALUES = 256
-"""Matrices of fewer values are tables, whatever their names."""
+"""Matrices with fewer values are tables, whatever their names."""
 
 RELATIVE_ERROR = 1e-3
-"""Of a value in a coded table, and of 1 - value where all values lie between 0 and 1."""
+"""Largest relative error of a value in a coded table, and of 1 - value if all values lie between 0 and 1."""
 
-MOST_SHARE = 0.05
-"""Of the file that exact tables may take."""
+MOST_FRACTION = 0.05
+"""Largest fraction of the file that exact tables may take."""
 
 
 def is_table(name: str, tensor: torch.Tensor) -> bool:
     """Whether a floating tensor is a table.
 
-    Vectors are, unless they are named as weights, biases or parts of a norm; so are matrices of one row or one column,
-    tensors of more dimensions that are as narrow, and matrices of under `FEWEST_VALUES` values.
+    Tables are: vectors, unless they are named as weights, biases or parts of a norm; tensors with at most one dimension
+    larger than 1; and matrices with fewer than `FEWEST_VALUES` values.
     """
     if tensor.dim() <= 1:
         return LEARNED.fullmatch(name.rpartition(".")[2]) is None
@@ -43,18 +43,18 @@ def is_table(name: str, tensor: torch.Tensor) -> bool:
 
 
 def is_narrow(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has one dimension, at most, of more than one entry."""
+    """Whether a tensor has at most one dimension larger than 1."""
     return sum(size > 1 for size in tensor.shape) <= 1
 
 
 def code_table(tensor: torch.Tensor) -> Vector:
-    """A table on the cheapest grid that keeps `is_faithful`; exact where none does.
+    """Code a table on the cheapest grid that satisfies `is_faithful`; exactly if no grid does.
 
     Args:
-        tensor: Floating, of any shape, finite.
+        tensor: Finite floating tensor of any shape.
 
     Returns:
-        The vector of its values, C order.
+        The vector of the table's values, in C order.
     """
     table, exact = values(tensor), exactly(bit_patterns(tensor))
     smallest = float(np.abs(table[table != 0]).min(initial=np.inf))
@@ -71,15 +71,15 @@ def _keeps(tensor: torch.Tensor, grid: Vector) -> bool:
 
 
 def is_faithful(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether a decoded table still serves.
+    """Whether a decoded table is accurate enough.
 
     Args:
-        before: float64 (n,).
-        after: float64 (n,), decoded.
+        before: Original values, float64 (n,).
+        after: Decoded values, float64 (n,).
 
     Returns:
-        Whether each value is kept to a relative error of `RELATIVE_ERROR`, and 1 - value too where all lie in (0, 1);
-        zeros are where zeros were, and what was larger than another value still is.
+        Whether all of these hold: the relative error of each value is at most `RELATIVE_ERROR`, and so is that of
+        1 - value if all values lie in (0, 1); exactly the zeros are zero; the strict order of the values is preserved.
     """
     error = np.abs(after - before)
     order = np.argsort(before, kind="stable")

@@ -1,4 +1,4 @@
-"""A folder as Hugging Face's libraries write them: one checkpoint in one file, or in shards that an index lists."""
+"""Folders in the layout of Hugging Face's libraries: a checkpoint in one file, or in shards that an index lists."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SINGLE_FILES = (
     *("model.safetensors", "diffusion_pytorch_model.safetensors"),
     *("pytorch_model.bin", "diffusion_pytorch_model.bin"),
 )
-"""Safetensors before `.bin`; an index of a file comes before the file."""
+"""Files in order of preference: safetensors before `.bin`. The index of a file takes precedence over the file."""
 
 WANTED = "model.safetensors, pytorch_model.bin or an index of either (model.safetensors.index.json)"
 SUFFIXES = (*SAFETENSORS_SUFFIXES, *TORCH_SUFFIXES)
@@ -32,9 +32,9 @@ class Parts:
     """The tensor files of one checkpoint.
 
     Attributes:
-        files: In order of name.
+        files: The files, sorted by name.
         index: Name of a tensor -> name of the file that holds it; None for a single file.
-        listed_in: Name of the index, for messages.
+        listed_in: Name of the index file, for messages.
     """
 
     files: tuple[Path, ...]
@@ -46,12 +46,12 @@ def parts_of(path: Path) -> Parts:
     """The files that a checkpoint consists of.
 
     Args:
-        path: A folder, or a file, which is its only part.
+        path: A folder, or a single file.
 
     Raises:
-        OSError: It cannot be looked into.
-        CheckpointError: A folder without a checkpoint, or with a bad index; a file that is one shard of several, or an
-            index. The message goes on from the path.
+        OSError: The folder or an index cannot be read.
+        CheckpointError: The folder has no checkpoint or a bad index, or the file is an index or one of several shards.
+            The message continues a sentence that begins with the path.
     """
     if not path.is_dir():
         _check_whole(path)
@@ -73,19 +73,19 @@ def parts_of(path: Path) -> Parts:
 
 
 def _way_out(files: Sequence[str]) -> str:
-    """What to do about a folder with these tensor files in it."""
+    """What the user can do about a folder that holds these tensor files."""
     if any(SHARD.search(name) for name in files):
-        return f"it has shards, {listed(files)}, but not their index: download that too"
+        return f"it has shards, {listed(files)}, but not their index: download the index, too"
     return f"name one of its files, {listed(files)}" if files else "name the checkpoint's file or folder"
 
 
 def _check_whole(path: Path) -> None:
-    """Refuses an index, and one shard of several, told by its name or by an index beside it."""
+    """Refuse an index, and one of several shards, which is recognised by its name or by an index beside it."""
     if path.name.endswith(INDEX):
         raise CheckpointError(f"is the index of a checkpoint in shards: name its folder, `{path.parent}`")
     match = SHARD.search(path.name)
     if (match and int(match[1]) > 1) or (not match and _is_listed_with_others(path)):
-        raise CheckpointError(f"is one shard of several: name its folder, `{path.parent}`, which is one checkpoint")
+        raise CheckpointError(f"is one of several shards of a checkpoint: name its folder, `{path.parent}`")
 
 
 def _is_listed_with_others(path: Path) -> bool:
@@ -103,18 +103,18 @@ def _shards(folder: Path, index: Path) -> Parts:
     """The files that an index lists.
 
     Raises:
-        CheckpointError: One is missing, or not in the folder.
+        CheckpointError: A file is missing, or is not in the folder.
     """
     weight_map = _read_index(index)
     names = sorted(set(weight_map.values()))
     for name in names:
         if name in (".", "..") or re.search(r"[/\\\0]", name):
-            raise CheckpointError(f"has an index, `{index.name}`, that names `{name}`: expected files in the folder")
+            raise CheckpointError(f"has an index, `{index.name}`, that lists `{name}`: expected files in the folder")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"lacks {listed(missing)}, {'shards' if len(missing) > 1 else 'a shard'} that `{index.name}` lists:"
-            " download it completely"
+            " download the missing files"
         )
     return Parts(tuple(folder / name for name in names), weight_map, index.name)
 
@@ -122,7 +122,7 @@ def _shards(folder: Path, index: Path) -> Parts:
 def _read_index(index: Path) -> dict[str, str]:
     """Name of a tensor -> name of its file."""
     if index.stat().st_size > MOST_INDEX_BYTES:
-        raise CheckpointError(f"has an index, `{index.name}`, of more than {MOST_INDEX_BYTES:,} bytes")
+        raise CheckpointError(f"has an index, `{index.name}`, of over {MOST_INDEX_BYTES:,} bytes: download it again")
     try:
         content = json.loads(index.read_bytes(), object_pairs_hook=_unique)
         weight_map = content["weight_map"]
@@ -132,14 +132,14 @@ def _read_index(index: Path) -> dict[str, str]:
     right = isinstance(weight_map, dict) and weight_map and all(isinstance(file, str) for file in weight_map.values())
     if not right or len(set(weight_map.values())) > MOST_SHARDS:
         raise CheckpointError(
-            f"has an index, `{index.name}`, that lists no tensors: expected `weight_map`, names of tensors with names"
-            " of files"
+            f"has an index, `{index.name}`, that lists no tensors: expected `weight_map` with a file name for each"
+            " tensor name"
         )
     return dict(weight_map)
 
 
 class _RepeatedError(ValueError):
-    """A key stands twice in one object."""
+    """A key occurs twice in a JSON object."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,15 +152,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_shard(file: Path, names: set[str], parts: Parts) -> None:
-    """Refuses a shard that holds other tensors than the index says.
+    """Refuse a shard whose tensors differ from those that the index lists.
 
     Args:
-        file: One of the parts.
-        names: Of its tensors.
-        parts: All of them.
+        file: One of the files of `parts`.
+        names: Names of the tensors in the file.
+        parts: All files of the checkpoint.
 
     Raises:
-        CheckpointError: It does. The message goes on from the folder's path.
+        CheckpointError: A tensor is missing or not listed. The message continues a sentence that begins with the path.
     """
     if parts.index is None:
         return

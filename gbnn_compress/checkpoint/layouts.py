@@ -1,4 +1,4 @@
-"""Which part of what a file holds is the network: nested state dicts, loose tensors, several networks in one."""
+"""Choice of the network in a file that holds nested state dicts, loose tensors or several networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Entries = Mapping[Any, Any]
     Shape = tuple[int, ...]
 
-# Averaged weights first, as timm does.
+# Averaged weights first, as in timm.
 WRAPPERS = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema", "params_ema"),
     *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module"),
@@ -29,38 +29,38 @@ WRAPPERS = (
 )
 TRAINING_STATE = re.compile(r"optim|sched|scaler|callback|^amp|^rng|rng_state|random_state", re.IGNORECASE)
 AVERAGES = frozenset({"ema", "swa", "avg", "average", "averaged", "shadow", "momentum", "teacher"})
-COPIES = frozenset(
-    {
-        *AVERAGES,
-        *("student", "online", "target", "copy", "old", "frozen"),
-    }
-)
-"""Words in a prefix that say: these are the weights of another prefix again, averaged or as they once were."""
+COPIES = AVERAGES | {"student", "online", "target", "copy", "old", "frozen"}
+"""Words in a prefix that mark averages or earlier states of the weights under another prefix."""
 
 SOURCES = frozenset({"source", "src"})
-"""What a `target` beside it translates or adapts from: then it is no copy."""
+"""Words in a prefix beside which `target` marks no copy, as in translation and domain adaptation."""
 
 NEARLY_ALL = 0.9
+"""Fraction of all weights that copies of one network must hold together."""
+
 SMALL = 10
-"""A state dict of so many times fewer weights is no second network."""
+"""A state dict with this many times fewer weights than another is no second network."""
 
 MAX_LEFT = 12
+"""Largest number of names in a note on what is left out."""
+
 MAX_DEPTH = 32
+"""Largest depth of nested state dicts."""
 
 
 def choose_network(loaded: object, *, key: str | None) -> tuple[Entries, Notes]:
-    """Descends to the state dict of one network, and notes each step.
+    """Descend to the state dict of one network, and note each step.
 
     Args:
-        loaded: What a file holds.
-        key: The entry of a wrapper (dotted where they are nested), or the prefix of names, that the user chose.
+        loaded: The content of a file.
+        key: The user's choice: an entry of a wrapper (dotted if wrappers are nested), or a prefix of names; or None.
 
     Returns:
-        The entries, with names as they are stored, less a chosen prefix; and one sentence a step.
+        The entries of the state dict, and one sentence per step. Names are as stored, without a chosen prefix.
 
     Raises:
-        CheckpointError: There is none, there are several, or none under that key. The message goes on from the file's
-            name.
+        CheckpointError: There is no network, several, or none under the key. The message continues a sentence that
+            begins with the path.
     """
     if key is None:
         entries, notes = _unwrap(loaded)
@@ -72,7 +72,7 @@ def choose_network(loaded: object, *, key: str | None) -> tuple[Entries, Notes]:
     if found is None:
         try:
             inner, before = _unwrap(mapping)
-        except CheckpointError:  # several networks: then the key must be of one of them
+        except CheckpointError:  # several networks, none of which has the key
             inner, before = {}, ()
         found = _find(inner, key)
     if found is None:
@@ -90,7 +90,7 @@ def _require_mapping(loaded: object) -> Entries:
 
 
 def _unwrap(loaded: object, *, depth: int = 0) -> tuple[Entries, Notes]:
-    """Descends to the innermost state dict and notes each step."""
+    """Descend to the innermost state dict, and note each step."""
     if depth > MAX_DEPTH:
         raise CheckpointError(f"nests state dicts more than {MAX_DEPTH} deep, or in themselves: {RESAVE}")
     mapping = _require_mapping(loaded)
@@ -102,7 +102,7 @@ def _unwrap(loaded: object, *, depth: int = 0) -> tuple[Entries, Notes]:
 
 
 def _took(what: str, mapping: Entries, keys: set[Any]) -> str:
-    """A note that names all that is left, state dicts and tensors first; names of a common prefix by it."""
+    """A note on what is taken and what is left: state dicts and tensors first, names with a common prefix as one."""
     rest: Iterable[Any] = (other for other in mapping if other not in keys)
     rest = sorted(rest, key=lambda other: not _has_tensors(mapping[other]))
     if len(keys) > 1:
@@ -111,16 +111,16 @@ def _took(what: str, mapping: Entries, keys: set[Any]) -> str:
 
 
 def _choose(mapping: Entries) -> Any:
-    """Picks the entry that holds the state dict; None where `mapping` is one itself.
+    """The entry that holds the state dict; None if `mapping` is one itself.
 
     Raises:
-        CheckpointError: Several do.
+        CheckpointError: Several entries hold networks.
     """
     nested = [key for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
     loose = named_tensors(mapping)
     networks = [key for key in nested if _n_weights(mapping[key])[1]]
     if not networks and not _n_weights(loose)[1]:
-        networks = nested  # nothing has a weight matrix, and whatever has tensors is as good
+        networks = nested  # nothing has a weight matrix, so any entry with tensors is a candidate
     candidates = [key for key in networks if not TRAINING_STATE.search(str(key))]
     if _loose_are_the_network(loose, {key: mapping[key] for key in candidates}):
         return None
@@ -133,10 +133,10 @@ def _choose(mapping: Entries) -> Any:
 
 
 def _loose_are_the_network(loose: Mapping[str, torch.Tensor], nested: Mapping[Any, Entries]) -> bool:
-    """Whether loose tensors are the network, and what is nested beside them is not.
+    """Whether loose tensors are the network, and the nested state dicts beside them are not.
 
     Raises:
-        CheckpointError: Either could be.
+        CheckpointError: Both could be the network.
     """
     if not nested:
         return True
@@ -147,21 +147,21 @@ def _loose_are_the_network(loose: Mapping[str, torch.Tensor], nested: Mapping[An
     others = [key for key, each in found.items() if each.total() > 1 and not each <= shapes]
     if others:
         raise CheckpointError(
-            f"holds loose tensors beside a network, {listed(others)}, that could be one themselves: choose it with "
-            f"`--key {others[0]}`, or save the loose ones alone"
+            f"holds a network, {listed(others)}, and loose tensors that could be another: choose the former with"
+            f" `--key {others[0]}`, or save only the loose tensors"
         )
     return True
 
 
 def _is_network_beside(loose: Mapping[str, torch.Tensor], nested: list[Entries]) -> bool:
-    """Whether loose tensors have both more tensors and more weights than all that is nested."""
+    """Whether the loose tensors are more, and have more weights, than those of each nested state dict."""
     tensors, weights = _n_weights(loose)
     others = [_n_weights(each) for each in nested]
     return all(tensors > count and weights > size for count, size in others)
 
 
 def _goes_with(chosen: Entries, other: Entries) -> bool:
-    """Whether another state dict is a copy of a chosen one, or of a part of it, or small beside it."""
+    """Whether another state dict is a copy of the chosen one or of a part of it, or is much smaller."""
     shapes, others = _matrix_shapes(chosen), _matrix_shapes(other)
     return others <= shapes or SMALL * _n_weights(other)[1] <= _n_weights(chosen)[1]
 
@@ -219,12 +219,12 @@ def _n_weights(value: Entries) -> tuple[int, int]:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor's size may be asked for."""
+    """Whether a tensor has a shape; nested tensors have none."""
     return not tensor.is_nested
 
 
 def _keys(mapping: Entries) -> list[str]:
-    """What `--key` may name: entries with tensors, dotted, or else prefixes of names."""
+    """Values that `--key` may have: entries with tensors, and prefixes of names."""
     entries = [str(key) for key, value in mapping.items() if isinstance(value, Mapping) and _has_tensors(value)]
     prefixes = dict.fromkeys(name.partition(".")[0] + "." for name in named_tensors(mapping) if "." in name)
     if not entries and not prefixes and len(mapping) == 1:
@@ -233,7 +233,7 @@ def _keys(mapping: Entries) -> list[str]:
 
 
 def _find(mapping: Entries, key: str, *, depth: int = 0) -> tuple[Entries, Notes] | None:
-    """The entry of that name, at whatever depth its dots lead to, or else all names with that prefix."""
+    """The entry with the name of a dotted key, at any depth, else all tensors whose names have the key as a prefix."""
     if depth > MAX_DEPTH:
         return None
     inside = {str(name): value for name, value in mapping.items() if isinstance(value, Mapping)}
@@ -254,10 +254,10 @@ def _find(mapping: Entries, key: str, *, depth: int = 0) -> tuple[Entries, Notes
 
 
 def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
-    """Refuses a state dict that is two networks under two prefixes, one an average or a copy of the other.
+    """Refuse a state dict of two networks under two prefixes, one of which is an average or a copy of the other.
 
-    They must have the same names and shapes of weight matrices, and nearly all of the weights: so towers, generators
-    with discriminators, actors with critics and encoders with decoders pass.
+    Copies have the same names and shapes of weight matrices, and together nearly all of the weights. Towers, generators
+    with discriminators, actors with critics, and encoders with decoders are therefore accepted.
     """
     tensors = {name: tensor for name, tensor in named_tensors(entries).items() if _is_plain(tensor)}
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.numel() > 1}
@@ -275,7 +275,7 @@ def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
 
 
 def _alike(prefix: str, groups: Mapping[str, Mapping[str, Shape]]) -> list[str]:
-    """Prefixes of the networks that one prefix names a copy of, itself included; fewer than two where it does not."""
+    """Prefixes of networks that are copies of each other by a prefix's name, itself included; fewer than 2 if none."""
     wanted = _matrices(groups[prefix])
     if not wanted or len(groups[prefix]) < 2 or not _words(prefix) & COPIES:
         return []
@@ -295,7 +295,7 @@ def _alike(prefix: str, groups: Mapping[str, Mapping[str, Shape]]) -> list[str]:
 
 
 def _squeezed(name: str) -> str:
-    """Without wrappers' parts and dots, which averages that are registered as buffers lose (latent diffusion)."""
+    """The name without wrappers' parts and dots; averages that are registered as buffers lose both."""
     return bare(name).replace(".", "")
 
 
@@ -304,7 +304,7 @@ def _matrices(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
 
 
 def _common_prefix(names: Iterable[str]) -> str:
-    """The leading parts that all names share, each with its dot."""
+    """The leading parts that all names have in common, each with its dot."""
     split = [name.split(".")[:-1] for name in names]
     lead = ""
     for parts in zip(*split, strict=False):
@@ -315,5 +315,5 @@ def _common_prefix(names: Iterable[str]) -> str:
 
 
 def _words(prefix: str) -> set[str]:
-    """Lower-case words of a prefix in snake or camel case: `modelEMA` has `model` and `ema`."""
+    """Lower-case words of a prefix in snake or camel case: `model` and `ema` for `modelEMA`."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", prefix)}

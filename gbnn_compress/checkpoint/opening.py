@@ -1,8 +1,8 @@
-"""One file, told by its first bytes and loaded without running anything that it names.
+"""Loading of a single file. Its format is detected from its first bytes, and no code that it names is run.
 
-Pickles go through `torch.load(weights_only=True)`. Tensors stay memory-mapped where the format allows it, so that
-reading costs at most about one copy of the weights. What a file holds decides how it is read; its extension only earns
-a note where the two disagree.
+Pickles go through `torch.load(weights_only=True)`. Tensors stay memory-mapped if the format allows it, so that reading
+needs at most about one copy of the weights in memory. The extension of the file does not matter; if it contradicts the
+content, a note says so.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from gbnn_compress.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     Kind = Literal["safetensors", "torch zip", "torch legacy"]
 
 SAFETENSORS_SUFFIXES = (".safetensors",)
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".ckpt")
 EXPECTED = "a .safetensors file, or .pth, .pt, .th, .bin or .ckpt as torch.save writes them"
-RESAVE = "save the weights alone with torch.save(model.state_dict(), 'weights.pth')"
-DAMAGED = "is a damaged or cut short {} file ({}): download or save it again"
-# Archives are stored, not compressed: what goes far beyond is made to fill the memory.
+RESAVE = "save only the weights with torch.save(model.state_dict(), 'weights.pth')"
+DAMAGED = "is a damaged or truncated {} file ({}): download or save it again"
+# Archives of torch.save are not compressed. An archive that unpacks into far more bytes is made to exhaust memory.
 FREE_BYTES, MOST_UNPACKED = 1 << 26, 200
-# A magic number, a version, facts of the system, the weights, and the keys of what follows.
+# A magic number, a version, facts of the system, the weights, and the keys of the storages that follow.
 LEGACY_PICKLES = 5
 DEFAULT_PROTOCOL = 2
 MAX_REASON = 120
+"""Largest number of characters of another library's message."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        loaded: Whatever was saved; of a safetensors file its tensors by name, in the order of their bytes.
-        kind: How it was read.
-        pages: The mapped file, where large tensors are views of it.
-        metadata: Texts that a safetensors file holds beside its tensors.
-        tied: Names that a safetensors file only mentions in its metadata, as other names of what it stores.
+        loaded: The saved object. For a safetensors file: name -> tensor, in the order of their bytes.
+        kind: Format of the file.
+        pages: The mapped file if large tensors are views of it, else None.
+        metadata: Metadata of a safetensors file; None for other formats.
+        tied: Names that a safetensors file only lists in its metadata, as further names of stored tensors.
     """
 
     loaded: Any
@@ -65,12 +65,12 @@ class Opened:
 
 
 def open_file(path: Path) -> Opened:
-    """Loads a checkpoint file.
+    """Load a checkpoint file.
 
     Raises:
-        OSError: It cannot be read.
-        CheckpointError: It is no regular file, empty, damaged, of another kind, or needs code to be run. The message
-            goes on from the file's name.
+        OSError: The file cannot be read.
+        CheckpointError: The path is no regular file, or the file is empty, damaged, of another format, or needs code to
+            be run. The message continues a sentence that begins with the path.
     """
     _check_size(path)
     kind = sniff(path)
@@ -80,7 +80,7 @@ def open_file(path: Path) -> Opened:
 
 
 def _check_size(path: Path) -> None:
-    """Refuses what is no regular, non-empty file."""
+    """Refuse paths that are no regular, non-empty file."""
     if "\0" in str(path) or not path.exists():
         raise CheckpointError(f"does not exist: expected {EXPECTED}")
     if not path.is_file():
@@ -90,39 +90,39 @@ def _check_size(path: Path) -> None:
 
 
 def sniff(path: Path) -> Kind:
-    """Tells the format by the first bytes.
+    """Detect the format of a file from its first bytes.
 
     Raises:
-        CheckpointError: It is none that is read.
+        CheckpointError: The format is not supported.
     """
     with path.open("rb") as file:
         head = file.read(32)
     if head.startswith(b"PK\x03\x04"):
         return "torch zip"
-    # A header's length in eight bytes, the upper four of them 0, then JSON. Asked before the pickle, whose
-    # first two bytes are a possible length.
+    # The header's length in eight bytes, the upper four of which are 0, then JSON. This is checked before the pickle,
+    # because the first two bytes of a pickle are a possible length.
     if head[4:9] == b"\0\0\0\0{":
         return "safetensors"
     if re.match(rb"\x80[\x02-\x05]", head):
         return "torch legacy"
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError("is a Git LFS pointer, not the weights: fetch the file with git lfs pull")
-    raise CheckpointError(f"is of another kind or cut short: expected {EXPECTED}")
+    raise CheckpointError(f"has an unknown format or is truncated: expected {EXPECTED}")
 
 
 def misnamed(path: Path, kind: Kind) -> tuple[str, ...]:
-    """Notes an extension that promises the other format."""
+    """A note if the file's extension is that of the other format."""
     held, other = ("safetensors", TORCH_SUFFIXES) if kind == "safetensors" else ("PyTorch", SAFETENSORS_SUFFIXES)
     if path.suffix.lower() not in other:
         return ()
-    return (f"The file is named {path.suffix} but holds {held} data, and was read as that.",)
+    return (f"The file has the extension {path.suffix} but holds {held} data; it was read as {held}.",)
 
 
 def _load_safetensors(path: Path) -> Opened:
-    """Maps a safetensors file, in the order of its bytes; its large tensors are in the pages that come with them.
+    """Load a safetensors file, with tensors in the order of their bytes and large tensors as views of the mapped file.
 
-    Ties that `safetensors.torch.save_model` left out and wrote into the metadata (tied name -> stored name)
-    follow at the end.
+    Ties that `safetensors.torch.save_model` left out and recorded in the metadata (tied name -> stored name) follow at
+    the end.
     """
     import safetensors
 
@@ -137,17 +137,17 @@ def _load_safetensors(path: Path) -> Opened:
         raise
     except Exception as error:
         raise CheckpointError(DAMAGED.format("safetensors", reason(error))) from error
-    # `format` is of the file ("pt"), and no tensor, even where one is called `pt`.
+    # `format` describes the file ("pt"). It names no tensor, even if a tensor is called `pt`.
     named = {name: kept for name, kept in metadata.items() if name not in tensors and name != "format"}
     tied = {name: tensors[kept] for name, kept in named.items() if kept in tensors}
     return Opened(tensors | tied, "safetensors", pages, metadata, frozenset(tied))
 
 
 def _load_torch(path: Path, *, kind: Kind) -> Any:
-    """Reads a `torch.save` file without running anything that it names."""
+    """Load a `torch.save` file without running any code that it names."""
     import torch
 
-    # torch believes a `.safetensors` in a name; such a file is passed open, which excludes mapping it.
+    # torch reads any file named `.safetensors` as one. Such a file is passed as an open file, which cannot be mapped.
     mapped = kind == "torch zip" and _check_archive(path) and path.suffix.lower() not in SAFETENSORS_SUFFIXES
     if kind == "torch legacy":
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -170,7 +170,7 @@ def _load_torch(path: Path, *, kind: Kind) -> Any:
 
 @contextmanager
 def _unicode(path: Path) -> Iterator[Path]:
-    """A name of the file that is Unicode, which torch and safetensors want: a link where its own is not."""
+    """A valid Unicode path of the file, as torch and safetensors need it: the path itself, or else a link."""
     if str(path).encode(errors="replace").decode() == str(path):
         yield path
         return
@@ -181,7 +181,7 @@ def _unicode(path: Path) -> Iterator[Path]:
 
 
 def _check_archive(path: Path) -> bool:
-    """Refuses zip files that `torch.save` did not write; says whether the file can be mapped."""
+    """Refuse zip files that `torch.save` did not write. Return whether the file can be mapped."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -198,13 +198,15 @@ def _check_archive(path: Path) -> bool:
 
 
 def _check_unpacked(unpacked: int, size_bytes: int) -> None:
-    """Refuses archives that hold out of all proportion more than they are long."""
+    """Refuse archives that unpack into far more bytes than they have."""
     if unpacked > FREE_BYTES + MOST_UNPACKED * size_bytes:
-        raise CheckpointError(f"unpacks from {size_bytes:,} into {unpacked:,} bytes, as no weights do: {RESAVE}")
+        raise CheckpointError(
+            f"unpacks from {size_bytes:,} into {unpacked:,} bytes, far more than weights do: {RESAVE}"
+        )
 
 
 def _protocol(path: Path, kind: Kind) -> int:
-    """The protocol that the pickle with the weights says it is written in."""
+    """The pickle protocol that the weights are written with, by their pickle's header."""
     if kind == "torch legacy":
         with path.open("rb") as file:
             return file.read(2)[1]
@@ -216,21 +218,21 @@ def _protocol(path: Path, kind: Kind) -> int:
 
 
 def _load_failure(error: Exception, *, protocol: int) -> CheckpointError:
-    """Says in one line why `torch.load` refused a file."""
+    """The error that says in one line why `torch.load` refused a file."""
     code = re.search(r"GLOBAL (\S+)", str(error))
     if code is not None:
-        return CheckpointError(f"holds a pickled `{code[1]}`, which needs code to be run: instead, {RESAVE}")
+        return CheckpointError(f"holds a pickled `{code[1]}`, which cannot be loaded without running code: {RESAVE}")
     if "Unsupported operand" in str(error) and protocol > DEFAULT_PROTOCOL:
         return CheckpointError(
             f"is written with pickle protocol {protocol}, which cannot be read without running code: save it with"
             f" torch.save's default, pickle_protocol={DEFAULT_PROTOCOL}"
         )
     if "Weights only load failed" in str(error):
-        return CheckpointError(f"holds a damaged pickle, or other things than weights: {RESAVE}")
+        return CheckpointError(f"holds a damaged pickle, or objects that are no weights: {RESAVE}")
     return CheckpointError(DAMAGED.format("PyTorch", reason(error)))
 
 
 def reason(error: Exception) -> str:
-    """Returns the first sentence of a foreign error's message, cut to a bearable length."""
+    """The first sentence of another library's error message, at most MAX_REASON characters."""
     sentence = re.split(r"\. |\n", f"{error}".strip())[0].rstrip(".")
     return textwrap.shorten(sentence, MAX_REASON, placeholder=" ...") or type(error).__name__

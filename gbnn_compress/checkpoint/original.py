@@ -1,4 +1,4 @@
-"""A checkpoint's own layout with other weights in it, for the loader that belongs to it."""
+"""Writing of weights in the layout of their original checkpoint, so that its loader reads them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 def open_original(path: Path) -> tuple[Path, Opened]:
-    """Loads the file whose layout is wanted.
+    """Load the file whose layout is to be kept.
 
     Raises:
-        CheckpointError: It cannot be read, or is a folder.
+        CheckpointError: The file cannot be read, or is a folder.
     """
     try:
         if path.is_dir():
@@ -44,19 +44,21 @@ def open_original(path: Path) -> tuple[Path, Opened]:
 
 
 def laid_out(original: tuple[Path, Opened], weights: Tensors, *, sha256: str | None = None) -> bytes:
-    """The original's bytes with other weights in place of its own.
+    """The bytes of the original file with an artifact's weights in place of its own.
 
-    The state dict that holds all of them is found at whatever depth, under their names, these with one prefix more
-    (where one of several networks was chosen by it), or names that differ by wrappers' parts; of several the one whose
-    values are nearest. All else stays, ties too; what was read past is written as it was.
+    The weights replace those of the state dict that has all of their names. It may be nested at any depth. Its names
+    may have one more prefix (if `--key` chose a network by a prefix), or differ by wrappers' parts. Of several such
+    state dicts, the one with the nearest values is chosen. Everything else stays as it is, including ties and objects
+    that were not loaded.
 
     Args:
-        original: From `open_original`. Its tensors are overwritten.
-        weights: Those of an artifact.
-        sha256: Of the file that the artifact was made of; in another file names must be the same. None: not known.
+        original: Result of `open_original`. Its tensors are overwritten.
+        weights: Name -> tensor of the artifact.
+        sha256: SHA-256 of the file that the artifact was made from. If the original is another file, names must be
+            equal. None: not known.
 
     Raises:
-        CheckpointError: Not all of them are in it with the same shapes and dtypes, or they cannot be written.
+        CheckpointError: A tensor is missing from the original or has another shape or dtype, or cannot be written.
     """
     path, opened = original
     try:
@@ -75,7 +77,7 @@ def _digest(path: Path) -> str:
 
 
 def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, torch.Tensor]:
-    """Name in the artifact -> the tensor of the original that it takes the place of."""
+    """Name in the artifact -> the tensor of the original that it replaces."""
     closest: list[str] | None = None
     found: list[dict[str, torch.Tensor]] = []
     for tensors in filter(None, map(named_tensors, mappings_in(loaded, named=False))):
@@ -90,13 +92,13 @@ def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, tor
         named = "" if few else f" (`{(closest or list(weights))[0]}`)"
         raise CheckpointError(
             f"lacks {len(closest or weights)} of {len(weights)} tensors of the artifact{few}{named}, by name, shape and"
-            " dtype: give the checkpoint that it was made of with `--like`"
+            " dtype: give the checkpoint that it was made from with `--like`"
         )
     return found[0] if len(found) == 1 else min(found, key=lambda read: _distance(read, weights))
 
 
 def _distance(read: Tensors, weights: Tensors) -> float:
-    """Squared differences of the floating tensors: of several copies, the artifact was made of the nearest."""
+    """Summed squared differences of the floating matrices. The artifact was made from the nearest of several copies."""
     floating = (name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dim() >= 2)
     return sum(float((read[name].detach().float() - weights[name].float()).square().sum()) for name in floating)
 
@@ -106,7 +108,7 @@ def _agree(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _readings(tensors: Tensors, weights: Tensors) -> Iterator[dict[str, torch.Tensor]]:
-    """A state dict by the artifact's names, in each way that these may be meant."""
+    """Yield a state dict with its names mapped to the artifact's, in each possible way."""
     yield dict(tensors)
     first = next(iter(weights))
     for name in tensors:
@@ -119,7 +121,7 @@ def _readings(tensors: Tensors, weights: Tensors) -> Iterator[dict[str, torch.Te
 
 
 def _overwrite(places: Tensors, weights: Tensors) -> None:
-    """Writes into the memory of the original's tensors, so that ties and views stay what they are."""
+    """Write the weights into the memory of the original's tensors, which keeps ties and views."""
     import torch
 
     for name, tensor in places.items():
@@ -129,13 +131,13 @@ def _overwrite(places: Tensors, weights: Tensors) -> None:
                     tensor.detach().copy_(weights[name])
             except RuntimeError as error:
                 raise CheckpointError(
-                    f"holds `{name}` as a view that repeats values: `--like` cannot write into it; decompress to"
+                    f"holds `{name}` as a view that repeats values, which `--like` cannot write into: decompress to"
                     " safetensors without it"
                 ) from error
     for name, tensor in places.items():
         if name in weights and raw_bytes_of(_resolved(tensor)) != raw_bytes_of(_resolved(weights[name])):
             raise CheckpointError(
-                f"holds `{name}` in memory that other tensors overlap: `--like` cannot give each its weights; "
+                f"holds `{name}` in memory that overlaps with other tensors, so `--like` cannot write all of them: "
                 "decompress to safetensors without it"
             )
 
@@ -155,13 +157,14 @@ def _torch_bytes(opened: Opened) -> bytes:
         torch.save(opened.loaded, file, pickle_module=writer, _use_new_zipfile_serialization=opened.kind == "torch zip")
     except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"holds what cannot be written again ({type(error).__name__}): decompress to safetensors without `--like`"
+            f"holds objects that cannot be saved again ({type(error).__name__}): decompress to safetensors without"
+            " `--like`"
         ) from error
     return file.getvalue()
 
 
 def _safetensors_bytes(opened: Opened, places: Tensors, weights: Tensors) -> bytes:
-    """A safetensors file with the same names, order of bytes and metadata."""
+    """A safetensors file with the original's names, order of tensors and metadata."""
     from safetensors.torch import save
 
     metadata = opened.metadata or {}

@@ -1,6 +1,6 @@
-"""Tensors in a mapped file that leave the process's memory again: a pass over them costs no more than one of them.
+"""Tensors in a mapped file whose memory is released again, so that a pass over all needs the memory of only one.
 
-On Linux; elsewhere the pages stay as long as the system likes.
+This works on Linux. On other systems the operating system decides when pages are released.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import torch
 
 LARGE_BYTES = 1 << 20
-"""Tensors of fewer bytes stay in memory."""
+"""Size in bytes from which tensors are paged; smaller ones stay in memory."""
 
 
 class PagedTensors(Mapping[str, "torch.Tensor"]):
-    """A state dict that lets go of its files' pages whenever a large tensor is asked for.
+    """A state dict that releases the pages of its files whenever a large tensor is accessed.
 
-    Tensors handed out before stay as they are: what is read again comes from the file, most often from the system's
-    own copy of it. Nobody may write to them.
+    Tensors that were returned earlier stay valid: their pages are read again from the file, usually from the system's
+    cache. The tensors must not be written to.
     """
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], pages: Sequence[mmap.mmap]) -> None:
@@ -47,18 +47,18 @@ class PagedTensors(Mapping[str, "torch.Tensor"]):
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The pages of a file, private to this process."""
+    """Map a file into memory; changes stay private to this process."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
 def in_pages(pages: mmap.mmap, tensors: Mapping[str, torch.Tensor], *, start: int) -> dict[str, torch.Tensor]:
-    """The same tensors, large ones as views of the pages.
+    """The same tensors, with large ones as views of a mapped file.
 
     Args:
-        pages: Of the file.
-        tensors: In the order of their bytes, which follow each other without gaps.
-        start: Where they begin.
+        pages: The mapped file.
+        tensors: Name -> tensor, in the order of their bytes in the file, which have no gaps.
+        start: Offset of the first tensor in the file, in bytes.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Pickles, looked at before they are loaded: `weights_only` keeps code from running, not the interpreter from crashing.
+"""Checks of pickles before they are loaded: `weights_only` keeps code from running, but not the process from crashing.
 
-Tuples within tuples are hashed and deleted by recursion in C, which ends the process when it goes deep enough. Lists
-and dictionaries nested as deep only take time.
+Nested tuples are hashed and deleted by recursion in C, which overflows the stack if they are nested deeply enough. Deep
+lists and dictionaries only take time.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ _MARK = -1
 
 
 def check_pickles(file: IO[bytes] | mmap.mmap, *, count: int) -> None:
-    """Refuse pickles that nest tuples, lists or dictionaries deeply, or are cut short.
+    """Refuse pickles that nest tuples, lists or dictionaries deeply, or are truncated.
 
     Args:
-        file: Some pickles, one after the other.
-        count: How many.
+        file: Consecutive pickles.
+        count: Number of pickles.
 
     Raises:
-        CheckpointError: One does, or is.
+        CheckpointError: A pickle nests containers more than MAX_DEPTH deep, or is damaged.
     """
     for _ in range(count):
         try:
             _check(file)
         except (ValueError, IndexError, KeyError, EOFError, MemoryError) as error:
             raise CheckpointError(
-                f"holds a damaged pickle, or other things than weights ({str(error)[:80]}): download or save it again"
+                f"holds a damaged pickle, or objects that are no weights ({str(error)[:80]}): download or save it again"
             ) from error
 
 
 def _check(file: IO[bytes] | mmap.mmap) -> None:
-    """Follow how deep the containers are on the unpickler's stack, without making anything."""
+    """Track the depth of the containers on the unpickler's stack, without building any object."""
     stack: list[int] = []
     memo: dict[int, int] = {}
     for opcode, argument, _ in pickletools.genops(file):  # type: ignore[arg-type]
@@ -62,12 +62,14 @@ def _check(file: IO[bytes] | mmap.mmap) -> None:
             elif opcode.name in _FILLINGS:  # the container comes last
                 depth = max(taken[-1], max(taken[:-1], default=-1) + 1)
             if depth > MAX_DEPTH:
-                raise CheckpointError(f"nests tuples, lists or dictionaries more than {MAX_DEPTH} deep: leave them out")
+                raise CheckpointError(
+                    f"nests tuples, lists or dictionaries more than {MAX_DEPTH} deep: save it without them"
+                )
             stack.extend([depth] * len(opcode.stack_after))
 
 
 def _popped(opcode: pickletools.OpcodeInfo, stack: list[int]) -> list[int]:
-    """Take from the stack what an opcode takes."""
+    """Pop the entries that an opcode takes from the stack, last one first."""
     before = opcode.stack_before
     taken: list[int] = []
     fixed = len(before)

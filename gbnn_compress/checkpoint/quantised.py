@@ -1,4 +1,4 @@
-"""State dicts whose weights are codes already, told by their layout: integers with scales beside them."""
+"""Detection of state dicts whose weights are already quantised: integer tensors with scales beside them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 CODES = frozenset({"int8", "uint8", "int16", "int32", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "uint4"})
-"""Dtypes that codes come in."""
+"""Dtypes of quantised weights."""
 
 LAYOUTS = (
     ("qweight", ("g_idx",), "GPTQ"),
@@ -27,18 +27,18 @@ LAYOUTS = (
     ("W_q", ("meta", "scale", "zero"), "HQQ"),
     ("_blocks", ("_scales",), "MXFP4"),
 )
-"""How the codes' name ends, how the names beside it end (one with a dot at its end begins so), and who writes that."""
+"""Ending of the codes' name, endings of names beside it (with a dot at the end: a prefix), and name of the layout."""
 
 
 def check_not_quantised(entries: Mapping[object, object], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuses weights that are stored as codes: sharing components among codes would make noise of them.
+    """Refuse quantised weights, because their codes lose their meaning if they share components.
 
     Args:
-        entries: All of the state dict.
-        tensors: Those of its entries that are tensors.
+        entries: All entries of the state dict.
+        tensors: The entries that are tensors.
 
     Raises:
-        CheckpointError: There are some. The message goes on from the file's name.
+        CheckpointError: There are quantised weights. The message continues a sentence that begins with the path.
     """
     packed = [str(name) for name in entries if str(name).endswith("_packed_params")]
     found = [(name, "torch's packed weights") for name in packed] or list(_codes(tensors))
@@ -51,7 +51,7 @@ def check_not_quantised(entries: Mapping[object, object], tensors: Mapping[str, 
 
 
 def _codes(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, str]]:
-    """Names of tensors that are codes, and the layout that tells it."""
+    """Yield the names of tensors that are codes, with their layouts."""
     for name, tensor in tensors.items():
         if str(tensor.dtype).removeprefix("torch.") not in CODES or tensor.numel() < 2:
             continue

@@ -1,7 +1,7 @@
-"""Foreign checkpoints, a file or a folder, opened here and nowhere else.
+"""Reading of checkpoints, from a file or a folder. No other module opens them.
 
-Nothing in a file is ever run. Names stay as they are stored, prefixes included: which of a network's tensors they mean
-is settled where there is a network (`names.py`).
+Code in a file is never run. Names are kept as stored, including prefixes; `data/names.py` matches them with the names
+of a network.
 """
 
 from __future__ import annotations
@@ -21,36 +21,38 @@ from gbnn_compress.errors import CheckpointError, listed
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import NoReturn
 
     import torch
 
     Notes = tuple[str, ...]
 
-# Views seldom overlap: what goes far beyond is made to fill the memory.
+# Views seldom overlap. A file whose tensors have far more bytes than it holds is made to exhaust memory.
 MOST_VIEWED = 8
 DIGEST_BYTES = 1 << 20
 
 
 def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
-    """Reads the state dict of one network from a `.safetensors` or PyTorch file, or from a Hugging Face folder.
+    """Read the state dict of one network from a `.safetensors` or PyTorch file, or from a Hugging Face folder.
 
-    Nested state dicts are unwrapped, entries that are no tensors left out; notes say so. Names stay as they are.
+    Nested state dicts are unwrapped, and entries that are no tensors are left out; `notes` says so. Names are not
+    changed, except that a prefix chosen by `key` is removed.
 
     Args:
-        path: The file, in either PyTorch format (zip, and the legacy one from before 1.6) or safetensors; or a folder
-            with `model.safetensors`, `pytorch_model.bin` or an index of either.
-        key: Which network, where there are several: an entry of the wrapper (dotted where they are nested), or a
-            prefix of names, which they then lose.
+        path: A safetensors file, a PyTorch file (zip format, or the legacy format from before 1.6), or a folder with
+            `model.safetensors`, `pytorch_model.bin` or an index of either.
+        key: Network to take from a checkpoint that holds several: an entry of the wrapper (dotted if wrappers are
+            nested), or a prefix of names.
 
     Returns:
-        The tensors at their own dtype on the CPU, contiguous and detached; mostly views of the mapped files.
+        The checkpoint, with tensors at their stored dtype, on the CPU, contiguous and detached. Most of them are views
+        of the mapped files.
 
     Raises:
-        CheckpointError: If there is no such file or key, it is damaged or of another kind, needs code to be run, or
-            holds no tensors, several networks, or tensors that are not plain dense ones. One line, which names the
-            path.
+        CheckpointError: The file or the key does not exist; the file is damaged, has an unknown format or needs code to
+            be run; or it holds no tensors, several networks, or tensors that are not plain and dense. The message is
+            one line that begins with the path.
     """
     path = Path(path)
     try:
@@ -72,7 +74,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
 
 
 def refuse(path: Path, text: str, cause: BaseException | None) -> NoReturn:
-    """Raises the one line that the user reads, whatever characters the file put into it.
+    """Raise an error whose message is one line, whatever characters of the file are in the text.
 
     Raises:
         CheckpointError: Always.
@@ -82,7 +84,7 @@ def refuse(path: Path, text: str, cause: BaseException | None) -> NoReturn:
 
 
 def _load(parts: Parts) -> tuple[Any, list[Any], Notes]:
-    """What the files hold, the pages that it lies in, and notes; shards become one state dict."""
+    """The content of the files, the mapped files, and notes. Shards are joined into one state dict."""
     if parts.index is None:
         (file,) = parts.files
         opened = open_file(file)
@@ -108,19 +110,14 @@ def _open_shard(file: Path) -> Opened:
 
 
 def _digest(parts: Parts) -> tuple[str, int]:
-    """SHA-256 over the files one after the other, in order of name, and the sum of their sizes."""
+    """SHA-256 of the files, concatenated in order of name, and the sum of their sizes in bytes."""
     digest, size_bytes = hashlib.sha256(), 0
     for file in parts.files:
         with file.open("rb") as opened:
-            for block in _blocks(opened):
+            while block := opened.read(DIGEST_BYTES):
                 digest.update(block)
                 size_bytes += len(block)
     return digest.hexdigest(), size_bytes
-
-
-def _blocks(file: Any) -> Iterator[bytes]:
-    while block := file.read(DIGEST_BYTES):
-        yield block
 
 
 def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], Notes]:
@@ -139,7 +136,7 @@ def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], 
 
 
 def _check_siblings(ignored: Iterable[Any], entries: Mapping[Any, Any], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuses numpy arrays among the tensors of a module: they are a part of the network, and no tensors."""
+    """Refuse numpy arrays among the tensors of a module: they belong to the network, but are no tensors."""
     modules = {name.rpartition(".")[0] for name in tensors} - {""}
     for name in ignored:
         if isinstance(name, str) and name.rpartition(".")[0] in modules and isinstance(entries[name], Unread):
@@ -147,7 +144,7 @@ def _check_siblings(ignored: Iterable[Any], entries: Mapping[Any, Any], tensors:
 
 
 def _check_dense(name: str, tensor: torch.Tensor) -> None:
-    """Refuses a tensor that has no plain dense values."""
+    """Refuse a tensor that is not plain and dense, or has no values."""
     import torch
 
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -164,19 +161,21 @@ def _check_dense(name: str, tensor: torch.Tensor) -> None:
 
 
 def _check_held(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuses tensors that are views of far fewer values than they have, which would be made when they are copied."""
+    """Refuse views with far more values than the file stores; a contiguous copy of them would exhaust memory."""
     storages = [tensor.untyped_storage() for tensor in tensors.values()]
     held = {storage.data_ptr(): storage.nbytes() for storage in storages}
     most, needed = FREE_BYTES + MOST_VIEWED * sum(held.values()), 0
     for name, tensor in tensors.items():
         needed += tensor.numel() * tensor.element_size()
         if needed > most:
-            what = f"tensor `{name}` of shape {tuple(tensor.shape)} does not fit in memory"
-            raise CheckpointError(f"{what}: it repeats the few values that the file holds")
+            raise CheckpointError(
+                f"tensor `{name}` of shape {tuple(tensor.shape)} does not fit in memory: it is a view that repeats the"
+                " few values that the file holds; save it without repetition"
+            )
 
 
 def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Maps each name to the first one with the same memory, dtype, shape and strides."""
+    """Name of a tied tensor -> the first name with the same memory, dtype, shape and strides."""
     first: dict[object, str] = {}
     ties: dict[str, str] = {}
     for name, tensor in tensors.items():
@@ -188,7 +187,7 @@ def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 
 def _settle(tensors: Mapping[str, torch.Tensor], *, ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
-    """Detaches every tensor, carries out what is lazy, and makes it contiguous; ties go on sharing their memory."""
+    """Detach every tensor, resolve lazy conjugation and negation, and make it contiguous; ties keep sharing memory."""
     settled: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         try:

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint are shared, which are coded one by one, which pass through as they are."""
+"""Sorting of a checkpoint's tensors: shared (assigned to components), unshared (coded by value), raw (kept exactly)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of
-from gbnn_compress.checkpoint.exact_tables import MOST_SHARE, code_table, is_narrow, is_table
+from gbnn_compress.checkpoint.exact_tables import MOST_FRACTION, code_table, is_narrow, is_table
 from gbnn_compress.errors import CheckpointError
 from gbnn_compress.format.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
 from gbnn_compress.format.manifest import deflate
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 DOMINANT = 0.99
-"""Share of a tensor's sum of squares that one value may have before a warning says so."""
+"""Fraction of a tensor's sum of squares that one value may have before a warning says so."""
 
 SUSPECT_SIZE = 100
-"""Tensors with fewer values may well have one that is large."""
+"""Smallest number of values of a tensor for that warning; in smaller tensors one large value is not suspicious."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Names of a checkpoint's tensors by what becomes of them, ties left out, in the file's order.
+    """Names of a checkpoint's tensors by kind, without ties, in the file's order.
 
     Attributes:
-        shared: Floating tensors with two or more dimensions: their weights go to components.
-        unshared: Other floating tensors: each value is coded for itself.
-        raw: Everything else (integers, booleans, complex, 8-bit floats, empty tensors, tables, masks of one infinity
-            and one finite value): kept bit for bit.
-        tables: Those of raw that are tables, or of unshared where they are coded after all (`with_coded_tables`).
+        shared: Floating tensors with two or more dimensions, whose weights are assigned to components.
+        unshared: Other floating tensors, each value of which is coded by itself.
+        raw: All other tensors, kept bit for bit: integers, booleans, complex numbers, 8-bit floats, empty tensors,
+            tables, and masks of one infinity and one finite value.
+        tables: The tables among raw; and among unshared, if `with_coded_tables` moved them there.
     """
 
     shared: tuple[str, ...]
@@ -47,28 +47,29 @@ class Selection:
 
 
 def select(checkpoint: Checkpoint) -> Selection:
-    """Sort the tensors of a checkpoint.
+    """Sort the tensors of a checkpoint by kind.
 
     Raises:
-        CheckpointError: No tensor can be shared, or a floating tensor that is no mask holds NaN or Inf.
+        CheckpointError: No tensor can be shared, a tensor cannot be stored, or a floating tensor that is no mask holds
+            NaN or Inf.
     """
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():
         if name.encode(errors="replace").decode() != name:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor {name!r} has a name that is no valid Unicode; rename it"
+                f"`{checkpoint.path}`: tensor {name!r} has a name that is not valid Unicode; rename it"
             )
         if name == "__metadata__":
             raise CheckpointError(f"`{checkpoint.path}`: safetensors files cannot hold a tensor `{name}`; rename it")
         if tensor.dim() > MOST_DIMENSIONS:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor `{name}` has {tensor.dim()} dimensions: expected at most "
-                f"{MOST_DIMENSIONS}; drop the tensor"
+                f"`{checkpoint.path}`: tensor `{name}`: expected at most {MOST_DIMENSIONS} dimensions, got "
+                f"{tensor.dim()}; remove the tensor"
             )
         if dtype_name(tensor) not in RAW_BYTES:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor `{name}` has the dtype {dtype_name(tensor)}: expected a floating, "
-                "integer, boolean or complex one; convert it, or drop the tensor"
+                f"`{checkpoint.path}`: tensor `{name}`: expected a floating, integer, boolean or complex dtype, got "
+                f"{dtype_name(tensor)}; convert the tensor, or remove it"
             )
         if name not in checkpoint.ties:
             names[_kind(tensor)].append(name)
@@ -91,15 +92,15 @@ def select(checkpoint: Checkpoint) -> Selection:
 
 
 def with_coded_tables(selection: Selection, tensors: Mapping[str, torch.Tensor], *, file_bytes: float) -> Selection:
-    """The same with tables among the unshared tensors where exact ones would take over MOST_SHARE of a file.
+    """Move tables to the unshared tensors if exact tables would take more than MOST_FRACTION of the file.
 
     Args:
-        selection: From `select`.
+        selection: Result of `select`.
         tensors: The state dict.
-        file_bytes: About the bytes of the file.
+        file_bytes: Approximate size of the file in bytes.
     """
     exact_bytes = len(deflate(b"".join(raw_bytes_of(tensors[name]) for name in selection.tables)))
-    if exact_bytes <= MOST_SHARE * file_bytes:
+    if exact_bytes <= MOST_FRACTION * file_bytes:
         return selection
     coded = {name for name in selection.tables if code_table(tensors[name]).mode != EXACT}
     unshared, raw = {*selection.unshared, *coded}, tuple(name for name in selection.raw if name not in coded)
@@ -107,9 +108,10 @@ def with_coded_tables(selection: Selection, tensors: Mapping[str, torch.Tensor],
 
 
 def _tables(names: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """Tables among the tensors that would be shared or coded.
+    """Tables among the tensors that would otherwise be shared or unshared.
 
-    Where there is no larger matrix, small ones are the network's weights; where there is none of these, narrow ones.
+    At least one matrix must stay shared. If all are tables, small matrices are taken as weights; if all of these are
+    narrow, narrow ones are, too.
     """
     coded = {*names["shared"], *names["unshared"]}
     found = [name for name in tensors if name in coded and is_table(name, tensors[name])]
@@ -122,20 +124,20 @@ def _tables(names: Mapping[str, Sequence[str]], tensors: Mapping[str, torch.Tens
 
 
 def _kept_dtype(checkpoint: Checkpoint, raw: Sequence[str]) -> str:
-    """The first tensor with two or more dimensions that is kept for its dtype, if there is one."""
+    """For a message: the first tensor with two or more dimensions that is raw because of its dtype."""
     for name in raw:
         tensor = checkpoint.tensors[name]
         if tensor.dim() >= 2 and tensor.numel():
-            return f" (`{name}` is {dtype_name(tensor)}, kept bit for bit: convert weights to float16 or wider)"
+            return f" (`{name}` is {dtype_name(tensor)} and kept bit for bit: convert weights to float16 or wider)"
     return ""
 
 
 def outlier_warnings(checkpoint: Checkpoint, selection: Selection) -> list[str]:
-    """A line on each shared tensor of which one value outweighs all others, unless they are zeros anyway."""
+    """A warning for each shared tensor in which one value outweighs all others and not all others are zero."""
     found = ((name, checkpoint.tensors[name].detach().flatten()) for name in selection.shared)
     return [
-        f"`{name}`: one value of {float(values[values.abs().argmax()]):.3g} has over 99 % of the sum of squares and"
-        f" hides the {len(values) - 1:,} others: check the checkpoint"
+        f"`{name}`: one value, {float(values[values.abs().argmax()]):.3g}, has over 99 % of the sum of squares, so the"
+        f" {len(values) - 1:,} others are quantised coarsely: check the checkpoint"
         for name, values in found
         if len(values) >= SUSPECT_SIZE and _dominated(values)
     ]
@@ -156,12 +158,12 @@ def _dominated(values: torch.Tensor) -> bool:
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    """The dtype's name without the module: `float32`."""
+    """Name of a tensor's dtype without the module, such as `float32`."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def floating_bytes(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
-    """Bytes of all floating tensors at their stored dtype, buffers included, ties once."""
+    """Size of all floating tensors at their stored dtype in bytes. Buffers are included; ties count once."""
     return sum(
         tensor.numel() * tensor.element_size()
         for name, tensor in tensors.items()
@@ -170,12 +172,12 @@ def floating_bytes(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str])
 
 
 def floating_values(tensors: Mapping[str, torch.Tensor], ties: Mapping[str, str]) -> int:
-    """Number of values in all floating tensors, ties once."""
+    """Number of values in all floating tensors; ties count once."""
     return sum(t.numel() for name, t in tensors.items() if name not in ties and t.is_floating_point())
 
 
 def floating_shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the floating tensors, ties included: what architectures are looked up by."""
+    """Name -> shape of each floating tensor, ties included, as `find_architectures` takes them."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
@@ -186,23 +188,23 @@ def _kind(tensor: torch.Tensor) -> str:
 
 
 def _is_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> bool:
-    """Whether all values are finite; else the tensor must be a mask.
+    """Whether all values of a tensor are finite.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: Values are not finite, and the tensor is no mask.
     """
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(1 << 22))
     if bad and not _is_mask(tensor.detach()):
         raise CheckpointError(
-            f"`{checkpoint.path}`: tensor `{name}` holds {bad} NaN or Inf of {tensor.numel()} values: "
-            "only finite weights can be compressed; repair the checkpoint, or drop the tensor"
+            f"`{checkpoint.path}`: tensor `{name}`: expected finite values, got {bad} NaN or Inf among "
+            f"{tensor.numel()} values; repair the checkpoint, or remove the tensor"
         )
     return not bad
 
 
 def _is_mask(tensor: torch.Tensor) -> bool:
     """Whether a tensor holds infinity of one sign and at most one finite value, as attention masks do."""
-    low, high = (float(end) for end in tensor.aminmax())  # NaN where there is one
+    low, high = (float(end) for end in tensor.aminmax())  # both are NaN if any value is
     if math.isinf(low) == math.isinf(high):
         return math.isinf(low) and low == high
     infinite = low if math.isinf(low) else high

@@ -1,7 +1,7 @@
-"""Stand-ins for numpy values and random generators beside the weights: read past, never made.
+"""Stand-ins for numpy values and random generators in a checkpoint, which are not loaded.
 
-The unpickler is given a stand-in for each name that their pickles call. A stand-in only keeps what it is called with:
-no array is allocated and no foreign object is built, whatever the pickle says. Written again, it becomes the same call.
+The unpickler gets a stand-in for each name that their pickles call. A stand-in only stores the arguments of the call:
+no array is allocated and no object of another library is built. When it is pickled, it becomes the same call again.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ NAMES = (
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in CORE),
     *(f"numpy.random.{name}" for name in RANDOM),
 )
-"""What pickles of numbers, plain arrays and generators call, by any version of numpy; `bytes` where there are none."""
+"""Names that pickles of numbers, arrays and generators call, in any numpy version; `bytes` for empty arrays."""
 
 
 class Unread:
-    """In place of an object that was read past.
+    """Takes the place of an object that is not loaded.
 
     Attributes:
-        stands_for: Dotted name of what would have made it.
-        arguments: What it was called with.
-        state: What it would have been filled with, or None.
+        stands_for: Dotted name of the class or function that makes the object.
+        arguments: Arguments of the call.
+        state: State that the object would be restored from, or None.
     """
 
     stands_for: str
@@ -39,7 +39,7 @@ class Unread:
     state: object
 
     def __new__(cls, *arguments: object) -> Unread:
-        """Keeps whatever the pickle passes."""
+        """Store the arguments."""
         made = object.__new__(cls)
         made.arguments, made.state = arguments, None
         return made
@@ -48,7 +48,7 @@ class Unread:
         pass
 
     def __setstate__(self, state: object) -> None:
-        """Keeps the values unseen."""
+        """Store the state."""
         self.state = state
 
 
@@ -59,10 +59,10 @@ def stand_ins() -> tuple[tuple[Any, str], ...]:
 
 
 class Pickler(pickle.Pickler):
-    """Writes stand-ins as the calls that they were read from; nothing is called."""
+    """A pickler that writes stand-ins as the calls that they were read from. It does not make the calls."""
 
     def reducer_override(self, obj: Any) -> Any:
-        """The call, its state with it; everything else as usual."""
+        """Reduce a stand-in to its call and state, and everything else as usual."""
         if not isinstance(obj, Unread):
             return NotImplemented
         arguments = tuple(_real(kind.stands_for) if (kind := _stand_in(each)) else each for each in obj.arguments)
@@ -75,7 +75,7 @@ def _stand_in(value: object) -> type[Unread] | None:
 
 
 def _real(name: str) -> Any:
-    """What one of NAMES names in the numpy that is installed."""
+    """The object that one of NAMES refers to, in the installed numpy."""
     assert name in NAMES
     name = name.replace("numpy.core.", "numpy._core.").replace("__builtin__.", "builtins.")
     module, _, attribute = name.rpartition(".")

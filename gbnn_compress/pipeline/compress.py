@@ -1,4 +1,4 @@
-"""The order of the stages."""
+"""Compression of a checkpoint: the stages in their order."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def compress(checkpoint: str | Path, *, progress: OnProgress | None = None, **op
     Args:
         checkpoint: The file or folder.
         progress: Called with one line of text when a stage begins.
-        options: The other fields of `Request`, which describes them: `target_ratio` or `max_drop`, and what else
-            is wanted.
+        options: The other fields of `Request`. Give at least `target_ratio` or `max_drop`, unless the recipe sets a
+            target.
 
     Returns:
-        The report; `target_met` says whether the target was met.
+        The report. `target_met` says whether the target was met.
 
     Raises:
-        GbnnError: Bad input; nothing is written then.
+        GbnnError: An argument or an input is not valid; nothing is written.
     """
     return run(Request(checkpoint=checkpoint, **options), progress=progress)
 
 
 def run(request: Request, *, progress: OnProgress | None = None) -> Report:
-    """Compress as requested: `compress` for a request that is made already.
+    """Compress as a request says; `compress` makes the request from its arguments and calls this.
 
     Args:
-        request: What to compress, how far, and into which file.
+        request: The checkpoint, the target, the output and all other options.
         progress: Called with one line of text when a stage begins.
 
     Returns:
-        The report; `target_met` says whether the target was met.
+        The report. `target_met` says whether the target was met.
 
     Raises:
-        GbnnError: Bad input; nothing is written then.
+        GbnnError: An input is not valid; nothing is written.
     """
     if request.planned:
-        raise GbnnError("`planned`: the request is for `plan` only; make it without")
+        raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
     on_progress, clock = progress or (lambda line: None), Clock()
     with clock("read"):
         on_progress(f"reading {words.name_of(request.source)}")
@@ -100,7 +100,7 @@ def _cut(request: Request, opened: Opened, prepared: Prepared) -> Result:
 
 
 def _trained(request: Request, opened: Opened, prepared: Prepared, on_progress: OnProgress) -> tuple[Result, StateFile]:
-    """The file that training comes to, and where its state is kept."""
+    """The trained file, and the file that keeps the state of training."""
     from gbnn_compress.training.state import StateFile, run_of, state_path
     from gbnn_compress.training.train import train_to_target, training_benches
 
@@ -129,7 +129,7 @@ def _trained(request: Request, opened: Opened, prepared: Prepared, on_progress: 
 def _reported(
     request: Request, opened: Opened, artifact: Artifact, result: Result, on_progress: OnProgress
 ) -> tuple[Report, Mapping[str, Reliability]]:
-    """The report of an artifact with what only its making knows; and how reliable both sides are, where measured."""
+    """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
     report["checkpoint"] = {
         "path": str(request.source),
@@ -157,7 +157,7 @@ def _reported(
 def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
-    """A report with what data say of the file, in place of what was foreseen; and how reliable both sides are."""
+    """The report with measured instead of predicted damage, and the reliability of both networks."""
     evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
     damage = cast("DamageEntry", {**report["damage"], **measured})
     warnings = [
@@ -169,24 +169,26 @@ def _evaluated(
 
 
 def _missed(report: Report) -> str:
-    written = "the file is written all the same"
+    """A warning that the target was missed, with the reason if it is known."""
+    written = "the file is written nevertheless"
     target, ratio = words.target_and_ratio(report)
     if target is None:
         drop, wanted = report["damage"]["drop"], report["max_drop"]
         how = "measured" if report["damage"]["measured"] else "predicted"
-        return f"target missed: {how} drop of {drop:.2g} points for at most {wanted:.2g}; {written}"
-    missed = f"target missed: {words.times(ratio)} for a target of {words.times(target)}"
+        return f"target missed: {how} drop of {drop:.2g} points, target at most {wanted:.2g}; {written}"
+    missed = f"target missed: ratio {words.times(ratio)}, target {words.times(target)}"
     if report["ratio_of"] == "artifact":
         allowed, kept = report["floating_bytes"] / target, report["sections"]["unshared"]
         exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
-        needed = f"{exact}, the target allows {words.size(allowed)} in all"
-        return f"{missed} ({target / ratio:.3g} times the size){needed if kept > allowed else ''}; {written}"
+        needed = f"{exact}, the target allows {words.size(allowed)} for the whole file"
+        too_large = f"the file has {target / ratio:.3g} times the target's size"
+        return f"{missed} ({too_large}){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
     most = 2 * sizes.total(weights) / (weights["unshared"] + 2)
     if most >= target:
         counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
         return f"{missed}, with {counts}; {written}"
     return (
-        f"{missed}; {weights['unshared']:,} unshared values (biases, norms), which count in full, leave"
-        f" {words.times(most)} at most; {written}"
+        f"{missed}; {weights['unshared']:,} unshared values (biases, norms) count in full and limit the ratio to"
+        f" {words.times(most)}; {written}"
     )

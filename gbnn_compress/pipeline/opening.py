@@ -1,4 +1,4 @@
-"""What a run reads, opened once, and made ready for any target."""
+"""Opening of everything that a run reads, and preparation of the checkpoint."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ if TYPE_CHECKING:
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
 FINEST_RATIO = 4.0
-"""The mixture is fitted finely enough for this ratio when the target does not say how fine it must be."""
+"""Smallest ratio that the mixture is fitted for if the target is no ratio of bytes."""
 
 TRIAL_RATIO = 12.0
-"""Layers are weighed by the errors of a cut to this ratio where there is none to aim at."""
+"""Ratio at which costs of errors are measured if the target is no ratio of bytes."""
 
 OnProgress = Callable[[str], None]
-"""Called with one line of text when a step begins."""
+"""Is called with one line of text when a step begins."""
 
 
 class Clock:
-    """Seconds by stage."""
+    """Measures the seconds that each stage takes."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -55,7 +55,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Count the block towards a stage."""
+        """Add the time of the block to a stage."""
         start = time.perf_counter()
         yield
         self._stages[stage] += time.perf_counter() - start
@@ -67,18 +67,18 @@ class Clock:
 
 @dataclass(frozen=True)
 class Opened:
-    """What a run reads, read once.
+    """Everything that a run reads. Each file is read once.
 
     Attributes:
-        checkpoint: The tensors.
-        selection: Its tensors by kind.
-        candidates: Architectures that it fits: the given one, or those of the index.
-        indexed_classes: Classes of the architecture that the index knows; None where it knows none.
-        network: With the checkpoint's weights, which nobody changes; None where nothing has needed it so far.
-        data: The network on the data to train or calibrate on.
-        validation: The network on validation data.
-        evaluation: The network on the data that the file is evaluated on in the end.
-        warnings: What the network says against the checkpoint.
+        checkpoint: The checkpoint.
+        selection: Names of its tensors by kind.
+        candidates: Architectures that fit the checkpoint: the given one, or those of the index.
+        indexed_classes: Number of classes by the index of architectures; None if the index knows no fitting network.
+        network: The network with the checkpoint's weights, which must not be changed; None if no option needs it.
+        data: The network on the training or calibration data; None without.
+        validation: The network on the validation data; None without.
+        evaluation: The network on the data that the finished file is evaluated on; None without.
+        warnings: Warnings that the network does not fit the whole checkpoint.
     """
 
     checkpoint: Checkpoint
@@ -93,22 +93,22 @@ class Opened:
 
     @property
     def has_labels(self) -> bool:
-        """Whether there are labelled data to measure on."""
+        """Whether there is labelled data to measure accuracy on."""
         return self.evaluation is not None or self.validation is not None
 
 
 def open_request(request: Request) -> Opened:
-    """Read the checkpoint, build its network if anything needs it, and read the data.
+    """Read the checkpoint, build its network if an option needs it, and read the data.
 
-    Data that the network does not run on are refused here, before any work is done.
+    Data that the network cannot run on is refused here, before any work is done.
 
     Raises:
-        GbnnError: A bad checkpoint, architecture or data.
+        GbnnError: The checkpoint, the architecture or the data cannot be read or do not fit.
     """
     if is_artifact(request.source):
         raise CheckpointError(
-            f"`{request.source}` is an artifact already: `gbnn-compress report` shows it, `gbnn-compress decompress` "
-            "gives dense weights back"
+            f"`{request.source}` is already compressed: `gbnn-compress report` shows it, `gbnn-compress decompress`"
+            " restores dense weights"
         )
     checkpoint = read_checkpoint(request.source, key=request.key)
     match, network, warnings = match_of(checkpoint), None, list[str]()
@@ -130,12 +130,12 @@ def open_request(request: Request) -> Opened:
 
 
 def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench | None]:
-    """The network on each of the three data sets, where they are given."""
+    """The network on each of the three data sets; None for those that are not given."""
     training = request.passes > 0
-    judged = request.val_data is not None or request.eval_data is not None
-    # Calibration keeps the network while other weights are run on the data that files are judged by.
-    apart = judged and request.data is not None and not training
-    judging = network.copied() if network is not None and apart else network
+    measured = request.val_data is not None or request.eval_data is not None
+    # Calibration uses the checkpoint's weights in the network while files are measured, which needs a second network.
+    separate = measured and request.data is not None and not training
+    measuring = network.copied() if network is not None and separate else network
     labels = training or request.configuration.posterior == "variational"
 
     def bench(
@@ -147,8 +147,8 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
         return Bench(opened, load_data(evaluation.data, labels=labels), evaluation, option=option)
 
     found = {
-        "evaluation": bench(request.eval_data, judging, "--eval-data", labels=True),
-        "validation": bench(request.val_data, judging, "--val-data", labels=True),
+        "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=True),
+        "validation": bench(request.val_data, measuring, "--val-data", labels=True),
         "data": bench(request.data, network, "--data", labels=labels),
     }
     for name, each in found.items():
@@ -160,17 +160,17 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
 def prepare_request(
     request: Request, opened: Opened, *, finest_ratio: float, rescue: bool, on_progress: OnProgress
 ) -> Prepared:
-    """Posteriors and the mixture, calibrated unless training is to come.
+    """Compute posteriors, mixture and merge path, with calibration unless training follows.
 
     Args:
-        request: What is asked for.
-        opened: What it reads.
+        request: The request.
+        opened: What the request reads.
         finest_ratio: Smallest ratio that the mixture must serve.
-        rescue: Whether layers that would vanish at the target are weighed up, where no training is to come.
+        rescue: Whether layers that would vanish at the target get a higher cost. Ignored if training follows.
         on_progress: Called with one line of text when a step begins.
 
     Raises:
-        GbnnError: Bad data or architecture.
+        GbnnError: The data or the architecture do not fit, or the task does not allow the target.
     """
     recipe, read, selection = request.configuration, opened.checkpoint, opened.selection
     calibration = _calibration(opened, arch=request.arch, on_progress=on_progress) if _calibrates(request) else None
@@ -205,26 +205,26 @@ def prepare_request(
 def _by_costs(
     prepared: Prepared, fitted: Callable[..., Prepared], request: Request, on_progress: OnProgress
 ) -> Prepared:
-    """With layers weighed by what their errors cost, where inputs tell and the recipe wants it."""
+    """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it."""
     calibration = prepared.calibration
     wanted = request.configuration.allocation == "costs" and prepared.kind.task == CLASSIFIER
     if not wanted or calibration is None or calibration.synthetic:
         return prepared
-    on_progress("weighing layers by what their errors cost, and fitting again")
+    on_progress("measuring the cost of errors in each layer, and fitting the mixture again")
     factors = cost_factors(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
     if not factors:
-        on_progress("weighing them by their norms: the network gives no gradients (torch.no_grad, in-place changes)")
+        on_progress("keeping costs by norms: the network gives no gradients (torch.no_grad or in-place operations)")
         return prepared
     del prepared
     return fitted(importances=factors)
 
 
 def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, on_progress: OnProgress) -> Prepared:
-    """With layers weighed up that would vanish at a ratio, if there are any and it helps."""
+    """Fit again with a higher cost of errors in layers that would vanish at a ratio, if that lowers the total cost."""
     factors = rescue_factors(prepared, ratio=ratio)
     if not factors:
         return prepared
-    on_progress("weighing layers up that would vanish, and fitting again")
+    on_progress("raising the cost of errors in layers that would vanish, and fitting the mixture again")
     importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
     rescued = fitted(importances=importances)
     better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
@@ -236,7 +236,7 @@ def _calibrates(request: Request) -> bool:
 
 
 def _calibration(opened: Opened, *, arch: str | None, on_progress: OnProgress) -> Calibration | None:
-    """On data; without, on noise where the architecture is known."""
+    """Calibrate on the given data; without data, on noise if the architecture is known."""
     if opened.data is not None:
         on_progress(f"calibrating on {opened.data.evaluation.data}")
         return calibration_on(opened.data, opened.checkpoint, opened.selection)
@@ -247,18 +247,19 @@ def _calibration(opened: Opened, *, arch: str | None, on_progress: OnProgress) -
     calibration = synthetic_calibration(opened.checkpoint, opened.selection, opened.network or spec)
     if calibration is None:
         on_progress(
-            "no calibration: the network has no 2-D batch norm, is too large, or takes no noise of 8 x 8 to 384 x 384"
+            "no calibration: the network has no 2-D batch norm, is too large, or does not run on noise of 8 x 8 to"
+            " 384 x 384 pixels"
         )
     return calibration
 
 
 def _published(arch: str) -> tuple[str, ...]:
-    """The specification of a network that others can build by its name; none of a user's own."""
+    """The specification if it is of torchvision or timm, which others can build; empty for a user's own code."""
     return (arch,) if arch.startswith(("torchvision/", "timm/")) else ()
 
 
 def _facts(request: Request, opened: Opened, kind: Kind) -> dict[str, Any]:
-    """What the manifest says of the run."""
+    """The manifest's entries on the run."""
     checkpoint, names = opened.checkpoint, opened.candidates
     return {
         "checkpoint": {

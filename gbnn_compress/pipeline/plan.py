@@ -1,4 +1,4 @@
-"""What compressing would give, without writing anything."""
+"""Prediction of sizes and damage, without writing a file."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from gbnn_compress.types import Checkpoint
 PLANNED_RATIOS = (4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 24.0, 32.0, 50.0)
 
 ENCODING_BYTES = 3
-"""What encoding adds per shared weight to the peak of planning, which goes the same way up to there: ids, and some of
-them coded. Measured from ResNet-18 to ViT-B/16."""
+"""Memory per shared weight that encoding needs beyond the peak of planning: ids, some of them coded, in bytes. Measured
+from ResNet-18 to ViT-B/16."""
 
 LIBRARY_BYTES = 800_000_000
-"""Of a process that has imported PyTorch, where the system does not say it."""
+"""Memory of a process that has imported PyTorch, in bytes, for systems that do not report it."""
 
 
 @takes_options
@@ -37,23 +37,23 @@ def plan(
     progress: OnProgress | None = None,
     **options: Any,
 ) -> PlanReport:
-    """Predict sizes and damage.
+    """Predict sizes and damage for several ratios. Nothing is written.
 
-    Takes what `compress` takes, and refuses what it would refuse before its first stage: arguments that do not fit
-    together, data that the network cannot run on, named outputs that cannot be written. Nothing is written. There need
-    not be a target. Damage is that of files before any training: what epochs win back is not predicted.
+    Takes the same arguments as `compress`; the target is optional. Refuses what `compress` refuses before its first
+    stage: arguments that do not fit together, data that the network cannot run on, named outputs that cannot be
+    written. The predicted damage is that before any training.
 
     Args:
         checkpoint: The file or folder.
-        ratios: Ratios of file bytes to predict for; `target_ratio` is one more of them, if `ratio_of` is `artifact`.
+        ratios: Ratios of file bytes to predict for. `target_ratio` is added to them if `ratio_of` is `artifact`.
         progress: Called with one line of text when a stage begins.
-        options: The other fields of `Request`, which describes them.
+        options: The other fields of `Request`.
 
     Returns:
         Predicted sizes and damage; docs/reports.md describes every key.
 
     Raises:
-        GbnnError: Bad input.
+        GbnnError: An argument or an input is not valid.
     """
     return run_plan(Request(checkpoint=checkpoint, **options, planned=True), ratios=ratios, progress=progress)
 
@@ -61,15 +61,18 @@ def plan(
 def run_plan(
     request: Request, *, ratios: Sequence[float] = PLANNED_RATIOS, progress: OnProgress | None = None
 ) -> PlanReport:
-    """Plan as requested: `plan` for a request that is made already, with `planned`.
+    """Predict sizes and damage for a request; `plan` makes the request from its arguments and calls this.
 
     Args:
-        request: What to compress, and how.
+        request: The checkpoint and all options, with `planned` set.
         ratios: Ratios of file bytes to predict for.
         progress: Called with one line of text when a stage begins.
 
+    Returns:
+        The dictionary that `plan` describes.
+
     Raises:
-        GbnnError: Bad input.
+        GbnnError: An argument or an input is not valid.
     """
     if not ratios or min(ratios) < 1:
         raise GbnnError(f"`ratios`: expected numbers of at least 1, got {tuple(ratios)}")
@@ -116,11 +119,12 @@ def run_plan(
 
 
 def _caveats(request: Request) -> Iterator[str]:
-    """What the prediction leaves out."""
+    """Warnings of what the prediction does not cover."""
     if request.ratio is not None and request.ratio_of == "parameters":
-        yield "`plan` predicts bytes: a target of parameters has no row of its own"
+        yield "`plan` predicts bytes only: a target with `--ratio-of parameters` is not among the ratios"
     if request.passes:
-        yield f"predicted before training: what {counted(request.passes, 'epoch')} would win back is not foreseen"
+        epochs = counted(request.passes, "epoch")
+        yield f"damage is predicted before training: the gain from {epochs} of training is not included"
 
 
 def _shared_weights(checkpoint: Checkpoint, selection: Selection) -> int:
@@ -128,7 +132,7 @@ def _shared_weights(checkpoint: Checkpoint, selection: Selection) -> int:
 
 
 def _peak_bytes(floating_bytes: int) -> int:
-    """The most memory that this process has had at once."""
+    """Peak memory of this process so far, in bytes."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""What `compress` and `plan` are asked for: checked when it is made, before anything is read."""
+"""The request of `compress` and `plan`: all arguments, checked before anything is read."""
 
 from __future__ import annotations
 
@@ -27,39 +27,41 @@ class Request:
     """The arguments of `compress` and `plan`.
 
     Attributes:
-        checkpoint: `.safetensors`, `.pth`, `.pt`, `.th`, `.bin` or `.ckpt`, or a Hugging Face folder: one with
+        checkpoint: A file (`.safetensors`, `.pth`, `.pt`, `.th`, `.bin` or `.ckpt`), or a Hugging Face folder that has
             `model.safetensors`, `pytorch_model.bin` or an index of either.
-        target_ratio: Wanted ratio, >= 1; give this or `max_drop`. Default: the recipe's.
-        max_drop: Accuracy points that may be lost, measured on `val_data` or predicted; the smallest file within them.
-        ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters`.
-        output: The artifact; default `<stem>.gbnn.safetensors` (of a folder `<folder>.gbnn.safetensors`) in the working
-            directory.
-        arch: Specification of the network (see the README), which the weights must fit; default: looked up by names
-            and shapes.
-        key: Which network of the checkpoint, where it holds several: an entry of the wrapper, such as `g_ema`, or a
-            prefix of names, such as `ema_model.`.
-        task: `classifier` or `other`: whether the network tells classes apart. Default: found out by labels, the index
-            of architectures, and outputs; lost points are predicted only where that is a classifier.
-        recipe: Name of a shipped recipe, or a YAML file.
+        target_ratio: Target ratio, >= 1. Give either this or `max_drop`. Default: the recipe's.
+        max_drop: Largest accuracy drop, in points, measured on `val_data` or else predicted. The result is the smallest
+            file within it.
+        ratio_of: `artifact` (bytes of the floating tensors over bytes of the file) or `parameters` (the paper's count).
+        output: Path of the artifact. Default: `<stem>.gbnn.safetensors`, or `<folder>.gbnn.safetensors` for a folder,
+            in the working directory.
+        arch: Specification of the network, such as `torchvision/resnet18` or `models.py:resnet20`, which the weights
+            must fit. Default: looked up by names and shapes of the tensors.
+        key: Network to take from a checkpoint that holds several: an entry of the wrapper, such as `g_ema`, or a prefix
+            of names, such as `ema_model.`.
+        task: `classifier` or `other`. Default: inferred from labels, the index of architectures and the outputs.
+            Accuracy drops are predicted only for classifiers.
+        recipe: Name of a shipped recipe, or path of a YAML file.
         settings: Further recipe values by key.
-        data: Data specification (or an `Evaluation` that also says how to read it) of inputs to train on, or, without
-            epochs, to calibrate on; labels are not used then. Without data, and where the architecture is known and has
-            batch norm, noise serves.
-        val_data: The same, of labelled validation data for the choices of training (default: a part of `data`, held
-            out), or for what `max_drop` is measured on.
-        epochs: Passes over the data to train for; 0: calibrate only. Default: the recipe's, 0 in most.
-        eval_data: Data specification, or an `Evaluation` that also says how to read it; read once, after writing.
-        samples: Posterior draws for the evaluation (an `Evaluation` has its own).
-        html: Where to write the report as a page.
-        seed: Recorded; seeds training and the posterior draws of the evaluation.
-        restart: Whether to train from the beginning where an earlier run was stopped; by default the same call goes on
-            after its last finished epoch, from a file beside the artifact, `<stem>.gbnn.state.safetensors`.
-        planned: Whether nothing will be written: then there need not be a target, nor a place for the default output.
-        source: The checkpoint's path.
-        path: The artifact's path.
+        data: Data specification, or an `Evaluation` that also says how to read the data. With `epochs`, labelled
+            training data; without, calibration inputs, whose labels are ignored. Default: noise as calibration inputs,
+            if the architecture is known and has batch norm.
+        val_data: Labelled validation data, given like `data`. Training uses it for its choices (default: a held-out
+            part of `data`). Without training, `max_drop` is measured on it.
+        epochs: Training epochs; 0 calibrates only. Default: the recipe's, which is 0 in most recipes.
+        eval_data: Labelled data that the finished file is evaluated on, given like `data`.
+        samples: Number of posterior draws of the evaluation; ignored if `eval_data` is an `Evaluation`.
+        html: Path of an HTML page with the report.
+        seed: Seed of training and of the posterior draws of the evaluation. It is recorded in the artifact.
+        restart: Whether to train from the beginning although an earlier run was interrupted. By default the same call
+            resumes after the last finished epoch, from the file `<stem>.gbnn.state.safetensors` beside the artifact.
+        planned: Whether the request is for `plan`, which writes nothing: the target is optional, and the default output
+            is not checked.
+        source: Path of the checkpoint.
+        path: Path of the artifact.
         configuration: The recipe with the settings.
-        ratio: The wanted ratio, given or the recipe's; None with `max_drop`, or where only a plan is wanted.
-        passes: Passes over the data, given or the recipe's.
+        ratio: Target ratio, given or the recipe's; None with `max_drop`, or for a plan without target.
+        passes: Training epochs, given or the recipe's.
 
     Raises:
         GbnnError: The arguments do not fit together, or an output cannot be written.
@@ -103,7 +105,7 @@ class Request:
             "passes": recipe.epochs if self.epochs is None else self.epochs,
         }
         for name, value in derived.items():
-            object.__setattr__(self, name, value)  # the way in which a frozen dataclass fills its own fields
+            object.__setattr__(self, name, value)  # a frozen dataclass sets its own fields in this way
         _check_target(self)
         _check_data(self)
         require_seed(self.seed)
@@ -115,12 +117,12 @@ class Request:
 
     @property
     def byte_ratio(self) -> float | None:
-        """The target, where it is a ratio of bytes."""
+        """The target ratio if it is one of bytes, else None."""
         return self.ratio if self.ratio_of == "artifact" else None
 
 
 def takes_options(function: Callable[P, T]) -> Callable[P, T]:
-    """Show the fields of `Request` in the signature of a function that takes them as keyword arguments."""
+    """Put the fields of `Request` into the signature of a function that takes them as keyword arguments."""
     own = inspect.signature(function).parameters.values()
     given = inspect.signature(Request).parameters.values()
     first = [each for each in own if each.kind is each.POSITIONAL_OR_KEYWORD]
@@ -131,13 +133,13 @@ def takes_options(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def default_output(checkpoint: str | Path) -> Path:
-    """`<stem>.gbnn.safetensors` in the working directory; of a folder, its whole name (`Llama-3.2-1B`)."""
+    """`<stem>.gbnn.safetensors` in the working directory; for a folder, its whole name (`Llama-3.2-1B`) as the stem."""
     path = Path(checkpoint)
     return Path(((path.resolve().name or "checkpoint") if path.is_dir() else path.stem) + SUFFIX)
 
 
 def _check_target(request: Request) -> None:
-    """Refuse targets that nobody can mean, and none where one is needed."""
+    """Refuse targets that are out of range, two targets, and a missing target unless planning."""
     ratio, drop = request.ratio, request.max_drop
     n_given = (ratio is not None) + (drop is not None)
     if n_given == 2 or (not n_given and not request.planned):
@@ -151,21 +153,21 @@ def _check_target(request: Request) -> None:
 
 
 def _check_data(request: Request) -> None:
-    """Refuse data that a run does not use, and runs that need other data."""
+    """Refuse data that would not be used, and training without the data or the recipe that it needs."""
     recipe, epochs, data = request.configuration, request.passes, request.data
     if epochs < 0:
         raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
     if epochs and data is None:
         set_by = f"the recipe's `epochs: {epochs}`" if request.epochs is None else f"`--epochs {epochs}`"
-        raise GbnnError(f"{set_by}: training needs labelled data; name them with `--data`")
+        raise GbnnError(f"{set_by}: training needs labelled data; give `--data`")
     if epochs and request.max_drop is not None:
-        raise GbnnError("`--max-drop`: how much training will lose is not known before; give `--target-ratio`")
+        raise GbnnError("`--max-drop`: the drop after training cannot be predicted; give `--target-ratio`")
     if epochs and recipe.blending != "none":
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     if request.val_data is not None and not epochs and request.max_drop is None:
-        raise GbnnError("`--val-data`: labelled data for choices; give `--max-drop`, or `--epochs` above 0, with them")
+        raise GbnnError("`--val-data`: it is used only with `--max-drop` or with `--epochs` above 0; give one of these")
     if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
-        raise GbnnError("`--data`: this recipe has `feedback: false` and calibrates on nothing; leave one of them out")
+        raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")
 
 
 def _check_output(source: Path, path: Path) -> None:
@@ -173,5 +175,7 @@ def _check_output(source: Path, path: Path) -> None:
         raise OutputError(f"cannot write `{path}`: it is the checkpoint itself; choose another `-o`")
     taken = path.suffix.lower() in SUFFIXES and not path.name.endswith(SUFFIX)
     if source.is_dir() and taken and same_file(path.parent, source):
-        raise OutputError(f"cannot write `{path}`: it may be taken for a part of the checkpoint; choose another `-o`")
+        raise OutputError(
+            f"cannot write `{path}`: loaders may take it for a part of the checkpoint; choose another `-o`"
+        )
     require_writable(path)

@@ -1,4 +1,4 @@
-"""The page of a run: what the file holds, and what only the run knows."""
+"""The HTML page of a run: the content of the file, and facts that only the run knows."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def run_page(
     arch: str | None,
     reliability: Mapping[str, Reliability],
 ) -> Page:
-    """Gather what a page shows.
+    """Collect the content of the page.
 
     Args:
         prepared: The checkpoint.
-        artifact: What was made of it.
-        report: On it.
-        name: What the page is about.
-        arch: The architecture that the user named.
-        reliability: From the evaluation; empty without.
+        artifact: The artifact that was made from it.
+        report: The report on the artifact.
+        name: Title of the page.
+        arch: The architecture that the user gave; None if none was given.
+        reliability: Reliability of `before` and `after` from the evaluation; empty without.
     """
     return Page(
         name=name,
@@ -61,7 +61,7 @@ def _members(prepared: Prepared, artifact: Artifact) -> Iterator[tuple[np.ndarra
 
 
 def _unscaled(prepared: Prepared) -> Mixture | None:
-    """The mixture with log sigma itself as the second coordinate."""
+    """The mixture with log sigma, without its weight, as the second coordinate."""
     mixture = prepared.problem.mixture
     if mixture is None:
         return None

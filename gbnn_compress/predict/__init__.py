@@ -1,1 +1,1 @@
-"""A compressed network that predicts, and what its predictions are worth."""
+"""Predictions of checkpoints and compressed networks, and their evaluation."""

@@ -1,4 +1,4 @@
-"""One network and one data set, to run several sets of weights on."""
+"""A network with a data set, on which several sets of weights can be run."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to evaluate on, and how.
+    """A data set, and the settings with which a network is evaluated on it.
+
+    `mean`, `std` and `image_size` override the architecture's preprocessing; None keeps it.
 
     Attributes:
         data: Data specification.
-        samples: Posterior draws of an artifact; their probabilities are averaged.
-        mean: Overrides the architecture's preprocessing; so do the next two.
-        std: Divisor by channel.
-        image_size: Height and width.
-        device: `auto`, `cpu`, `cuda`, ...
+        samples: Number of posterior draws of an artifact, >= 1. Their probabilities are averaged.
+        mean: Mean of each channel, in units of x / 255.
+        std: Standard deviation of each channel, in units of x / 255.
+        image_size: Height and width of the inputs, in pixels.
+        device: `auto`, or a device of torch such as `cpu` or `cuda`.
     """
 
     data: str
@@ -44,7 +46,7 @@ class Evaluation:
 
 
 def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:
-    """An `Evaluation` as it is, or one of a data specification."""
+    """Return an `Evaluation` unchanged; make one of a data specification."""
     return data if isinstance(data, Evaluation) else Evaluation(data, samples=samples)
 
 
@@ -56,36 +58,36 @@ def open_bench(
     labels: bool | None = True,
     option: str = "--data",
 ) -> Bench:
-    """Open a model's network and the data of an evaluation.
+    """Build a model's network and load the data of an evaluation.
 
     Args:
         model: The weights.
-        evaluation: What to evaluate on, and how.
-        arch: Specification of the network; default: what the artifact records or the index finds.
-        labels: Whether the data must have labels; None: they may.
-        option: Where the data come from, for messages.
+        evaluation: The data and the settings.
+        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        labels: Whether the data must have labels. None: labels are optional.
+        option: The option that names the data, for messages.
 
     Raises:
-        GbnnError: Bad data or architecture.
+        GbnnError: The data or the architecture are unknown or do not fit.
     """
     opened = open_network(model, arch)
     return Bench(opened, load_data(evaluation.data, labels=labels), evaluation, option=option)
 
 
 class Bench:
-    """One network and one data set, to run several sets of weights on."""
+    """A network with a data set, on which several sets of weights can be run."""
 
     def __init__(self, opened: OpenedNetwork, data: Dataset, evaluation: Evaluation, *, option: str = "--data") -> None:
-        """Put a network and data together.
+        """Combine a network and a data set.
 
         Args:
-            opened: The network; other benches may share it, as each run loads its weights first.
+            opened: The network. Several benches may share it, because each run loads its weights first.
             data: The inputs.
-            evaluation: How to preprocess them, how many draws, and where to run.
-            option: Where the data come from, for messages.
+            evaluation: Preprocessing, number of draws and device.
+            option: The option that names the data, for messages.
 
         Raises:
-            GbnnError: The evaluation or the data do not fit.
+            GbnnError: A setting of the evaluation is out of range, or the data do not fit the network.
         """
         if evaluation.samples < 1:
             raise GbnnError(f"`--samples`: expected at least 1, got {evaluation.samples}")
@@ -97,7 +99,7 @@ class Bench:
 
     @property
     def labels(self) -> Any:
-        """int64 (N,)."""
+        """Labels of the data, int64 (N,), or None."""
         return self.data.labels
 
     def on(self, data: Dataset, *, option: str) -> Bench:
@@ -107,10 +109,15 @@ class Bench:
         return other
 
     def require_fitting(self, model: Checkpoint | Artifact, *, name: str, option: str) -> None:
-        """Refuse weights of another network.
+        """Check that a model's weights fit the network.
+
+        Args:
+            model: The weights.
+            name: Name of the model, for messages.
+            option: The option that names the model, for messages.
 
         Raises:
-            ArchitectureError: Their names or shapes are others.
+            ArchitectureError: Names or shapes of the tensors differ.
         """
         try:
             self._load(dense(model))
@@ -118,10 +125,10 @@ class Bench:
             raise ArchitectureError(f"`{option} {name}`: {error}") from None
 
     def require_usable(self) -> None:
-        """Refuse data that the network cannot be run on, or that has labels it has no class for.
+        """Check that the network runs on the first input and has a class for each label.
 
         Raises:
-            GbnnError: Of one input, or of the labels.
+            GbnnError: The network fails on the input, has a single output, or lacks the class of a label.
         """
         import torch
 
@@ -131,12 +138,12 @@ class Bench:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
 
     def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
-        """A checkpoint's own prediction, or an artifact's over its posterior draws.
+        """Predict with a checkpoint's weights, or average over posterior draws of an artifact.
 
         Args:
-            model: Of this network.
-            samples: Draws; 0 for the posterior mean, None for the evaluation's number.
-            seed: Of the first draw.
+            model: Weights of this network.
+            samples: Number of draws. 0: the posterior mean. None: the evaluation's number.
+            seed: Seed of the first draw.
         """
         if isinstance(model, Checkpoint):
             return average([self.run(model.tensors)])
@@ -145,16 +152,19 @@ class Bench:
         return monte_carlo(source, self._batches(), samples=draws, seed=seed, option=self.option)
 
     def probabilities(self, model: Checkpoint | Artifact, *, seed: int) -> torch.Tensor:
-        """float64 (N, C): a checkpoint's own, or the mean over an artifact's posterior draws."""
+        """Probabilities of `predict`, float64 (N, C)."""
         return self.predict(model, seed=seed).probabilities
 
     def run(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """float64 (N, C), probabilities of one set of weights."""
+        """Probabilities of one set of weights, float64 (N, C)."""
         self._load(tensors)
         return probabilities(self.network, self._batches(), option=self.option)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
-        """float32 (N, ...), a fixed choice from all inputs (they may be sorted by class), preprocessed, on the CPU."""
+        """A fixed random sample of the preprocessed inputs, float32 (N, channels, height, width), on the CPU.
+
+        The sample is random because data sets may be sorted by class.
+        """
         import torch
 
         return torch.cat([images for images, _ in self.data.sample(at_most).batches(self.preprocessing)])
@@ -166,28 +176,28 @@ class Bench:
         return self.data.batches(self.preprocessing)
 
     def _use(self, data: Dataset, *, option: str) -> None:
-        """Take data, preprocessed as is usual for the architecture but for what was given instead."""
+        """Set the data and their preprocessing."""
         self.data, self.option = self._in_its_channels(data), option
         self.preprocessing = self._preprocessing(self.data, "mean", "std", "image_size")
         self.preprocessing.require_channels(self.data.n_channels, spec=data.spec)
 
     def _in_its_channels(self, data: Dataset) -> Dataset:
-        """Grey images that are given in three channels in one, where the network runs on one only, or asks for it."""
+        """Grey images with three equal channels as images with one, if the network needs one channel."""
         grey = data.in_one_channel()
         if grey is None:
             return data
         refusal = self._refusal_of(data)
-        wants_others = isinstance(refusal, DataError)  # and not, say, another size
-        return grey if refusal and (wants_others or not self._refusal_of(grey)) else data
+        wrong_channels = isinstance(refusal, DataError)  # not, for example, a wrong size
+        return grey if refusal and (wrong_channels or not self._refusal_of(grey)) else data
 
     def _preprocessing(self, data: Dataset, *options: str) -> Preprocessing:
-        """What is usual for the architecture, but for those of some options that were given."""
+        """The architecture's preprocessing, with the named settings of the evaluation where they are given."""
         usual = default_preprocessing(self.architecture, n_channels=data.n_channels)
         given = {key: getattr(self.evaluation, key) for key in options}
         return replace(usual, **{key: value for key, value in given.items() if value is not None})
 
     def _refusal_of(self, data: Dataset) -> GbnnError | None:
-        """Why the network, whatever its weights, does not run on the first image; None if it does."""
+        """The error that the network raises on the first image, whatever its weights; None if it runs."""
         import numpy as np
 
         batches = data.take(np.arange(1)).batches(self._preprocessing(data, "image_size"))
@@ -199,10 +209,10 @@ class Bench:
 
 
 def device_named(name: str) -> torch.device:
-    """The device of `--device`; `auto` is a GPU where torch sees one.
+    """The device of `--device`; `auto` is the GPU if torch finds one, else the CPU.
 
     Raises:
-        GbnnError: There is none of that name here.
+        GbnnError: torch has no device of that name on this machine.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Two checkpoints or artifacts side by side."""
+"""Comparison of two checkpoints or artifacts."""
 
 from __future__ import annotations
 
@@ -28,23 +28,26 @@ def diff(
     samples: int = 16,
     seed: int = 0,
 ) -> DiffReport:
-    """Two checkpoints or artifacts side by side; names that differ by wrappers' parts only are the same.
+    """Compare two checkpoints or artifacts, tensor by tensor and on data.
+
+    Tensors are matched by name. Names that differ only by parts that wrappers add, such as `module.`, match.
 
     Args:
-        first: The reference.
-        second: The other.
-        data: For agreement and metrics; labels are optional. As for `evaluate`.
-        arch: As for `evaluate`.
-        key: Which network, of each checkpoint that is no artifact.
-        samples: As for `evaluate`.
-        seed: Of the first posterior draw.
+        first: The reference: a checkpoint (file or folder) or an artifact.
+        second: The model that is compared with it.
+        data: Data specification, or an `Evaluation` that also says how to read the data. Labels are optional.
+        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        key: Network to take from each checkpoint that holds several; ignored for artifacts.
+        samples: Number of posterior draws of an artifact; ignored if `data` is an `Evaluation`, which has its own.
+        seed: Seed of the first posterior draw.
 
     Returns:
-        `bytes` of both files, `tensors` (relative error and largest error of each common tensor),
-        `only_in_first`, `only_in_second`, and with data `agreement`, `logit_kl` (posterior means) and the metrics.
+        `bytes` of both files, `tensors` (relative error and largest error of each common tensor), `only_in_first` and
+        `only_in_second`. With `data`, also `agreement` and `logit_kl` (nats), both at the posterior mean. With labelled
+        data, also `metrics` of both models.
 
     Raises:
-        GbnnError: Bad model, architecture or data.
+        GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
     require_seed(seed)
     paths = (Path(first), Path(second))
@@ -71,7 +74,7 @@ def diff(
 
 
 def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors by the names that others call them, where these differ by wrappers' parts."""
+    """Rename tensors to the names that `others` uses, where the two differ only by wrappers' parts."""
     shapes, own = ({name: tuple(t.shape) for name, t in each.items()} for each in (tensors, others))
     spelled = rename(tensors, match_names(shapes, own))
     return {spelled[name]: tensor for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Telling other data apart by how unsure a network is of them: figures, and what a picture of it shows."""
+"""Out-of-distribution detection by a network's uncertainty: metrics and histograms of the scores."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 N_BINS = 30
 
 SHOWN = 0.995
-"""Share of either set within the bins; a few extreme scores would leave one bin to the rest."""
+"""Fraction of either set that lies within the bins. Without it, a few extreme scores would widen all bins."""
 
 
 def detection(inside: Prediction, outside: Prediction) -> Detection:
-    """How well two sets of inputs are told apart: by predictive entropy, and by other scores by their names.
+    """Measure how well the uncertainty of a prediction separates two sets of inputs.
 
     Args:
-        inside: Of usual inputs.
-        outside: Of others.
+        inside: Prediction on in-distribution inputs.
+        outside: Prediction on out-of-distribution inputs.
 
     Returns:
-        `{"auroc", "fpr95"}` by entropy, and the same in it by `max_probability` and, over several draws,
-        `mutual_information`.
+        `auroc` and `fpr95` of the predictive entropy. Under the keys `max_probability` and, with several draws,
+        `mutual_information`: `auroc` and `fpr95` of that score.
     """
     by_name: dict[str, Detected] = {
         name: {"auroc": metrics.auroc(*scores), "fpr95": metrics.fpr95(*scores)}
@@ -43,7 +43,7 @@ def detection(inside: Prediction, outside: Prediction) -> Detection:
 
 
 def spreads(inside: Prediction, outside: Prediction) -> dict[str, Histogram]:
-    """Histograms of the scores in nats: `entropy` and, over several draws, `mutual information`."""
+    """Histograms of the scores in nats: `entropy` and, with several draws, `mutual information`."""
     scores = _scores(inside, outside)
     shown = [name for name in ("entropy", "mutual_information") if name in scores]
     return {name.replace("_", " "): histogram(*scores[name]) for name in shown}
@@ -52,22 +52,22 @@ def spreads(inside: Prediction, outside: Prediction) -> dict[str, Histogram]:
 def histogram(
     inside: np.ndarray | torch.Tensor, outside: np.ndarray | torch.Tensor, *, n_bins: int = N_BINS
 ) -> Histogram:
-    """Shares of two sets of scores in equal bins from 0.
+    """Histogram of two sets of scores over common bins of equal width that start at 0.
 
     Args:
-        inside: (n,), n >= 1, none below 0, such as predictive entropies.
-        outside: (m,), m >= 1.
+        inside: Scores >= 0, such as predictive entropies, (n,), n >= 1.
+        outside: Scores >= 0, (m,), m >= 1.
         n_bins: Number of bins.
     """
     scores = [np.asarray(each, dtype=np.float64) for each in (inside, outside)]
     high = max(float(np.quantile(each, SHOWN)) for each in scores) or 1.0
     edges = np.linspace(0.0, high, n_bins + 1)
-    shares = [np.histogram(np.minimum(each, high), edges)[0] / len(each) for each in scores]
-    return Histogram(edges=edges, inside=shares[0], outside=shares[1])
+    fractions = [np.histogram(np.minimum(each, high), edges)[0] / len(each) for each in scores]
+    return Histogram(edges=edges, inside=fractions[0], outside=fractions[1])
 
 
 def _scores(*predictions: Prediction) -> dict[str, list[torch.Tensor]]:
-    """Scores that are higher for stranger inputs, by name, for each prediction."""
+    """Name of a score -> its values for each prediction; higher scores mean less familiar inputs."""
     scores = {
         "entropy": [each.entropy for each in predictions],
         "max_probability": [-each.probabilities.amax(dim=1) for each in predictions],

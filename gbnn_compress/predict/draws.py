@@ -1,4 +1,4 @@
-"""An artifact's posterior in a network: one draw after the other in place, or several stacked."""
+"""Posterior draws of an artifact in a network: one draw at a time in place, or several stacked."""
 
 from __future__ import annotations
 
@@ -18,22 +18,21 @@ if TYPE_CHECKING:
     from gbnn_compress.types import Artifact, Fit
 
 Load = Callable[[Mapping[str, "torch.Tensor"]], "Fit"]
-"""Copies a state dict into a network, and says what went where."""
+"""Copies a state dict into a network and returns which tensor went where."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """An artifact's posterior, bound to the network that draws are put into.
+    """An artifact's posterior, with the network that its draws are written into.
 
     Attributes:
-        artifact: Where draws come from.
-        network: What they are put into; its other tensors are the artifact's already.
-        load: See `Load`.
-        shared: The posteriors of the shared tensors.
-        names: For each of them its name among the network's parameters and buffers, several where the checkpoint ties
-            what the network does not, and no name where the network does not have it. None in all where the network
-            keeps its weights in another form (it renames or changes them on loading): every draw is then rebuilt and
-            loaded whole.
+        artifact: The artifact that draws come from.
+        network: The network. Its unshared tensors already hold the artifact's values.
+        load: Copies a state dict into the network.
+        shared: Posterior of each shared tensor.
+        names: Names of each shared tensor among the network's parameters and buffers: several if the checkpoint ties
+            tensors that the network does not tie, none if the network lacks the tensor. None for all tensors if the
+            network renames or changes weights when it loads them; each draw is then rebuilt and loaded whole.
         tensors: The network's parameters and buffers by name.
     """
 
@@ -46,15 +45,15 @@ class Sampler:
 
 
 def sampler(artifact: Artifact, network: torch.nn.Module, *, load: Load) -> Sampler:
-    """Put an artifact's posterior mean into a network, and find where its draws go.
+    """Load an artifact's posterior mean into a network, and find the network's tensor for each shared tensor.
 
     Args:
         artifact: From `read_artifact`.
-        network: Changed in place; neither its device nor its dtypes may change while the result is used.
-        load: See `Load`.
+        network: Changed in place. Its device and dtypes must not change while the result is used.
+        load: Copies a state dict into the network.
 
     Raises:
-        GbnnError: Whatever `load` raises where the weights do not fit.
+        GbnnError: The weights do not fit the network.
     """
     mean = rebuild(artifact)
     fit = load(mean)
@@ -71,7 +70,7 @@ def sampler(artifact: Artifact, network: torch.nn.Module, *, load: Load) -> Samp
 
 
 def place(source: Sampler, seed: int | None) -> None:
-    """Put one draw (None: the posterior mean) into the network: the weights that `rebuild` gives for the seed."""
+    """Write one draw into the network: the weights that `rebuild` returns for the seed. None: the posterior mean."""
     if source.names is None:
         source.load(rebuild(source.artifact, seed=seed))
         return
@@ -81,14 +80,14 @@ def place(source: Sampler, seed: int | None) -> None:
 
 
 def stacked(source: Sampler, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Several draws at once.
+    """Several draws of the shared tensors, stacked along a new first axis.
 
     Args:
-        source: With `names`.
-        seeds: S of them, one a draw.
+        source: The posterior; its `names` must not be None.
+        seeds: S seeds, one per draw.
 
     Returns:
-        Name in the network -> (S, ...), the draws of each shared tensor at the network's dtype and on its device.
+        Name in the network -> draws of a shared tensor, (S, *shape), at the network's dtype and on its device.
     """
     import torch
 
@@ -104,12 +103,12 @@ def stacked(source: Sampler, seeds: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 def stacked_bytes(source: Sampler) -> int:
-    """Bytes that each draw takes in `stacked`."""
+    """Bytes per draw in the result of `stacked`."""
     return sum(source.tensors[name].nbytes for name in chain.from_iterable(source.names or ()))
 
 
 def _holds(tensor: torch.Tensor | None, values: torch.Tensor) -> bool:
-    """Whether a network's tensor is what was loaded under its name."""
+    """Whether a network's tensor holds the values that were loaded under its name."""
     import torch
 
     if tensor is None or tensor.shape != values.shape:
@@ -118,12 +117,12 @@ def _holds(tensor: torch.Tensor | None, values: torch.Tensor) -> bool:
 
 
 def _one_a_storage(names: Sequence[str], tensors: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
-    """The first of the names that lead to the same values in memory."""
+    """One name per storage: the first of the names whose tensors share memory."""
     return tuple({tensors[name].data_ptr(): name for name in reversed(names)}.values())
 
 
 def _place(tensor: SharedTensor, generator: np.random.Generator | None, targets: list[torch.Tensor]) -> None:
-    if not targets:  # the network is a part of the checkpoint, and other draws are what they are with all of it
+    if not targets:  # the network lacks this tensor; drawing it keeps the draws of later tensors unchanged
         draw(tensor, generator)
         return
     first, *others = targets

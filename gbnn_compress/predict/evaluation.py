@@ -1,4 +1,4 @@
-"""Checkpoints and artifacts on data: accuracy, calibration, agreement."""
+"""Evaluation of checkpoints and artifacts on data: accuracy, calibration and agreement."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gbnn_compress.report.templated import require_writable
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 FEW_INPUTS = 50
-"""A single one of fewer inputs is over two points of accuracy."""
+"""With fewer inputs, each input is more than 2 points of accuracy, and a warning says so."""
 
 
 def evaluate(
@@ -39,30 +39,35 @@ def evaluate(
     seed: int = 0,
     html: str | Path | None = None,
 ) -> EvaluationReport:
-    """What the probabilities of a checkpoint or an artifact are worth.
+    """Evaluate the probabilities of a checkpoint or an artifact on labelled data.
+
+    The probabilities of an artifact are averaged over posterior draws.
 
     Args:
-        model: A checkpoint, file or folder (evaluated as it is), or an artifact (averaged over posterior draws).
-        data: Labelled data's specification, or an `Evaluation` that also says how to read it.
-        arch: Specification of the network; default: what the artifact records or the index finds.
-        key: Which network of the checkpoint, where it holds several: see `compress`.
-        ood: Specification of out-of-distribution data to tell apart from `data`.
-        val_data: Specification of labelled data to fit one temperature on, which neither trained nor judges it.
-        reference: The checkpoint (or artifact, at its mean) that predictions are compared with.
-        samples: Posterior draws of an artifact (an `Evaluation` has its own).
-        seed: Of the first posterior draw.
-        html: Where to write a page with reliability diagrams and histograms of the OOD scores.
+        model: A checkpoint (file or folder) or an artifact.
+        data: Specification of labelled data, or an `Evaluation` that also says how to read the data.
+        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        key: Network to take from a checkpoint that holds several: an entry of the wrapper, or a prefix of names.
+        ood: Specification of out-of-distribution data, to be detected by the uncertainty of the predictions.
+        val_data: Specification of labelled data to fit a temperature on. Use neither training data nor `data`.
+        reference: The checkpoint or artifact that predictions are compared with; an artifact at its posterior mean.
+        samples: Number of posterior draws of an artifact; ignored if `data` is an `Evaluation`, which has its own.
+        seed: Seed of the first posterior draw.
+        html: Path of a page with reliability diagrams and histograms of the out-of-distribution scores.
 
     Returns:
-        `{"schema", "model", "data", "inputs", "reference", "samples", "seed", "warnings"}` and
-        `metrics.measures`: `accuracy`, `nll` (nats), `ece`, `brier`, `adaptive_ece`, `coverage_at_5_percent_risk`.
-        With `ood`: `"ood": {"auroc", "fpr95"}` by predictive entropy, and the same in it by `max_probability` and, over
-        several draws, `mutual_information`. With `reference`: `agreement` and `logit_kl` (nats). With `val_data`:
-        `temperature`, and in `scaled` the measures and `ood` at it. `folded_temperature` where an artifact
-        holds one; everything else is then measured with it applied. `notes` where the network left something out.
+        `schema`, `model`, `data`, `inputs`, `reference`, `samples`, `seed`, `warnings`, and the metrics `accuracy`,
+        `nll` (nats), `ece`, `brier`, `adaptive_ece` and `coverage_at_5_percent_risk`. Further keys:
+
+        * With `ood`: `ood`, which holds `auroc` and `fpr95` of the predictive entropy, and both for
+          `max_probability` and, with several draws, for `mutual_information`.
+        * With `reference`: `agreement` and `logit_kl` (nats).
+        * With `val_data`: `temperature`, and `scaled` with the metrics and `ood` at that temperature.
+        * `folded_temperature` if the artifact holds a temperature, which is then applied in all metrics.
+        * `notes` if the network has no place for some of the model's tensors.
 
     Raises:
-        GbnnError: Bad model, architecture or data.
+        GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
     if html is not None:
         require_writable(Path(html), model=Path(model))
@@ -129,18 +134,18 @@ def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> Sc
 def evaluate_compression(
     bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[EvaluationEntry, dict[str, Any], dict[str, Reliability]]:
-    """The report's `evaluation` and its measured `damage`, and what a reliability diagram shows.
+    """Measure a checkpoint and its artifact on labelled data.
 
     Args:
         bench: The network and the data.
-        checkpoint: Before.
-        artifact: After.
-        seed: Of the first posterior draw.
+        checkpoint: The network before compression.
+        artifact: The network after compression.
+        seed: Seed of the first posterior draw.
 
     Returns:
-        Metrics of the checkpoint (`before`), of the artifact by Monte-Carlo (`after`) and at the posterior mean
-        (`mean`); drop (points), agreement and logit KL (nats) of the posterior mean; and the reliability of `before`
-        and `after`.
+        The report's `evaluation`: metrics of the checkpoint (`before`), of the artifact averaged over posterior draws
+        (`after`) and at its posterior mean (`mean`). The report's `damage`: accuracy drop (points), agreement and
+        logit KL (nats) at the posterior mean. The reliability of `before` and `after`.
     """
     before = bench.run(checkpoint.tensors)
     mean = bench.predict(artifact, samples=0).probabilities
@@ -159,26 +164,28 @@ def evaluate_compression(
 
 
 def baseline_warnings(bench: Bench, measured: Mapping[str, Any], *, name: str) -> list[str]:
-    """What casts doubt on a measurement: few inputs, or a model that does no better there than one that knows nothing.
+    """Warn of a measurement that proves little: few inputs, or a model that is hardly better than guessing.
 
     Args:
         bench: The data.
-        measured: `accuracy` and `nll`.
-        name: Of the model.
+        measured: Metrics of the model: `accuracy` and `nll` (nats).
+        name: Name of the model, for messages.
     """
     import torch
 
     n_inputs, counts = len(bench.labels), torch.as_tensor(bench.labels).bincount()
-    usual, kinds = float(counts.max()) / n_inputs, int(counts.count_nonzero())
+    most_frequent, n_labels = float(counts.max()) / n_inputs, int(counts.count_nonzero())
     if n_inputs < FEW_INPUTS:
-        return [f"`{bench.option}` has few inputs, {n_inputs}: one of them is {100 / n_inputs:.3g} points of accuracy"]
-    reached = usual + 2 * math.sqrt(usual * (1 - usual) / n_inputs)  # two standard errors
-    accuracy, nll, guessed, option = measured["accuracy"], measured["nll"], math.log(kinds), f"`{bench.option}`"
+        return [f"`{bench.option}` has only {n_inputs} inputs: each is {100 / n_inputs:.3g} points of accuracy"]
+    reached = most_frequent + 2 * math.sqrt(most_frequent * (1 - most_frequent) / n_inputs)  # two standard errors
+    accuracy, nll, guessed, option = measured["accuracy"], measured["nll"], math.log(n_labels), f"`{bench.option}`"
     if accuracy <= reached and accuracy < 1:
-        share = f"{100 * accuracy:.1f} % of {option}"
-        found = f"is right on {share}, hardly better than always giving the most frequent label"
-    elif kinds > 1 and nll > guessed:
-        found = f"has an NLL of {nll:.3g} nats on {option}, where guessing among {kinds} labels has {guessed:.3g}"
+        found = (
+            f"has an accuracy of {100 * accuracy:.1f} % on {option}, hardly better than always predicting the most"
+            " frequent label"
+        )
+    elif n_labels > 1 and nll > guessed:
+        found = f"has an NLL of {nll:.3g} nats on {option}, while guessing among {n_labels} labels gives {guessed:.3g}"
     else:
         return []
     return [f"{name} {found}: check labels, preprocessing (`--mean`, `--std`, `--image-size`) and `--arch`"]

@@ -1,7 +1,7 @@
-"""What predicted probabilities are worth: accuracy, calibration, agreement, telling other data apart.
+"""Metrics of predicted probabilities: accuracy, calibration, agreement and out-of-distribution detection.
 
-Every function takes numpy arrays or torch tensors, float32 or float64, on any device, and counts in float64.
-Probabilities have shape (N, C) and rows that sum to 1; labels are integers of shape (N,) in 0..C-1.
+Every function takes numpy arrays or torch tensors, float32 or float64, on any device, and computes in float64.
+Probabilities have shape (N, C) and rows that sum to 1. Labels are integers of shape (N,) in 0..C-1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 N_BINS = 15
 
 RECALL = 0.95
-"""Share of in-distribution inputs that `fpr95` accepts."""
+"""Fraction of the in-distribution inputs that `fpr95` accepts."""
 
 
 def accuracy(probabilities: Array, labels: Array) -> float:
-    """Share of inputs whose most probable class is the label, in 0..1; the first class wins a tie.
+    """Fraction of the inputs whose most probable class is the label, in 0..1; the first class wins a tie.
 
     Args:
         probabilities: (N, C).
@@ -60,7 +60,7 @@ def ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
     """Expected calibration error of the top-1 prediction (Guo et al. 2017, eq. 3), in 0..1.
 
     sum_b |B_b| / N * |accuracy(B_b) - confidence(B_b)| over equal-width bins ((b - 1) / n_bins, b / n_bins].
-    The first bin holds 0 too, so that every confidence, 0 and 1 included, falls in exactly one bin.
+    The first bin also holds 0, so every confidence in [0, 1] falls in exactly one bin.
 
     Args:
         probabilities: (N, C).
@@ -74,21 +74,21 @@ def ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
     confidence = p.max(axis=1)
     correct = p.argmax(axis=1) == y
     bins = confidence_bins(confidence, n_bins=n_bins)
-    # |B| / N * |mean(correct) - mean(confidence)| is the bin's summed gap over N: no empty bin to divide by.
+    # |B| / N * |mean(correct) - mean(confidence)| is the summed gap over N. It needs no division by an empty bin's 0.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=n_bins)
     return float(np.abs(gaps).sum() / len(p))
 
 
 def confidence_bins(confidence: np.ndarray, *, n_bins: int) -> np.ndarray:
-    """int64 (N,), the bin ((b - 1) / n_bins, b / n_bins] of each confidence in 0..1; the first holds 0 too."""
+    """Index of the bin ((b - 1) / n_bins, b / n_bins] of each confidence in 0..1, int64 (N,); 0 is in the first bin."""
     return np.searchsorted(np.linspace(0.0, 1.0, n_bins + 1)[1:-1], confidence, side="left")
 
 
 def adaptive_ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -> float:
     """`ece` over bins that hold equally many inputs (Nguyen & O'Connor 2015, arXiv 1508.05154, sec. 3), in 0..1.
 
-    Inputs are sorted by confidence and cut into `n_bins` bins whose sizes differ by at most one. Those of one
-    confidence count with their average, so that their order does not matter where a cut falls among them.
+    Inputs are sorted by confidence and split into `n_bins` bins whose sizes differ by at most one. Inputs of the same
+    confidence all count with their average accuracy, so their order does not matter if a bin boundary splits them.
 
     Args:
         probabilities: (N, C).
@@ -105,32 +105,32 @@ def adaptive_ece(probabilities: Array, labels: Array, *, n_bins: int = N_BINS) -
 
 
 def coverage_at_risk(probabilities: Array, labels: Array, *, risk: float) -> float:
-    """Largest share of inputs, the most confident first, with at most `risk` errors among them, in 0..1.
+    """Largest fraction of the inputs, most confident first, whose error rate is at most `risk`, in 0..1.
 
-    A point of the risk-coverage curve (Geifman & El-Yaniv 2017, arXiv 1705.08500, sec. 2), confidence being the
-    largest probability. Inputs of one confidence are accepted together or not at all; 0 if none can be.
+    This is a point of the risk-coverage curve (Geifman & El-Yaniv 2017, arXiv 1705.08500, sec. 2), with the largest
+    probability as the confidence. Inputs of the same confidence are accepted together or not at all.
 
     Args:
         probabilities: (N, C).
         labels: (N,) integers.
-        risk: Share of errors allowed, in 0..1.
+        risk: Allowed error rate of the accepted inputs, in 0..1.
 
     Raises:
         GbnnError: The shapes do not fit, or there is no input.
     """
     p, y = _labelled(probabilities, labels)
     _, counts, correct = _by_confidence(p, y)
-    accepted, right = (np.cumsum(values[::-1]) for values in (counts, correct))
-    within = accepted[accepted - right <= risk * accepted]
+    accepted, n_correct = (np.cumsum(values[::-1]) for values in (counts, correct))
+    within = accepted[accepted - n_correct <= risk * accepted]
     return float(within.max(initial=0) / len(p))
 
 
 def damage(before: Array, after: Array, labels: Array) -> Damage:
-    """What became of the checkpoint's predictions: points of accuracy lost, agreement, KL.
+    """Accuracy drop, agreement and KL divergence of a compressed network against its checkpoint.
 
     Args:
-        before: (N, C), the checkpoint's probabilities.
-        after: (N, C), the compressed network's.
+        before: The checkpoint's probabilities, (N, C).
+        after: The compressed network's probabilities, (N, C).
         labels: (N,) integers.
 
     Raises:
@@ -157,7 +157,7 @@ def brier(probabilities: Array, labels: Array) -> float:
 
 
 def agreement(p: Array, q: Array) -> float:
-    """Share of inputs on which two predictions name the same class, in 0..1.
+    """Fraction of the inputs for which two predictions have the same most probable class, in 0..1.
 
     Args:
         p: (N, C).
@@ -173,12 +173,12 @@ def agreement(p: Array, q: Array) -> float:
 def logit_kl(p_reference: Array, p: Array) -> float:
     """Mean Kullback-Leibler divergence KL(reference || p) over the inputs, in nats.
 
-    sum_c r_c (log r_c - log p_c), 0 log 0 = 0; a p of 0 counts as the smallest normal number of its dtype,
-    so that the mean stays finite.
+    sum_c r_c (log r_c - log p_c) with 0 log 0 = 0. A p_c of 0 counts as the smallest normal number of its dtype, so
+    that the mean stays finite.
 
     Args:
-        p_reference: (N, C), the checkpoint's probabilities.
-        p: (N, C), the compressed network's.
+        p_reference: The checkpoint's probabilities, (N, C).
+        p: The compressed network's probabilities, (N, C).
 
     Raises:
         GbnnError: The shapes differ, or there is no input.
@@ -191,7 +191,7 @@ def logit_kl(p_reference: Array, p: Array) -> float:
 
 
 def predictive_entropy(probabilities: Array) -> np.ndarray:
-    """Entropy of each predicted distribution, in nats: the out-of-distribution score.
+    """Entropy of each predicted distribution, in nats. High values mark out-of-distribution inputs.
 
     Args:
         probabilities: (N, C).
@@ -208,13 +208,13 @@ def predictive_entropy(probabilities: Array) -> np.ndarray:
 
 
 def auroc(scores_in: Array, scores_out: Array) -> float:
-    """Probability that an out-of-distribution input scores above an in-distribution one, ties counted half.
+    """Probability that an out-of-distribution input scores above an in-distribution input; ties count half.
 
     The area under the ROC curve, by scikit-learn.
 
     Args:
-        scores_in: (n,), higher for stranger inputs, such as predictive entropies.
-        scores_out: (m,).
+        scores_in: Scores of in-distribution inputs, (n,), such as predictive entropies: higher is less familiar.
+        scores_out: Scores of out-of-distribution inputs, (m,).
 
     Raises:
         GbnnError: Not one-dimensional, or empty.
@@ -227,14 +227,15 @@ def auroc(scores_in: Array, scores_out: Array) -> float:
 
 
 def fpr95(scores_in: Array, scores_out: Array) -> float:
-    """Share of out-of-distribution inputs taken for in-distribution ones where 95 % of the latter are accepted.
+    """False positive rate at 95 % true positive rate (Liang et al. 2018, arXiv 1706.02690, sec. 4.2), in 0..1.
 
-    The false positive rate at 95 % true positive rate of Liang et al. 2018 (arXiv 1706.02690, sec. 4.2), positive
-    being in-distribution: an input is accepted up to the lowest threshold that accepts so many.
+    In-distribution inputs are the positives. An input is accepted if its score is at most a threshold: the lowest one
+    that accepts 95 % of the in-distribution inputs. The result is the fraction of the out-of-distribution inputs that
+    it accepts.
 
     Args:
-        scores_in: (n,), higher for stranger inputs.
-        scores_out: (m,).
+        scores_in: Scores of in-distribution inputs, (n,): higher is less familiar.
+        scores_out: Scores of out-of-distribution inputs, (m,).
 
     Raises:
         GbnnError: Not one-dimensional, or empty.
@@ -245,7 +246,7 @@ def fpr95(scores_in: Array, scores_out: Array) -> float:
 
 
 def summary(probabilities: Array, labels: Array) -> Summary:
-    """The four numbers of a report: `accuracy`, `nll` (nats), `ece` (15 bins) and `brier`.
+    """The four metrics of a report: `accuracy`, `nll` (nats), `ece` (15 bins) and `brier`.
 
     Args:
         probabilities: (N, C).
@@ -263,7 +264,7 @@ def summary(probabilities: Array, labels: Array) -> Summary:
 
 
 def measures(probabilities: Array, labels: Array) -> Measures:
-    """`summary`, and `adaptive_ece` (15 bins) and `coverage_at_5_percent_risk`.
+    """The metrics of `summary`, with `adaptive_ece` (15 bins) and `coverage_at_5_percent_risk`.
 
     Args:
         probabilities: (N, C).
@@ -298,14 +299,14 @@ def _probabilities(values: Array, name: str = "probabilities") -> np.ndarray:
 def _labelled(probabilities: Array, labels: Array) -> tuple[np.ndarray, np.ndarray]:
     p, y = _probabilities(probabilities), _numpy(labels)
     if y.shape != (len(p),):
-        raise GbnnError(f"`labels` must have shape ({len(p)},), one an input, got {y.shape}")
+        raise GbnnError(f"`labels` must have shape ({len(p)},), one label per input, got {y.shape}")
     if y.min() < 0 or y.max() >= p.shape[1]:
         raise GbnnError(f"`labels` must lie in 0..{p.shape[1] - 1}, got {y.min()}..{y.max()}")
     return p, y
 
 
 def _by_confidence(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each confidence that occurs, ascending; how many inputs have it; how many of them are right: (M,) each."""
+    """Distinct confidences, ascending; number of inputs with each; number of correct ones among them. Each (M,)."""
     confidences, groups, counts = np.unique(p.max(axis=1), return_inverse=True, return_counts=True)
     return confidences, counts, np.bincount(groups, weights=p.argmax(axis=1) == y)
 
@@ -313,7 +314,7 @@ def _by_confidence(p: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _pair(p: Array, q: Array) -> tuple[np.ndarray, np.ndarray]:
     first, second = _probabilities(p, "p"), _probabilities(q, "q")
     if first.shape != second.shape:
-        raise GbnnError(f"two predictions must have one shape to be compared, got {first.shape} and {second.shape}")
+        raise GbnnError(f"`p` and `q` must have the same shape to be compared, got {first.shape} and {second.shape}")
     return first, second
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and artifacts, told apart when they are read, and the network that either belongs to."""
+"""Reading of checkpoints and artifacts, and construction of the network that the weights belong to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 MOST_LEFT_OUT = 0.2
-"""Share of a checkpoint's weights that a network may leave out without a warning."""
+"""Fraction of a checkpoint's weights that the network may lack before a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class OpenedNetwork:
     """A network that holds the weights of a checkpoint, or the posterior mean of an artifact.
 
     Attributes:
-        network: On the CPU.
+        network: The network, on the CPU.
         spec: Specification of its architecture.
-        fit: Which tensor went where.
+        fit: Names of the model's tensors in the network.
     """
 
     network: torch.nn.Module
@@ -43,11 +43,11 @@ class OpenedNetwork:
     fit: Fit
 
     def on(self, device: torch.device) -> torch.nn.Module:
-        """The network itself on the CPU, a copy on any other device."""
+        """The network itself if the device is the CPU, else a copy on the device."""
         return self.network if device.type == "cpu" else copied(self.network).to(device)
 
     def copied(self) -> OpenedNetwork:
-        """The same with a network of its own, for runs with other weights."""
+        """The same with a copy of the network, for runs with other weights."""
         return replace(self, network=copied(self.network))
 
 
@@ -62,12 +62,13 @@ def open_network(
 
     Args:
         model: The weights.
-        arch: Specification of the network; default: what the artifact records or the index finds.
-        match: What `match_of` found for the model, where it was called before.
-        strict: See `load_weights`.
+        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        match: Result of `match_of` for the model, if it was called before.
+        strict: As in `load_weights`: True refuses tensors that the network lacks, None leaves them out, False also
+            keeps the network's values of tensors that the model lacks.
 
     Raises:
-        ArchitectureError: The network is not known, cannot be built, or does not fit the weights.
+        ArchitectureError: The architecture is unknown, cannot be built, or does not fit the weights.
     """
     match = match or match_of(model)
     spec = arch or known_architecture(model, match=match)
@@ -81,37 +82,37 @@ def match_of(model: Checkpoint | Artifact) -> ArchitectureMatch:
 
 
 def read_model(path: Path, *, key: str | None = None) -> Checkpoint | Artifact:
-    """Open a checkpoint (a file or a folder) or an artifact, told apart by what the file says of itself.
+    """Read a checkpoint (file or folder) or an artifact. The file's header says which of the two it is.
 
     Args:
         path: The file or folder.
-        key: Which network of the checkpoint; ignored for an artifact, which holds one.
+        key: Network to take from a checkpoint that holds several; ignored for an artifact, which holds one.
 
     Raises:
-        GbnnError: Neither.
+        GbnnError: The path is neither a checkpoint nor an artifact, or is damaged.
     """
     return read_artifact(path) if is_artifact(path) else read_checkpoint(path, key=key)
 
 
 def extra_notes(fit: Fit, *, spec: str) -> tuple[str, ...]:
-    """A sentence on what a network left out of a checkpoint, if there is something."""
+    """A sentence that names the checkpoint's tensors that the network lacks; empty if it has all."""
     if not fit.extra:
         return ()
     return (f"`{spec}` has no {listed(fit.extra)}: kept in the file, not used by the network.",)
 
 
 def left_out_warnings(fit: Fit, model: Checkpoint | Artifact, *, spec: str) -> list[str]:
-    """What to warn of where a network leaves out more of a checkpoint than counters, heads and losses are."""
+    """A warning if the network lacks more of a checkpoint's weights than counters, heads and losses account for."""
     sizes = {name: math.prod(shape) for name, shape in shapes_of(model).items()}
     left = sum(sizes.get(name, 0) for name in fit.extra) / max(sum(sizes.values()), 1)
     if left <= MOST_LEFT_OUT:
         return []
     found = f"`{spec}` has no tensor for {words.percent(left)} of the weights"
-    return [f"{found} ({listed(fit.extra)}): what is said of the network is said without them; check `--arch`"]
+    return [f"{found} ({listed(fit.extra)}): calibration and evaluation run without them; check `--arch`"]
 
 
 def is_artifact(path: Path) -> bool:
-    """Whether a file is a safetensors container that names our format."""
+    """Whether a file is a safetensors container in this package's format."""
     if not path.is_file():
         return False
     try:
@@ -127,21 +128,21 @@ def dense(model: Checkpoint | Artifact) -> Mapping[str, torch.Tensor]:
 
 
 def shapes_of(model: Checkpoint | Artifact) -> dict[str, tuple[int, ...]]:
-    """Shapes of the floating tensors."""
+    """Name -> shape of each floating tensor."""
     if isinstance(model, Checkpoint):
         return floating_shapes(model.tensors)
     return {info.name: info.shape for info in model.tensors if "float" in info.dtype}
 
 
 def known_architecture(model: Checkpoint | Artifact, *, match: ArchitectureMatch | None = None) -> str:
-    """The one architecture that a model belongs to.
+    """The architecture that the artifact records, or the only one in the index that fits the tensors.
 
     Args:
         model: The weights.
-        match: What `match_of` found for them, where it was called before.
+        match: Result of `match_of` for the model, if it was called before.
 
     Raises:
-        ArchitectureError: None or several do.
+        ArchitectureError: No architecture fits, or several do.
     """
     recorded = model.facts["checkpoint"]["architecture"] if isinstance(model, Artifact) else None
     names = (recorded,) if recorded else (match or match_of(model)).names
@@ -149,5 +150,6 @@ def known_architecture(model: Checkpoint | Artifact, *, match: ArchitectureMatch
         return names[0]
     found = f"several fit ({', '.join(names[:6])})" if names else "no torchvision or timm network fits its tensors"
     raise ArchitectureError(
-        f"the network is not known: {found}; name it with `--arch`, such as torchvision/resnet18 or models.py:resnet20"
+        f"the architecture is not known: {found}; name it with `--arch`, such as torchvision/resnet18 or"
+        " models.py:resnet20"
     )

@@ -1,8 +1,8 @@
-"""Predictions averaged over posterior draws, within a bound of memory.
+"""Predictions averaged over posterior draws, in bounded memory.
 
-Inputs come in blocks of at most BLOCK_BYTES; each draw is put into the network once a block, so that it costs the bank
-and a gather beside the forward passes. Draws run one at a time, save for few inputs: `vmap` over the weights turns
-convolutions into grouped ones, which CPUs are slow at.
+Inputs are processed in blocks of at most BLOCK_BYTES. Each draw is written into the network once per block. Draws run
+one at a time, except for very few inputs: `vmap` over the weights turns convolutions into grouped convolutions, which
+are slow on CPUs.
 """
 
 from __future__ import annotations
@@ -22,32 +22,33 @@ if TYPE_CHECKING:
     from gbnn_compress.predict.running import Batch
 
 BLOCK_BYTES = 256_000_000
-"""Inputs held at once."""
+"""Largest size of a block of inputs, in bytes."""
 
 STACK_BYTES = 256_000_000
-"""Weights of draws that run at once."""
+"""Largest size of the weights of draws that run at once, in bytes."""
 
 FEW_INPUTS = 2
-"""Up to so many inputs, draws run at once: `vmap` then saves more than grouped convolutions cost."""
+"""Largest number of inputs for which draws run at once: `vmap` then saves more than grouped convolutions cost."""
 
 
 def monte_carlo(
     source: Sampler, batches: Iterable[Batch], *, samples: int, seed: int = 0, option: str = "--data"
 ) -> Prediction:
-    """A network's prediction over posterior draws, at the temperature that the artifact holds.
+    """Average a network's probabilities over posterior draws, and apply the temperature that the artifact holds.
 
     Args:
-        source: The posterior in its network, which holds one of the draws afterwards.
-        batches: As for `logits`.
-        samples: Draws; 0 for the posterior mean alone.
-        seed: Of the first draw; the others follow it.
-        option: The option that the batches come from, for messages.
+        source: The posterior and its network. The network holds the last draw afterwards.
+        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None.
+        samples: Number of draws. 0: the posterior mean.
+        seed: Seed of the first draw; draw i has seed + i.
+        option: The option that names the data, for messages.
 
     Returns:
-        Of all inputs, on the CPU.
+        The prediction for all inputs, on the CPU.
 
     Raises:
-        ArchitectureError, DataError: As `logits`.
+        ArchitectureError: The network fails on the images, or its outputs are no finite logits of two or more classes.
+        DataError: Wrong number of channels, labels beyond the network's classes, or no batch.
     """
     seeds: list[int | None] = [seed + draw for draw in range(samples)] if samples else [None]
     parts = [average(_draws(source, block, seeds, option=option)) for block in _blocks(batches)]
@@ -55,7 +56,7 @@ def monte_carlo(
 
 
 def _blocks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
-    """Batches together up to BLOCK_BYTES, at least one batch; where there is none, one empty block."""
+    """Group batches into blocks of at most BLOCK_BYTES, or of one batch. Without batches, yield one empty block."""
     block: list[Batch] = []
     size = 0
     for images, labels in batches:
@@ -68,7 +69,7 @@ def _blocks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
 
 
 def _draws(source: Sampler, block: list[Batch], seeds: Sequence[int | None], *, option: str) -> Iterator[torch.Tensor]:
-    """float64 (N, C), probabilities of each draw."""
+    """Probabilities of each draw, float64 (N, C)."""
     at_once = _at_once(source, block, seeds)
     if at_once is not None:
         yield from at_once
@@ -79,7 +80,7 @@ def _draws(source: Sampler, block: list[Batch], seeds: Sequence[int | None], *, 
 
 
 def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -> Iterable[torch.Tensor] | None:
-    """What `_draws` gives, with draws side by side; None where that does not pay or does not work."""
+    """The results of `_draws` with several draws at once; None if that is slower or not possible."""
     import torch
 
     drawn = [seed for seed in seeds if seed is not None]
@@ -89,7 +90,7 @@ def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -
     chunks = [drawn[start : start + n_at_once] for start in range(0, len(drawn), n_at_once)]
     try:
         outputs = torch.cat([_side_by_side(source, block[0][0], chunk) for chunk in chunks])
-    except Exception:  # whatever `vmap` or the user's network raises: one at a time it works, or says why not
+    except Exception:  # `vmap` and the user's network may raise anything; one draw at a time works or says why not
         return None
     fits = outputs.ndim == 3 and outputs.shape[1] == len(block[0][0]) and outputs.shape[2] >= 2
     fits = fits and bool(outputs.isfinite().all())
@@ -97,17 +98,17 @@ def _at_once(source: Sampler, block: list[Batch], seeds: Sequence[int | None]) -
 
 
 def _suits(source: Sampler, block: list[Batch]) -> bool:
-    """Whether draws may run side by side, and are faster so."""
+    """Whether several draws can run at once, and run faster then."""
     import torch
 
     few = len(block) == 1 and len(block[0][0]) <= FEW_INPUTS
-    # Recurrent layers keep their weights in a list of their own, which `functional_call` does not reach.
+    # Recurrent layers read their weights from their own list, which `functional_call` does not replace.
     reached = not any(isinstance(module, torch.nn.RNNBase) for module in source.network.modules())
     return few and reached and block[0][1] is None and source.names is not None
 
 
 def _side_by_side(source: Sampler, images: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
-    """float32 (S, B, C) on the CPU: the outputs of S draws, with `vmap` over the weights."""
+    """Outputs of S draws with `vmap` over the weights, float32 (S, B, C), on the CPU."""
     import torch
     from torch.func import functional_call, vmap
 

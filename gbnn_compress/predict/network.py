@@ -1,4 +1,4 @@
-"""A compressed network in memory."""
+"""Compressed networks in memory, and their conversion back to dense weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.original import laid_out, open_original
+from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.errors import DataError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class CompressedNetwork:
-    """An artifact with the network to run it in, once that is known.
+    """An artifact, and the network that runs with its weights.
 
     Attributes:
-        artifact: What the file holds.
-        notes: What the network that `to_module` loaded last left out, one sentence each.
+        artifact: The decoded content of the file.
+        notes: Sentences on tensors that the network of the last `to_module` call lacks.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -41,27 +42,36 @@ class CompressedNetwork:
         self._device: torch.device | None = None
 
     def report(self) -> Report:
-        """The report (schema 1), from what the file holds."""
+        """The report (schema 1) of the file."""
         return sizes.report(self.artifact)
 
     def state_dict(self, *, seed: int | None = None) -> dict[str, torch.Tensor]:
-        """Dense weights: the posterior mean, or one posterior sample with a seed.
+        """Dense weights by name: the posterior mean, or one posterior sample.
+
+        Args:
+            seed: Seed of the posterior sample; None for the posterior mean.
 
         Raises:
-            GbnnError: A seed that generators refuse.
+            GbnnError: The seed is out of range.
         """
         require_seed(seed, option="seed")
         return rebuild(self.artifact, seed=seed)
 
     def to_module(self, network: torch.nn.Module | str | None = None, *, strict: bool | None = None) -> torch.nn.Module:
-        """The network with the posterior-mean weights, in evaluation mode.
+        """Load the posterior-mean weights into a network.
 
-        Names may differ by what wrappers put into them: `module.`, `_orig_mod.`, `model.`, or one common prefix.
+        Names of tensors may differ by the parts that wrappers add (`module.`, `_orig_mod.`, `model.`), or by one common
+        prefix.
 
         Args:
-            network: A module to load into, an architecture's specification, or None for the recorded one.
-            strict: True: tensors that the network does not have are refused. None: they are left out, and `notes` names
-                them; missing ones are refused. False: missing ones keep the network's values, too.
+            network: A module, which is changed in place; or the specification of an architecture; or None for the
+                architecture that the artifact records.
+            strict: True: every tensor must have a counterpart in the network, and the reverse. None: tensors that the
+                network lacks are left out and named in `notes`. False: tensors that the artifact lacks also keep the
+                network's values.
+
+        Returns:
+            The network, in evaluation mode.
 
         Raises:
             GbnnError: The architecture is not known, or the weights do not fit it.
@@ -80,36 +90,37 @@ class CompressedNetwork:
         """Class probabilities, averaged over posterior draws.
 
         Args:
-            x: float32 (N, channels, height, width), preprocessed. The network runs on its device.
-            samples: Draws, >= 1; 0 for the posterior mean alone.
-            seed: Of the first draw; the same seed gives the same draws.
-            batch_size: Inputs that run at once.
+            x: Preprocessed inputs, float32 (N, channels, height, width). The network runs on the device of `x`.
+            samples: Number of draws. 0: the posterior mean.
+            seed: Seed of the first draw. The same seed gives the same draws.
+            batch_size: Number of inputs per forward pass.
 
         Returns:
-            float64 (N, C) on the CPU, rows sum to 1.
+            float64 (N, C) on the CPU; rows sum to 1.
 
         Raises:
-            GbnnError: A negative number of samples, inputs that do not fit the network, or the architecture is not
-                known; call `to_module` first.
+            GbnnError: An argument is out of range, the inputs do not fit the network, or the architecture is not known
+                (then call `to_module` first).
         """
         return self.predict_with_uncertainty(x, samples=samples, seed=seed, batch_size=batch_size).probabilities
 
     def predict_with_uncertainty(
         self, x: torch.Tensor, *, samples: int = 16, seed: int = 0, batch_size: int = 128
     ) -> Prediction:
-        """As `predict`, with how unsure the prediction is and why.
+        """Class probabilities, averaged over posterior draws, with their uncertainty.
 
         Args:
-            x: As for `predict`.
-            samples: As for `predict`.
-            seed: As for `predict`.
-            batch_size: As for `predict`.
+            x: Preprocessed inputs, float32 (N, channels, height, width). The network runs on the device of `x`.
+            samples: Number of draws. 0: the posterior mean.
+            seed: Seed of the first draw. The same seed gives the same draws.
+            batch_size: Number of inputs per forward pass.
 
         Returns:
             `probabilities` float64 (N, C), `entropy` and `mutual_information` float64 (N,) in nats, and `samples`.
 
         Raises:
-            GbnnError: As for `predict`.
+            GbnnError: An argument is out of range, the inputs do not fit the network, or the architecture is not known
+                (then call `to_module` first).
         """
         if samples < 0:
             raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
@@ -122,7 +133,7 @@ class CompressedNetwork:
         return monte_carlo(self._sampler(x.device), batches, samples=samples, seed=seed, option="x")
 
     def _sampler(self, device: torch.device) -> Sampler:
-        """The posterior in a network of its own: the one that `to_module` gave away is the user's."""
+        """The posterior with a copy of the network; the one that `to_module` returned belongs to the user."""
         if self._source is None or self._device != device:
             network = copied(self._module or self.to_module()).to(device)
             self._source = sampler(
@@ -135,36 +146,36 @@ class CompressedNetwork:
 
 
 def load(path: str | Path) -> CompressedNetwork:
-    """Open an artifact.
+    """Read an artifact.
 
     Raises:
-        ArtifactError: The file is missing, foreign or damaged.
+        ArtifactError: The file is missing, is no artifact, or is damaged.
     """
     return CompressedNetwork(read_artifact(Path(path)))
 
 
 def decompress(path: str | Path, output: str | Path, *, seed: int | None = None, like: str | Path | None = None) -> int:
-    """Write dense weights as a safetensors file, or as a checkpoint was laid out.
+    """Write an artifact's dense weights as a safetensors file, or in the layout of the original checkpoint.
 
     Args:
         path: The artifact.
-        output: The file to write; tied tensors are written under each of their names.
-        seed: None for the posterior mean, else the seed of one posterior sample.
-        like: The checkpoint that the artifact was made of, a file: its layout is written (wrappers, other entries,
-            names, ties, metadata) with the artifact's weights in place of its own.
+        output: The file to write. Tied tensors are written under each of their names.
+        seed: Seed of a posterior sample; None for the posterior mean.
+        like: The checkpoint file that the artifact was made from. Its layout is kept (wrappers, other entries, names,
+            ties, metadata), and the artifact's weights replace its own.
 
     Returns:
-        Bytes written.
+        Size of the written file in bytes.
 
     Raises:
-        GbnnError: A bad artifact, a tensor of a dtype that safetensors lacks, an output that cannot be written, or a
-            checkpoint that does not hold the artifact's tensors.
+        GbnnError: The artifact is damaged, safetensors lacks the dtype of a tensor, the output cannot be written, or
+            the checkpoint does not hold the artifact's tensors.
     """
     target = Path(output)
     if like is None and target.suffix != ".safetensors":
         raise GbnnError(
-            f"`-o {target}`: dense weights are written as safetensors; give a name that ends in .safetensors, or the"
-            " checkpoint whose layout is wanted with `--like`"
+            f"`-o {target}`: expected a name that ends in .safetensors; or name a checkpoint with `--like` to keep its"
+            " format"
         )
     if like is not None and same_file(target, Path(like)):
         raise GbnnError(f"cannot write `{target}`: it is the checkpoint that `--like` names; choose another `-o`")
@@ -183,7 +194,7 @@ def decompress(path: str | Path, output: str | Path, *, seed: int | None = None,
 
 
 def _as_safetensors(artifact: Artifact, target: Path, *, path: str | Path, seed: int | None) -> bytes:
-    """The bytes of a safetensors file, under the checkpoint's names."""
+    """The bytes of a safetensors file with the checkpoint's names."""
     import torch
     from safetensors.torch import save
 
@@ -193,8 +204,8 @@ def _as_safetensors(artifact: Artifact, target: Path, *, path: str | Path, seed:
     for name, tensor in tensors.items():
         if tensor.dtype in (torch.complex32, torch.complex128):
             raise GbnnError(
-                f"cannot write `{target}`: safetensors has no {str(tensor.dtype).removeprefix('torch.')}, the dtype of "
-                f"`{name}`; take it from `gbnn_compress.load({str(path)!r}).state_dict()`"
+                f"cannot write `{target}`: `{name}` has the dtype {dtype_name(tensor)}, which safetensors lacks; use"
+                f" `gbnn_compress.load({str(path)!r}).state_dict()` instead"
             )
     owned = {name: tensor.clone() if name in ties else tensor for name, tensor in tensors.items()}
     return save(owned, metadata={"format": "pt"})

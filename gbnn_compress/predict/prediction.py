@@ -1,4 +1,4 @@
-"""What a Bayesian network says of its inputs: averaged probabilities, and how unsure it is."""
+"""Predictions averaged over posterior draws, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Class probabilities averaged over posterior draws p_s, and where the doubt comes from.
+    """Class probabilities p_s averaged over posterior draws s, with their uncertainty.
 
     Attributes:
-        probabilities: float64 (N, C), the mean of p_s over the draws; rows sum to 1.
-        entropy: float64 (N,), nats, predictive entropy H(probabilities): the whole doubt.
-        mutual_information: float64 (N,), nats, H(mean of p_s) - mean of H(p_s), never below 0: the part of it that
-            comes from not knowing the weights (Houlsby et al. 2011, arXiv 1112.5745, eq. 2). 0 with a single draw.
+        probabilities: float64 (N, C), mean of p_s over the draws; rows sum to 1.
+        entropy: float64 (N,), nats, predictive entropy H(mean of p_s): the total uncertainty.
+        mutual_information: float64 (N,), nats, H(mean of p_s) - mean of H(p_s), >= 0: the uncertainty due to the
+            weights (Houlsby et al. 2011, arXiv 1112.5745, eq. 2). It is 0 with a single draw.
         samples: Number of draws.
     """
 
@@ -33,10 +33,10 @@ class Prediction:
 
 
 def average(draws: Iterable[torch.Tensor]) -> Prediction:
-    """The prediction of draws that come one after the other and are not kept.
+    """Average draws. They are consumed one at a time and not kept.
 
     Args:
-        draws: At least one, each float64 (N, C), probabilities.
+        draws: Probabilities of each draw, float64 (N, C); at least one draw.
     """
     total: torch.Tensor | float = 0.0
     total_entropy: torch.Tensor | float = 0.0
@@ -51,7 +51,7 @@ def average(draws: Iterable[torch.Tensor]) -> Prediction:
 
 
 def joined(parts: Sequence[Prediction]) -> Prediction:
-    """One prediction of several sets of inputs, at least one, all of as many draws."""
+    """Concatenate predictions for several sets of inputs (at least one), all with the same number of draws."""
     import torch
 
     return Prediction(
@@ -63,16 +63,16 @@ def joined(parts: Sequence[Prediction]) -> Prediction:
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
-    """Entropy of each row of (N, C), in nats: float64 (N,)."""
+    """Entropy of each row of probabilities (N, C), in nats, float64 (N,)."""
     import torch
 
     return torch.from_numpy(metrics.predictive_entropy(probabilities))
 
 
 def at_temperature(prediction: Prediction, temperature: float) -> Prediction:
-    """The same prediction, less sure of itself above temperature 1 and surer below.
+    """Apply a temperature T: probabilities become softmax(log p / T), less confident for T > 1.
 
-    Probabilities become softmax(log p / T), and entropy is theirs; mutual information, a matter of the draws, stays.
+    `entropy` is that of the new probabilities. `mutual_information` stays, because it is a property of the draws.
     """
     if temperature == 1.0:
         return prediction

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class SharedTensor:
-    """The posterior of one shared tensor, ready to be drawn from: a draw costs the bank and a gather.
+    """The posterior of one shared tensor. A draw costs one random number per component and a gather.
 
     Attributes:
-        name: Its name in the checkpoint.
-        shape: Its shape; n is the product.
-        dtype: Its dtype.
-        means: float64 (K + 1,), of each component in units of the weights; outliers, the last, count as 0.
-        deviations: float64 (K,), `component_deviations`.
-        ids: int32 (n,), component of each weight, K for an outlier.
+        name: Name in the checkpoint.
+        shape: Shape of the tensor, with n values.
+        dtype: Dtype of the tensor.
+        means: float64 (K + 1,), mean of each component in units of the weights; the last entry, 0, is for outliers.
+        deviations: float64 (K,), posterior deviation of each component in units of the weights.
+        ids: int32 (n,), component of each weight; K marks an outlier.
         places: int64 (m,), positions of the outliers.
-        outliers: (m,) of the tensor's dtype, their means.
-        outlier_deviation: Posterior deviation of each.
+        outliers: (m,) at the tensor's dtype, means of the outliers.
+        outlier_deviation: Posterior deviation of each outlier, in units of the weights.
     """
 
     name: str
@@ -47,12 +47,12 @@ class SharedTensor:
 
 @dataclass(frozen=True)
 class Codebook:
-    """What the ids of one shared tensor stand for.
+    """The values that the ids of one shared tensor stand for.
 
     Attributes:
-        name: The tensor.
-        entries: (K,) at the tensor's own dtype, the weight of each component.
-        outliers: (n_outliers,) at the tensor's own dtype, in C order of the ids that mark them.
+        name: Name of the tensor.
+        entries: (K,) at the tensor's dtype, the weight of each component.
+        outliers: (n_outliers,) at the tensor's dtype, values of the outliers in C order.
     """
 
     name: str
@@ -63,13 +63,13 @@ class Codebook:
 def rebuild(
     artifact: Artifact, *, seed: int | None = None, names: Container[str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Dense weights by their names in the checkpoint, with its dtypes, integer buffers and ties.
+    """Decode an artifact into dense weights, with the checkpoint's dtypes, integer buffers and ties.
 
     Args:
         artifact: From `read_artifact`.
-        seed: None for the posterior mean, else the seed of one posterior sample. In a sample all members of a
-            component within a tensor share one draw, w_tk ~ N(m_k, s_tk^2).
-        names: The tensors that are wanted, without a seed; None for all.
+        seed: Seed of a posterior sample; None for the posterior mean. In a sample, all members of a component within
+            a tensor share one draw, w_tk ~ N(m_k, s_tk^2).
+        names: Names of the tensors to decode, only without a seed; None for all.
 
     Returns:
         Name -> tensor, in the checkpoint's order. Tied names hold the same tensor.
@@ -94,7 +94,7 @@ def rebuild(
 
 
 def shared_tensors(artifact: Artifact) -> tuple[SharedTensor, ...]:
-    """The posterior of every shared tensor, in the order in which a seed's numbers are spent on them."""
+    """The posterior of every shared tensor, in the order in which a seed's random numbers are used."""
     infos = [info for info in artifact.tensors if info.kind == "shared"]
     return tuple(_shared_tensor(artifact, index, info) for index, info in enumerate(infos))
 
@@ -102,15 +102,15 @@ def shared_tensors(artifact: Artifact) -> tuple[SharedTensor, ...]:
 def draw(
     tensor: SharedTensor, generator: np.random.Generator | None, *, out: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """One tensor's weights.
+    """Weights of one tensor: a posterior draw, or the posterior mean.
 
     Args:
-        tensor: Its posterior.
-        generator: Takes K standard normal numbers, then one for each outlier; None for the posterior mean.
-        out: (n,) of the tensor's dtype, contiguous, on the CPU; written to.
+        tensor: Posterior of the tensor.
+        generator: Gives K standard normal numbers, then one for each outlier. None: the posterior mean.
+        out: Where the weights are written, (n,) at the tensor's dtype, contiguous, on the CPU.
 
     Returns:
-        (n,) of the tensor's dtype: `out` where it is given.
+        (n,) at the tensor's dtype; `out` if it is given.
     """
     import torch
 
@@ -122,7 +122,7 @@ def draw(
 
 
 def draw_values(tensor: SharedTensor, generator: np.random.Generator | None) -> np.ndarray:
-    """float64 (K + 1,), each component's one value for all of its members; the last is 0."""
+    """The value of each component, float64 (K + 1,); the last entry, for outliers, is 0."""
     if generator is None:
         return tensor.means
     values = tensor.means.copy()
@@ -131,16 +131,15 @@ def draw_values(tensor: SharedTensor, generator: np.random.Generator | None) -> 
 
 
 def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebook]:
-    """What the ids of each shared tensor stand for, at the posterior mean or in one posterior sample.
+    """Codebooks of the shared tensors, at the posterior mean or in one posterior sample.
 
     Args:
         artifact: From `read_artifact`.
-        seed: As for `rebuild`; the draws are the same.
+        seed: Seed of the posterior sample, which is the same as in `rebuild`; None for the posterior mean.
 
     Yields:
-        One codebook a shared tensor, in the order of `artifact.maps`.
+        One codebook per shared tensor, in the order of `artifact.maps`.
     """
-
     generator = None if seed is None else np.random.default_rng(seed)
     for tensor in shared_tensors(artifact):
         entries = rounded(draw_values(tensor, generator)[:-1], tensor.dtype)
@@ -150,15 +149,16 @@ def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebo
 def component_deviations(artifact: Artifact, index: int) -> np.ndarray:
     """Posterior deviation s_tk of each component in one shared tensor.
 
-    1 / s_tk^2 is N times the summed curvature of the members: their noise adds up coherently. The zero component
-    is noiseless. With e^y_k the bank's deviation: s_tk = noise * s_t * e^y_k / sqrt(n_tk).
+    s_tk = noise * s_t * e^y_k / sqrt(n_tk), where e^y_k is the bank's deviation and n_tk the number of members. The
+    members share one draw, so their noise adds up coherently: 1 / s_tk^2 is proportional to the summed curvature of the
+    members. The zero component has no noise.
 
     Args:
         artifact: The artifact.
-        index: Position of the tensor among the shared ones.
+        index: Position of the tensor among the shared tensors.
 
     Returns:
-        float64 (K,), in units of the weights; 0 where the component has no member.
+        float64 (K,), in units of the weights; 0 for a component without members.
     """
     bank = artifact.bank
     members = id_counts(artifact.maps[index].ids, len(bank.means) + 1)[:-1]

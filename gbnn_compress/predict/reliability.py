@@ -1,4 +1,4 @@
-"""The reliability diagram's numbers: how often predictions of like confidence are right."""
+"""Data of the reliability diagram: accuracy as a function of confidence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def reliability(
     probabilities: np.ndarray | torch.Tensor, labels: np.ndarray | torch.Tensor, *, n_bins: int = N_BINS
 ) -> Reliability:
-    """Confidence and accuracy of the top-1 prediction, in the bins of the ECE (see `metrics.ece`).
+    """Confidence and accuracy of the top-1 prediction in the bins of `metrics.ece`.
 
     Args:
         probabilities: (N, C), rows sum to 1.

@@ -1,4 +1,4 @@
-"""Run a network over batches."""
+"""Forward passes of a network over batches, with checks of its outputs."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
-    """The network's outputs over all batches, in evaluation mode and without gradients.
+    """Run a network on all batches, in evaluation mode and without gradients.
 
     Args:
-        network: Maps images to a (B, C) tensor; left as it was, modes included.
-        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None; labels are only
+        network: Maps images to a (B, C) tensor. It is not changed; each module keeps its mode.
+        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None. Labels are only
             checked against the number of classes.
-        option: The option that the batches come from, for messages.
+        option: The option that names the data, for messages.
 
     Returns:
-        float32 (N, C) on the CPU.
+        The network's outputs, float32 (N, C), on the CPU.
 
     Raises:
         ArchitectureError: The output is no finite (B, C) tensor, or the network fails on the images.
@@ -46,18 +46,24 @@ def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = 
             check_labels(labels, output.shape[1], option=option)
             outputs.append(output.float().cpu())
     if not outputs:
-        raise DataError(f"`{option}` gave no batch, expected at least one input")
+        raise DataError(f"`{option}` is empty, expected at least one input")
     return torch.cat(outputs)
 
 
 def probabilities(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
-    """The softmax of `logits`, whose arguments and errors it has.
+    """Class probabilities: the softmax of `logits`.
+
+    Args:
+        network: Maps images to a (B, C) tensor. It is not changed.
+        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None.
+        option: The option that names the data, for messages.
 
     Returns:
         float64 (N, C) on the CPU.
 
     Raises:
-        ArchitectureError: The network tells no classes apart.
+        ArchitectureError: The network fails on the images, or its outputs are no finite logits of two or more classes.
+        DataError: Wrong number of channels, labels beyond the network's classes, or no batch.
     """
     found = logits(network, batches, option=option)
     require_classes(found.shape[1], option=option)
@@ -65,21 +71,21 @@ def probabilities(network: torch.nn.Module, batches: Iterable[Batch], *, option:
 
 
 def require_classes(n_outputs: int, *, option: str) -> None:
-    """Refuse a network whose single output would have the probability 1, whatever it is.
+    """Refuse a network with a single output: its softmax is 1 for every input.
 
     Raises:
-        ArchitectureError: It has one output.
+        ArchitectureError: The network has fewer than two outputs.
     """
     if n_outputs < 2:
         raise ArchitectureError(
-            f"`{option}`: the network gives one number for each input, and accuracy, NLL and ECE need two or more"
-            " classes; leave the data out, or compare the outputs of `to_module()` and the checkpoint yourself"
+            f"`{option}`: accuracy, NLL and ECE need a network with two or more classes, got one output per input;"
+            " leave the data out, or compare the outputs of `to_module()` and the checkpoint yourself"
         )
 
 
 @contextmanager
 def evaluating(network: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; each module's own mode afterwards."""
+    """Put all modules into evaluation mode inside the block, and restore each module's mode afterwards."""
     training = [module for module in network.modules() if module.training]
     if training:
         network.eval()
@@ -91,11 +97,11 @@ def evaluating(network: torch.nn.Module) -> Iterator[None]:
 
 
 def run_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: torch.Tensor) -> Any:
-    """The network's output with other weights in place of its own, which stay.
+    """The network's output with some weights replaced. The network itself is not changed.
 
     Args:
-        network: In whatever mode it is.
-        weights: Some of its parameters and buffers by name; those tied to them follow.
+        network: The network; its mode is kept.
+        weights: Name -> replacement of a parameter or buffer. Tensors tied to it are replaced, too.
         images: (B, channels, height, width), on the network's device.
     """
     from torch.func import functional_call
@@ -105,14 +111,14 @@ def run_with(network: torch.nn.Module, weights: Mapping[str, torch.Tensor], imag
 
 
 def own_names(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """What a network calls its own tensors, for `run_with`.
+    """The network's names of tensors that are known by the checkpoint's names, as `run_with` needs them.
 
     Args:
-        network: Whose they are.
-        tensors: Its parameters and buffers by names of a checkpoint.
+        network: The network.
+        tensors: Name in the checkpoint -> a parameter or buffer of the network.
 
     Returns:
-        Name in the checkpoint -> name in the network; the same for what is not the network's.
+        Name in the checkpoint -> name in the network. Tensors that are not the network's keep their names.
     """
     named = chain(network.named_parameters(), network.named_buffers())
     places = {id(tensor): name for name, tensor in named}
@@ -120,7 +126,7 @@ def own_names(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
 
 
 def copied(network: torch.nn.Module) -> torch.nn.Module:
-    """A deep copy, also where hooks make a weight from others (the old `weight_norm`): they will make it anew."""
+    """A deep copy, also of networks whose hooks compute a weight from others, as the old `weight_norm` does."""
     import torch
 
     made = (value for module in network.modules() for value in vars(module).values())
@@ -130,7 +136,7 @@ def copied(network: torch.nn.Module) -> torch.nn.Module:
 
 @contextmanager
 def _lists_renewed(network: torch.nn.Module) -> Iterator[None]:
-    """Recurrent layers read their weights from a list of their own, which `functional_call` does not change."""
+    """Renew the weight lists of recurrent layers before each call; `functional_call` does not replace them."""
     import torch
 
     layers = [module for module in network.modules() if isinstance(module, torch.nn.RNNBase)]
@@ -160,14 +166,14 @@ def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> 
 def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnError:
     message = " ".join(str(error).split())
     channels = re.search(r"to have (\d+) channels, but got (\d+) channels", message)
-    if channels and int(channels[2]) == images.shape[1]:  # and not the batch, taken for channels
+    if channels and int(channels[2]) == images.shape[1]:  # else torch has taken the batch axis for the channels
         return DataError(
-            f"`{option}` gives images with {channels[2]} channel(s) and the network expects {channels[1]},"
+            f"`{option}` has images with {channels[2]} channel(s), the network expects {channels[1]};"
             " give data of the kind that it was trained on"
         )
     return ArchitectureError(
         f"the network fails on a batch of shape {tuple(images.shape)} from `{option}`"
-        f" ({type(error).__name__}: {message}), check `--arch` and the inputs' size"
+        f" ({type(error).__name__}: {message}); check `--arch` and the size of the inputs"
     )
 
 
@@ -177,13 +183,13 @@ def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
     n_images, way_out = len(images), "give an `--arch` that is a classifier"
     if not isinstance(output, torch.Tensor):
         got = f"`{type(output).__name__}`"
-        way_out = "give an `--arch` (models.py:callable) that returns its logits alone"
+        way_out = "give an `--arch` (models.py:callable) that returns only its logits"
     elif output.ndim != 2 or len(output) != n_images:
         got = f"shape {tuple(output.shape)}"
     elif not torch.isfinite(output).all():
         if not torch.isfinite(images).all():
-            raise DataError(f"`{option}` has values that are infinite or NaN, give finite inputs")
-        got = "values that are infinite or NaN"
+            raise DataError(f"`{option}` has infinite or NaN values; give finite inputs")
+        got = "infinite or NaN values"
     else:
         return
     raise ArchitectureError(
@@ -193,10 +199,15 @@ def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
 
 
 def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) -> None:
-    """Refuse labels, int64 (N,) or none, that the network has no class for.
+    """Refuse labels that the network has no class for.
+
+    Args:
+        labels: int64 (N,), or None.
+        n_classes: Number of the network's classes.
+        option: The option that names the data, for messages.
 
     Raises:
-        DataError: There is one.
+        DataError: A label is `n_classes` or more.
     """
     if labels is None:
         return
@@ -204,6 +215,6 @@ def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) ->
     if largest >= n_classes:
         way_out = "; if they start at 1, subtract 1 from each" if largest == n_classes else ""
         raise DataError(
-            f"`{option}` has label {largest} and the network {n_classes} classes,"
-            f" labels must lie in 0..{n_classes - 1}{way_out}"
+            f"`{option}`: expected labels in 0..{n_classes - 1} for a network with {n_classes} classes, got {largest}"
+            f"{way_out}"
         )

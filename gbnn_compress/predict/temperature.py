@@ -1,4 +1,4 @@
-"""One number that makes probabilities honest: temperature scaling (Guo et al. 2017, arXiv 1706.04599, sec. 4.2)."""
+"""Calibration of probabilities by temperature scaling (Guo et al. 2017, arXiv 1706.04599, sec. 4.2)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from gbnn_compress.types import Artifact
 
 SMALLEST, LARGEST = 0.05, 20.0
-"""Where a temperature is looked for; without bounds it would be 0 wherever every answer is right."""
+"""Bounds of the search. Without them the temperature would go to 0 if all predictions are correct."""
 
 FACT = "temperature"
-"""Key among an artifact's facts."""
+"""Key of the temperature in an artifact's facts."""
 
 
 def scale(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
-    """softmax(log p / T): less sure above T = 1, surer below; for a softmax of logits it is softmax(logits / T).
+    """Scale probabilities p by a temperature: softmax(log p / T), which equals softmax(logits / T).
 
     Args:
-        probabilities: (N, C), rows sum to 1; 0 counts as the smallest normal float64.
-        temperature: T > 0.
+        probabilities: (N, C), rows sum to 1. A probability of 0 counts as the smallest normal float64.
+        temperature: T > 0. Above 1 the result is less confident, below 1 more.
 
     Returns:
         float64 (N, C).
@@ -31,14 +31,14 @@ def scale(probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def fit_temperature(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
-    """The T at which softmax(log p / T) has the least NLL. NLL is convex in 1 / T, so there is one minimum.
+    """Find the temperature T that minimises the NLL of softmax(log p / T). The NLL is convex in 1 / T.
 
     Args:
         probabilities: (N, C), N >= 1, on inputs that the network was not trained on.
         labels: Integers (N,) in 0..C-1.
 
     Returns:
-        T in SMALLEST..LARGEST, searched on the scale of log T.
+        T in SMALLEST..LARGEST. The search is over log T.
     """
     import torch
     from scipy.optimize import minimize_scalar
@@ -54,16 +54,16 @@ def fit_temperature(probabilities: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def temperature_fact(temperature: float) -> dict[str, float]:
-    """What to add to an artifact's facts so that `predict` and `evaluate` apply a temperature, and reports name it.
+    """The entry of an artifact's facts that makes `predict` and `evaluate` apply a temperature.
 
     Args:
-        temperature: T > 0, kept to four digits; as `fit_temperature` finds it.
+        temperature: T > 0, rounded to four significant digits.
     """
     return {FACT: float(f"{temperature:.4g}")}
 
 
 def folded_temperature(artifact: Artifact) -> float:
-    """The temperature that an artifact says to apply to its probabilities; 1 where it says nothing."""
+    """The temperature that an artifact records; 1 if it records none."""
     return float(artifact.facts.get(FACT, 1.0))
 
 

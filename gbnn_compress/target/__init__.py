@@ -1,1 +1,1 @@
-"""One target: how layers share the bits, the cut whose file meets it, and that file, checked and written."""
+"""From a prepared checkpoint to a file that meets a target: bit allocation, rate control, encoding, verification."""

@@ -1,7 +1,7 @@
-"""How layers share the bits: by what a cut at about the target would cost in each of them.
+"""Bit allocation among layers, by the cost of each layer's errors at about the target ratio.
 
-With inputs that is measured. Without, a layer's relative output error e costs -log(1 - e) instead of e: nearly the same
-while errors are small, and without bound where a layer would vanish.
+With inputs the cost is measured (`cost_factors`). Without inputs, a relative output error e of a layer costs
+-log(1 - e) (`rescue_factors`). That is about e for small errors, and unbounded for a layer that vanishes.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ if TYPE_CHECKING:
     from gbnn_compress.types import IndexMap, Posterior
 
 POWER = 0.5
-"""Of the measured cost of an error. 1 would be right if costs were exact and added up; files were worse with it, and no
-better with 0.75 (docs/method.md)."""
+"""Exponent of the measured costs with many inputs. 1 would be right if costs were exact and additive; files were worse
+with 1, and no better with 0.75 (docs/method.md)."""
 
 HALF_TRUSTED = 16
-"""From so many inputs the power is half of that."""
+"""Number of inputs at which the exponent is half of POWER."""
 
 COST_RANGE = 2.0**8
-"""Costs are believed within this factor of their mean."""
+"""Costs are clipped to this factor above and below their mean."""
 
 VANISHING = 0.9
-"""Relative error of a layer from which the cost of errors is no longer taken for linear."""
+"""Relative error of a layer from which `rescue_factors` applies; below it the cost is taken as linear."""
 
 LARGEST_ERROR = 0.999
-"""Relative errors count as at most that: a layer of zeros has 1."""
+"""Upper bound of relative errors. A layer of zeros has an error of 1, whose cost would be infinite."""
 
 LEAST_CONTRAST = 1.5
-"""Ratio of the largest factor to the smallest from which another fit is worth its time."""
+"""Smallest ratio of the largest to the smallest factor for which the mixture is fitted again."""
 
 BISECTIONS = 20
-"""Of log2(lambda), over 18 octaves at most."""
+"""Steps of the bisection on log2(lambda), over at most 18 octaves."""
 
 CURVE_OCTAVES = np.arange(-10.0, 9.0)
-"""Octaves of lambda around the cut between which the layers' errors and bits are interpolated."""
+"""Octaves of lambda relative to the cut at which errors and bits of the layers are computed; between, interpolated."""
 
 
 def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
-    """How much more an error costs in each tensor where some would vanish at a target.
+    """Cost factors that keep layers from vanishing at a target ratio, without inputs.
 
-    A weight of w for the error of a layer is lambda / w for that layer alone, so that one curve of codebooks over
-    lambda tells the errors e and the bits at any weights. Sought are lambda and w = d(-log(1 - e)) / de = 1 / (1 - e)
-    that spend the same bits as the cut without weights; all weights are then divided by what makes lambda stay.
+    A factor w on the error of one layer acts as lambda / w in that layer. One curve of codebooks over lambda therefore
+    gives the errors e and the bits for any factors. The factors are w = d(-log(1 - e)) / de = 1 / (1 - e), at the
+    lambda that spends the same bits as the cut without factors. They are then scaled so that lambda stays the same.
 
     Args:
         prepared: The checkpoint.
-        ratio: Of the file, the target.
+        ratio: Target ratio of the file.
 
     Returns:
-        Name -> factor; empty where no tensor has an error of VANISHING, or all have about the same.
+        Name -> factor on the squared error's cost. Empty if no tensor has a relative error of VANISHING or more, or if
+        all factors are about equal.
     """
     problem, book = prepared.problem, _cut(prepared, ratio)
     if (_relative_errors(prepared, book) < VANISHING).all():
@@ -68,9 +69,9 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     books = [codebook_at(problem, book.penalty * 2.0**octaves)[0] for octaves in CURVE_OCTAVES]
     errors = np.stack([_relative_errors(prepared, each) for each in books], axis=1)
     bits = np.stack([_bits(each) for each in books], axis=1)
-    # log2 of the weight at each place of the curve, and of lambda there: it only rises.
-    weights = -np.log2(1 - np.maximum.accumulate(errors, axis=1))
-    lambdas = CURVE_OCTAVES + weights
+    # log2 of the factor at each point of the curve, and of the lambda there, which rises monotonically.
+    log_factors = -np.log2(1 - np.maximum.accumulate(errors, axis=1))
+    lambdas = CURVE_OCTAVES + log_factors
     allowed = bits[:, CURVE_OCTAVES == 0].sum()
 
     def places(octaves: float) -> list[float]:
@@ -91,41 +92,41 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
 
 
 def cost_of_errors(prepared: Prepared, *, ratio: float) -> float:
-    """-log(1 - e) of the relative output error e of each layer at a target, in all."""
+    """Sum over the layers of -log(1 - e), where e is the layer's relative output error at a target ratio."""
     return float(-np.log(1 - _relative_errors(prepared, _cut(prepared, ratio))).sum())
 
 
 def _cut(prepared: Prepared, ratio: float) -> Codebook:
-    """The codebook of a file of about this ratio."""
+    """The codebook of a file with about this ratio."""
     return codebook_of_size(prepared, prepared.floating_bytes / ratio)[0]
 
 
 def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
-    """float64 (T,), relative error of each shared tensor, at most LARGEST_ERROR."""
+    """Relative output error of each shared tensor, at most LARGEST_ERROR, float64 (T,)."""
     return np.minimum(layer_errors(prepared, book), LARGEST_ERROR)
 
 
 def _bits(book: Codebook) -> np.ndarray:
-    """float64 (T,), bits of the ids of each shared tensor."""
+    """Bits of the ids of each shared tensor, float64 (T,)."""
     lengths = ideal_lengths(book.counts)
     return np.where(book.counts > 0, book.counts * np.where(np.isfinite(lengths), lengths, 0.0), 0.0).sum(axis=1)
 
 
 def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
-    """How much more an error costs in each tensor than the norms of the layers say.
+    """Cost factors of the tensors, measured on inputs, relative to the costs that the norms of the layers predict.
 
-    Weights are cut to a ratio without feedback; the Fisher information along each layer's errors is what they cost
-    (`calibration/sensitivity.py`), less by what feedback will gain there. Where costs add up, bytes are spent best if
-    all weights of the network cost the same (reverse water-filling: Cover & Thomas, "Elements of information theory",
-    10.3).
+    The weights are quantised to a ratio without error feedback. The Fisher information along each layer's errors
+    (`calibration/sensitivity.py`), divided by the gain of feedback in that layer, is their cost. If costs are additive,
+    bytes are spent best when all weights of the network cost the same (reverse water-filling: Cover & Thomas,
+    "Elements of information theory", 10.3).
 
     Args:
-        prepared: With `calibration` on real inputs.
-        ratio: Of the file, about.
+        prepared: A checkpoint with `calibration` on real inputs.
+        ratio: Approximate ratio of the file.
 
     Returns:
-        Name -> a factor of the squared error's cost, of geometric mean 1 over the weights where none is out of range;
-        only tensors with a cost, none where the network takes no gradients.
+        Name -> factor on the squared error's cost. The geometric mean over all weights is 1 unless factors are clipped.
+        Tensors without a cost are left out; empty if the network gives no gradients.
     """
     from gbnn_compress.calibration.sensitivity import error_costs
 
@@ -146,13 +147,13 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     gains = np.array([calibration.layers[name].gain if name in calibration.layers else 1.0 for name in names])
     logs = np.log([costs[name] for name in names]) - np.log(gains * sizes)
     logs -= (sizes * logs).sum() / sizes.sum()
-    believed = logs.clip(-np.log(COST_RANGE), np.log(COST_RANGE))
-    powers = POWER * n_inputs / (n_inputs + HALF_TRUSTED) * believed
-    return dict(zip(names, np.exp(powers).tolist(), strict=True))
+    clipped = logs.clip(-np.log(COST_RANGE), np.log(COST_RANGE))
+    log_factors = POWER * n_inputs / (n_inputs + HALF_TRUSTED) * clipped
+    return dict(zip(names, np.exp(log_factors).tolist(), strict=True))
 
 
 def _errors(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> torch.Tensor:
-    """float32, of the tensor's shape: shared weights minus the tensor's; 0 for outliers."""
+    """Quantised weights minus the tensor's weights, float32, in the tensor's shape; 0 for outliers."""
     import torch
 
     shared = torch.from_numpy(np.append(means * posterior.scale, np.nan)[index_map.ids]).reshape(tensor.shape)

@@ -1,4 +1,4 @@
-"""One target: the codebook whose file meets it, found by aiming and correcting the aim."""
+"""Rate control: finds the codebook whose file meets the target, in a loop of prediction, encoding and correction."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import IndexMap
 
 TOLERANCE = 1.03
-"""A target is met when the ratio is not below it and at most this factor above."""
+"""A target is met if the ratio is at least the target and at most this factor above it."""
 
 CLOSE = 0.993
-"""Share of the budget that a file uses before rate control stops trying for more."""
+"""Fraction of the budget that a file must use for rate control to stop."""
 
 CLOSE_IN_LOCKSTEP = 0.98
-"""The same where each attempt runs the network."""
+"""The same if each attempt runs the network, which takes longer."""
 
 ATTEMPTS = 6
+"""Largest number of steps of the loop."""
 
 
 def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | None, ratio_of: str) -> Result:
-    """Find the codebook that meets the target, and encode it."""
+    """Find the codebook that meets a target, and encode the file.
+
+    Args:
+        prepared: The checkpoint.
+        target_ratio: Target ratio; None to use `max_drop`.
+        max_drop: Largest predicted accuracy drop, in points.
+        ratio_of: `artifact` (bytes) or `parameters` (the paper's count).
+    """
     safe_ratio = find_safe_ratio(prepared)
     if target_ratio is None:
         book, exponent = predicted_cut(prepared, max_drop=float(max_drop or 0.0))
@@ -37,13 +45,14 @@ def meet(prepared: Prepared, *, target_ratio: float | None, max_drop: float | No
 
 @dataclass(frozen=True)
 class Budget:
-    """What a ratio allows, in bytes of the file or in numbers of the paper's measure.
+    """The budget of a target ratio, in bytes of the file or in numbers by the paper's count.
 
     Attributes:
-        limit: Not to be exceeded.
-        predicted: What a codebook (with its grid's exponent) will use.
-        used: What a file, of so many components and with these maps, does use.
-        monotone: Whether coarser always uses less; numbers do not: outliers come and go.
+        limit: Largest amount that a file may use.
+        predicted: Returns the predicted use of a codebook and its grid's exponent.
+        used: Returns the actual use of a file, from its bytes, its number of components and its index maps.
+        monotone: Whether a coarser codebook never uses more. False for the paper's count, where the number of outliers
+            goes up and down.
     """
 
     limit: float
@@ -53,7 +62,7 @@ class Budget:
 
 
 def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
-    """What a target ratio allows."""
+    """The budget of a target ratio; `ratio_of` is `artifact` or `parameters`."""
     if ratio_of == "artifact":
         return Budget(
             prepared.floating_bytes / target_ratio,
@@ -74,12 +83,12 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
 
 @dataclass(frozen=True)
 class Aim:
-    """What rate control is asked for next, after what earlier files used of the limit.
+    """The predicted use that rate control solves for next, corrected by the actual use of earlier files.
 
     Attributes:
-        limit: What a file may use.
-        value: What its prediction may use.
-        overs: How many files used too much.
+        limit: Largest amount that a file may use.
+        value: Largest amount that a codebook may use by prediction.
+        overs: Number of files so far that used more than the limit.
     """
 
     limit: float
@@ -87,10 +96,11 @@ class Aim:
     overs: int = 0
 
     def next(self, used: float) -> Aim:
-        """The aim after a file that used so much.
+        """The aim after a file that used `used`.
 
-        Under the limit: more by what is left. Over it: less by more than the excess, because the next file may be over
-        by as much again; and by more each time, because files may shrink by less than predicted.
+        If the file is within the limit, the aim rises by what is left. If it is over, the aim falls by more than the
+        excess, because the next file may exceed its prediction by as much again. It falls faster with each file over
+        the limit, because files may shrink by less than predicted.
         """
         if used <= self.limit:
             return replace(self, value=self.value + MARGIN * self.limit - used)
@@ -98,21 +108,21 @@ class Aim:
         return replace(self, value=self.value * factor, overs=self.overs + 1)
 
     def elsewhere(self) -> Aim:
-        """A lower aim, where this one leads to a file that was made before."""
+        """A lower aim, for when this one gives a file that was made before."""
         return replace(self, value=self.value * CLOSE)
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A file of about the wanted size.
+    """An encoded file of about the wanted size.
 
     Attributes:
-        book: Its codebook.
-        exponent: Of the bank's grid.
-        predicted: What it was predicted to use of the budget.
-        encoded: Its bytes.
-        used: What it does use.
-        assigned: Its ids; None where they were let go.
+        book: The codebook.
+        exponent: Exponent of the bank's grid.
+        predicted: Predicted use of the budget.
+        encoded: Bytes of the file.
+        used: Actual use of the budget.
+        assigned: Ids of the weights; None if they were dropped to save memory.
     """
 
     book: Codebook
@@ -123,22 +133,22 @@ class _Attempt:
     assigned: Assigned | None
 
     def is_better_than(self, best: _Attempt | None, limit: float) -> bool:
-        """Whether it is the largest file within the limit so far."""
+        """Whether this is the largest file within the limit so far."""
         return self.used <= limit and (best is None or best.used < self.used)
 
     def is_last(self, best: _Attempt | None, aim: Aim, *, close: float) -> bool:
-        """Whether further attempts would give nothing: close enough, as coarse as can be, or where sizes jump."""
+        """Whether to stop: the file is close enough, the codebook cannot get coarser, or sizes jump at this point."""
         close_enough = best is not None and close * aim.limit <= best.used
         jumps = self.used <= aim.limit and abs(self.used - self.predicted) / aim.limit < 1 - CLOSE
         return close_enough or self.predicted > aim.value or jumps
 
 
 def _meet_budget(prepared: Prepared, budget: Budget, safe_ratio: float | None) -> Result:
-    """The largest file within the budget; what is left of it is spent on exact outliers."""
+    """The largest file within the budget. What is left of the budget is spent on exact outliers."""
     found = _search(prepared, budget, safe_ratio)
     book, assigned = found.book, found.assigned or assign(prepared, found.book)
     cut = Cut(prepared, book, found.exponent, assigned, safe_ratio)
-    if found.used * TOLERANCE >= budget.limit:
+    if found.used * TOLERANCE >= budget.limit:  # close enough
         return Result(found.encoded, cut)
     size = len(book.bank.means)
     maps, encoded = spend_on_outliers(
@@ -155,7 +165,7 @@ def _meet_budget(prepared: Prepared, budget: Budget, safe_ratio: float | None) -
 
 
 def _search(prepared: Prepared, budget: Budget, safe_ratio: float | None) -> _Attempt:
-    """Aim, encode, correct the aim: the best attempt within the budget, or the last one where none is."""
+    """Solve for the aim, encode, correct the aim. Return the best attempt within the budget, else the last one."""
     aim, seen = Aim(budget.limit, MARGIN * budget.limit), set[float]()
     close = CLOSE if prepared.calibration is None else CLOSE_IN_LOCKSTEP
     best: _Attempt | None = None
@@ -190,7 +200,7 @@ def _attempt(
 
 
 def _slim(prepared: Prepared, attempt: _Attempt | None) -> _Attempt | None:
-    """Without its ids, a byte per weight, where they are quickly made again: the next attempt has as many."""
+    """Drop the ids of an attempt, about a byte per weight, unless recomputing them takes a run of the network."""
     if attempt is None or prepared.calibration is not None:
         return attempt
     return replace(attempt, assigned=None)

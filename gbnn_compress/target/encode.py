@@ -1,4 +1,4 @@
-"""A codebook, and the ids of all weights at it -> the bytes of a file."""
+"""Assignment of weights to the components of a codebook, and encoding of the file."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Assigned:
-    """Ids at one codebook, and what they changed around them.
+    """Ids of all weights for one codebook, and the corrections that go with them.
 
     Attributes:
-        maps: One a shared tensor.
-        statistics: Name -> corrected unshared tensor.
-        damage: Measured on the inputs; None without, or where they did not meet every shared tensor.
-        warnings: What outputs say against the file.
-        noise: Trained posterior noise (see `noise_deviation`); None for the recipe's.
-        facts: What the manifest says besides.
-        finer: How much finer unshared values are coded than lambda says.
-        exact: Unshared tensors that are coded exactly.
+        maps: One index map per shared tensor.
+        statistics: Name -> corrected unshared tensor, such as re-centred batch-norm statistics.
+        damage: Damage measured on the inputs; None without inputs, or if they did not reach every shared tensor.
+        warnings: Warnings about the outputs of the compressed network.
+        noise: Trained posterior noise, the argument of `noise_deviation`; None for the recipe's.
+        facts: Further entries of the manifest.
+        finer: Factor by which unshared values are coded more finely than lambda demands.
+        exact: Names of unshared tensors that are coded exactly.
     """
 
     maps: Sequence[IndexMap]
@@ -54,14 +54,14 @@ class Assigned:
 
 @dataclass(frozen=True)
 class Cut:
-    """A codebook and everything that is encoded with it.
+    """A codebook with everything else that a file is encoded from.
 
     Attributes:
         prepared: The checkpoint.
         book: Components, counts and lambda.
-        exponent: Of the bank's grid.
-        assigned: The ids, and what goes with them.
-        safe_ratio: For the report.
+        exponent: Exponent of the bank's grid.
+        assigned: Ids of the weights, and the corrections that go with them.
+        safe_ratio: Predicted safe ratio, for the report; None if it cannot be predicted.
     """
 
     prepared: Prepared
@@ -72,12 +72,12 @@ class Cut:
 
     @property
     def meant(self) -> dict[str, torch.Tensor]:
-        """Name -> tensor that the file stands for: the checkpoint's, with corrected statistics."""
+        """Name -> tensor that the file is meant to hold: the checkpoint's tensors, with corrected statistics."""
         return {**self.prepared.checkpoint.tensors, **self.assigned.statistics}
 
     @property
     def relative_step(self) -> float:
-        """Step of an unshared value of unit 1."""
+        """Quantisation step of an unshared value whose unit is 1."""
         return relative_step(self.book.penalty, self.prepared.typical) / self.assigned.finer
 
     def with_maps(self, maps: Sequence[IndexMap]) -> Cut:
@@ -85,7 +85,7 @@ class Cut:
         return replace(self, assigned=replace(self.assigned, maps=maps))
 
     def with_exact(self, names: Collection[str]) -> Cut:
-        """The same with some tensors kept exactly, whatever they cost; what made up for their errors goes with them."""
+        """The same with some tensors kept exactly, without the corrections that compensated for their errors."""
         tensors, escape = self.prepared.checkpoint.tensors, len(self.book.bank.means)
         maps = [
             with_outliers(tensors[each.name], each.name, np.full_like(each.ids, escape), escape=escape)
@@ -112,10 +112,10 @@ class Result:
 
     Attributes:
         encoded: The bytes of the file.
-        cut: What they were made of.
-        notes: What a user should know of how it came about.
-        unfinished: Whether training was interrupted, and can go on.
-        training: Parts of the loss after the last epoch (see `variational.finetune.Progress`), bits per weight.
+        cut: What the file was encoded from.
+        notes: Sentences for the user on how the file was made.
+        unfinished: Whether training was interrupted and can be resumed.
+        training: Losses (nats per input) and bits per weight after the last epoch.
     """
 
     encoded: bytes
@@ -126,18 +126,19 @@ class Result:
 
     @property
     def maps(self) -> Sequence[IndexMap]:
-        """What the file must decode to."""
+        """The index maps that the file must decode to."""
         return self.cut.assigned.maps
 
     def with_exact(self, names: Collection[str]) -> Result:
-        """The file with some tensors kept exactly, whatever that costs."""
+        """The file with some tensors kept exactly."""
         cut = self.cut.with_exact(names)
-        note = f"kept exactly, as their codes were not right: {', '.join(f'`{name}`' for name in sorted(names))}"
+        listed = ", ".join(f"`{name}`" for name in sorted(names))
+        note = f"kept exactly, because their codes failed verification: {listed}"
         return replace(self, encoded=cut.encoded(), cut=cut, notes=(*self.notes, note))
 
 
 def assign(prepared: Prepared, book: Codebook) -> Assigned:
-    """Plainly, or with error feedback where the network is known; batch norm is re-centred either way."""
+    """Assign all weights to components, with error feedback if there is a calibration; re-centre batch norms."""
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
     book = _within_range(prepared, book)
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
@@ -168,7 +169,7 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
 
 
 def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
-    """The codebook in which no tensor uses components that are past the range of its dtype."""
+    """The codebook without components that are outside the range of a tensor's dtype, for that tensor."""
     import torch
 
     dtypes = (prepared.checkpoint.tensors[posterior.name].dtype for posterior in prepared.posteriors)
@@ -216,6 +217,6 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
 
 
 def posterior_noise(prepared: Prepared, book: Codebook) -> float:
-    """Noise in proportion to the quantisation error: feedback makes the error good, but not the noise."""
+    """Posterior noise, in proportion to the quantisation error. Feedback reduces that error, but not the noise."""
     relative = float(prepared.facts["recipe"]["noise"]) / float(np.sqrt(feedback_gain(prepared)))
     return noise_deviation(book, relative=relative, typical=prepared.typical)

@@ -1,4 +1,4 @@
-"""What a file holds, compared with what it was meant to hold, in numbers."""
+"""Verification of a file: its decoded tensors are compared with the tensors that it is meant to hold."""
 
 from __future__ import annotations
 
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     Tensors = Mapping[str, torch.Tensor]
 
 MOST_STEPS = 3.0
-"""Steps that lambda gives weight and bias, by which a batch norm's output may differ."""
+"""Largest difference of a batch norm's output, in quantisation steps of its bias."""
 
 
 def find_faults(artifact: Artifact, meant: Tensors, *, relative_step: float) -> dict[str, str]:
-    """The tensors that a file does not hold as they were meant.
+    """Find tensors that a file does not hold as intended.
 
-    Values are finite; weights that the network divides by their norm have not vanished; tables serve as before; batch
-    norms put out what they did, and what is kept bit for bit is the same.
+    The checks: values are finite; weights that the network divides by their norm have not vanished; the values of
+    tables are accurate enough; batch norms have the same outputs up to MOST_STEPS; raw tensors are equal bit for bit.
 
     Args:
-        artifact: As read from the file.
-        meant: Name -> tensor, of the checkpoint, with the statistics that compressing corrected.
-        relative_step: Step that a value of unit 1 had, from the lambda of the weights.
+        artifact: The artifact, as read from the file.
+        meant: Name -> tensor of the checkpoint, with the statistics that compression corrected.
+        relative_step: Quantisation step of an unshared value whose unit is 1.
 
     Returns:
-        Name -> what is wrong with it.
+        Name of a faulty tensor -> description of the fault.
     """
     kinds = {info.name: info.kind for info in artifact.tensors}
-    plain = [name for name, kind in kinds.items() if kind in ("unshared", "raw")]
+    unshared_or_raw = [name for name, kind in kinds.items() if kind in ("unshared", "raw")]
     axes = {name: axes for name, axes in divided_weights(_shapes(meant)).items() if kinds[name] == "shared"}
-    decoded = rebuild(artifact, names={*plain, *axes})
+    decoded = rebuild(artifact, names={*unshared_or_raw, *axes})
     found: dict[str, str] = dict.fromkeys(_vanished(decoded, meant, axes), "vanished parts that the network divides by")
     found |= dict.fromkeys(_infinite(artifact, decoded, meant), "values that are not finite")
-    for name in plain:
+    for name in unshared_or_raw:
         check = _CHECKS[kinds[name]]
         wrong = check(name, decoded[name], meant[name])
         found |= {name: wrong} if wrong else {}
     for norm in norms_of([name for name, kind in kinds.items() if kind == "unshared"]):
-        if not _puts_out_the_same(norm, decoded, meant, relative_step):
-            found |= dict.fromkeys(norm.values(), "a batch norm that puts out something else")
+        if not _has_same_output(norm, decoded, meant, relative_step):
+            found |= dict.fromkeys(norm.values(), "a batch norm with other outputs")
     return found
 
 
@@ -67,7 +67,7 @@ def _vanished(decoded: Tensors, meant: Tensors, axes: Mapping[str, tuple[int, ..
 
 
 def _infinite(artifact: Artifact, decoded: Tensors, meant: Tensors) -> Iterator[str]:
-    """Shared tensors by their components, coded ones by their values."""
+    """Names of tensors with infinite or NaN values: shared tensors by their components, unshared by their values."""
     for info in artifact.tensors:
         if info.kind == "unshared" and not bool((decoded[info.name].isfinite() | ~meant[info.name].isfinite()).all()):
             yield info.name
@@ -83,7 +83,7 @@ def _unlike(name: str, decoded: torch.Tensor, meant: torch.Tensor) -> str | None
 
 def _unfaithful(name: str, decoded: torch.Tensor, meant: torch.Tensor) -> str | None:
     serves = not is_table(name, meant) or is_faithful(values(meant), values(decoded))
-    return None if serves else "a table of other values"
+    return None if serves else "a table with other values"
 
 
 _CHECKS: Mapping[str, Callable[[str, torch.Tensor, torch.Tensor], str | None]] = {
@@ -92,8 +92,8 @@ _CHECKS: Mapping[str, Callable[[str, torch.Tensor, torch.Tensor], str | None]] =
 }
 
 
-def _puts_out_the_same(norm: Mapping[str, str], decoded: Tensors, meant: Tensors, relative_step: float) -> bool:
-    """Whether a batch norm is the same, or nearly so where all of its vectors are there."""
+def _has_same_output(norm: Mapping[str, str], decoded: Tensors, meant: Tensors, relative_step: float) -> bool:
+    """Whether a batch norm is equal bit for bit; or, if it has all of its vectors, has about the same outputs."""
     if all(_unlike(name, decoded[name], meant[name]) is None for name in norm.values()):
         return True
     if tuple(norm) not in (ROLES, ROLES[2:]):

@@ -1,4 +1,4 @@
-"""What a codebook would do to a network: predicted size, damage and warnings, without making a file."""
+"""Predictions for a codebook without encoding a file: size, damage and warnings."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import Damage
 
 MARGIN = 0.998
-"""Share of the budget that each attempt aims for."""
+"""Fraction of the budget that each attempt aims for."""
 
 LOST = "the network is lost"
-"""How a warning of outputs begins that say nothing of the checkpoint's any more."""
+"""Start of the warning that the outputs are unrelated to the checkpoint's."""
 
 NO_FORECAST = dict.fromkeys(("drop", "agreement", "logit_kl"))
-"""What is predicted of lost points where nothing is known."""
+"""The predicted damage of a network that is not known to be a classifier: None for each number."""
 
 CURVE_OCTAVES = range(-6, 7)
-"""Where the rate-distortion curve is worked out, in octaves of lambda from the chosen cut."""
+"""Points of the rate-distortion curve, in octaves of lambda relative to the chosen cut."""
 
 
 def codebook_of_size(prepared: Prepared, size_bytes: float) -> tuple[Codebook, int]:
-    """The finest codebook, and its grid's exponent, of a file that is predicted to be no larger."""
+    """The finest codebook whose file is predicted to have at most `size_bytes`, and its grid's exponent."""
     problem = prepared.problem
     return solve_size(problem, partial(predicted_bytes, problem), limit=size_bytes)
 
 
 def feedback_gain(prepared: Prepared) -> float:
-    """How much smaller error feedback makes the error of outputs; 1 without inputs."""
+    """Factor by which error feedback reduces the squared error of outputs; 1 without inputs."""
     return 1.0 if prepared.calibration is None else prepared.calibration.gain
 
 
 def predicted_damage(prepared: Prepared, book: Codebook) -> Damage:
-    """Accuracy points, agreement and KL that a classifier loses with a codebook."""
-    # What feedback on noise gains on real inputs is not known; none is counted.
+    """Predicted accuracy drop (points), agreement and logit KL (nats) of a classifier with a codebook."""
+    # How much feedback on noise helps on real inputs is not known, so the prediction counts no gain.
     known = prepared.calibration is not None and not prepared.calibration.synthetic
     base = prepared.before or prepared
     book = replace(book, distortion=book.distortion * _importances(base) / _importances(prepared))
@@ -60,13 +60,13 @@ def predicted_damage(prepared: Prepared, book: Codebook) -> Damage:
 
 
 def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
-    """The coarsest codebook, and its grid's exponent, whose predicted drop stays within so many points."""
+    """The coarsest codebook whose predicted drop is at most `max_drop` points, and its grid's exponent."""
     base = prepared.before or prepared
     return solve_damage(base.problem, lambda book: predicted_damage(base, book).drop, limit=max_drop)
 
 
 def find_safe_ratio(prepared: Prepared) -> float | None:
-    """The largest ratio at which the predicted drop stays within SAFE_DROP; None where it cannot be predicted."""
+    """The largest ratio whose predicted drop is at most SAFE_DROP points; None if the drop cannot be predicted."""
     if not prepared.kind.has_forecast:
         return None
     book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
@@ -81,7 +81,15 @@ def damage_facts(
     safe_ratio: float | None,
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """What the manifest says of damage; lost points only of classifiers, known or assumed."""
+    """The manifest's entries on damage. Lost points are recorded only for known or assumed classifiers.
+
+    Args:
+        prepared: The checkpoint.
+        book: The codebook of the file.
+        measured: Damage measured on inputs; None to predict it.
+        safe_ratio: Predicted safe ratio; None if it cannot be predicted.
+        warnings: Warnings to record, to which those on the damage are added.
+    """
     damage = measured or (predicted_damage(prepared, book) if prepared.kind.has_forecast else None)
     facts: dict[str, Any] = {**NO_FORECAST, "measured": measured is not None, "safe_ratio": safe_ratio}
     if isinstance(damage, Damage):
@@ -103,51 +111,51 @@ def damage_facts(
 
 
 def _recorded(value: Any) -> Any:
-    """Three digits of a number; null for one that JSON has not."""
+    """A float rounded to three significant digits; None for infinity and NaN, which JSON lacks."""
     if type(value) is not float:
         return value
     return float(f"{value:.3g}") if np.isfinite(value) else None
 
 
 def layer_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
-    """float64 (T,), predicted relative output error of each shared tensor, squared: noise over signal power."""
+    """Predicted relative output error of each shared tensor, noise power over signal power, float64 (T,)."""
     return np.asarray(book.distortion / prepared.typical / _importances(prepared))
 
 
 def _importances(prepared: Prepared) -> np.ndarray:
-    """float64 (T,), how much more an error of each shared tensor costs than its norm says."""
+    """Cost factor of each shared tensor's errors, relative to the cost that its norm predicts, float64 (T,)."""
     return np.array([prepared.importances.get(posterior.name, 1.0) for posterior in prepared.posteriors])
 
 
 def damage_warnings(drop: float, safe_ratio: float | None, *, measured: bool, assumes: str | None = None) -> list[str]:
-    """What to warn of at a drop in points: nothing up to WARN_DROP."""
+    """A warning of an accuracy drop in points; none up to WARN_DROP."""
     if drop <= WARN_DROP:
         return []
     if measured:
-        return [f"accuracy dropped by {drop:.1f} points, measured; ask for a smaller ratio"]
-    condition = f", if this is an {assumes}" if assumes else ""
+        return [f"measured accuracy drop of {drop:.1f} points; ask for a smaller ratio"]
+    condition = f" if this is an {assumes}" if assumes else ""
     return [
-        f"predicted accuracy drop of {drop:.0f} points{condition}: without data this network is thought safe up to "
-        f"about {safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
+        f"predicted accuracy drop of {drop:.0f} points{condition}: the predicted safe ratio is about"
+        f" {safe_ratio:.2g}x; evaluate the file before use, or ask for a smaller ratio"
     ]
 
 
 def layer_warnings(error: float) -> list[str]:
-    """What to warn of at a predicted relative output error of the layers: nothing up to WARN_ERROR."""
+    """A warning of a predicted relative output error of the layers; none up to WARN_ERROR."""
     if error <= WARN_ERROR:
         return []
     return [
-        f"predicted relative output error of the layers: {error:.2g} on average; what that means for this network is"
-        " not known; run the file before use, or ask for a smaller ratio"
+        f"predicted relative output error of the layers: {error:.2g} on average; its effect on this network is not"
+        " known; test the file before use, or ask for a smaller ratio"
     ]
 
 
 def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
-    """What to warn of where outputs of the compressed network say nothing of the checkpoint's.
+    """A warning if the outputs of the compressed network are unrelated to the checkpoint's.
 
     Args:
-        difference: Between them.
-        inputs: On what they were compared.
+        difference: Difference of the outputs.
+        inputs: The inputs on which the outputs were compared, for the message.
     """
     error = difference.relative_error
     if error is None or error < DEAD_ERROR:
@@ -171,10 +179,10 @@ def rate_curve(prepared: Prepared, size_bytes: int) -> dict[int, Rate]:
 
     Args:
         prepared: The checkpoint.
-        size_bytes: Of the file whose cut the curve is to go through.
+        size_bytes: Size of the file; the curve goes through the cut with this predicted size.
 
     Returns:
-        By octaves of lambda above that cut's: 0 is the cut itself; empty where lost points cannot be predicted.
+        Octaves of lambda above that cut's -> prediction. Empty if lost points cannot be predicted.
     """
     if not prepared.kind.has_forecast:
         return {}

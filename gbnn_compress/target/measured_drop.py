@@ -1,4 +1,4 @@
-"""The smallest file whose accuracy, measured on labelled data, stays within so many points of the checkpoint's."""
+"""The smallest file whose measured accuracy drop on labelled data is at most a given number of points."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ if TYPE_CHECKING:
     from gbnn_compress.target.prepared import Prepared
 
 OCTAVES = 2.0
-"""Steps of log2(lambda) from the predicted cut until the limit lies between two candidates; a file shrinks by about a
-quarter over one."""
+"""Step of log2(lambda) until the limit lies between two candidates. A file shrinks by about a quarter per octave."""
 
 RESOLUTION = 0.15
-"""Of log2(lambda) in the end; a file shrinks by two or three percent over it."""
+"""Resolution of log2(lambda) at the end. A file shrinks by 2 to 3 % over it."""
 
 CANDIDATES = 10
-"""Files that are tried at most."""
+"""Largest number of files that are tried."""
 
 
 def meet_measured_drop(prepared: Prepared, bench: Bench, *, max_drop: float) -> Result:
-    """Bisection on log2(lambda), every candidate encoded, read back and measured at its posterior mean.
+    """Bisect log2(lambda). Each candidate is encoded, read back and measured at its posterior mean.
 
     Args:
         prepared: The checkpoint.
-        bench: Its network, on labelled data for choices.
-        max_drop: Accuracy points that may be lost on these.
+        bench: The network on labelled validation data.
+        max_drop: Largest accuracy drop on these data, in points.
 
     Returns:
-        The coarsest candidate within `max_drop`; the finest one where none is.
+        The coarsest candidate within `max_drop`; the finest candidate if none is.
     """
     before, safe_ratio = bench.run(prepared.checkpoint.tensors), find_safe_ratio(prepared)
 
@@ -71,7 +70,7 @@ def meet_measured_drop(prepared: Prepared, bench: Bench, *, max_drop: float) -> 
 
 
 def _mean_probabilities(bench: Bench, encoded: bytes) -> torch.Tensor:
-    """float64 (N, C), of the posterior mean of an artifact that is not written yet."""
+    """Probabilities at the posterior mean of an encoded artifact, float64 (N, C)."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.gbnn.safetensors"
         path.write_bytes(encoded)

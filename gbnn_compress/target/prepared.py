@@ -1,4 +1,4 @@
-"""A checkpoint made ready for any target: posterior, cells, mixture and merge path."""
+"""Preparation of a checkpoint for any target: posteriors, cells, mixture and merge path."""
 
 from __future__ import annotations
 
@@ -40,32 +40,32 @@ DAMAGE_PLACEHOLDER = {
     "damage": {"drop": 0.123, "agreement": 0.123, "logit_kl": 0.123, "measured": False, "safe_ratio": 12.3},
     "warnings": [],
 }
-"""As long as what a target says of damage, for the prediction of sizes."""
+"""Stands for the manifest's entries on damage in the prediction of the file's size; it has about their length."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A checkpoint, ready for any target.
+    """A checkpoint that is ready for any target.
 
     Attributes:
-        checkpoint: As read.
-        selection: Its tensors by kind.
-        posteriors: One a shared tensor.
-        sizes: float64 (T,), weights of each shared tensor.
-        value_bits: int64 (T,), bits of a value of each shared tensor.
-        typical: Size of a typical tensor (see `typical_size`).
-        problem: For rate control.
-        kind: What is known of the network's outputs.
+        checkpoint: The checkpoint, as read.
+        selection: Names of its tensors by kind.
+        posteriors: One posterior per shared tensor.
+        sizes: float64 (T,), number of weights of each shared tensor.
+        value_bits: int64 (T,), bits per value of each shared tensor at its dtype.
+        typical: Size of a typical tensor, from `typical_size`.
+        problem: The problem that rate control solves.
+        kind: Whether the network is a classifier.
         n_classes: Rows of the last matrix, taken as the number of classes.
-        floating_bytes: Bytes that the ratio counts.
+        floating_bytes: Size of all floating tensors in bytes: the numerator of the ratio.
         n_unshared: Floating values that are not shared, raw ones included.
         facts: What the manifest says of the checkpoint.
         calibration: The network with inputs, if it is known.
         precisions: Name -> float64 (rows,), 1 / sigma^2 from inputs; None without `posterior: variational`.
-        importances: Name -> how much more an error of a shared tensor costs than its norm says (`allocation.py`).
+        importances: Name -> cost factor of a shared tensor's errors, relative to the cost that its norm predicts
+            (`allocation.py`).
         contexts: Whether ids are coded by context where that is shorter.
-        before: The same before layers that would vanish were weighed up, if any were: what is predicted for other
-            targets rests on it.
+        before: The same without `rescue_factors`; None if none were applied. Damage is predicted from it.
     """
 
     checkpoint: Checkpoint
@@ -103,19 +103,19 @@ def prepare(
     contexts: bool = True,
     fit: Callable[..., RateProblem] = fit_path,
 ) -> Prepared:
-    """Posterior, cells, mixture and merge path; they serve every ratio from `finest_ratio` up.
+    """Compute posteriors, cells, mixture and merge path, which serve every ratio from `finest_ratio` up.
 
     Args:
-        checkpoint: As read.
-        selection: Its tensors by kind.
+        checkpoint: The checkpoint, as read.
+        selection: Names of its tensors by kind.
         recipe: The configuration.
-        finest_ratio: Smallest ratio that will be asked for.
-        facts: What the manifest will say of the checkpoint.
-        kind: What is known of the network's outputs.
+        finest_ratio: Smallest target ratio that will be used.
+        facts: Entries of the manifest on the run.
+        kind: Whether the network is a classifier.
         calibration: The network with inputs, real or synthetic.
-        precisions: See `data_free_posterior`.
-        importances: See `data_free_posterior`.
-        size_power: See `data_free_posterior`.
+        precisions: Passed on to `data_free_posterior`.
+        importances: Passed on to `data_free_posterior`.
+        size_power: Passed on to `data_free_posterior`.
         paper: Published rules in place of the project's own; default: those of the recipe.
         contexts: Whether ids are coded by context where that is shorter.
         fit: A function with the arguments and the result of `fit_path`.
@@ -137,7 +137,7 @@ def prepare(
     unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
     roles = [role(name) for name in selection.unshared]
     fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
-    # The errors of the tensors are about as like each other as their scales.
+    # Scales and errors of the tensors; the errors compress about as well as the scales.
     fixed_bytes += 2 * short_floats_bits(scales) // 8
     fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
@@ -177,7 +177,7 @@ def prepare(
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:
-    """Every tensor of the checkpoint with what becomes of it."""
+    """Name, shape, dtype and kind of every tensor of the checkpoint, in order."""
     kind = {name: kind for kind in ("shared", "unshared", "raw") for name in getattr(selection, kind)}
     return [
         TensorInfo(name, tuple(t.shape), dtype_name(t), kind.get(name, "tied"), checkpoint.ties.get(name))

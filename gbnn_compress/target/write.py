@@ -1,4 +1,4 @@
-"""A result in its place: written, read back, compared with what it was meant to be, and made right before that."""
+"""Writing of a result: the file is read back and verified before it is put in place, and repaired if necessary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gbnn_compress.types import Artifact
 
 
 class _Faulty(Exception):
-    """A file that reads back as something else than was meant."""
+    """A file does not decode to the tensors that it is meant to hold."""
 
     def __init__(self, faults: dict[str, str]) -> None:
         super().__init__(", ".join(f"`{name}` has {fault}" for name, fault in faults.items()))
@@ -20,30 +20,30 @@ class _Faulty(Exception):
 
 
 def write_verified(path: Path, result: Result) -> tuple[Artifact, Result]:
-    """Write a file that holds what it was meant to hold.
+    """Write a file and verify that it holds the tensors that it is meant to hold.
 
-    Ids are compared one by one, and the numbers that they stand for as `find_faults` does. A tensor at fault is kept
-    exactly, in a file that is made anew and verified again.
+    Ids are compared one by one, and values as `find_faults` does. If tensors are faulty, the file is encoded again with
+    these tensors kept exactly, and verified again.
 
     Args:
-        path: Where the file shall be; nothing else is there before it is verified.
-        result: The file.
+        path: Path of the file. It is not touched before the new file is verified.
+        result: The encoded file.
 
     Returns:
-        What is in it, and what it was made of.
+        The decoded artifact, and the result that it was written from.
 
     Raises:
-        OutputError: It cannot be written.
-        RuntimeError: A tensor is at fault although it is kept exactly; nothing is written.
+        OutputError: The file cannot be written.
+        RuntimeError: A tensor is faulty although it is kept exactly; nothing is written.
     """
     try:
         return _written(path, result), result
     except _Faulty as faulty:
-        mended = result.with_exact(faulty.names)
+        repaired = result.with_exact(faulty.names)
     try:
-        return _written(path, mended), mended
+        return _written(path, repaired), repaired
     except _Faulty as faulty:
-        raise RuntimeError(f"the file does not hold what it should: {faulty}") from None
+        raise RuntimeError(f"the file does not hold the tensors that it should: {faulty}") from None
 
 
 def _written(path: Path, result: Result) -> Artifact:

@@ -129,7 +129,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     path = sharded(tmp_path) / shard("safetensors", 1)
     path.write_bytes(path.read_bytes()[:-9])
-    assert f"has a shard, `{path.name}`, that is a damaged or cut short safetensors file" in refused(tmp_path)
+    assert f"has a shard, `{path.name}`, that is a damaged or truncated safetensors file" in refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -141,8 +141,8 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         ('{"weight_map": 3}', "that lists no tensors"),
         ('{"weight_map": {}}', "that lists no tensors"),
         ('{"weight_map": {"a": ["x"]}}', "that lists no tensors"),
-        ('{"weight_map": {"a": "../x.safetensors"}}', "names `../x.safetensors`: expected files in the folder"),
-        ('{"weight_map": {"a": "/etc/passwd"}}', "names `/etc/passwd`: expected files in the folder"),
+        ('{"weight_map": {"a": "../x.safetensors"}}', "lists `../x.safetensors`: expected files in the folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "lists `/etc/passwd`: expected files in the folder"),
         ('{"weight_map": {"a": "b\\\\c"}}', "expected files in the folder"),
         ('{"weight_map": {"a": "x\\u0000"}}', "expected files in the folder"),
         ('{"weight_map": {"a": ".."}}', "expected files in the folder"),
@@ -164,14 +164,14 @@ def test_a_hostile_index(tmp_path: Path, text: str, words: str) -> None:
 @pytest.mark.parametrize("name", [shard("safetensors", 0), "pytorch_model-00001-of-00003.bin", "x-00001-of-00002.pt"])
 def test_a_shard_alone_is_refused_with_the_folder(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, PARTS[0])
-    assert f"is one shard of several: name its folder, `{tmp_path}`" in refused(tmp_path / name)
+    assert f"is one of several shards of a checkpoint: name its folder, `{tmp_path}`" in refused(tmp_path / name)
 
 
 def test_a_shard_of_any_name_is_told_by_the_index_beside_it(tmp_path: Path) -> None:
     write(tmp_path / "first.safetensors", PARTS[0])
     listed = {"model.embed.weight": "first.safetensors", "other": "second.safetensors"}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
-    assert "is one shard of several" in refused(tmp_path / "first.safetensors")
+    assert "is one of several shards" in refused(tmp_path / "first.safetensors")
 
 
 def test_one_shard_of_one_is_a_checkpoint(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_other_folders_say_what_they_lack_and_what_lies_there(tmp_path: Path) ->
     write(tmp_path / "net.pth", PARTS[0])
     assert "name one of its files, `net.pth`" in refused(tmp_path)
     write(tmp_path / shard("safetensors", 0), PARTS[0])
-    assert "but not their index: download that too" in refused(tmp_path)
+    assert "but not their index: download the index, too" in refused(tmp_path)
 
 
 def test_a_name_with_counts_is_no_shard(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_views_that_overlap_are_refused(tmp_path):
     flat = torch.randn(48)
     path = saved(tmp_path, {"flat": flat, "a.weight": flat[:24].view(4, 6), "b.weight": flat[24:].view(4, 6)})
     weights = {"flat": torch.ones(48), "a.weight": torch.zeros(4, 6), "b.weight": torch.zeros(4, 6)}
-    with pytest.raises(CheckpointError, match="in memory that other tensors overlap"):
+    with pytest.raises(CheckpointError, match="in memory that overlaps with other tensors"):
         laid_out(open_original(path), weights)
 
 
@@ -162,5 +162,5 @@ def test_another_file_must_have_the_same_names(tmp_path):
     weights = {"a.weight": torch.zeros(4, 6)}
     path = saved(tmp_path, {"module.a.weight": torch.ones(4, 6)})
     assert laid_out(open_original(path), weights)
-    with pytest.raises(CheckpointError, match="give the checkpoint that it was made of"):
+    with pytest.raises(CheckpointError, match="give the checkpoint that it was made from"):
         laid_out(open_original(path), weights, sha256="0" * 64)

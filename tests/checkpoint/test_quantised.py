@@ -34,7 +34,7 @@ def test_layouts_are_refused_with_the_way_out(tmp_path, layout, prefix):
     assert "holds quantised weights" in line
     assert f"`{prefix}{next(iter(LAYOUTS[layout]))}`" in line
     assert f"({layout})" in line
-    assert "dequantise first" in line
+    assert "dequantise them first" in line
 
 
 def test_the_state_of_a_quantised_tensor_counts_as_well(tmp_path):

@@ -80,7 +80,7 @@ def test_values_that_are_not_finite_are_counted_and_named(name: str, value: floa
         select(checkpoint(network))
     line = str(caught.value)
     assert "`net.pth`" in line
-    assert f"`{name}` holds 2 NaN or Inf of 12 values" in line
+    assert f"`{name}`: expected finite values, got 2 NaN or Inf among 12 values" in line
     assert "repair the checkpoint" in line
 
 
@@ -92,7 +92,7 @@ def test_raw_tensors_may_hold_anything() -> None:
 
 def test_a_tie_to_a_bad_tensor_is_found_at_its_first_name() -> None:
     bad = torch.full((2, 2), float("nan"))
-    with pytest.raises(CheckpointError, match="`a` holds 4"):
+    with pytest.raises(CheckpointError, match="`a`: expected finite values, got 4"):
         select(checkpoint({"a": bad, "b": bad}, {"b": "a"}))
 
 
@@ -107,7 +107,7 @@ def test_nothing_to_share(network: dict[str, torch.Tensor]) -> None:
     assert "`net.pth` has no tensor to share" in line
     assert "expected a floating tensor with two or more dimensions" in line
     assert f"got none among {len(network)}" in line
-    assert ("(`n` is int64, kept bit for bit: convert weights to float16 or wider)" in line) is ("n" in network)
+    assert ("(`n` is int64 and kept bit for bit: convert weights to float16 or wider)" in line) is ("n" in network)
 
 
 @pytest.mark.parametrize("name", ["bits8", "bits16"])
@@ -116,8 +116,7 @@ def test_an_unknown_dtype_is_named_with_its_tensor(name: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         select(checkpoint({"w": torch.ones(2, 2), "odd": odd}))
     line = str(caught.value)
-    assert f"`net.pth`: tensor `odd` has the dtype {name}" in line
-    assert "expected a floating, integer, boolean or complex one" in line
+    assert f"`net.pth`: tensor `odd`: expected a floating, integer, boolean or complex dtype, got {name}" in line
 
 
 def test_floating_shapes_are_those_of_floating_tensors_ties_included() -> None:
@@ -168,7 +167,7 @@ def test_a_value_that_hides_all_others_is_warned_of(dtype: torch.dtype) -> None:
     found = checkpoint({"plain": weights, "hidden": hidden, "visible": visible, "few": few, "zeros": zeros})
     (warning,) = outlier_warnings(found, select(found))
     assert warning.startswith(
-        "`hidden`: one value of -3.28e+04 has over 99 % of the sum of squares and hides the 299 others"
+        "`hidden`: one value, -3.28e+04, has over 99 % of the sum of squares, so the 299 others are quantised coarsely"
     )
 
 
@@ -189,5 +188,5 @@ def test_masks_are_kept_bit_for_bit(infinity: float, finite: float, dtype: torch
 
 @pytest.mark.parametrize("values", [[INFINITY, -INFINITY], [0.0, 1.0, INFINITY], [0.0, INFINITY, float("nan")]])
 def test_other_infinities_are_refused(values: list[float]) -> None:
-    with pytest.raises(CheckpointError, match="`mask` holds"):
+    with pytest.raises(CheckpointError, match="`mask`: expected finite values"):
         select(checkpoint({"w": torch.ones(3, 3), "mask": torch.tensor(values).repeat(5)}))

@@ -48,7 +48,7 @@ def test_no_array_is_made(tmp_path, monkeypatch):
 
 def test_other_classes_are_refused_even_among_arrays(tmp_path):
     path = saved(tmp_path, {"state_dict": weights(), "objects": np.array([torch.nn.Linear(1, 1)], dtype=object)})
-    assert "which needs code to be run" in refusal(path)
+    assert "which cannot be loaded without running code" in refusal(path)
 
 
 def same(a: Any, b: Any) -> bool:

@@ -75,7 +75,9 @@ def test_plan_writes_nothing_where_compress_would(run, files):
     assert outcome.code == 0
     assert re.search(r"^predicted without data: safe ratio of about \S+x without training ", outcome.out, re.MULTILINE)
     assert re.search(r"^compressing takes about .* of memory and .*, before training$", outcome.out, re.MULTILINE)
-    assert outcome.err == "warning: predicted before training: what 2 epochs would win back is not foreseen\n"
+    assert outcome.err == (
+        "warning: damage is predicted before training: the gain from 2 epochs of training is not included\n"
+    )
     assert list(Path().iterdir()) == []
 
 
@@ -122,7 +124,7 @@ def test_data_of_the_wrong_kind(run, files):
     np.savez("colour.npz", x=np.zeros((5, 8, 8, 3), dtype=np.uint8))
     outcome = run("-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "npz:colour.npz")
     assert outcome.code == 2
-    assert "`--data` gives images with 3 channel(s) and the network expects 1" in outcome.err
+    assert "`--data` has images with 3 channel(s), the network expects 1" in outcome.err
     assert outcome.err.count("\n") == 1
 
 
@@ -142,7 +144,7 @@ def test_evaluate(run, files, model):
     words = ["--data", "digits:test", "--arch", files.arch, "--samples", "2", "-q"]
     outcome = run("evaluate", path, *words, "--ood", "digits:train", "--json", "out.json")
     assert outcome.code == 0
-    doubt = rf"warning: {Path(path).name} is right on .* % of `--data`, hardly better than .*\n"
+    doubt = rf"warning: {Path(path).name} has an accuracy of .* % on `--data`, hardly better than .*\n"
     assert re.fullmatch(doubt, outcome.err)
     assert "detecting digits:train   AUROC" in outcome.out
     result = json.loads(Path("out.json").read_text())
@@ -256,7 +258,4 @@ def test_parameters_that_cannot_be_so_few(run, files):
     assert outcome.code == 1
     missed = json.loads(Path("out.json").read_text())["warnings"][0]
     assert missed.startswith("target missed: ")
-    assert (
-        "x for a target of 1,000x; 50 unshared values (biases, norms), which count in full, leave 115x at most"
-        in missed
-    )
+    assert "x, target 1,000x; 50 unshared values (biases, norms) count in full and limit the ratio to 115x" in missed

@@ -252,7 +252,7 @@ class Gambling(HardNetwork):
         (Branching(), r"`Branching` cannot be exported to ONNX \(.*data-dependent expression"),
         (OneBatchSize(), "can be exported for one batch size only"),
         (NoSingleImage(), r"of shape \(1, classes\) for 1 image\(s\), got shape \(17,\)"),
-        (SeveralHeads(), r"got `tuple`; give an `--arch` \(models\.py:callable\) that returns its logits alone"),
+        (SeveralHeads(), r"got `tuple`; give an `--arch` \(models\.py:callable\) that returns only its logits"),
         pytest.param(Gambling(), "one with random outputs cannot be checked", marks=pytest.mark.slow),
     ],
     ids=["branching", "one batch size", "no single image", "several heads", "gambling"],

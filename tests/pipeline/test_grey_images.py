@@ -119,7 +119,7 @@ def test_error_colour_for_a_network_of_one_channel(folder: Path) -> None:
     for path in (folder / "data").rglob("*.png"):
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(path)
     bench, read = bench_of(folder, "one", "imagefolder")
-    with pytest.raises(DataError, match=r"gives images with 3 channel\(s\) and the network expects 1"):
+    with pytest.raises(DataError, match=r"has images with 3 channel\(s\), the network expects 1"):
         bench.run(read.tensors)
 
 

@@ -321,7 +321,7 @@ def test_an_architecture_that_cannot_be_built_gives_no_noise(models: Path, tmp_p
 @pytest.mark.parametrize(
     ("name", "data", "options", "error", "words"),
     [
-        ("grey", "colour", {}, DataError, "3 channel(s) and the network expects 1"),
+        ("grey", "colour", {}, DataError, "3 channel(s), the network expects 1"),
         ("grey", "missing", {}, DataError, "no file"),
         ("grey", "grey", {"arch": None}, ArchitectureError, "name it with `--arch`"),
         ("scores", "colour", {}, ArchitectureError, "must return finite logits"),

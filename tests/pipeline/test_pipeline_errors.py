@@ -139,7 +139,7 @@ def test_weights_that_are_not_finite_are_named_and_counted(tmp_path: Path, name:
     tensors = network()
     tensors[name].view(-1)[[1, 5, 7]] = value
     line = refusal(saved(tmp_path, tensors))
-    assert f"tensor `{name}` holds 3 NaN or Inf of {tensors[name].numel()} values" in line
+    assert f"tensor `{name}`: expected finite values, got 3 NaN or Inf among {tensors[name].numel()} values" in line
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0, -3, float("nan"), float("inf")])
@@ -185,7 +185,7 @@ def test_bad_seeds(tmp_path: Path, seed: int) -> None:
 
 def test_a_recipe_with_epochs_wants_data(tmp_path: Path) -> None:
     line = refusal(saved(tmp_path, network()), GbnnError, settings={"epochs": 3})
-    assert line == "the recipe's `epochs: 3`: training needs labelled data; name them with `--data`"
+    assert line == "the recipe's `epochs: 3`: training needs labelled data; give `--data`"
 
 
 def test_a_plan_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,7 +261,7 @@ def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
     torch.save(network() | {"wide": wide}, tmp_path / "n.pth")
     artifact = tmp_path / "n.gbnn.safetensors"
     compress(tmp_path / "n.pth", target_ratio=2, output=artifact)
-    with pytest.raises(GbnnError, match=r"safetensors has no complex128, the dtype of `wide`; take it from `gbnn_comp"):
+    with pytest.raises(GbnnError, match=r"`wide` has the dtype complex128, which safetensors lacks; use `gbnn_comp"):
         decompress(artifact, tmp_path / "dense.safetensors")
     assert not (tmp_path / "dense.safetensors").exists()
     assert torch.equal(load(artifact).state_dict()["wide"], wide)
@@ -298,7 +298,7 @@ def test_tensors_kept_bit_for_bit_that_leave_no_room_are_named(tmp_path: Path) -
     report, _ = round_trip(tmp_path, tensors)
     [missed] = [line for line in report["warnings"] if line.startswith("target missed")]
     assert re.search(
-        r"; biases, norms and tensors kept bit for bit take \d+\.\d kB, the target allows 4\.1 kB in all; the file",
+        r"; biases, norms and tensors kept bit for bit take \d+\.\d kB, the target allows 4\.1 kB for the whole file;",
         missed,
     )
 

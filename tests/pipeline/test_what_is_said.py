@@ -164,12 +164,12 @@ def test_one_output_is_never_all_unchanged(single: Path) -> None:
             single / "net.pth", target_ratio=8, output=single / "x.gbnn.safetensors", arch=arch, data=data, epochs=1
         ),
     ):
-        with pytest.raises(GbnnError, match="one number for each input"):
+        with pytest.raises(GbnnError, match="one output per input"):
             call()
     assert not (single / "x.gbnn.safetensors").exists()
     network = gbnn_compress.load(single / "net.gbnn.safetensors")
     network.to_module(arch)
-    with pytest.raises(GbnnError, match="one number for each input"):
+    with pytest.raises(GbnnError, match="one output per input"):
         network.predict(torch.zeros(2, 3, 8, 8))
 
 

@@ -150,12 +150,12 @@ def test_measuring_a_network_that_knows_nothing_is_warned_of(files: Files, tmp_p
     wrong = replace(DIGITS, data=f"npz:{tmp_path / 'wrong.npz'}")
     for model in (files.checkpoint, files.artifact):
         (warning,) = evaluate(model, wrong, arch=ARCHITECTURE)["warnings"]
-        assert warning.startswith(f"{model.name} is right on ")
-        assert "`--data`, hardly better than always giving the most frequent label: check labels" in warning
+        assert warning.startswith(f"{model.name} has an accuracy of ")
+        assert "`--data`, hardly better than always predicting the most frequent label: check labels" in warning
     report = compress(
         files.checkpoint, target_ratio=8, output=tmp_path / "out.safetensors", arch=ARCHITECTURE, eval_data=wrong
     )
-    assert "the checkpoint is right on" in report["warnings"][0]
+    assert "the checkpoint has an accuracy of" in report["warnings"][0]
     assert "`--eval-data`" in report["warnings"][0]
 
 
@@ -168,7 +168,7 @@ def test_answers_worse_than_guessing_are_warned_of(files: Files, tmp_path: Path)
         "warnings"
     ]
     assert warning.startswith("digits.safetensors has an NLL of ")
-    assert "on `--data`, where guessing among 10 labels has 2.3: check labels" in warning
+    assert "on `--data`, while guessing among 10 labels gives 2.3: check labels" in warning
 
 
 def test_few_inputs_are_warned_of(files: Files, tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_few_inputs_are_warned_of(files: Files, tmp_path: Path) -> None:
         np.savez(tmp_path / "few.npz", x=data["x"][:20], y=data["y"][:20])
     few = replace(DIGITS, data=f"npz:{tmp_path / 'few.npz'}")
     assert evaluate(files.checkpoint, few, arch=ARCHITECTURE)["warnings"] == [
-        "`--data` has few inputs, 20: one of them is 5 points of accuracy"
+        "`--data` has only 20 inputs: each is 5 points of accuracy"
     ]
 
 
@@ -260,8 +260,8 @@ def test_labels_of_validation_data_are_needed_and_checked(files: Files, tmp_path
     np.savez(tmp_path / "from-one.npz", x=images, y=[1, 2, 3, 10])
     for name, words in (
         ("bare", "has no array `y` (labels, which are needed here), only x; write it with"),
-        ("high", "`--val-data` has label 12 and the network 10 classes, labels must lie in 0..9"),
-        ("from-one", "labels must lie in 0..9; if they start at 1, subtract 1 from each"),
+        ("high", "`--val-data`: expected labels in 0..9 for a network with 10 classes, got 12"),
+        ("from-one", "got 10; if they start at 1, subtract 1 from each"),
     ):
         val_data = f"npz:{tmp_path / name}.npz"
         assert words in refusal(DataError, evaluate, files.checkpoint, DIGITS, arch=ARCHITECTURE, val_data=val_data)
@@ -301,8 +301,8 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(
 
 def test_an_unknown_network_is_refused(files: Files) -> None:
     for call in (evaluate, lambda model, evaluation: diff(model, model, data=evaluation)):
-        assert "the network is not known" in refusal(ArchitectureError, call, files.checkpoint, DIGITS)
-    assert "the network is not known" in refusal(ArchitectureError, known_architecture, read_model(files.artifact))
+        assert "the architecture is not known" in refusal(ArchitectureError, call, files.checkpoint, DIGITS)
+    assert "the architecture is not known" in refusal(ArchitectureError, known_architecture, read_model(files.artifact))
 
 
 def test_kinds_of_models_are_told_apart(files: Files, tmp_path: Path) -> None:

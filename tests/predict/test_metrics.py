@@ -222,7 +222,7 @@ def test_error_no_input():
 
 
 def test_error_labels_of_another_length():
-    with pytest.raises(GbnnError, match=r"`labels` must have shape \(2,\), one an input, got \(3,\)"):
+    with pytest.raises(GbnnError, match=r"`labels` must have shape \(2,\), one label per input, got \(3,\)"):
         metrics.ece(np.ones((2, 1)), np.zeros(3, dtype=int))
 
 

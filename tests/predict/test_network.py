@@ -111,10 +111,10 @@ def test_a_folded_temperature_is_applied(network, x):
         (lambda x: x, {"samples": -1}, GbnnError, "`samples`: expected 0 or more, got -1"),
         (lambda x: x, {"batch_size": 0}, GbnnError, "`batch_size`: expected 1 or more, got 0"),
         (lambda x: x[:0], {}, DataError, "`x` is empty, expected at least one input"),
-        (lambda x: x[:, :1], {}, DataError, "`x` gives images with 1 channel(s) and the network expects 3"),
-        (lambda x: x[:1, :1], {}, DataError, "`x` gives images with 1 channel(s) and the network expects 3"),
-        (lambda x: x * float("nan"), {}, DataError, "`x` has values that are infinite or NaN"),
-        (lambda x: x[:1] * float("nan"), {}, DataError, "`x` has values that are infinite or NaN"),
+        (lambda x: x[:, :1], {}, DataError, "`x` has images with 1 channel(s), the network expects 3"),
+        (lambda x: x[:1, :1], {}, DataError, "`x` has images with 1 channel(s), the network expects 3"),
+        (lambda x: x * float("nan"), {}, DataError, "`x` has infinite or NaN values"),
+        (lambda x: x[:1] * float("nan"), {}, DataError, "`x` has infinite or NaN values"),
         (lambda x: x[:, :, :2, :2], {}, ArchitectureError, "the network fails on a batch of shape (11, 3, 2, 2)"),
     ],
 )
@@ -126,7 +126,7 @@ def test_bad_inputs_are_one_line(network, x, change, options, error, words):
 
 
 def test_an_unknown_network_is_refused(artifact: Path, x):
-    with pytest.raises(ArchitectureError, match="the network is not known"):
+    with pytest.raises(ArchitectureError, match="the architecture is not known"):
         gbnn_compress.load(artifact).predict(x)
 
 

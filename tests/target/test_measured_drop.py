@@ -53,7 +53,7 @@ def test_a_limit_that_nothing_meets_is_missed_and_the_file_is_written(
     monkeypatch.setattr("gbnn_compress.predict.metrics.accuracy", _alternating(0.9, 0.5))
     report = within(checkpoint, tmp_path, 1.0)
     assert not report["target_met"]
-    assert "measured drop of 40 points for at most 1" in report["warnings"][0]
+    assert "measured drop of 40 points, target at most 1" in report["warnings"][0]
     assert Path(report["artifact"]["path"]).exists()
 
 
