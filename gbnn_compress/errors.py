@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions whose message is the one line a user reads, and phrases of such messages."""
+"""Exceptions with one-line messages for the user, and phrases of such messages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LARGEST_SEED = (1 << 32) - 1
+"""Largest seed that all random generators accept."""
 
 
 class GbnnError(Exception):
-    """Bad input or usage; the message names the file, tensor or option and the way out."""
+    """Bad input or usage. The message names the file, tensor or option, and says what the user can do."""
 
 
 class CheckpointError(GbnnError):
@@ -20,15 +21,15 @@ class CheckpointError(GbnnError):
 
 
 class ArtifactError(GbnnError):
-    """A file that is no artifact, or a damaged one."""
+    """A file that is no artifact, or a damaged artifact."""
 
 
 class ArchitectureError(GbnnError):
-    """A network specification that cannot be built, or that the weights do not fit."""
+    """An architecture specification whose network cannot be built, or does not fit the weights."""
 
 
 class DataError(GbnnError):
-    """A data specification that cannot be read."""
+    """Data that cannot be read, or does not fit the network."""
 
 
 class RecipeError(GbnnError):
@@ -36,11 +37,11 @@ class RecipeError(GbnnError):
 
 
 class OutputError(GbnnError):
-    """A place that cannot be written."""
+    """A file that cannot be written."""
 
 
 def one_line(error: Exception) -> str:
-    """An exception of another library, short enough for the brackets of a message."""
+    """Type and message of another library's exception, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
@@ -62,10 +63,10 @@ def did_you_mean(suggestion: str | None) -> str:
 
 
 def require_seed(seed: int | None, *, option: str = "--seed") -> None:
-    """Refuse a seed that generators would refuse; None is no seed.
+    """Check a seed; None is accepted and means no seed.
 
     Raises:
-        GbnnError: It is below 0 or above LARGEST_SEED.
+        GbnnError: The seed is below 0 or above LARGEST_SEED.
     """
     if seed is not None and not 0 <= seed <= LARGEST_SEED:
         raise GbnnError(f"`{option}`: expected a whole number from 0 to {LARGEST_SEED}, got {seed}")

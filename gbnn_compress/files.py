@@ -1,4 +1,4 @@
-"""Files of ours: written atomically, and refused early where they cannot be written."""
+"""Atomic writing of files, and early checks of whether they can be written."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from pathlib import Path
 from gbnn_compress.errors import OutputError
 
 STALE_SECONDS = 3600
-"""Nobody takes an hour from the first byte of a file to its last check."""
+"""Age from which a temporary file counts as left over; writing and verifying a file takes less than an hour."""
 
 MOST_PREFIX = 50
-"""Characters of a file's name in the names of its temporary files."""
+"""Largest number of characters of a file's name in the names of its temporary files."""
 
 
 def write_atomically(path: Path, data: bytes, *, verify: Callable[[Path], None] | None = None) -> None:
-    """Write to a temporary file beside `path`, sync, verify, and only then put it in place.
+    """Write to a temporary file beside `path`, sync it, verify it, and move it to `path`.
 
-    Of a link it is the file that it names which is replaced. A file that is replaced leaves its permissions to the new
-    one. What killed runs left of earlier tries is removed.
+    If `path` is a link, its target is replaced. A replaced file passes its permissions on to the new file. Temporary
+    files of earlier runs that were killed are removed.
 
     Args:
-        path: Where the file shall be.
-        data: Its bytes.
-        verify: Called with the temporary file; whatever it raises leaves `path` as it was.
+        path: Path of the file.
+        data: Content of the file.
+        verify: Called with the path of the temporary file. If it raises, `path` is not changed.
 
     Raises:
-        OutputError: The folder does not exist or cannot be written, or there is no room; `path` is as it was.
+        OutputError: The folder does not exist or cannot be written, or the disk is full; `path` is not changed.
     """
     require_writable(path)
     target = Path(os.path.realpath(path))
@@ -59,7 +59,7 @@ def write_atomically(path: Path, data: bytes, *, verify: Callable[[Path], None] 
 
 
 def same_file(a: Path, b: Path) -> bool:
-    """Whether two paths, existing or not, name one file."""
+    """Whether two paths refer to the same file, which need not exist."""
     with suppress(OSError):
         if a.exists() and b.exists():
             return a.samefile(b)
@@ -67,42 +67,42 @@ def same_file(a: Path, b: Path) -> bool:
 
 
 def require_writable(path: Path) -> None:
-    """Fail early when `path` cannot be written.
+    """Check that a file can be written at `path`.
 
     Raises:
-        OutputError: Its folder does not exist or is not writable, or it is no file, or a protected one.
+        OutputError: The folder does not exist or is not writable; or `path` is no file, or is write-protected.
     """
     try:
         reason = _obstacle(path, Path(os.path.realpath(path)))
-    except OSError as error:  # a name too long, a folder that may not be looked into
+    except OSError as error:  # for example a name that is too long, or a folder without read permission
         reason = error.strerror or str(error)
     if reason:
         raise OutputError(f"cannot write `{path}`: {reason}")
 
 
 def _obstacle(path: Path, target: Path) -> str:
-    """Why a file cannot be written, `path` by its name and `target` behind all links; empty if it can."""
+    """The reason why a file cannot be written; empty if it can. `target` is `path` with all links resolved."""
     folder = target.parent
     if target.is_symlink():
-        return "it is a link that leads back to itself; remove it"
+        return "it is a link that refers to itself; remove it"
     if not folder.is_dir():
-        return f"the folder `{folder if path.is_symlink() else path.parent}` does not exist; make it first"
+        return f"the folder `{folder if path.is_symlink() else path.parent}` does not exist; create it first"
     if target.exists() and not target.is_file():
         return f"it is {'a directory' if target.is_dir() else 'a device or a pipe'}; name a file"
     if not os.access(folder, os.W_OK | os.X_OK):
         return f"no permission to write in `{folder if path.is_symlink() else path.parent}`; choose another folder"
     if target.exists() and not os.access(target, os.W_OK):
-        return "it is protected from writing; remove it, or choose another name"
+        return "it is write-protected; remove it, or choose another name"
     return ""
 
 
 def _temporary_prefix(target: Path) -> str:
-    """With eight random characters and `.tmp` after it; cut, for names may be as long as a folder takes."""
+    """Prefix of temporary names, before eight random characters and `.tmp`; shortened to stay within name limits."""
     return f".{target.name[:MOST_PREFIX]}."
 
 
 def _remove_stale(target: Path) -> None:
-    """Remove temporary files so old that the run which made them must have been killed."""
+    """Remove temporary files that are so old that the run that made them must have been killed."""
     for path in target.parent.glob(f"{glob.escape(_temporary_prefix(target))}????????.tmp"):
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime > STALE_SECONDS:
@@ -110,7 +110,7 @@ def _remove_stale(target: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the new name last; not everywhere can folders be synced."""
+    """Sync a folder so that the new name survives a crash. Some systems cannot sync folders."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

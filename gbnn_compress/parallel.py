@@ -1,4 +1,4 @@
-"""One function on many tensors, on several cores, to the same results at any number of them."""
+"""Parallel evaluation of a function on many tensors, with the same results at any number of threads."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 WORTHWHILE = 1 << 22
-"""Weights from which threads gain more than they cost."""
+"""Number of weights from which threads are used."""
 
 STARTED_TOGETHER = "TORCHELASTIC_RUN_ID"
 """Set by `torchrun`, and so by `accelerate launch`; other variables of theirs are also set where no group is meant."""
 
 MOST_THREADS = 4
-"""Each works on a tensor of its own, and has as much memory in use."""
+"""Largest number of threads. Each thread needs memory for the tensor that it works on."""
 
 
 def rank() -> int:
@@ -31,15 +31,15 @@ def rank() -> int:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weights: int) -> Iterator[Result]:
-    """The results of a function, in the order of the items; only the next few are worked out ahead.
+    """Yield the results of a function in the order of the items. Only the next few are computed ahead.
 
     Args:
-        function: Shares nothing that it changes.
-        items: Its arguments.
-        weights: About how many weights all items have together.
+        function: Must not change state that calls have in common.
+        items: Arguments of the calls.
+        weights: Approximate number of weights of all items together, from which the number of threads follows.
 
     Yields:
-        One result an item.
+        One result per item.
     """
     threads = _threads() if weights >= WORTHWHILE else 1
     if threads == 1:
@@ -59,14 +59,14 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weigh
 
 
 def _give_back() -> None:
-    """Return freed memory to the system: glibc keeps what threads freed, hundreds of megabytes, for the next ones."""
+    """Return freed memory to the system. Otherwise glibc keeps hundreds of megabytes for later threads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
 def _threads() -> int:
-    """As many as torch would use: `OMP_NUM_THREADS`, or the number of cores."""
+    """The number of threads that torch uses (`OMP_NUM_THREADS`, or the number of cores), at most MOST_THREADS."""
     import torch
 
     return min(torch.get_num_threads(), MOST_THREADS)

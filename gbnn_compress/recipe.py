@@ -1,4 +1,4 @@
-"""The configuration: one model, shipped and users' recipes as YAML of it."""
+"""The configuration of compression and training, and recipes: YAML files that set its values."""
 
 from __future__ import annotations
 
@@ -16,80 +16,89 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gbnn_compress.errors import RecipeError, did_you_mean, nearest
 
 MOST_BYTES = 1 << 14
-"""Of a recipe's file."""
+"""Largest size of a recipe file, in bytes."""
 
 MOST_QUOTED = 200
-"""Characters of a file that a message quotes."""
+"""Largest number of characters of a file that a message quotes."""
 
 
 TRAINED_NOISE, UNTRAINED_NOISE = 0.35, 0.1
-"""The recipe's `noise` by default. Without labels nobody knows whether a network is too sure of itself or not sure
-enough: its noise is to change predictions by much less than sharing weights did."""
+"""Default of `noise` with and without training. Without labels it is not known whether a network is over- or
+underconfident, so its noise should change predictions much less than weight sharing does."""
 
 
 class TrainingSettings(BaseModel):
-    """Choices of training; they matter with `--epochs` above 0."""
+    """Settings of training; ignored without `--epochs` above 0."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     trained: Literal["all", "bank"] = Field(
         default="all",
-        description="Weights and the bank, or (the paper) the bank; norms and biases always.",
+        description="What is trained besides norms and biases: weights and the bank, or (the paper) only the bank.",
     )
     learning_rate: float = Field(
         default=0.03,
         gt=0,
         le=1,
-        description="Adam's for latent weights, in steps of the bank, when there are 1,000 steps of training;"
-        " it goes with one over the root of their number, so that weights wander as far.",
+        description="Adam's learning rate of latent weights, in steps of the bank, for 1,000 steps of training."
+        " It is proportional to one over the root of the number of steps, so that weights move equally far.",
     )
     bank_learning_rate: float = Field(
         default=0.01,
         gt=0,
         le=1,
-        description="Of component means, in their median gap, and log deviations.",
+        description="Learning rate of component means, in units of their median gap, and of log deviations.",
     )
-    plain_learning_rate: float = Field(default=0.001, gt=0, le=1, description="For norms and biases.")
+    plain_learning_rate: float = Field(default=0.001, gt=0, le=1, description="Learning rate of norms and biases.")
     batch_size: int = Field(
-        default=64, ge=2, le=65536, description="Images of a step, fewer where an epoch would have under 64 steps."
+        default=64,
+        ge=2,
+        le=65536,
+        description="Images per step; fewer if an epoch would have less than 64 steps.",
     )
     ramp: float = Field(
         default=0.3,
         ge=0,
         le=1,
-        description="Share of the steps over which the ratio rises to the target.",
+        description="Fraction of the steps over which the ratio rises to the target.",
     )
     size_power: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="Steps over their tensor's root mean square, squared, go with this power of its size.",
+        description="Exponent p: the squared quantisation step of a tensor, relative to its mean square, is"
+        " proportional to its size to the power p.",
     )
     distillation: float = Field(
-        default=0.5, ge=0, le=1, description="Weight of the checkpoint's own probabilities; the labels have the rest."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Weight of the checkpoint's probabilities in the loss; the labels have the rest.",
     )
     beta: float = Field(
         default=1.0,
         ge=0,
         le=1000,
-        description="Weight of KL / dataset size: 1 is Bayes' rule.",
+        description="Weight of KL / dataset size in the loss: 1 is Bayes' rule.",
     )
-    warm_up: float = Field(default=0.3, ge=0, le=1, description="Share of the steps over which beta rises from 0.")
-    noise: bool = Field(default=True, description="Train under posterior draws, one a step; or at the posterior mean.")
+    warm_up: float = Field(default=0.3, ge=0, le=1, description="Fraction of the steps over which beta rises from 0.")
+    noise: bool = Field(
+        default=True, description="Train with one posterior draw per step, instead of at the posterior mean."
+    )
     augmentation: Literal["auto", "none"] = Field(
         default="auto",
-        description="Shift and flip images, where the checkpoint does not mind; or never.",
+        description="Shift and flip images if the checkpoint's accuracy hardly drops under it, or never.",
     )
     fold_temperature: bool = Field(
-        default=False, description="Fit a temperature on the data for choices, and put it into the file."
+        default=False, description="Fit a temperature on the validation data, and store it in the file."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Of the layers in training: bfloat16 where the machine has it."
+        default="auto", description="Precision of the layers in training; `auto`: bfloat16 if the machine supports it."
     )
 
 
 class Recipe(BaseModel):
-    """Every choice that changes the artifact, besides the seed; target and epochs where options leave them open."""
+    """All settings that change the artifact, except the seed. Options override the target and the epochs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -97,45 +106,50 @@ class Recipe(BaseModel):
         default=None,
         ge=1,
         allow_inf_nan=False,
-        description="The target where neither `--target-ratio` nor `--max-drop` says one.",
+        description="Target ratio if neither `--target-ratio` nor `--max-drop` is given.",
     )
-    epochs: int = Field(default=0, ge=0, description="Passes over `--data` where `--epochs` does not say.")
-    n_components: int = Field(1024, ge=1, le=4096, description="Most mixture components before merging.")
-    em_iterations: int = Field(20, ge=1, le=1000, description="Most EM steps.")
+    epochs: int = Field(default=0, ge=0, description="Training epochs if `--epochs` is not given.")
+    n_components: int = Field(1024, ge=1, le=4096, description="Largest number of mixture components before merging.")
+    em_iterations: int = Field(20, ge=1, le=1000, description="Largest number of EM steps.")
     log_sigma_weight: float = Field(
-        default=0.1, gt=0, le=100, description="c, the weight of log sigma as a coordinate beside mu."
+        default=0.1, gt=0, le=100, description="Weight c of the coordinate log sigma, relative to mu."
     )
     noise: float | None = Field(
         default=None,
         ge=0,
         le=10,
-        description="Posterior noise over quantisation error, both root mean square over the layers; 0: none. Default:"
-        " 0.35 in training, where labels then choose how much of it there is; 0.1 without, where it changes little.",
+        description="Ratio of posterior noise to quantisation error, both as root mean square over the layers; 0: no"
+        " noise. Default: 0.35 with training, which then adapts the noise by the labels; 0.1 without, which has"
+        " little effect.",
     )
     refinements: int = Field(
-        default=3, ge=1, le=100, description="Rounds of assignment at one lambda; components move between them."
+        default=3, ge=1, le=100, description="Rounds of assignment at one lambda; components are updated in between."
     )
     merging: Literal["rate", "wasserstein"] = Field(
         default="rate",
-        description="Merge what adds less distortion than lambda times the bits it saves, or (the paper) what is near.",
+        description="Merge components if that adds less distortion than lambda times the saved bits, or (the paper) if"
+        " they are close.",
     )
     merge_distance: float = Field(
         default=1.0,
         gt=0,
         le=100,
-        description="tau_d of `merging: wasserstein`, in steps of the uniform quantiser that is best at lambda.",
+        description="Threshold tau_d of `merging: wasserstein`, in steps of the best uniform quantiser at lambda.",
     )
     merge_variance: float = Field(
         default=1.0,
         ge=0,
         le=100,
-        description="tau_v of `merging: wasserstein`: components whose log sigma differ by more never merge.",
+        description="Threshold tau_v of `merging: wasserstein`: components whose log sigma differ by more do not"
+        " merge.",
     )
     outliers: Literal["rate", "magnitude"] = Field(
-        default="rate", description="Keep a weight exactly where that is cheaper, or (the paper) where it is large."
+        default="rate", description="Keep a weight exactly if that costs less, or (the paper) if it is large."
     )
     outlier_threshold: float = Field(
-        default=0.2, gt=0, description="tau_w of `outliers: magnitude`: abs(weight) from which it is kept exactly."
+        default=0.2,
+        gt=0,
+        description="Threshold tau_w of `outliers: magnitude`: abs(weight) from which a weight is kept exactly.",
     )
     blending: Literal["none", "all"] = Field(
         default="none",
@@ -143,25 +157,27 @@ class Recipe(BaseModel):
     )
     posterior: Literal["data_free", "variational"] = Field(
         default="data_free",
-        description="Where a weight's sigma comes from: its filter's curvature in the checkpoint; or (the paper), with"
-        " `--data`, variational inference with the data's labels.",
+        description="Source of sigma: the curvature of the filter in the checkpoint; or (the paper), with `--data`,"
+        " variational inference with the data's labels.",
     )
     feedback: bool = Field(
-        default=True, description="Feed errors back through a network that is known, or assign each weight by itself."
+        default=True,
+        description="Use error feedback if the network is known, instead of assigning each weight by itself.",
     )
     allocation: Literal["norms", "costs"] = Field(
         default="costs",
-        description="How layers share the bits: by their norms; or, with calibration inputs, by what errors cost.",
+        description="Allocation of bits to layers: by their norms, or, with calibration inputs, by measured costs of"
+        " errors.",
     )
-    finetune: TrainingSettings = Field(TrainingSettings(), description="Choices of training.")
+    finetune: TrainingSettings = Field(TrainingSettings(), description="Settings of training.")
 
     def recorded(self, *, epochs: int) -> dict[str, Any]:
-        """What an artifact says of its recipe: the values of FAMILIAR, and whatever is not at its default.
+        """The values that an artifact records: those of FAMILIAR, and all that differ from their defaults.
 
-        Without target and epochs, which it says apart, whether they come from the recipe or from options.
+        Target and epochs are left out, because the artifact records them separately.
 
         Args:
-            epochs: Of training, on which the default of `noise` depends.
+            epochs: Training epochs, on which the default of `noise` depends.
         """
         changed = self.model_dump(exclude_defaults=True, exclude={"target_ratio", "epochs"})
         values = self.model_dump()
@@ -180,18 +196,19 @@ REMOVED = {
 """Keys and values of version 0.1 that no recipe may set any more -> what replaces them."""
 
 FAMILIAR = ("n_components", "em_iterations", "log_sigma_weight", "noise")
-"""Keys that the dictionary of an artifact's manifest knows, so that naming them costs nothing."""
+"""Keys that are always recorded. They are in the compression dictionary of the manifest, so they take hardly a byte."""
 
 
 def resolve(recipe: str | Path = "default", settings: Mapping[str, Any] | None = None) -> Recipe:
-    """Defaults < recipe < settings.
+    """Make the configuration of a recipe. Settings override the recipe, which overrides the defaults.
 
     Args:
-        recipe: Name of a shipped recipe, or a YAML file.
-        settings: Further values by key; strings are read as YAML scalars.
+        recipe: Name of a shipped recipe, or path of a YAML file.
+        settings: Key -> value; strings are parsed as YAML. A key of `finetune` is written `finetune.KEY`.
 
     Raises:
-        RecipeError: An unknown recipe or key (the nearest match is offered), or a value out of range.
+        RecipeError: The recipe or a key is unknown (the message suggests the nearest match), or a value is out of
+            range.
     """
     values = read_recipe(recipe)
     for key, value in (settings or {}).items():
@@ -214,10 +231,10 @@ def shipped_recipes() -> dict[str, str]:
 
 
 def read_recipe(recipe: str | Path) -> dict[str, Any]:
-    """The values that a recipe sets, checked for nothing but being a mapping.
+    """The values that a recipe sets, not yet validated.
 
     Raises:
-        RecipeError: No such recipe, or not a YAML mapping.
+        RecipeError: The recipe does not exist, or is no YAML mapping.
     """
     values = _load_yaml(recipe_text(recipe), where=f"recipe `{recipe}`") or {}
     if not isinstance(values, dict):
@@ -226,10 +243,10 @@ def read_recipe(recipe: str | Path) -> dict[str, Any]:
 
 
 def recipe_text(recipe: str | Path) -> str:
-    """The YAML of a recipe.
+    """The YAML text of a recipe.
 
     Raises:
-        RecipeError: No such recipe.
+        RecipeError: The recipe does not exist.
     """
     shipped = shipped_recipes()
     path = Path(recipe)
@@ -242,7 +259,7 @@ def recipe_text(recipe: str | Path) -> str:
 
 
 def heading(text: str) -> str:
-    """The comment that a recipe begins with, as it stands there: what it is for, the command, what to expect."""
+    """The comment at the start of a recipe: its purpose, the command, and the expected result."""
     return "".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
 
 
@@ -258,25 +275,25 @@ def _read_text(path: Path) -> str:
 def _load_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # the last two of dates and numbers, and of nesting
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: dates, numbers; RecursionError: nesting
         raise RecipeError(f"{where} is not valid YAML: {_short(' '.join(str(error).split()))}") from None
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Safe YAML without aliases, a few of which can stand for more than memory holds, and without repeated keys."""
+    """A safe YAML loader that refuses repeated keys, and aliases, a few of which can exhaust memory."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read the next value."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases have no place in a recipe", problem_mark=mark)
+            raise yaml.MarkedYAMLError(problem="a recipe cannot have aliases", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping."""
         mapping = super().construct_mapping(node, deep)
         if len(mapping) < len(node.value):
-            raise yaml.MarkedYAMLError(problem="a key is there twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem="a key occurs twice", problem_mark=node.start_mark)
         return mapping
 
 
@@ -285,10 +302,10 @@ def _short(text: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message may hold it: of foreign length."""
+    """A value for a message, shortened if it is long."""
     try:
         return reprlib.repr(value)
-    except ValueError:  # Python writes out no integer of thousands of digits
+    except ValueError:  # Python does not print integers of thousands of digits
         return f"a huge {type(value).__name__}"
 
 

@@ -1,4 +1,4 @@
-"""Frozen values that pass between the stages."""
+"""Frozen values that are passed between the stages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Checkpoint:
 
     Attributes:
         path: The file or folder.
-        sha256: Hex digest of the file's bytes; of several files in order of name, one after the other.
-        size_bytes: Size of the file, or of all.
-        tensors: Every tensor by its name as it is stored, in the file's order, on the CPU, ties included.
-        ties: Name of a tied tensor -> the earlier name that holds the same storage.
-        notes: What was unwrapped and what was left, one sentence each.
+        sha256: Hex digest of the file's bytes; of several files concatenated in order of name.
+        size_bytes: Size of the file in bytes; of several files their sum.
+        tensors: Stored name -> tensor, in the file's order, on the CPU, ties included.
+        ties: Name of a tied tensor -> the earlier name with the same storage.
+        notes: Sentences on what was unwrapped and what was left out.
     """
 
     path: Path
@@ -36,11 +36,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Fit:
-    """How a checkpoint's tensors went into a network.
+    """How a checkpoint's tensors were loaded into a network.
 
     Attributes:
-        names: Name in the checkpoint -> name in the network, of all tensors that it has under some spelling.
-        extra: Names in the checkpoint that the network has no tensor for.
+        names: Name in the checkpoint -> name in the network, for each tensor that was loaded.
+        extra: Names in the checkpoint without a tensor in the network.
     """
 
     names: Mapping[str, str]
@@ -52,10 +52,11 @@ class Posterior:
     """N(mu, sigma^2) for each weight of one shared tensor; mu is the checkpoint's weight.
 
     Attributes:
-        name: The tensor.
+        name: Name of the tensor.
         scale: s_t > 0, the unit in which the tensor's weights are shared.
-        log_sigma: float64 (rows,), log(sigma / s_t) for each row (first axis) of the tensor, or log(sigma / abs(mu)).
-        by_magnitude: Whether sigma is in units of abs(mu) instead of s_t, and so another for each weight.
+        log_sigma: float64 (rows,), log(sigma / s_t) of each row (first axis) of the tensor; with `by_magnitude`,
+            log(sigma / abs(mu)).
+        by_magnitude: Whether sigma is in units of abs(mu) instead of s_t, and therefore differs from weight to weight.
     """
 
     name: str
@@ -66,7 +67,7 @@ class Posterior:
 
 @dataclass(frozen=True)
 class Cells:
-    """Weighted cells of the (mu / s_t, log(sigma / s_t)) plane, apart for each tensor.
+    """Weighted cells of the (mu / s_t, log(sigma / s_t)) plane, separate for each tensor.
 
     All arrays have shape (n_cells,), sorted by (tensor, level, x).
 
@@ -74,7 +75,7 @@ class Cells:
         tensor: int64, index of the shared tensor.
         level: int64, index into `levels`.
         x: float64, mean of mu / s_t over the cell's weights.
-        count: float64, number of weights.
+        count: float64, number of the cell's weights.
         spread: float64, variance of mu / s_t within the cell.
         levels: float64 (n_levels,), log(sigma / s_t) of each level.
         n_tensors: Number of shared tensors.
@@ -95,8 +96,8 @@ class Mixture:
 
     Attributes:
         weights: float64 (K,), mixing weights, sum 1.
-        means: float64 (K, 2), in (mu / s_t, c * log(sigma / s_t)).
-        covariances: float64 (K, 2, 2).
+        means: float64 (K, 2), in coordinates (mu / s_t, c * log(sigma / s_t)).
+        covariances: float64 (K, 2, 2), in the same coordinates.
     """
 
     weights: np.ndarray
@@ -106,14 +107,14 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Plane:
-    """Weights as points (mu / s_t, log(sigma / s_t)), counted on an even grid, and the components that they share.
+    """Histogram of the points (mu / s_t, log(sigma / s_t)) of all weights, and the components that they share.
 
     Attributes:
-        density: float64 (rows, columns), weights in each cell; the first row has the least log sigma.
-        x_limit: The columns reach from -x_limit to x_limit.
-        y_limit: The rows reach from -y_limit to y_limit.
-        beyond: Share of the weights outside the grid.
-        components: Shares, means and covariances of the members of each component.
+        density: float64 (rows, columns), number of weights in each cell; the first row has the smallest log sigma.
+        x_limit: The columns cover mu / s_t from -x_limit to x_limit.
+        y_limit: The rows cover log(sigma / s_t) from -y_limit to y_limit.
+        beyond: Fraction of the weights outside the grid.
+        components: For each component, the fraction, mean and covariance of its members.
     """
 
     density: np.ndarray
@@ -125,12 +126,12 @@ class Plane:
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often predictions of like confidence are right, in equal bins of the confidence over 0..1.
+    """Accuracy as a function of confidence, in B bins of equal width over 0..1.
 
     Attributes:
-        confidence: float64 (B,), mean probability of the predicted class; 0 in an empty bin.
-        accuracy: float64 (B,), share of the inputs whose predicted class is the label; 0 in an empty bin.
-        count: int64 (B,), inputs.
+        confidence: float64 (B,), mean probability of the predicted class in each bin; 0 in an empty bin.
+        accuracy: float64 (B,), fraction of the inputs whose predicted class is the label; 0 in an empty bin.
+        count: int64 (B,), number of inputs in each bin.
     """
 
     confidence: np.ndarray
@@ -140,12 +141,12 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How the scores of two sets of inputs are spread over common bins.
+    """Histograms of a score for two sets of inputs, over B common bins.
 
     Attributes:
-        edges: float64 (B + 1,), ascending; the last bin also holds what lies beyond.
-        inside: float64 (B,), share of the usual inputs in each bin.
-        outside: float64 (B,), share of the others.
+        edges: float64 (B + 1,), ascending. The last bin also counts scores above its upper edge.
+        inside: float64 (B,), fraction of the in-distribution inputs in each bin.
+        outside: float64 (B,), fraction of the out-of-distribution inputs in each bin.
     """
 
     edges: np.ndarray
@@ -155,7 +156,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Bank:
-    """The shared components that an artifact holds.
+    """The shared components of an artifact.
 
     Attributes:
         means: float64 (K,), ascending, posterior means in units of s_t.
@@ -171,9 +172,10 @@ class IndexMap:
     """Component ids of one shared tensor.
 
     Attributes:
-        name: The tensor.
-        ids: Unsigned integers (n,), C order; the value K (one past the bank) marks an outlier.
-        outliers: (n_outliers,) bit patterns of the outliers' values at the tensor's own dtype, in C order.
+        name: Name of the tensor.
+        ids: Unsigned integers (n,), component of each weight in C order; the value K (one past the bank) marks an
+            outlier.
+        outliers: Unsigned integers (n_outliers,), bit patterns of the outliers at the tensor's dtype, in C order.
     """
 
     name: str
@@ -183,14 +185,14 @@ class IndexMap:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of the state dict.
+    """Description of one tensor of the state dict.
 
     Attributes:
-        name: Its name in the checkpoint.
-        shape: Its shape.
-        dtype: Its dtype's name, such as `float32`.
-        kind: `shared`, `unshared`, `raw`, or `tied`.
-        tied_to: The name that holds its values, when tied.
+        name: Name in the checkpoint.
+        shape: Shape of the tensor.
+        dtype: Name of the dtype, such as `float32`.
+        kind: `shared`, `unshared`, `raw` or `tied`.
+        tied_to: Name of the tensor that holds the values of a tied tensor; None for others.
     """
 
     name: str
@@ -202,21 +204,21 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Everything a file holds, decoded.
+    """The decoded content of a file.
 
     Attributes:
-        tensors: Every tensor of the state dict, in order.
+        tensors: Description of every tensor of the state dict, in order.
         bank: The K components.
         scales: float64 (T,), s_t of each shared tensor.
-        relative_rmse: float64 (T,), root of the squared error over the squared norm of each shared tensor.
-        map_bits: float64 (T,), bits that the ids of each shared tensor take.
-        maps: One map a shared tensor.
-        values: Name -> values of an unshared tensor: float64, or bit patterns at its own dtype (unsigned integers).
-        raw: Name -> bytes of a tensor kept as it is.
+        relative_rmse: float64 (T,), norm of the error over norm of the weights of each shared tensor.
+        map_bits: float64 (T,), coded size of the ids of each shared tensor, in bits.
+        maps: One index map per shared tensor.
+        values: Name -> values of an unshared tensor: float64, or unsigned integers with bit patterns at its dtype.
+        raw: Name -> bytes of a tensor that is kept bit for bit.
         facts: The manifest's other entries: provenance, recipe, damage, warnings.
-        sections: Bytes of each section of the file; they add up to `size_bytes`.
-        table_bytes: Bytes of the frequency tables, part of the section `index_maps`.
-        size_bytes: Size of the file.
+        sections: Name -> size of a section of the file in bytes; the sizes add up to `size_bytes`.
+        table_bytes: Size of the frequency tables in bytes; they are part of the section `index_maps`.
+        size_bytes: Size of the file in bytes.
         sha256: Hex digest of the file's bytes.
     """
 
@@ -237,12 +239,12 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Damage:
-    """What compression did to the predictions.
+    """Change of the predictions by compression.
 
     Attributes:
-        drop: Accuracy lost, in points (percent).
-        agreement: Share of inputs on which the top-1 class is still the checkpoint's.
-        logit_kl: Mean KL from the checkpoint's probabilities, in nats.
+        drop: Accuracy drop, in points (percent).
+        agreement: Fraction of the inputs for which the top-1 class is the checkpoint's, in 0..1.
+        logit_kl: Mean KL divergence from the checkpoint's probabilities, in nats.
     """
 
     drop: float

@@ -1,1 +1,1 @@
-"""What networks run on: data, preprocessing, architectures and their tensors' names."""
+"""Data sets, preprocessing, architectures, and names of tensors."""

@@ -1,4 +1,4 @@
-"""Networks by an architecture specification, their weights and their published preprocessing."""
+"""Construction of networks from architecture specifications, loading of weights, and published preprocessing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.data.datasets import one_line
 from gbnn_compress.data.names import is_counter, match_names, rename
 from gbnn_compress.data.preprocessing import Preprocessing
-from gbnn_compress.errors import ArchitectureError, did_you_mean, listed, nearest
+from gbnn_compress.errors import ArchitectureError, did_you_mean, listed, nearest, one_line
 from gbnn_compress.types import Fit
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 _IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), image_size=None)
-# Their pretrained weights need the inputs of the original networks; the slow initialisation is for nothing.
+# Their pretrained weights expect transformed inputs. Their initialisation is slow and not needed.
 _TORCHVISION_OPTIONS: dict[str, dict[str, Any]] = {
     name: {"transform_input": True, "init_weights": False} for name in ("googlenet", "inception_v3")
 }
@@ -30,15 +29,15 @@ _N_NAMES_SHOWN = 3
 
 
 def build_network(spec: str, *, n_classes: int | None = None) -> torch.nn.Module:
-    """Build an architecture with fresh weights, in evaluation mode; nothing is downloaded.
+    """Build a network with newly initialised weights, in evaluation mode. Nothing is downloaded.
 
     Args:
         spec: `torchvision/NAME` (classifiers), `timm/NAME`, `path/to/models.py:callable` or
-            `package.module:callable`. The last two run the user's own code, called without arguments.
-        n_classes: Passed on to torchvision and timm; None keeps the architecture's own.
+            `package.module:callable`. The last two run the user's own code; the callable gets no arguments.
+        n_classes: Number of classes, for torchvision and timm. None: the architecture's default.
 
     Raises:
-        ArchitectureError: An unknown name, or the user's code cannot be loaded, fails or returns no module.
+        ArchitectureError: The name is unknown, or the user's code cannot be loaded, fails or returns no module.
     """
     import torch
 
@@ -57,26 +56,25 @@ def build_network(spec: str, *, n_classes: int | None = None) -> torch.nn.Module
 def load_weights(
     network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, spec: str, strict: bool | None = None
 ) -> Fit:
-    """Copy a checkpoint's tensors into a network, at the network's own dtypes.
+    """Copy a checkpoint's tensors into a network, at the network's dtypes.
 
-    Names may differ by wrappers' parts (see `match_names`). The network is changed in place, also where an error is
-    raised. Missing `num_batches_tracked` counters are left at their initial value: they are used in training only.
-    What is tied in the network may be missing under all of its names but one. Old names that the network itself
-    renames on loading (torchvision's vision transformers) are accepted, as is a network that asks which version of it
-    was saved (torchvision's MNASNet).
+    Names may differ by wrappers' parts, as `match_names` describes. Missing `num_batches_tracked` counters keep their
+    initial value, because only training uses them. Tensors that are tied in the network are needed under one of their
+    names only. Old names that the network itself renames on loading (torchvision's vision transformers) are accepted,
+    and so are networks that ask for the version of the saved state (torchvision's MNASNet).
 
     Args:
-        network: Built from `spec`.
-        tensors: By name, any floating dtype.
+        network: The network, built from `spec`. It is changed in place, even if an error is raised.
+        tensors: Name -> tensor of any floating dtype.
         spec: The architecture, for messages.
-        strict: Whether tensors that the network does not have are refused; None: left out, as long as none is missing;
-            False: those that are missing keep the network's values, too.
+        strict: True: tensors that the network lacks, and missing tensors, are refused. None: tensors that the network
+            lacks are left out, missing tensors are refused. False: missing tensors also keep the network's values.
 
     Returns:
-        The names, and what was left out.
+        The names in the network, and the names that were left out.
 
     Raises:
-        ArchitectureError: Names are missing or unexpected, nothing fits, or shapes differ.
+        ArchitectureError: Tensors are missing or unexpected, no tensor fits, or shapes differ.
     """
     misfit = f"the checkpoint does not fit `{spec}`"
     held = network.state_dict(keep_vars=True)
@@ -98,19 +96,19 @@ def load_weights(
     nothing = len(extra) == len(tensors)
     if wrong or nothing or (missing and strict is not False) or (extra and strict):
         raise ArchitectureError(
-            f"{misfit}: {_differences(wrong, missing, extra)}; give the `--arch` it was trained with"
+            f"{misfit}: {_differences(wrong, missing, extra)}; give the `--arch` that it was trained with"
         )
     return Fit({name: mine for name, mine in matched.items() if mine not in wrong}, tuple(extra))
 
 
 def _may_be_missing(name: str) -> bool:
-    """Whether a network works as well with its own initial value."""
+    """Whether the network can keep its initial value of a tensor."""
     return is_counter(name) or name.endswith("_extra_state")
 
 
 def _differences(wrong: Mapping[str, str], missing: Sequence[str], extra: Sequence[str]) -> str:
     parts = (
-        _some(list(wrong.values()), "{} of the wrong shape"),
+        _some(list(wrong.values()), "{} with another shape"),
         _some([f"`{name}`" for name in missing], "{} missing from the checkpoint"),
         _some([f"`{name}`" for name in extra], "{} not in the architecture"),
     )
@@ -120,16 +118,16 @@ def _differences(wrong: Mapping[str, str], missing: Sequence[str], extra: Sequen
 def default_preprocessing(spec: str | None, *, n_channels: int) -> Preprocessing:
     """The preprocessing that an architecture's published weights were trained with.
 
-    timm: the model's data config. torchvision: the default weights' transforms. Others: ImageNet's mean and
-    standard deviation at the stored size. Where the data have not the 3 channels of those: mean 0, standard
+    For timm: the model's data config. For torchvision: the transforms of the default weights. Otherwise: mean and
+    standard deviation of ImageNet, at the stored size. If the data has another number of channels: mean 0 and standard
     deviation 1.
 
     Args:
-        spec: As `build_network`, or None.
-        n_channels: Channels of the data.
+        spec: Specification as in `build_network`, or None.
+        n_channels: Number of channels of the data.
 
     Raises:
-        ArchitectureError: An unknown torchvision or timm name.
+        ArchitectureError: The torchvision or timm name is unknown.
     """
     if spec is not None and spec.startswith("torchvision/"):
         found = _torchvision_preprocessing(spec)
@@ -191,15 +189,15 @@ def _timm_preprocessing(spec: str) -> Preprocessing:
         mean=tuple(config.mean),
         std=tuple(config.std),
         image_size=config.input_size[1],
-        crop_fraction=min(1.0, config.crop_pct),  # a few pad instead
+        crop_fraction=min(1.0, config.crop_pct),  # above 1 in a few configs that pad
     )
 
 
 def _timm_name(spec: str) -> str:
     import timm
 
-    # timm takes more than the names it lists: schemes that read a hub or the disk, and deprecated aliases
-    # that have no data config.
+    # timm accepts more names than it lists: schemes that read from a hub or the disk, and deprecated aliases without a
+    # data config.
     name = spec.removeprefix("timm/")
     architecture, known = name.partition(".")[0], timm.list_models()
     if architecture not in known:
@@ -246,7 +244,7 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 def _run_file(path: Path) -> Any:
-    # A name of its own, so that a user's `random.py` or `types.py` shadows nothing.
+    # The prefix keeps a user's `random.py` or `types.py` from shadowing other modules.
     name = f"_gbnn_architecture_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None
@@ -258,18 +256,18 @@ def _run_file(path: Path) -> Any:
 
 
 def _copy(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Without versions first, as a safetensors file has none: what renames old names does it only then."""
+    """Load without versions first, as from safetensors: networks that rename old names do so only then."""
     try:
         return network.load_state_dict(tensors, strict=False)
     except ValueError:
         own = network.state_dict()
         own.clear()
-        own.update(tensors)  # and keep the versions that came with it
+        own.update(tensors)  # keeps the versions of the network's own state dict
         return network.load_state_dict(own, strict=False)
 
 
 def _attempt(what: str, action: Callable[[], Any]) -> Any:
-    """Run code that is not ours; whatever it raises becomes one line."""
+    """Run code of a library or the user, and turn any exception into a one-line error."""
     try:
         return action()
     except Exception as error:

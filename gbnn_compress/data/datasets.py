@@ -1,4 +1,4 @@
-"""Images and labels by a data specification."""
+"""Data sets of images and labels, opened from a data specification."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Batch = tuple[torch.Tensor, torch.Tensor | None]
 
 _FORMS = "digits, digits:train, digits:test, npz:FILE, imagefolder:DIR, torchvision/NAME:ROOT"
-# The attribute with the labels; those with `labels` also choose the split by name.
+# Name of the attribute with the labels. Data sets with `labels` also take the split as a string.
 _TORCHVISION_LABELS = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), "targets"),
     **dict.fromkeys(("STL10", "SVHN"), "labels"),
@@ -29,7 +29,7 @@ _TORCHVISION_LABELS = {
 
 
 class Images(Protocol):
-    """Stored images, read when indexed: uint8, H x W x C or H x W."""
+    """A sequence of images that are read when indexed, each uint8 (H, W, C) or (H, W)."""
 
     def __len__(self) -> int:
         """Number of images."""
@@ -40,11 +40,11 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images with their labels.
+    """A data set of N images, with or without labels.
 
     Attributes:
-        spec: What it was loaded from, for messages.
-        images: Read when they are needed.
+        spec: Data specification, for messages.
+        images: The images, read when they are indexed.
         labels: int64 (N,), or None.
     """
 
@@ -58,39 +58,39 @@ class Dataset:
 
     @property
     def n_channels(self) -> int:
-        """Channels of the first image: 1 for greyscale."""
+        """Number of channels of the first image; 1 for greyscale."""
         return _with_channels(self.images[0]).shape[2]
 
     def sample(self, at_most: int) -> Dataset:
-        """The data set, or a fixed random choice of its images, in their order."""
+        """A fixed random subset of at most `at_most` images, in the stored order."""
         if len(self) <= at_most:
             return self
         return self.take(np.sort(np.random.RandomState(0).permutation(len(self))[:at_most]))
 
     def take(self, chosen: np.ndarray) -> Dataset:
-        """The images at some positions, int64 (n,), with their labels."""
+        """The images at the positions `chosen`, int64 (n,), with their labels."""
         return Dataset(
             self.spec, _Chosen(self.images, chosen), labels=None if self.labels is None else self.labels[chosen]
         )
 
     def in_one_channel(self) -> Dataset | None:
-        """The same in one channel, where the first image is a grey one of three equal channels; None otherwise."""
+        """The same images with one channel; None if the first image has not three equal channels."""
         images = _in_one_channel(self.images)
         return None if images is None else replace(self, images=images)
 
     def batches(self, preprocessing: Preprocessing, *, batch_size: int = 128) -> Iterator[Batch]:
-        """Preprocessed inputs in the stored order.
+        """Yield preprocessed inputs in the stored order.
 
         Args:
-            preprocessing: `mean` and `std` hold one number a channel of the images.
-            batch_size: Images in a batch; the last may have fewer.
+            preprocessing: `mean` and `std` hold one number per channel of the images.
+            batch_size: Number of images per batch; the last batch may have fewer.
 
         Yields:
             Images float32 (B, C, H, W) and labels int64 (B,) or None.
 
         Raises:
-            DataError: An image cannot be read, has another number of channels, or, without an `image_size`,
-                another size than the rest of its batch.
+            DataError: An image cannot be read or has another number of channels; or its size differs from that of
+                others in the batch, and no `image_size` is given.
         """
         import torch
 
@@ -102,21 +102,25 @@ class Dataset:
 
 
 def load_data(spec: str, *, labels: bool | None = True) -> Dataset:
-    """Open a data specification.
+    """Open the data set of a data specification.
 
     Args:
-        spec: `digits`, `digits:train` or `digits:test` (scikit-learn's, all or a fixed stratified split of
-            1,297 / 500); `npz:FILE` with `x` uint8 (N, H, W, C) or (N, H, W) and `y` integers (N,);
-            `imagefolder:DIR`, one folder a class, sorted by name, in three channels (see `Dataset.in_one_channel`);
-            `torchvision/NAME:ROOT`, the test split of a downloaded data set, or `torchvision/NAME/train:ROOT`.
-        labels: True: they are needed. None: kept where the data have them. False: left out and not looked at
-            (any images below an `imagefolder` then serve).
+        spec: One of
+
+            * `digits`, `digits:train` or `digits:test`: scikit-learn's digits, all or a fixed stratified split of
+              1,297 and 500 images;
+            * `npz:FILE`: `x` uint8 (N, H, W, C) or (N, H, W), and `y` integers (N,);
+            * `imagefolder:DIR`: one folder per class, sorted by name; images have three channels;
+            * `torchvision/NAME:ROOT` or `torchvision/NAME/train:ROOT`: the test or training split of a downloaded data
+              set.
+        labels: True: labels are required. None: labels are kept if the data has them. False: labels are ignored; all
+            images below the folder of an `imagefolder` are then used.
 
     Returns:
-        At least one image.
+        A data set of at least one image.
 
     Raises:
-        DataError: The specification is unknown, or what it names is missing, empty or malformed.
+        DataError: The specification is unknown, or the data is missing, empty or malformed.
     """
     scheme, _, rest = spec.partition(":")
     images: Images
@@ -164,7 +168,7 @@ def _checked_labels(spec: str, labels: np.ndarray, *, n_images: int) -> np.ndarr
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataError(f"labels (`y`) of `{spec}` must be integers of shape (N,), got {labels.dtype} {labels.shape}")
     if len(labels) != n_images:
-        raise DataError(f"`{spec}` has {n_images} images (`x`) and {len(labels)} labels (`y`), expected one each")
+        raise DataError(f"`{spec}`: expected one label (`y`) per image (`x`), got {len(labels)} and {n_images}")
     labels = labels.astype(np.int64)
     if labels.min() < 0:
         raise DataError(f"labels (`y`) of `{spec}` must be 0 or above, got {labels.min()}")
@@ -197,15 +201,15 @@ def _npz(spec: str, path: Path, *, labels: bool | None) -> tuple[np.ndarray, np.
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
             arrays = {name: archive[name] for name in wanted if name in names}
-    except Exception as error:  # a foreign file: numpy, zipfile and zlib each raise their own
+    except Exception as error:  # numpy, zipfile and zlib each raise their own exceptions
         raise DataError(
-            f"`{path}` cannot be read ({one_line(error)}), write it anew with plain numeric arrays"
+            f"`{path}` cannot be read ({one_line(error)}), save it again with plain numeric arrays"
         ) from error
     for name in wanted:
         if name not in arrays and not (name == "y" and labels is None):
-            what = "images" if name == "x" else "labels, which are needed here"
+            what = "images" if name == "x" else "labels, which are required here"
             raise DataError(
-                f"`{path}` has no array `{name}` ({what}), only {', '.join(names) or 'none at all'};"
+                f"`{path}`: expected an array `{name}` ({what}), got {', '.join(names) or 'no array'};"
                 f" write it with `numpy.savez_compressed(file, {'=..., '.join(wanted)}=...)`"
             )
     _check_pixels(path, arrays["x"])
@@ -228,7 +232,7 @@ def _check_pixels(path: Path, x: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)
 class _Chosen:
-    """Some images of others."""
+    """A subset of images."""
 
     images: Images
     chosen: np.ndarray
@@ -286,7 +290,7 @@ def _torchvision(spec: str, name: str, root: Path) -> tuple[Images, np.ndarray]:
     options = {"train": split == "train"} if attribute == "targets" else {"split": split}
     try:
         dataset = getattr(torchvision.datasets, name)(root, download=False, **options)
-    except Exception as error:  # torchvision raises what its many readers raise
+    except Exception as error:  # each of torchvision's readers raises its own exceptions
         raise DataError(
             f"`{spec}`: {name} is not in `{root}` ({one_line(error)}), download it first with"
             f" torchvision.datasets.{name}(root, download=True)"

@@ -1,4 +1,4 @@
-"""Image files as 8-bit pixels."""
+"""Reading of image files as 8-bit pixels."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
-"""Pillow's modes that it converts to RGB without a change of range; it reads 16-bit colour files into these itself."""
+"""Modes that Pillow converts to RGB without a change of range. Pillow reads 16-bit colour files into these modes."""
 
 _SIXTEEN_BIT_FORMATS = frozenset({"PNG", "PPM"})
-"""Formats whose mode `I` holds 16 bits per pixel; of other formats nobody knows which number is white."""
+"""Formats whose mode `I` holds 16 bits per pixel. In other formats the value of white is not known."""
 
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
-"""Tags of a TIFF file, and a value of the second."""
+"""Two tags of a TIFF file, and a value of the second tag."""
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """Image files, decoded when they are indexed.
+    """Image files that are decoded when they are indexed.
 
     Attributes:
         paths: The files.
-        n_channels: Of the images that are given: 3, grey ones with three equal channels, or 1.
+        n_channels: Number of channels of the decoded images: 3 (equal channels for grey images) or 1.
     """
 
     paths: Sequence[Path]
@@ -46,7 +46,7 @@ class FolderImages:
         """One image, uint8 (H, W, n_channels).
 
         Raises:
-            DataError: The file cannot be read in 8 bits, or one channel is wanted of a colour image.
+            DataError: The file cannot be read in 8 bits, or is a colour image although `n_channels` is 1.
         """
         path = self.paths[index]
         image = read_image(path)
@@ -54,20 +54,20 @@ class FolderImages:
             return image
         if not is_grey(image):
             raise DataError(
-                f"`{path}` is a colour image and the network reads one channel, expected grey: convert it,"
+                f"`{path}`: expected a grey image for a network with one input channel, got a colour image: convert it,"
                 " or give data of the kind that the network was trained on"
             )
         return np.ascontiguousarray(image[:, :, :1])
 
     def in_one_channel(self) -> FolderImages | None:
-        """The same images in one channel; None if the first is a colour image, or they are so already."""
+        """The same images with one channel; None if they have one already, or if the first is a colour image."""
         if self.n_channels == 1 or not is_grey(read_image(self.paths[0])):
             return None
         return replace(self, n_channels=1)
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Image files in a folder and its folders, sorted; hidden ones are left out."""
+    """Image files in a folder and its subfolders, sorted, without hidden files."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -76,21 +76,20 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def is_grey(image: np.ndarray) -> bool:
-    """Whether the channels of an image, uint8 (H, W, C), are equal."""
+    """Whether all channels of an image, uint8 (H, W, C), are equal."""
     return bool((image == image[:, :, :1]).all())
 
 
 def read_image(path: Path) -> np.ndarray:
-    """The pixels of an image file.
+    """Read the pixels of an image file.
 
-    16-bit files are scaled to 8 bits by their upper 8 bits. A grey image has three equal channels; transparency is left
-    out.
+    Of 16-bit values the upper 8 bits are kept. Grey images get three equal channels. Transparency is ignored.
 
     Returns:
         uint8 (H, W, 3).
 
     Raises:
-        DataError: It cannot be read, or holds numbers without a known range.
+        DataError: The file cannot be read, or the range of its values is not known.
     """
     from PIL import Image
 
@@ -110,7 +109,7 @@ def _in_eight_bits(image: Image.Image, path: Path) -> Image.Image:
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS)
     if not sixteen_bits or tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        kind = "16-bit image whose white is 0" if sixteen_bits else "image of numbers without a known range"
+        kind = "16-bit image with white at 0" if sixteen_bits else "image with an unknown range of values"
         raise DataError(
             f"`{path}` is a {image.format} file of Pillow's mode `{image.mode}`, an {kind}, expected 8 or 16 bits per"
             " channel with black at 0: scale it to 8 bits, as your training did, and save that as PNG"

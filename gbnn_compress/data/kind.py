@@ -1,7 +1,7 @@
-"""What kind of network a checkpoint is of: one that tells classes apart, or any other.
+"""Detection of the network's task: classifier or other.
 
-Points of accuracy, agreement and a safe ratio are predicted from what was measured on image classifiers. Of other
-networks they would be guesses, so they are said only where it is known, or assumed aloud, that there is one.
+Accuracy drop, agreement and safe ratio are predicted from measurements on image classifiers. They are therefore
+predicted only for networks that are known to be classifiers, or that are assumed to be; reports state the assumption.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ CLASSIFIER, OTHER = "classifier", "other"
 TASKS = (CLASSIFIER, OTHER)
 
 HEAD = re.compile(r"(^|\.)(fc|head|heads\.head|classifier|linear|logits|last_linear|output)(\.\d+)?\.weight$")
-"""Names of a classifier's last matrix."""
+"""Usual names of a classifier's last matrix."""
 
 FACT = "task"
-"""The manifest's entry for a kind that is known."""
+"""Key of the manifest's entry for a known task."""
 
 IMAGE_CLASSIFIER = "image classifier"
-"""What `damage.assumes` says where only names and shapes speak for it."""
+"""Value of `damage.assumes` if only names and shapes of the tensors suggest a classifier."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a network's outputs.
+    """The task of a network, as far as it is known.
 
     Attributes:
-        task: `classifier`, `other`, or None where it is not known.
-        assumes: IMAGE_CLASSIFIER where the task is not known and the tensors look like one's; else None.
+        task: `classifier`, `other`, or None if the task is not known.
+        assumes: IMAGE_CLASSIFIER if the task is not known but the tensors look like an image classifier's, else None.
     """
 
     task: str | None = None
@@ -45,7 +45,7 @@ class Kind:
 
     @property
     def has_forecast(self) -> bool:
-        """Whether lost points can be predicted."""
+        """Whether an accuracy drop can be predicted."""
         return self.task == CLASSIFIER or self.assumes is not None
 
 
@@ -57,28 +57,27 @@ def settle_kind(
     outputs: int | None,
     tensors: Mapping[str, torch.Tensor],
 ) -> Kind:
-    """Settle the kind of a network.
+    """Determine the task of a network.
 
     Args:
-        task: What the user said; None: nothing.
-        labels: Whether there are data with integer labels.
-        indexed_classes: Classes of the architecture that the index knows; None where it knows none.
-        outputs: C where the network was run and gave one floating (N, C) tensor, 0 where it gave something else; None
-            where it was not run.
+        task: The user's choice; None if the user made none.
+        labels: Whether there is data with integer labels.
+        indexed_classes: Number of classes by the index of architectures; None if the index knows no fitting network.
+        outputs: C if the network returned one floating (N, C) tensor; 0 if it returned something else; None if it was
+            not run.
         tensors: The state dict.
 
     Raises:
-        GbnnError: The user said `classifier` of a network with a single output.
+        GbnnError: The user's choice is `classifier` for a network with a single output, or `other` with labelled data.
     """
     single = 1 in (outputs, indexed_classes)
     if task == CLASSIFIER and single:
         raise GbnnError(
-            "`--task classifier`: the network gives one number for each input, expected one for each of two or more "
-            "classes; leave the option out"
+            "`--task classifier`: expected a network with two or more outputs per input, got one; leave the option out"
         )
     if task == OTHER and labels:
         raise GbnnError(
-            "`--task other`: accuracy is measured of classifiers only; leave out labelled data (`--eval-data`, "
+            "`--task other`: accuracy can be measured only for classifiers; leave out labelled data (`--eval-data`, "
             "`--val-data`, `--epochs`), or the option"
         )
     if task is not None:
@@ -93,9 +92,9 @@ def settle_kind(
 
 
 def looks_like_image_classifier(tensors: Mapping[str, torch.Tensor]) -> bool:
-    """Whether the first kernel reads 1 or 3 channels in two dimensions, and a linear layer comes last.
+    """Whether the first kernel is 2-D with 1 or 3 input channels, and the last layer is linear.
 
-    Some files are sorted by name. In these any kernel may be the first, and the last layer goes by its usual names.
+    In a file that is sorted by name, any kernel may be the first, and the last layer is recognised by its usual names.
 
     Args:
         tensors: The state dict, in the file's order.
@@ -116,51 +115,48 @@ def _reads_images(shape: Shape) -> bool:
 
 
 def _is_linear(name: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a tensor is the matrix of a linear layer of several outputs, whose bias fits if it is there."""
+    """Whether a tensor is the matrix of a linear layer with several outputs, and its bias, if any, fits."""
     shape, bias = shapes[name], shapes.get(name.removesuffix("weight") + "bias")
     return name.endswith("weight") and len(shape) == 2 and shape[0] > 1 and bias in (None, shape[:1])
 
 
 def _is_last(name: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a linear layer's matrix is followed by its bias only."""
+    """Whether a tensor is a linear layer's matrix that is last, or followed only by its bias."""
     names = list(shapes)
     after = names[names.index(name) + 1 :]
     return _is_linear(name, shapes) and after in ([], [name.removesuffix("weight") + "bias"])
 
 
 def is_known_classifier(facts: Mapping[str, Any]) -> bool:
-    """Whether a file says, or assumes, that its network is a classifier; a file of 0.1 does by its architecture."""
+    """Whether a file records or assumes that its network is a classifier; in files of 0.1, the architecture does."""
     known = facts.get(FACT) == CLASSIFIER or facts["damage"].get("assumes") is not None
     return known or (FACT not in facts and facts["checkpoint"]["architecture"] is not None)
 
 
 def check_task(task: str | None) -> None:
-    """Refuse what is no kind of network.
+    """Check the value of `--task`.
 
     Raises:
-        GbnnError: It is neither of TASKS nor None.
+        GbnnError: The value is neither None nor one of TASKS.
     """
     if task is not None and task not in TASKS:
         raise GbnnError(f"`--task`: expected {' or '.join(f'`{each}`' for each in TASKS)}, got `{task}`")
 
 
 def require_forecast(kind: Kind, *, measured: bool) -> None:
-    """Refuse `--max-drop` where points can neither be measured nor predicted.
+    """Refuse `--max-drop` if the accuracy drop can be neither measured nor predicted.
 
     Args:
-        kind: Of the network.
-        measured: Whether there are data to measure on.
+        kind: Task of the network.
+        measured: Whether there is data to measure the drop on.
 
     Raises:
-        GbnnError: They cannot.
+        GbnnError: The network is no classifier; or it is not known to be one, and there is no data.
     """
     if kind.task == OTHER:
-        raise GbnnError(
-            "`--max-drop`: points of accuracy are lost by classifiers only, and this network is none; give "
-            "`--target-ratio`"
-        )
+        raise GbnnError("`--max-drop`: expected a classifier, and this network is none; give `--target-ratio` instead")
     if not measured and kind.task != CLASSIFIER:
         raise GbnnError(
-            "`--max-drop`: lost points are predicted only for networks that are known to be image classifiers; say "
-            "`--task classifier` if this is one, measure them with `--val-data`, or give `--target-ratio`"
+            "`--max-drop`: the accuracy drop is predicted only for networks that are known to be image classifiers; "
+            "give `--task classifier` if this is one, measure the drop with `--val-data`, or give `--target-ratio`"
         )

@@ -1,8 +1,8 @@
-"""Names of a checkpoint's tensors and names of a network's: which is which, whatever wrapped either of them.
+"""Matching of a checkpoint's tensor names with a network's, if wrappers have changed either of them.
 
-Wrappers put a part of their own into names: `module.` (DataParallel, AveragedModel), `_orig_mod.` (torch.compile),
-`model.` (Lightning and many others), anywhere and repeatedly. Nothing is stripped when a checkpoint is read: what a
-name means is settled here, when there is a network to compare with.
+Wrappers add a part to names: `module.` (DataParallel, AveragedModel), `_orig_mod.` (torch.compile), `model.` (Lightning
+and many others). They may do so anywhere in a name, and repeatedly. No part is removed when a checkpoint is read; names
+are matched here, when there is a network to compare with.
 """
 
 from __future__ import annotations
@@ -24,28 +24,31 @@ WRAPPER_PARTS = frozenset(
 """Parts of names that a wrapper may have added."""
 
 OTHER_SHAPE = 1e6
-"""Cost of a pair of names whose tensors have other shapes: only where nothing else is left."""
+"""Cost of a pair of names whose tensors have different shapes. Such pairs are chosen only as a last resort."""
 
 NOT_IN_FRONT = 0.1
-"""Cost of added parts that do not all stand before the name: wrappers around the whole network come first."""
+"""Cost of added parts that are not all in front of the name. Wrappers around the whole network are preferred."""
 
 IMPOSSIBLE = 1e12
+"""Cost of a pair of names that differ by more than added parts."""
 
 
 def bare(name: str) -> str:
-    """The name without any wrapper's part; its last part is the tensor's own and stays."""
+    """The name without wrappers' parts. The last part is always kept, because it names the tensor."""
     *modules, own = name.split(".")
     return ".".join([*(part for part in modules if part not in WRAPPER_PARTS), own])
 
 
 def spellings(names: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Ways to read names that may be wrapped, likeliest first: as they are, without wrappers' prefixes, bare.
+    """Yield possible spellings of names that may be wrapped, most likely first.
+
+    The order is: unchanged, without one or more wrappers' prefixes, without any wrapper's part.
 
     Args:
-        names: Of all tensors that are to be read the same way.
+        names: Names of all tensors.
 
     Yields:
-        Name -> how it is read; never two names read alike.
+        Name -> spelling; all spellings are distinct.
     """
     current = {name: name for name in names}
     yield current
@@ -61,19 +64,19 @@ def spellings(names: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def match_names(tensors: Shapes, own: Shapes) -> dict[str, str]:
-    """Which of a network's tensors each of a checkpoint's tensors is.
+    """Match a checkpoint's tensors with a network's by their names.
 
-    Names that are the same but for wrappers' parts belong together; where several do, those that differ by as many
-    parts as the others, and of the same shape. Where that does not find all of the network, it may be a part of the
-    checkpoint: what has one common prefix, whatever its name (`net.`, `backbone.`).
+    Names that differ only by wrappers' parts match. If several names match the same way, the pairs with the same shape
+    and the fewest added parts are chosen. If this does not find the whole network, the network may be a part of the
+    checkpoint under one common prefix of any name, such as `net.` or `backbone.`.
 
     Args:
         tensors: Name in the checkpoint -> shape.
         own: Name in the network -> shape.
 
     Returns:
-        Name in the checkpoint -> name in the network, one to one, in the checkpoint's order. Shapes may differ where
-        only the names agree. What has no counterpart, or more than one that fits as well, is left out.
+        Name in the checkpoint -> name in the network, one to one, in the checkpoint's order. Shapes may differ if only
+        the names match. Tensors without a counterpart, or with several that fit equally well, are left out.
     """
     if all(name in tensors for name in own):
         straight = {name: name for name in tensors if name in own}
@@ -85,20 +88,20 @@ def match_names(tensors: Shapes, own: Shapes) -> dict[str, str]:
     parts = [_match_part(prefix, tensors, own) for prefix in _prefixes(tensors, own)]
     whole = [part for part in parts if _is_complete(part, tensors, own)]
     if not whole and not found:
-        whole = parts  # not all is there, and what is says where it was looked for
+        whole = parts  # tensors are missing; the match within the prefix gives the better message
     return whole[0] if len(whole) == 1 else found
 
 
 def rename(names: Iterable[str], matched: Mapping[str, str]) -> dict[str, str]:
-    """How to spell names for a network, those too that it does not have under any spelling: it may know old ones.
+    """Rename all tensors of a checkpoint for a network, even unmatched ones, which may be old names that it knows.
 
     Args:
-        names: All of a checkpoint.
-        matched: From `match_names`.
+        names: Names of all tensors of the checkpoint.
+        matched: Result of `match_names`.
 
     Returns:
-        Name in the checkpoint -> in the network; without counterpart its own, less the prefix that all others have
-        more than their counterparts. No two are the same.
+        Name in the checkpoint -> name for the network. From unmatched names the prefix is removed that all matched
+        names have in front of their counterparts. All new names are distinct.
     """
     prefixes = {name.removesuffix(own) if name.endswith(own) else None for name, own in matched.items()}
     prefix = (prefixes.pop() if len(prefixes) == 1 else None) or ""
@@ -107,14 +110,14 @@ def rename(names: Iterable[str], matched: Mapping[str, str]) -> dict[str, str]:
         if name not in matched:
             read = name.removeprefix(prefix)
             while read in taken:
-                read = f"{name}.{len(taken)}"  # of nothing that a network has
+                read = f"{name}.{len(taken)}"  # a name that no network has
             result[name] = read
             taken.add(read)
     return result
 
 
 def _match_bare(tensors: Shapes, own: Shapes) -> dict[str, str]:
-    """Pairs of names that are one without wrappers' parts."""
+    """Pairs of names that are equal without wrappers' parts."""
     groups: dict[str, list[str]] = {}
     for name in own:
         groups.setdefault(bare(name), []).append(name)
@@ -127,7 +130,7 @@ def _match_bare(tensors: Shapes, own: Shapes) -> dict[str, str]:
 
 
 def _pair(names: Sequence[str], mine: Sequence[str], tensors: Shapes, own: Shapes) -> Iterator[tuple[str, str]]:
-    """The cheapest assignment; squared differences prefer one wrapper around all to two around some."""
+    """Yield the pairs of the cheapest assignment. Squared costs prefer one wrapper around all to two around some."""
     if len(names) == len(mine) == 1:
         yield names[0], mine[0]
         return
@@ -145,7 +148,7 @@ def _pair(names: Sequence[str], mine: Sequence[str], tensors: Shapes, own: Shape
 def _cost(name: str, mine: str, tensors: Shapes, own: Shapes) -> float:
     longer, shorter = sorted((name.split("."), mine.split(".")), key=len, reverse=True)
     rest = iter(longer)
-    if not all(part in rest for part in shorter):  # no subsequence: they differ in more than added wrappers
+    if not all(part in rest for part in shorter):  # no subsequence: they differ by more than added parts
         return IMPOSSIBLE
     inside = longer[-len(shorter) :] != shorter
     return (len(longer) - len(shorter)) ** 2 + NOT_IN_FRONT * inside + OTHER_SHAPE * (tensors[name] != own[mine])
@@ -157,12 +160,12 @@ def _is_complete(found: Mapping[str, str], tensors: Shapes, own: Shapes) -> bool
 
 
 def is_counter(name: str) -> bool:
-    """Whether a tensor only counts the batches of a training, which checkpoints may lack."""
+    """Whether a tensor counts training batches; checkpoints may lack it."""
     return name.endswith("num_batches_tracked")
 
 
 def _prefixes(tensors: Shapes, own: Shapes) -> list[str]:
-    """What stands before the network's first name in the checkpoint, wrappers' parts left out."""
+    """Prefixes of the network's first name in the checkpoint, without wrappers' parts."""
     first = next((bare(name) for name in own if not is_counter(name)), None)
     if first is None:
         return []
@@ -171,7 +174,7 @@ def _prefixes(tensors: Shapes, own: Shapes) -> list[str]:
 
 
 def _match_part(prefix: str, tensors: Shapes, own: Shapes) -> dict[str, str]:
-    """The network as the part of the checkpoint with a prefix."""
+    """Match the part of the checkpoint under a prefix with the network."""
     inside = {name: read.removeprefix(prefix) for name in tensors if (read := bare(name)).startswith(prefix)}
     if len(set(inside.values())) < len(inside):
         return {}

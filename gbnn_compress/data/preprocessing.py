@@ -1,4 +1,4 @@
-"""How stored images become a network's inputs."""
+"""Preprocessing of stored images into a network's inputs."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ if TYPE_CHECKING:
 
     import torch
 
-# A short side up to this much longer than `image_size` has been resized already: crop only.
+# An image whose short side is less than this factor above `image_size` counts as resized and is only cropped.
 _CROP_ONLY_BELOW = 1.3
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a stored image becomes a network's input.
-
-    The size (see `image_size`), x / 255, (x - mean) / std, float32 NCHW.
+    """Preprocessing of a stored image x: resize and crop, then (x / 255 - mean) / std, as float32 NCHW.
 
     Attributes:
-        mean: For each channel, in units of x / 255.
-        std: For each channel, > 0.
-        image_size: Height and width of the input; None keeps the stored size. A stored image whose short side
-            is at least this and less than 1.3 times this is only cropped at the centre; any other gets an
-            antialiased bilinear resize and the crop.
-        crop_fraction: In (0, 1]; larger images are resized to a short side of image_size / crop_fraction.
+        mean: Mean of each channel, in units of x / 255.
+        std: Standard deviation of each channel, > 0, in units of x / 255.
+        image_size: Height and width of the input, in pixels; None keeps the stored size. A stored image whose short
+            side is at least `image_size` and less than 1.3 times `image_size` is only cropped at the centre. Any other
+            image gets an antialiased bilinear resize before the crop.
+        crop_fraction: In (0, 1]. Larger images are resized to a short side of image_size / crop_fraction.
 
     Raises:
-        GbnnError: A value out of range, or `mean` and `std` of different lengths.
+        GbnnError: A value is out of range, or `mean` and `std` have different lengths.
     """
 
     mean: tuple[float, ...]
@@ -46,7 +44,7 @@ class Preprocessing:
         """Check the ranges."""
         if len(self.mean) != len(self.std):
             raise GbnnError(
-                f"`--mean` and `--std` must have one number a channel each, got {len(self.mean)} and {len(self.std)}"
+                f"`--mean` and `--std` must have one number per channel each, got {len(self.mean)} and {len(self.std)}"
             )
         if not all(value > 0 for value in self.std):
             raise GbnnError(f"`--std` must be above 0, got {', '.join(map(str, self.std))}")
@@ -59,16 +57,16 @@ class Preprocessing:
         """Refuse images with another number of channels.
 
         Args:
-            n_channels: Of an image.
-            spec: Where it comes from, for the message.
+            n_channels: Number of channels of an image.
+            spec: Data specification, for the message.
 
         Raises:
-            DataError: They differ.
+            DataError: The number of channels differs from that of `mean`.
         """
         if n_channels != len(self.mean):
             raise DataError(
-                f"`{spec}` has images with {n_channels} channel(s) and `--mean` {len(self.mean)} number(s),"
-                " give one number a channel"
+                f"`{spec}` has images with {n_channels} channel(s), `--mean` has {len(self.mean)} number(s);"
+                " give one number per channel"
             )
 
 
@@ -76,7 +74,7 @@ def parse_numbers(text: str, *, option: str) -> tuple[float, ...]:
     """Read comma-separated finite numbers, such as `0.485,0.456,0.406`.
 
     Raises:
-        GbnnError: Anything else; names `option`.
+        GbnnError: The text is anything else; the message names `option`.
     """
     try:
         numbers = tuple(float(part) for part in text.split(","))
@@ -88,19 +86,19 @@ def parse_numbers(text: str, *, option: str) -> tuple[float, ...]:
 
 
 def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, spec: str) -> torch.Tensor:
-    """Turn stored images into one batch of inputs.
+    """Preprocess stored images into one batch of inputs.
 
     Args:
-        images: At least one, each uint8 (H, W, C); left as they are.
-        preprocessing: `mean` and `std` hold one number a channel.
-        spec: Where the images come from, for messages.
+        images: At least one image, each uint8 (H, W, C); they are not changed.
+        preprocessing: `mean` and `std` hold one number per channel.
+        spec: Data specification, for messages.
 
     Returns:
         float32 (B, C, height, width), contiguous.
 
     Raises:
-        DataError: Another number of channels than `preprocessing`, several sizes and no `image_size`, or too little
-            memory for it.
+        DataError: The number of channels differs from that of `preprocessing`; or the images have several sizes and no
+            `image_size` is given; or there is too little memory for `image_size`.
     """
     import torch
 
@@ -111,7 +109,7 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
     if len(sizes) > 1 and preprocessing.image_size is None:
         raise DataError(
             f"`{spec}` has images of different sizes ({sizes[0][0]} x {sizes[0][1]} and {sizes[-1][0]} x"
-            f" {sizes[-1][1]}), give one `--image-size`"
+            f" {sizes[-1][1]}); give `--image-size`"
         )
     try:
         if len(sizes) == 1:
@@ -123,15 +121,15 @@ def preprocess(images: Sequence[np.ndarray], preprocessing: Preprocessing, *, sp
             raise
         raise DataError(
             f"`{spec}`: too little memory for {len(images)} inputs of {preprocessing.image_size} x"
-            f" {preprocessing.image_size}, give a smaller `--image-size`"
+            f" {preprocessing.image_size} pixels; give a smaller `--image-size`"
         ) from None
     mean, std = (torch.tensor(values).view(n_channels, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    # In place: the batch is ours, and memory traffic is most of the cost.
+    # In place, because the batch is a copy, and memory traffic is most of the cost.
     return batch.div_(255.0).sub_(mean).div_(std)
 
 
 def _fit(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
-    """uint8 (B, H, W, C) -> float32 (B, C, image_size, image_size), still 0 to 255."""
+    """Resize and crop: uint8 (B, H, W, C) -> float32 (B, C, image_size, image_size) in 0..255."""
     import torch
 
     batch = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -145,7 +143,7 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
             batch = torch.nn.functional.interpolate(
                 _contiguous_float(batch), size=shape, mode="bilinear", antialias=True
             )
-        top, left = (round((side - size) / 2) for side in batch.shape[2:])  # halves as torchvision's CenterCrop
+        top, left = (round((side - size) / 2) for side in batch.shape[2:])  # rounds as torchvision's CenterCrop does
         batch = batch[:, :, top : top + size, left : left + size]
     return _contiguous_float(batch)
 
@@ -153,5 +151,5 @@ def _fit(images: np.ndarray, preprocessing: Preprocessing) -> torch.Tensor:
 def _contiguous_float(batch: torch.Tensor) -> torch.Tensor:
     import torch
 
-    # Cast and transpose in one pass; `contiguous` is left for a cropped float32, which `to` returns as it is.
+    # `to` casts and transposes in one pass. A cropped float32 it returns unchanged, which leaves that to `contiguous`.
     return batch.to(torch.float32, memory_format=torch.contiguous_format).contiguous()

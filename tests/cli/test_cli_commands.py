@@ -87,7 +87,7 @@ def test_plan_writes_nothing_where_compress_would(run, files):
         ("--val-data npz:missing.npz --data digits --epochs 1", "missing.npz"),
         ("--data npz:missing.npz --epochs 1", "missing.npz"),
         ("--seed -1", "`--seed`: expected a whole number from 0 to 4294967295, got -1"),
-        ("--eval-data digits --mean 0.5,0.5,0.5 --std 1,1,1", "images with 1 channel(s) and `--mean` 3 number(s)"),
+        ("--eval-data digits --mean 0.5,0.5,0.5 --std 1,1,1", "images with 1 channel(s), `--mean` has 3 number(s)"),
         ("-o missing/there.safetensors", "the folder `missing` does not exist"),
         ("--html missing/page.html", "the folder `missing` does not exist"),
     ],

@@ -115,7 +115,7 @@ def test_error_names_and_shapes_that_do_not_fit():
     del tensors["1.running_mean"]
     tensors |= {"0.weight": torch.zeros(4, 5)} | {f"head.{k}": torch.zeros(1) for k in range(4)}
     message = (
-        r"does not fit `m:f`: 1 of the wrong shape \(`0.weight` is \[4, 5\] in the checkpoint and \[4, 3\] in"
+        r"does not fit `m:f`: 1 with another shape \(`0.weight` is \[4, 5\] in the checkpoint and \[4, 3\] in"
         r" `m:f`\); 1 missing from the checkpoint \(`1.running_mean`\); 4 not in the architecture"
         r" \(`head.0`, `head.1`, `head.2` and 1 more\); give the `--arch`"
     )

@@ -153,9 +153,12 @@ def test_error_folder_without_scheme(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": pixels(2, 4, 4)}, r"has no array `x` \(images\), only images"),
-        ({}, r"has no array `x` \(images\), only none at all"),
-        ({"x": pixels(2, 4, 4), "z": np.ones(2)}, r"has no array `y` \(labels, which are needed here\), only x, z"),
+        ({"images": pixels(2, 4, 4)}, r"expected an array `x` \(images\), got images"),
+        ({}, r"expected an array `x` \(images\), got no array"),
+        (
+            {"x": pixels(2, 4, 4), "z": np.ones(2)},
+            r"expected an array `y` \(labels, which are required here\), got x, z",
+        ),
         ({"x": np.ones((2, 4, 4)), "y": [0, 1]}, r"`x` of .* must be uint8 .*, got float64"),
         ({"x": pixels(2, 16), "y": [0, 1]}, r"must be N x H x W x C or N x H x W, got shape \(2, 16\)"),
         ({"x": pixels(0, 4, 4), "y": np.zeros(0, dtype=int)}, r"is empty, got shape \(0, 4, 4\)"),
@@ -165,11 +168,11 @@ def test_error_folder_without_scheme(tmp_path):
             r"labels \(`y`\) .* must be integers .* got float64 \(2,\)",
         ),
         ({"x": pixels(2, 4, 4), "y": [[0], [1]]}, r"must be integers of shape \(N,\), got int64 \(2, 1\)"),
-        ({"x": pixels(2, 4, 4), "y": [0, 1, 2]}, r"has 2 images \(`x`\) and 3 labels \(`y`\)"),
+        ({"x": pixels(2, 4, 4), "y": [0, 1, 2]}, r"expected one label \(`y`\) per image \(`x`\), got 3 and 2"),
         ({"x": pixels(2, 4, 4), "y": [0, -1]}, r"must be 0 or above, got -1"),
         (
             {"x": np.array([{}, {}]), "y": [0, 1]},
-            r"\(ValueError: Object arrays cannot be loaded .*\), write it anew with plain",
+            r"\(ValueError: Object arrays cannot be loaded .*\), save it again with plain",
         ),
     ],
 )
@@ -188,7 +191,7 @@ def test_error_damaged_npz(tmp_path):
     path = tmp_path / "data.npz"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", b"\x93NUMPY\x01\x00")
-    with pytest.raises(DataError, match=r"data.npz` cannot be read \(.*\), write it anew"):
+    with pytest.raises(DataError, match=r"data.npz` cannot be read \(.*\), save it again"):
         load_data(f"npz:{path}", labels=False)
 
 

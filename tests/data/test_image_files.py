@@ -122,7 +122,7 @@ def test_error_numbers_without_a_known_range(tmp_path, pixels, mode):
 
 
 @pytest.mark.parametrize(
-    ("photometric", "sample_format", "words"), [(0, 1, "whose white is 0"), (1, 2, "without a known range")]
+    ("photometric", "sample_format", "words"), [(0, 1, "with white at 0"), (1, 2, "with an unknown range")]
 )
 def test_error_sixteen_bits_that_are_no_brightness(tmp_path, photometric, sample_format, words):
     path = tmp_path / "x.tif"
@@ -152,5 +152,5 @@ def test_colour_has_no_single_channel(tmp_path):
     assert FolderImages(paths[::-1]).in_one_channel() is None
     images = FolderImages(paths).in_one_channel()
     assert images is not None
-    with pytest.raises(DataError, match=r"b.png` is a colour image and the network reads one channel"):
+    with pytest.raises(DataError, match=r"b.png`: expected a grey image for a network with one input channel"):
         images[1]

@@ -44,7 +44,7 @@ def test_what_settles_the_kind(said: dict, expected: Kind) -> None:
 @pytest.mark.parametrize("single", ["indexed_classes", "outputs"])
 def test_a_single_output_is_no_classifier(single: str) -> None:
     known = {"labels": False, "indexed_classes": None, "outputs": None, single: 1}
-    with pytest.raises(GbnnError, match=r"--task classifier.*one number for each input"):
+    with pytest.raises(GbnnError, match=r"--task classifier.*two or more outputs per input, got one"):
         settle_kind("classifier", tensors=IMAGES, **known)
 
 

@@ -67,13 +67,13 @@ def test_stored_images_are_not_changed(image_size):
 
 
 def test_error_mean_of_another_number_of_channels():
-    message = r"`test` has images with 1 channel\(s\) and `--mean` 3 number\(s\), give one number a channel"
+    message = r"`test` has images with 1 channel\(s\), `--mean` has 3 number\(s\); give one number per channel"
     with pytest.raises(DataError, match=message):
         batch_of(pixels(2, 4, 4))
 
 
 def test_error_images_of_different_sizes():
-    message = r"`test` has images of different sizes \(6 x 8 and 7 x 8\), give one `--image-size`"
+    message = r"`test` has images of different sizes \(6 x 8 and 7 x 8\); give `--image-size`"
     with pytest.raises(DataError, match=message):
         batch_of([pixels(7, 8, 3), pixels(6, 8, 3)])
 
@@ -81,7 +81,7 @@ def test_error_images_of_different_sizes():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (0.5,)}, "`--mean` and `--std` must have one number a channel each, got 1 and 3"),
+        ({"mean": (0.5,)}, "`--mean` and `--std` must have one number per channel each, got 1 and 3"),
         ({"std": (1.0, 0.0, 1.0)}, "`--std` must be above 0, got 1.0, 0.0, 1.0"),
         ({"image_size": 0}, "`--image-size` must be at least 1, got 0"),
         ({"crop_fraction": 1.5}, r"`crop_fraction` must lie in \(0, 1\], got 1.5"),

@@ -85,7 +85,7 @@ def test_mean_and_std_fit_the_channels_that_the_network_reads(folder: Path) -> N
     bench, _ = bench_of(folder, "one", "imagefolder", mean=(0.5,), std=(0.25,))
     torch.testing.assert_close(bench.inputs(at_most=100)[:, 0], (torch.tensor(PIXELS) / 255 - 0.5) / 0.25)
     for name, given, channels in (("one", 3, 1), ("three", 1, 3)):
-        message = rf"images with {channels} channel\(s\) and `--mean` {given} number\(s\)"
+        message = rf"images with {channels} channel\(s\), `--mean` has {given} number\(s\)"
         with pytest.raises(DataError, match=message):
             bench_of(folder, name, "imagefolder", mean=(0.5,) * given, std=(0.25,) * given)
 
@@ -111,7 +111,7 @@ def test_a_folder_of_grey_and_colour(folder: Path) -> None:
     bench, read = bench_of(folder, "three", "imagefolder")
     assert bench.run(read.tensors).shape == (11, 2)
     bench, read = bench_of(folder, "one", "imagefolder")
-    with pytest.raises(DataError, match=r"z.png` is a colour image and the network reads one channel"):
+    with pytest.raises(DataError, match=r"z.png`: expected a grey image for a network with one input channel"):
         bench.run(read.tensors)
 
 

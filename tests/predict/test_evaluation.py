@@ -259,7 +259,7 @@ def test_labels_of_validation_data_are_needed_and_checked(files: Files, tmp_path
     np.savez(tmp_path / "high.npz", x=images, y=np.full(4, 12))
     np.savez(tmp_path / "from-one.npz", x=images, y=[1, 2, 3, 10])
     for name, words in (
-        ("bare", "has no array `y` (labels, which are needed here), only x; write it with"),
+        ("bare", "expected an array `y` (labels, which are required here), got x; write it with"),
         ("high", "`--val-data`: expected labels in 0..9 for a network with 10 classes, got 12"),
         ("from-one", "got 10; if they start at 1, subtract 1 from each"),
     ):

@@ -162,7 +162,7 @@ def test_places_without_permission_are_one_line():
         lines = done.stdout.splitlines()
         assert [(folder / "open" / part).read_bytes() for part in ("protected", "secret")] == [b"old", b"old"]
     expected = (
-        *("no permission to write in", "Permission denied", "protected from writing; remove it"),
+        *("no permission to write in", "Permission denied", "write-protected; remove it"),
         *("cannot be read: Permission denied", "cannot be read: Permission denied", "False"),
     )
     assert len(lines) == len(expected)
@@ -192,7 +192,7 @@ def test_links_that_lead_nowhere_are_refused(tmp_path):
     loop, away = tmp_path / "loop", tmp_path / "away"
     loop.symlink_to(loop)
     away.symlink_to(tmp_path / "no" / "file")
-    for link, words in ((loop, "leads back to itself"), (away, "no` does not exist")):
+    for link, words in ((loop, "refers to itself"), (away, "no` does not exist")):
         with pytest.raises(OutputError, match=words):
             require_writable(link)
         assert link.is_symlink()
