@@ -25,7 +25,7 @@ from uniform_grid import fit_grid
 import gbnn_compress
 from gbnn_compress.calibration import calibrated
 from gbnn_compress.data.datasets import load_data
-from gbnn_compress.pipeline import opening
+from gbnn_compress.pipeline import preparing
 from gbnn_compress.predict import metrics
 from gbnn_compress.predict.bench import Bench, open_bench
 from gbnn_compress.predict.models import dense, read_model
@@ -118,7 +118,7 @@ def measure(options: argparse.Namespace, case: dict) -> dict:
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.object(calibrated, "MOST_PATHS", paths),
-        patch.object(opening, "prepare", prepared),
+        patch.object(preparing, "prepare", prepared),
     ):
         path = Path(folder) / "out.gbnn.safetensors"
         report = gbnn_compress.compress(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import LockstepOptions, Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import Difference, drop_at, output_difference
@@ -90,7 +90,7 @@ def compress_in_lockstep(
     book: Codebook,
     posteriors: Sequence[Posterior],
     maps: Sequence[IndexMap],
-) -> Outcome:
+) -> SideBySide:
     """Choose ids with error feedback, and correct biases and batch-norm statistics.
 
     Args:

@@ -60,7 +60,7 @@ class LockstepOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SideBySide:
     """What a lockstep pass found.
 
     Attributes:
@@ -80,7 +80,7 @@ def run_in_lockstep(
     inputs: torch.Tensor,
     sharing: Mapping[str, Sharing],
     options: LockstepOptions,
-) -> Outcome:
+) -> SideBySide:
     """Compress the layers in the order in which they run.
 
     Args:
@@ -94,7 +94,7 @@ def run_in_lockstep(
     lockstep = _Lockstep(options, sharing, names, rows=2 * len(inputs))
     with torch.no_grad(), Interceptor(tensors, on_layer=lockstep.on_layer, on_norm=lockstep.on_norm):
         logits = network(torch.cat([inputs, inputs]))
-    return Outcome(lockstep.ids, lockstep.statistics, logits)
+    return SideBySide(lockstep.ids, lockstep.statistics, logits)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def check_not_quantised(entries: Mapping[object, object], tensors: Mapping[str, 
     if found:
         names, layout = listed((name for name, _ in found), most=1), found[0][1]
         raise CheckpointError(
-            f"holds quantised weights, {names} ({layout}): dequantise first, or take the checkpoint from before"
+            f"holds quantised weights, {names} ({layout}): dequantise them first, or use the checkpoint from before"
             " quantisation"
         )
 

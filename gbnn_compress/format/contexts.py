@@ -45,7 +45,7 @@ _ROW_PRIOR, _KERNEL_PRIOR, _MEAN_PRIOR = 8, 16, 8
 
 
 @dataclass(frozen=True)
-class Rule:
+class ContextRule:
     """How the frequencies of a tensor depend on contexts.
 
     Attributes:
@@ -102,7 +102,7 @@ def kernel_of(shape: Sequence[int]) -> tuple[int, int]:
     return math.prod(shape[2:-1]), shape[-1] if len(shape) > 2 else 1
 
 
-def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> np.ndarray:
+def walk(shape: Sequence[int], values: np.ndarray, rule: ContextRule, visit: Visit) -> np.ndarray:
     """Walk through a tensor block by block, and ask `visit` for the ids of each.
 
     Args:
@@ -143,7 +143,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: Rule, visit: Visit) -> 
     return ids
 
 
-def factors(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: Rule) -> np.ndarray:
+def factors(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: ContextRule) -> np.ndarray:
     """Relative likelihood of symbols by their distance from a context's prediction.
 
     With u the distance over the scale: (1 + u^2 / nu) ^ -((nu + 1) / 2), the density of Student's t without its

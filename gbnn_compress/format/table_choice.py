@@ -15,7 +15,7 @@ from gbnn_compress.format.contexts import (
     FACTOR_BITS,
     N_LEVELS,
     N_PREDICTIONS,
-    Rule,
+    ContextRule,
     factors,
     kernel_of,
     log16,
@@ -132,12 +132,12 @@ def _plain_levels(counts: np.ndarray, *, smooth: bool) -> np.ndarray:
     return levels
 
 
-def _first_rule(ids: np.ndarray, counts: np.ndarray, shape: Sequence[int], values: np.ndarray) -> Rule:
+def _first_rule(ids: np.ndarray, counts: np.ndarray, shape: Sequence[int], values: np.ndarray) -> ContextRule:
     """The start and the neighbours of the rule; contexts do not depend on the rest, which is fitted later."""
     magnitude = float((counts * np.abs(values)).sum()) / len(ids)
     has_kernel = kernel_of(shape) != (1, 1)
     neighbours = _neighbours(ids, shape, values) if has_kernel else (0, 0, 0)
-    return Rule(_quarter_octaves(magnitude), neighbours, tail=1, offset=0, floor=0)
+    return ContextRule(_quarter_octaves(magnitude), neighbours, tail=1, offset=0, floor=0)
 
 
 def _quarter_octaves(magnitude: float) -> int:
@@ -177,7 +177,7 @@ def _by_tap(ids: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(ids.reshape(*shape[:2], math.prod(kernel_of(shape))), -1, 0))
 
 
-def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Rule) -> list[Block]:
+def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: ContextRule) -> list[Block]:
     by_tap = _by_tap(ids, shape)
     blocks = []
 
@@ -218,7 +218,7 @@ def _batches(blocks: Sequence[Block], size: int) -> Iterator[list[Block]]:
 
 
 def _fit(
-    rule: Rule, contexts: np.ndarray, table: np.ndarray, symbols: np.ndarray, values: np.ndarray, *, smooth: bool
+    rule: ContextRule, contexts: np.ndarray, table: np.ndarray, symbols: np.ndarray, values: np.ndarray, *, smooth: bool
 ) -> Table:
     """The rule and the levels that maximise the likelihood of the counts."""
     totals = table.sum(axis=0)
@@ -229,7 +229,7 @@ def _fit(
     weights = np.ones(len(symbols))
     best = (math.inf, rule, weights)
 
-    def attempt(candidate: Rule, start: np.ndarray, rounds: int) -> tuple[float, Rule, np.ndarray]:
+    def attempt(candidate: ContextRule, start: np.ndarray, rounds: int) -> tuple[float, ContextRule, np.ndarray]:
         shape = _shape(contexts, symbols, values, candidate)
         fitted = _proportional_fit(table, shape, start, rounds=rounds)
         return _cost(table, shape * fitted), candidate, fitted
@@ -250,7 +250,7 @@ def _fit(
     return Table(levels, chosen)
 
 
-def _shape(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: Rule) -> np.ndarray:
+def _shape(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule: ContextRule) -> np.ndarray:
     return factors(contexts, symbols, values, rule) / 2.0**FACTOR_BITS + 1e-9
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
-from gbnn_compress.format.contexts import FACTOR_BITS, Rule, kernel_of
+from gbnn_compress.format.contexts import FACTOR_BITS, ContextRule, kernel_of
 
 PRECISION = 24
 """Frequencies of a table sum to 2 ** PRECISION."""
@@ -37,7 +37,7 @@ class Table:
     """
 
     levels: np.ndarray
-    rule: Rule | None = None
+    rule: ContextRule | None = None
 
 
 def coarse_levels(counts: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def _read_levels(reader: BitReader, alphabet: int) -> np.ndarray:
     return table
 
 
-def _write_rule(writer: BitWriter, rule: Rule, *, has_kernel: bool) -> None:
+def _write_rule(writer: BitWriter, rule: ContextRule, *, has_kernel: bool) -> None:
     writer.write(rule.start, width=7)
     if has_kernel:
         writer.write(np.array(rule.neighbours) + _NEIGHBOUR, width=6)
@@ -174,8 +174,8 @@ def _write_rule(writer: BitWriter, rule: Rule, *, has_kernel: bool) -> None:
     writer.write(rule.floor, width=7)
 
 
-def _read_rule(reader: BitReader, *, has_kernel: bool) -> Rule:
+def _read_rule(reader: BitReader, *, has_kernel: bool) -> ContextRule:
     start = reader.read_int(width=7)
     left, above, corner = (reader.read_int(width=6) - _NEIGHBOUR if has_kernel else 0 for _ in range(3))
     tail, offset = reader.read_int(width=2), reader.read_int(width=3) - _OFFSET
-    return Rule(start, (left, above, corner), tail, offset, reader.read_int(width=7))
+    return ContextRule(start, (left, above, corner), tail, offset, reader.read_int(width=7))

@@ -22,7 +22,7 @@ _CODE_TYPES = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8, 16: ir.DataType.UINT1
 
 
 @dataclass(frozen=True)
-class Table:
+class GraphTable:
     """One shared tensor: its ids, and the weights that they encode in each of S draws.
 
     Attributes:
@@ -39,7 +39,7 @@ class Table:
     drawn: Mapping[str, np.ndarray]
 
 
-def tables(artifact: Artifact, names: Collection[str], seeds: Sequence[int | None]) -> Iterator[Table]:
+def tables(artifact: Artifact, names: Collection[str], seeds: Sequence[int | None]) -> Iterator[GraphTable]:
     """Tables of the named shared tensors.
 
     Args:
@@ -57,10 +57,10 @@ def tables(artifact: Artifact, names: Collection[str], seeds: Sequence[int | Non
         drawn = {"codebook": entries[:, codes.components]}
         if len(codes.outliers):
             drawn["outliers"] = np.stack([book.outliers.float().numpy() for book in books])
-        yield Table(index_map.name, shapes[index_map.name], codes, drawn)
+        yield GraphTable(index_map.name, shapes[index_map.name], codes, drawn)
 
 
-def decode(graph: ir.Graph, weight: ir.Value, table: Table, held: Mapping[str, ir.Value]) -> None:
+def decode(graph: ir.Graph, weight: ir.Value, table: GraphTable, held: Mapping[str, ir.Value]) -> None:
     """Replace one input of a graph by nodes that decode it.
 
     Args:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from gbnn_compress.onnx_files.decode import Table, constant, decode
+from gbnn_compress.onnx_files.decode import GraphTable, constant, decode
 from gbnn_compress.onnx_files.graph import INPUT, OPSET, TEMPERATURE
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ PROBABILITIES, ENTROPY, MUTUAL_INFORMATION = ("probabilities", "entropy", "mutua
 
 
 def sampled(
-    model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[Table], *, n_samples: int, temperature: float
+    model: ir.Model, inputs: Mapping[str, ir.Value], tables: Iterable[GraphTable], *, n_samples: int, temperature: float
 ) -> ir.Model:
     """A model of the mean probabilities over samples, and of their entropy and mutual information.
 

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings
 from gbnn_compress.errors import GbnnError
-from gbnn_compress.pipeline.opening import FINEST_RATIO, Clock, OnProgress, Opened, open_request, prepare_request
+from gbnn_compress.pipeline.opening import RunInputs, open_request
+from gbnn_compress.pipeline.preparing import FINEST_RATIO, prepare_request
+from gbnn_compress.pipeline.progress import Clock, OnProgress
 from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
 from gbnn_compress.rate.divided import uneven_warnings
-from gbnn_compress.report import page, sizes, words
+from gbnn_compress.report import page, sizes, statements, words
 from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
@@ -92,14 +94,16 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     return report
 
 
-def _cut(request: Request, opened: Opened, prepared: Prepared) -> Result:
+def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
     """The file that meets the target, without training."""
     if opened.validation is not None and request.max_drop is not None:
         return meet_measured_drop(prepared, opened.validation, max_drop=request.max_drop)
     return meet(prepared, target_ratio=request.ratio, max_drop=request.max_drop, ratio_of=request.ratio_of)
 
 
-def _trained(request: Request, opened: Opened, prepared: Prepared, on_progress: OnProgress) -> tuple[Result, StateFile]:
+def _trained(
+    request: Request, opened: RunInputs, prepared: Prepared, on_progress: OnProgress
+) -> tuple[Result, StateFile]:
     """The trained file, and the file that keeps the state of training."""
     from gbnn_compress.training.state import StateFile, run_of, state_path
     from gbnn_compress.training.train import train_to_target, training_benches
@@ -127,7 +131,7 @@ def _trained(request: Request, opened: Opened, prepared: Prepared, on_progress: 
 
 
 def _reported(
-    request: Request, opened: Opened, artifact: Artifact, result: Result, on_progress: OnProgress
+    request: Request, opened: RunInputs, artifact: Artifact, result: Result, on_progress: OnProgress
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
@@ -144,7 +148,7 @@ def _reported(
         on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
         report, reliability = _evaluated(report, opened.evaluation, opened.checkpoint, artifact, seed=request.seed)
     report["warnings"] = [
-        *([] if report["target_met"] else [_missed(report)]),
+        *([] if report["target_met"] else [statements.missed_target(report)]),
         *result.notes,
         *opened.warnings,
         *outlier_warnings(opened.checkpoint, opened.selection),
@@ -166,29 +170,3 @@ def _evaluated(
         *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
     ]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability
-
-
-def _missed(report: Report) -> str:
-    """A warning that the target was missed, with the reason if it is known."""
-    written = "the file is written nevertheless"
-    target, ratio = words.target_and_ratio(report)
-    if target is None:
-        drop, wanted = report["damage"]["drop"], report["max_drop"]
-        how = "measured" if report["damage"]["measured"] else "predicted"
-        return f"target missed: {how} drop of {drop:.2g} points, target at most {wanted:.2g}; {written}"
-    missed = f"target missed: ratio {words.times(ratio)}, target {words.times(target)}"
-    if report["ratio_of"] == "artifact":
-        allowed, kept = report["floating_bytes"] / target, report["sections"]["unshared"]
-        exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
-        needed = f"{exact}, the target allows {words.size(allowed)} for the whole file"
-        too_large = f"the file has {target / ratio:.3g} times the target's size"
-        return f"{missed} ({too_large}){needed if kept > allowed else ''}; {written}"
-    weights = report["weights"]
-    most = 2 * sizes.total(weights) / (weights["unshared"] + 2)
-    if most >= target:
-        counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
-        return f"{missed}, with {counts}; {written}"
-    return (
-        f"{missed}; {weights['unshared']:,} unshared values (biases, norms) count in full and limit the ratio to"
-        f" {words.times(most)}; {written}"
-    )

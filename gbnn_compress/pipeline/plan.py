@@ -10,7 +10,9 @@ from typing import Any, cast
 
 from gbnn_compress.checkpoint.select import Selection, outlier_warnings
 from gbnn_compress.errors import GbnnError
-from gbnn_compress.pipeline.opening import Clock, OnProgress, open_request, prepare_request
+from gbnn_compress.pipeline.opening import open_request
+from gbnn_compress.pipeline.preparing import prepare_request
+from gbnn_compress.pipeline.progress import Clock, OnProgress
 from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report.schema import SCHEMA, PlanReport

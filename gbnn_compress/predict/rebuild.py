@@ -46,7 +46,7 @@ class SharedTensor:
 
 
 @dataclass(frozen=True)
-class Codebook:
+class TensorCodebook:
     """The values that the ids of one shared tensor stand for.
 
     Attributes:
@@ -130,7 +130,7 @@ def draw_values(tensor: SharedTensor, generator: np.random.Generator | None) -> 
     return values
 
 
-def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebook]:
+def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[TensorCodebook]:
     """Codebooks of the shared tensors, at the posterior mean or in one posterior sample.
 
     Args:
@@ -143,7 +143,7 @@ def codebooks(artifact: Artifact, *, seed: int | None = None) -> Iterator[Codebo
     generator = None if seed is None else np.random.default_rng(seed)
     for tensor in shared_tensors(artifact):
         entries = rounded(draw_values(tensor, generator)[:-1], tensor.dtype)
-        yield Codebook(tensor.name, entries, _draw_outliers(tensor, generator))
+        yield TensorCodebook(tensor.name, entries, _draw_outliers(tensor, generator))
 
 
 def component_deviations(artifact: Artifact, index: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gbnn_compress.errors import listed
 from gbnn_compress.report import words
 from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry
+from gbnn_compress.report.sizes import total
 
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
@@ -114,3 +115,29 @@ def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:
     if arch:
         return f"{arch} (your own code: give --arch again to run it)"
     return "not recorded: not needed to compress; to run the network, name it with --arch"
+
+
+def missed_target(report: Report) -> str:
+    """A warning that the target was missed, with the reason if it is known."""
+    written = "the file is written nevertheless"
+    target, ratio = words.target_and_ratio(report)
+    if target is None:
+        drop, wanted = report["damage"]["drop"], report["max_drop"]
+        how = "measured" if report["damage"]["measured"] else "predicted"
+        return f"target missed: {how} drop of {drop:.2g} points, target at most {wanted:.2g}; {written}"
+    missed = f"target missed: ratio {words.times(ratio)}, target {words.times(target)}"
+    if report["ratio_of"] == "artifact":
+        allowed, kept = report["floating_bytes"] / target, report["sections"]["unshared"]
+        exact = f"; biases, norms and tensors kept bit for bit take {words.size(kept)}"
+        needed = f"{exact}, the target allows {words.size(allowed)} for the whole file"
+        too_large = f"the file has {target / ratio:.3g} times the target's size"
+        return f"{missed} ({too_large}){needed if kept > allowed else ''}; {written}"
+    weights = report["weights"]
+    most = 2 * total(weights) / (weights["unshared"] + 2)
+    if most >= target:
+        counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
+        return f"{missed}, with {counts}; {written}"
+    return (
+        f"{missed}; {weights['unshared']:,} unshared values (biases, norms) count in full and limit the ratio to"
+        f" {words.times(most)}; {written}"
+    )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import parameters_of, predicted_bytes, solve_size
 from gbnn_compress.rate.maps import spend_on_outliers
-from gbnn_compress.target.encode import Assigned, Cut, Result, assign, encode
+from gbnn_compress.target.encode import Assigned, Cut, Result, assign
 from gbnn_compress.target.forecast import MARGIN, find_safe_ratio, predicted_cut
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import IndexMap
@@ -194,7 +194,7 @@ def _attempt(
     prepared: Prepared, budget: Budget, book: Codebook, exponent: int, *, predicted: float, safe_ratio: float | None
 ) -> _Attempt:
     assigned = assign(prepared, book)
-    encoded = encode(prepared, book, exponent, assigned, safe_ratio)
+    encoded = Cut(prepared, book, exponent, assigned, safe_ratio).encoded()
     used = budget.used(encoded, len(book.bank.means), assigned.maps)
     return _Attempt(book, exponent, predicted, encoded, used, assigned)
 

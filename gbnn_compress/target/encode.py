@@ -103,7 +103,7 @@ class Cut:
 
     def encoded(self) -> bytes:
         """The bytes of the file."""
-        return encode(self.prepared, self.book, self.exponent, self.assigned, self.safe_ratio)
+        return _encoded(self)
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,9 @@ def _within_range(prepared: Prepared, book: Codebook) -> Codebook:
     return replace(book, counts=counts)
 
 
-def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned, safe_ratio: float | None) -> bytes:
-    """The bytes of the file."""
+def _encoded(cut: Cut) -> bytes:
+    prepared, book, assigned, meant = cut.prepared, cut.book, cut.assigned, cut.meant
     checkpoint, selection, maps = prepared.checkpoint, prepared.selection, assigned.maps
-    meant = {**checkpoint.tensors, **assigned.statistics}
     scales = np.array([posterior.scale for posterior in prepared.posteriors])
     errors = in_order(
         lambda pair: squared_errors(checkpoint.tensors[pair[0].name], *pair, book.bank.means),
@@ -196,18 +195,18 @@ def encode(prepared: Prepared, book: Codebook, exponent: int, assigned: Assigned
     return encode_artifact(
         tensors=tensor_infos(checkpoint, selection),
         bank=book.bank,
-        exponent=exponent,
+        exponent=cut.exponent,
         scales=scales,
         relative_rmse=np.array([np.sqrt(error / total) if total else 0.0 for error, total in errors]),
         maps=maps,
         vectors=code_values(
             read_unshared(meant, selection.unshared, tables=selection.tables, exact=assigned.exact),
-            relative_step=relative_step(book.penalty, prepared.typical) / assigned.finer,
+            relative_step=cut.relative_step,
         ),
         raw=[raw_bytes_of(meant[name]) for name in selection.raw],
         facts={
             **prepared.facts,
-            **damage_facts(prepared, book, assigned.damage, safe_ratio=safe_ratio, warnings=assigned.warnings),
+            **damage_facts(prepared, book, assigned.damage, safe_ratio=cut.safe_ratio, warnings=assigned.warnings),
             "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
             **assigned.facts,

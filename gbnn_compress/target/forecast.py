@@ -53,7 +53,7 @@ def predicted_damage(prepared: Prepared, book: Codebook) -> Damage:
     """Predicted accuracy drop (points), agreement and logit KL (nats) of a classifier with a codebook."""
     # How much feedback on noise helps on real inputs is not known, so the prediction counts no gain.
     known = prepared.calibration is not None and not prepared.calibration.synthetic
-    base = prepared.before or prepared
+    base = prepared.unrescued
     book = replace(book, distortion=book.distortion * _importances(base) / _importances(prepared))
     error = relative_error(book, typical=prepared.typical) / (feedback_gain(prepared) if known else 1.0)
     return predict_damage(error, n_classes=prepared.n_classes)
@@ -61,7 +61,7 @@ def predicted_damage(prepared: Prepared, book: Codebook) -> Damage:
 
 def predicted_cut(prepared: Prepared, *, max_drop: float) -> tuple[Codebook, int]:
     """The coarsest codebook whose predicted drop is at most `max_drop` points, and its grid's exponent."""
-    base = prepared.before or prepared
+    base = prepared.unrescued
     return solve_damage(base.problem, lambda book: predicted_damage(base, book).drop, limit=max_drop)
 
 
@@ -70,7 +70,7 @@ def find_safe_ratio(prepared: Prepared) -> float | None:
     if not prepared.kind.has_forecast:
         return None
     book, exponent = predicted_cut(prepared, max_drop=SAFE_DROP)
-    return prepared.floating_bytes / predicted_bytes((prepared.before or prepared).problem, book, exponent)
+    return prepared.floating_bytes / predicted_bytes(prepared.unrescued.problem, book, exponent)
 
 
 def damage_facts(

@@ -86,6 +86,11 @@ class Prepared:
     contexts: bool = True
     before: Prepared | None = None
 
+    @property
+    def unrescued(self) -> Prepared:
+        """The checkpoint prepared without `rescue_factors`: damage and other targets are predicted from it."""
+        return self.before or self
+
 
 def prepare(
     checkpoint: Checkpoint,

@@ -51,7 +51,7 @@ Deviations = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Rule:
+class CodingRule:
     """How the latent weights of one tensor become ids.
 
     Attributes:
@@ -95,7 +95,7 @@ class Coding:
     noisy: torch.Tensor
     prior_means: torch.Tensor
     prior_widths: Mapping[str, torch.Tensor]
-    rules: Mapping[str, Rule]
+    rules: Mapping[str, CodingRule]
 
     def repriced(self, penalty: float, *, members: np.ndarray | None = None) -> Coding:
         """The same components at another lambda.
@@ -211,7 +211,7 @@ def restored_coding(state: Mapping[str, Any], *, device: torch.device) -> Coding
     return coding
 
 
-def assignment_rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.device) -> dict[str, Rule]:
+def assignment_rules(book: Codebook, posteriors: Sequence[Posterior], *, device: torch.device) -> dict[str, CodingRule]:
     """Name -> rule of every shared tensor.
 
     Args:
@@ -231,7 +231,7 @@ def assignment_rules(book: Codebook, posteriors: Sequence[Posterior], *, device:
                 book.bank.means[live], lengths[t, live], penalty=book.penalty / float(curvature[level])
             )
             thresholds[level, : len(between)], winners[level, : len(won)] = between, live[won]
-        found[posterior.name] = Rule(
+        found[posterior.name] = CodingRule(
             scale=max(posterior.scale, SMALLEST_SCALE),
             thresholds=torch.from_numpy(thresholds[levels]).float().to(device),
             winners=torch.from_numpy(winners[levels]).to(device),
@@ -240,7 +240,7 @@ def assignment_rules(book: Codebook, posteriors: Sequence[Posterior], *, device:
 
 
 @torch.no_grad()
-def assigned(latent: Mapping[str, torch.Tensor], rules: Mapping[str, Rule]) -> dict[str, torch.Tensor]:
+def assigned(latent: Mapping[str, torch.Tensor], rules: Mapping[str, CodingRule]) -> dict[str, torch.Tensor]:
     """The component of each latent weight, see `Ids`."""
     found = {}
     for name, rule in rules.items():
@@ -255,7 +255,7 @@ def _members(own: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _widths(
-    latent: Mapping[str, torch.Tensor], means: torch.Tensor, rules: Mapping[str, Rule]
+    latent: Mapping[str, torch.Tensor], means: torch.Tensor, rules: Mapping[str, CodingRule]
 ) -> dict[str, torch.Tensor]:
     """Name -> float32 (K,), root mean square of u - m_k over the members and one more, at the average distance."""
     squares, members = {}, {}

@@ -74,7 +74,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """How far training came.
 
     Attributes:
@@ -135,7 +135,7 @@ class FineTuning:
 
     def run(
         self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None] = lambda _: None
-    ) -> Outcome:
+    ) -> TrainingOutcome:
         """Train until the schedule ends, or until Ctrl-C; a loss that is not finite ends it at the last epoch's state.
 
         Args:
@@ -168,7 +168,7 @@ class FineTuning:
         if self._step < self._schedule.steps and self._step <= self._schedule.rising:
             self._control.recode(1.0)
         self._network.eval()
-        return Outcome(self._step, interrupted, self._last)
+        return TrainingOutcome(self._step, interrupted, self._last)
 
     def _train(self, batches: Callable[[int], Iterator[Batch]], after_epoch: Callable[[Progress], None]) -> None:
         """All epochs that are left."""

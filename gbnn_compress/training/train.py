@@ -22,7 +22,7 @@ from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.training.batch_norm import settle_batch_norm
 from gbnn_compress.training.batches import TrainingData
 from gbnn_compress.training.encoder import SizeFitting, Trainer
-from gbnn_compress.training.loop import FineTuning, Outcome, Progress
+from gbnn_compress.training.loop import FineTuning, Progress, TrainingOutcome
 from gbnn_compress.training.objective import runs_bfloat16
 from gbnn_compress.training.schedule import Pacing, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
@@ -200,7 +200,7 @@ def _schedule(
     )
 
 
-def _stopped(outcome: Outcome, schedule: Schedule, state: StateFile) -> str:
+def _stopped(outcome: TrainingOutcome, schedule: Schedule, state: StateFile) -> str:
     """The warning that training did not reach its last epoch."""
     way_out = "lower `finetune.learning_rate`"
     if outcome.interrupted:
@@ -224,7 +224,7 @@ def _finished(trainer: Trainer, data: TrainingData, held: Validation, *, seed: i
     return trainer.filled(damage=damage, **folded)
 
 
-def _last_epoch(outcome: Outcome) -> dict[str, float]:
+def _last_epoch(outcome: TrainingOutcome) -> dict[str, float]:
     """The report's figures of the last epoch that this run trained, if it trained any."""
     last = outcome.last
     return {} if last is None else {**last.losses, "bits_per_weight": last.bits_per_weight}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import VARIANCE_RANGE, LockstepOptions, Outcome, Sharing, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import VARIANCE_RANGE, LockstepOptions, Sharing, SideBySide, run_in_lockstep
 
 COARSE = np.array([-1.0, 0.0, 1.0])
 
@@ -64,13 +64,13 @@ def sharing_of(
     return result
 
 
-def run(network: nn.Module, x: torch.Tensor, sharing: Mapping[str, Sharing], **options: Any) -> Outcome:
+def run(network: nn.Module, x: torch.Tensor, sharing: Mapping[str, Sharing], **options: Any) -> SideBySide:
     defaults: dict[str, Any] = {"penalty": 0.0, "damping": 0.02, "paths": 2, "sweeps": 1, "synthetic": False}
     chosen = LockstepOptions(**{**defaults, **options})
     return run_in_lockstep(network.eval(), network.state_dict(keep_vars=True), x, sharing, chosen)
 
 
-def compressed(network: nn.Module, sharing: Mapping[str, Sharing], outcome: Outcome) -> dict[str, torch.Tensor]:
+def compressed(network: nn.Module, sharing: Mapping[str, Sharing], outcome: SideBySide) -> dict[str, torch.Tensor]:
     """The state dict that an outcome stands for."""
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name, ids in outcome.ids.items():

@@ -15,7 +15,7 @@ from gbnn_compress.format.contexts import (
     N_LEVELS,
     N_PREDICTIONS,
     REACH,
-    Rule,
+    ContextRule,
     exp16,
     factors,
     kernel_of,
@@ -24,7 +24,7 @@ from gbnn_compress.format.contexts import (
     whole_values,
 )
 
-RULE = Rule(start=80, neighbours=(7, 6, -3), tail=1, offset=0, floor=60)
+RULE = ContextRule(start=80, neighbours=(7, 6, -3), tail=1, offset=0, floor=60)
 
 
 @given(st.integers(1, 2**53))
@@ -54,7 +54,9 @@ def test_kernels(shape: tuple[int, ...], kernel: tuple[int, int]) -> None:
     assert kernel_of(shape) == kernel
 
 
-def recorded(ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+def recorded(
+    ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: ContextRule
+) -> tuple[np.ndarray, np.ndarray]:
     """The ids of a walk, and the context of each, (taps, rows, columns)."""
     taps = math.prod(kernel_of(shape))
     source = np.moveaxis(ids.reshape(*shape[:2], taps), -1, 0)
@@ -84,7 +86,9 @@ def test_a_walk_sees_every_weight_once(data: st.DataObject) -> None:
     assert seen.max() < N_LEVELS * N_PREDICTIONS
 
 
-def by_the_format(ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: Rule, band: int) -> np.ndarray:
+def by_the_format(
+    ids: np.ndarray, shape: tuple[int, ...], values: np.ndarray, rule: ContextRule, band: int
+) -> np.ndarray:
     """Contexts (taps, rows, columns) as docs/format.md has them, weight by weight, in Python's own integers."""
 
     def lg(x: int) -> int:
@@ -157,7 +161,7 @@ def test_contexts_are_those_of_the_format_under_any_rule(data: st.DataObject) ->
     means = np.sort(random.choice([-1, 1], size=9) * np.exp(spread * random.normal(size=9)))
     weight = st.integers(-32, 31)
     start, neighbours = data.draw(st.integers(0, 127)), data.draw(st.tuples(weight, weight, weight))
-    rule = Rule(start, neighbours, tail=0, offset=0, floor=0)
+    rule = ContextRule(start, neighbours, tail=0, offset=0, floor=0)
     ids, values = random.integers(0, 10, shape), whole_values(means)
     band = data.draw(st.sampled_from([1, 30, contexts.BAND]))
     with pytest.MonkeyPatch.context() as patch:
@@ -184,7 +188,7 @@ def test_contexts_follow_rows_columns_and_neighbours() -> None:
     scale = np.exp2(random.normal(size=(64, 1)) / 2) * np.exp2(random.normal(size=64) / 2)
     x = random.normal(size=(64, 64, 1)) * scale[..., None] + 0.3 * random.normal(size=(64, 64, 2)) * scale[..., None]
     ids = np.abs(np.clip(x, -8, 8)[..., None] - means).argmin(axis=-1)
-    rule = Rule(start=80, neighbours=(14, 0, 0), tail=1, offset=0, floor=60)
+    rule = ContextRule(start=80, neighbours=(14, 0, 0), tail=1, offset=0, floor=60)
     _, seen = recorded(ids, (64, 64, 2), whole_values(means), rule)
     levels, predictions = np.divmod(seen[1], N_PREDICTIONS)
     assert np.corrcoef(levels.ravel(), np.log2(scale).ravel())[0, 1] > 0.7
@@ -192,7 +196,7 @@ def test_contexts_follow_rows_columns_and_neighbours() -> None:
 
 
 def test_factors_are_the_density_of_students_t() -> None:
-    values, rule = whole_values(np.linspace(-1, 1, 21)), Rule(80, (0, 0, 0), tail=2, offset=1, floor=70)
+    values, rule = whole_values(np.linspace(-1, 1, 21)), ContextRule(80, (0, 0, 0), tail=2, offset=1, floor=70)
     found = factors(np.array([85 * N_PREDICTIONS + REACH + 3]), np.arange(22), values, rule)[0] / 2.0**FACTOR_BITS
     magnitude = float(exp16(np.array([4 * 85 + 2]))[0])
     scale = float(exp16(np.array([4 * 86 + 2]))[0] + exp16(np.array([280]))[0])
@@ -205,6 +209,6 @@ def test_factors_are_the_density_of_students_t() -> None:
 @settings(max_examples=100, deadline=None)
 def test_factors_fit_their_bits_under_any_rule(context: int, tail: int, offset: int, floor: int) -> None:
     values = np.array([-(2**24) + 1, -5, 0, 3, 2**24 - 1, 0])
-    found = factors(np.array([context]), np.arange(6), values, Rule(127, (31, 31, 31), tail, offset, floor))
+    found = factors(np.array([context]), np.arange(6), values, ContextRule(127, (31, 31, 31), tail, offset, floor))
     assert found.min() >= 0
     assert found.max() <= 1 << FACTOR_BITS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gbnn_compress import parallel
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format import contexts, symbols, table_choice
-from gbnn_compress.format.contexts import Rule, whole_values
+from gbnn_compress.format.contexts import ContextRule, whole_values
 from gbnn_compress.format.symbols import decode_maps, encode_maps
 from gbnn_compress.format.table_choice import choose
 from gbnn_compress.format.tables import Table, coarse_levels, code_lengths, decode_tables, encode_tables
@@ -127,7 +127,7 @@ def test_round_trip(data: tuple[list[np.ndarray], list[tuple[int, ...]], np.ndar
 @given(
     st.sampled_from(SHAPES),
     st.builds(
-        Rule,
+        ContextRule,
         st.integers(0, 127),
         st.tuples(*[st.integers(-32, 31)] * 3),
         st.integers(0, 3),
@@ -137,7 +137,7 @@ def test_round_trip(data: tuple[list[np.ndarray], list[tuple[int, ...]], np.ndar
     st.integers(0, 2**32 - 1),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_stream_under_any_rule_ends_or_is_refused(shape: tuple[int, ...], rule: Rule, seed: int) -> None:
+def test_any_stream_under_any_rule_ends_or_is_refused(shape: tuple[int, ...], rule: ContextRule, seed: int) -> None:
     random = np.random.default_rng(seed)
     levels = random.integers(0, 256, 42)
     levels[:2] = 1

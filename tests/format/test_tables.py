@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gbnn_compress.errors import ArtifactError
-from gbnn_compress.format.contexts import FACTOR_BITS, Rule
+from gbnn_compress.format.contexts import FACTOR_BITS, ContextRule
 from gbnn_compress.format.tables import (
     PRECISION,
     Table,
@@ -86,11 +86,11 @@ def test_levels_far_below_the_largest_still_occur() -> None:
 
 
 @st.composite
-def rules(draw: st.DrawFn, *, has_kernel: bool) -> Rule | None:
+def rules(draw: st.DrawFn, *, has_kernel: bool) -> ContextRule | None:
     neighbour = st.integers(-32, 31) if has_kernel else st.just(0)
     if not draw(st.booleans()):
         return None
-    return Rule(
+    return ContextRule(
         start=draw(st.integers(0, 127)),
         neighbours=(draw(neighbour), draw(neighbour), draw(neighbour)),
         tail=draw(st.integers(0, 3)),
@@ -122,7 +122,7 @@ def test_tables_round_trip(data: st.DataObject) -> None:
 
 
 def test_the_bytes_of_a_table_and_a_rule() -> None:
-    rule = Rule(start=88, neighbours=(14, 7, -11), tail=1, offset=-4, floor=70)
+    rule = ContextRule(start=88, neighbours=(14, 7, -11), tail=1, offset=-4, floor=70)
     coded = encode_tables([Table(np.array([0, 9, 12, 0]), rule)], [(4, 4, 3, 3)])
     fields = (
         "10001",
@@ -151,7 +151,7 @@ def test_an_impossible_level_is_an_error() -> None:
 
 
 def test_tables_that_end_early_are_an_error() -> None:
-    rule = Rule(start=1, neighbours=(1, 2, 3), tail=3, offset=2, floor=127)
+    rule = ContextRule(start=1, neighbours=(1, 2, 3), tail=3, offset=2, floor=127)
     data = encode_tables([Table(np.random.default_rng(0).integers(1, 99, 40), rule)], [(4, 4, 3, 3)])
     for length in range(len(data)):
         with pytest.raises(ArtifactError):

@@ -1,0 +1,146 @@
+"""A checkpoint made ready for its target: calibrated, its layers weighed, its mixture fitted."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
+from gbnn_compress.checkpoint.select import floating_values
+from gbnn_compress.data.kind import CLASSIFIER, FACT, Kind, require_forecast, settle_kind
+from gbnn_compress.pipeline.opening import RunInputs
+from gbnn_compress.pipeline.progress import OnProgress
+from gbnn_compress.target.allocation import cost_factors, cost_of_errors, rescue_factors
+from gbnn_compress.target.prepared import Prepared, prepare
+
+if TYPE_CHECKING:
+    from gbnn_compress.calibration.calibrated import Calibration
+    from gbnn_compress.pipeline.request import Request
+
+VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
+
+FINEST_RATIO = 4.0
+"""Smallest ratio that the mixture is fitted for if the target is no ratio of bytes."""
+
+TRIAL_RATIO = 12.0
+"""Ratio at which costs of errors are measured if the target is no ratio of bytes."""
+
+
+def prepare_request(
+    request: Request, opened: RunInputs, *, finest_ratio: float, rescue: bool, on_progress: OnProgress
+) -> Prepared:
+    """Compute posteriors, mixture and merge path, with calibration unless training follows.
+
+    Args:
+        request: The request.
+        opened: What the request reads.
+        finest_ratio: Smallest ratio that the mixture must serve.
+        rescue: Whether layers that would vanish at the target get a higher cost. Ignored if training follows.
+        on_progress: Called with one line of text when a step begins.
+
+    Raises:
+        GbnnError: The data or the architecture do not fit, or the task does not allow the target.
+    """
+    recipe, read, selection = request.configuration, opened.checkpoint, opened.selection
+    calibration = _calibration(opened, arch=request.arch, on_progress=on_progress) if _calibrates(request) else None
+    kind = settle_kind(
+        request.task,
+        labels=opened.has_labels or request.passes > 0,
+        indexed_classes=opened.indexed_classes,
+        outputs=None if calibration is None else calibration.columns,
+        tensors=read.tensors,
+    )
+    if request.max_drop is not None:
+        require_forecast(kind, measured=request.val_data is not None)
+    on_progress(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
+    fitted = partial(
+        prepare,
+        read,
+        selection,
+        recipe=recipe,
+        finest_ratio=finest_ratio,
+        facts=_facts(request, opened, kind),
+        kind=kind,
+        calibration=calibration,
+        precisions=precisions_on(recipe.posterior, opened.data, read, selection, seed=request.seed),
+    )
+    prepared = _by_costs(fitted(), fitted, request, on_progress)
+    ratio = request.byte_ratio
+    if not rescue or ratio is None or request.passes:
+        return prepared
+    return _rescued(prepared, fitted, ratio, on_progress)
+
+
+def _by_costs(
+    prepared: Prepared, fitted: Callable[..., Prepared], request: Request, on_progress: OnProgress
+) -> Prepared:
+    """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it."""
+    calibration = prepared.calibration
+    wanted = request.configuration.allocation == "costs" and prepared.kind.task == CLASSIFIER
+    if not wanted or calibration is None or calibration.synthetic:
+        return prepared
+    on_progress("measuring the cost of errors in each layer, and fitting the mixture again")
+    factors = cost_factors(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
+    if not factors:
+        on_progress("keeping costs by norms: the network gives no gradients (torch.no_grad or in-place operations)")
+        return prepared
+    del prepared
+    return fitted(importances=factors)
+
+
+def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, on_progress: OnProgress) -> Prepared:
+    """Fit again with a higher cost of errors in layers that would vanish at a ratio, if that lowers the total cost."""
+    factors = rescue_factors(prepared, ratio=ratio)
+    if not factors:
+        return prepared
+    on_progress("raising the cost of errors in layers that would vanish, and fitting the mixture again")
+    importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
+    rescued = fitted(importances=importances)
+    better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
+    return replace(rescued, before=prepared) if better else prepared
+
+
+def _calibrates(request: Request) -> bool:
+    return request.configuration.feedback and not request.passes
+
+
+def _calibration(opened: RunInputs, *, arch: str | None, on_progress: OnProgress) -> Calibration | None:
+    """Calibrate on the given data; without data, on noise if the architecture is known."""
+    if opened.data is not None:
+        on_progress(f"calibrating on {opened.data.evaluation.data}")
+        return calibration_on(opened.data, opened.checkpoint, opened.selection)
+    spec = arch or (opened.candidates[0] if len(opened.candidates) == 1 else None)
+    if spec is None:
+        return None
+    on_progress(f"calibrating {spec} on noise")
+    calibration = synthetic_calibration(opened.checkpoint, opened.selection, opened.network or spec)
+    if calibration is None:
+        on_progress(
+            "no calibration: the network has no 2-D batch norm, is too large, or does not run on noise of 8 x 8 to"
+            " 384 x 384 pixels"
+        )
+    return calibration
+
+
+def _facts(request: Request, opened: RunInputs, kind: Kind) -> dict[str, Any]:
+    """The manifest's entries on the run."""
+    checkpoint, names = opened.checkpoint, opened.candidates
+    return {
+        "checkpoint": {
+            "sha256": checkpoint.sha256,
+            "bytes": checkpoint.size_bytes,
+            "parameters": floating_values(checkpoint.tensors, checkpoint.ties),
+            "architecture": names[0] if len(names) == 1 else None,
+            "notes": list(checkpoint.notes),
+        },
+        "recipe": request.configuration.recorded(epochs=request.passes),
+        "seed": request.seed,
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
+        "target_ratio": request.ratio,
+        "max_drop": request.max_drop,
+        "ratio_of": request.ratio_of,
+        **({} if kind.task is None else {FACT: kind.task}),
+    }
