@@ -179,7 +179,7 @@ def is_tensor(value: object) -> bool:
 
 
 def mappings_in(value: object, *, named: bool) -> Iterator[Entries]:
-    """A nested mapping and all within it at most MAX_DEPTH deep, outermost first, each once.
+    """Yield a mapping and every mapping nested in it, to MAX_DEPTH, outermost first, without repeats.
 
     Args:
         value: Whatever a file holds.
@@ -213,7 +213,7 @@ def _has_tensors(value: object) -> bool:
 
 
 def _n_weights(value: Entries) -> tuple[int, int]:
-    """How many tensors a mapping has, scalars left out, and how many values in those that are more than a vector."""
+    """Count the tensors of a mapping without scalars, and the values in those of two dimensions or more."""
     tensors = [tensor for tensor in _tensors_in(value) if _is_plain(tensor) and tensor.numel() > 1]
     return len(tensors), sum(tensor.numel() for tensor in tensors if tensor.numel() > max(tensor.shape))
 
@@ -275,7 +275,7 @@ def _check_single(entries: Entries, *, chosen: str | None = None) -> None:
 
 
 def _alike(prefix: str, groups: Mapping[str, Mapping[str, Shape]]) -> list[str]:
-    """Prefixes of networks that are copies of each other by a prefix's name, itself included; fewer than 2 if none."""
+    """Prefixes of all copies of the network under a prefix, this prefix included; fewer than 2 without copies."""
     wanted = _matrices(groups[prefix])
     if not wanted or len(groups[prefix]) < 2 or not _words(prefix) & COPIES:
         return []

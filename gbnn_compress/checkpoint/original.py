@@ -98,7 +98,7 @@ def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, tor
 
 
 def _distance(read: Tensors, weights: Tensors) -> float:
-    """Summed squared differences of the floating matrices. The artifact was made from the nearest of several copies."""
+    """Summed squared differences of the floating matrices. They tell which of several copies the artifact was made from."""
     floating = (name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dim() >= 2)
     return sum(float((read[name].detach().float() - weights[name].float()).square().sum()) for name in floating)
 

@@ -75,7 +75,7 @@ def _stand_in(value: object) -> type[Unread] | None:
 
 
 def _real(name: str) -> Any:
-    """The object that one of NAMES refers to, in the installed numpy."""
+    """The object with this name in the installed numpy."""
     assert name in NAMES
     name = name.replace("numpy.core.", "numpy._core.").replace("__builtin__.", "builtins.")
     module, _, attribute = name.rpartition(".")

@@ -34,7 +34,7 @@ class ArtifactEntry(TypedDict):
 
 
 class BankEntry(TypedDict):
-    """Number of shared components."""
+    """Number of components, in the file and before merging."""
 
     components: int
     components_before_merging: int

@@ -152,7 +152,7 @@ class Coding:
         return float((members * lengths).sum())
 
     def state(self) -> dict[str, Any]:
-        """Every field but `rules`, tensors without gradients and not copied."""
+        """Every field but `rules`: detached tensors that share memory with the coding."""
         kept = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rules"}
         return kept | {"means": self.means.detach(), "log_sigmas": self.log_sigmas.detach()}
 

@@ -147,7 +147,7 @@ class SharedWeights:
         return {name: self._narrowed(name) for name in self.latent}
 
     def state(self) -> dict[str, Any]:
-        """Everything that training changes; tensors without gradients and not copied."""
+        """Everything that training changes: detached tensors that share memory with the weights."""
         return {
             "latent": {name: latent.detach() for name, latent in self.latent.items()},
             "coding": self.coding.state(),
