@@ -98,7 +98,7 @@ def _places(loaded: object, weights: Tensors, *, exactly: bool) -> dict[str, tor
 
 
 def _distance(read: Tensors, weights: Tensors) -> float:
-    """Summed squared differences of the floating matrices. They tell which of several copies the artifact was made from."""
+    """Summed squared differences of the floating matrices: the copy with the smallest sum is the artifact's."""
     floating = (name for name, tensor in weights.items() if tensor.is_floating_point() and tensor.dim() >= 2)
     return sum(float((read[name].detach().float() - weights[name].float()).square().sum()) for name in floating)
 

@@ -50,8 +50,8 @@ def select(checkpoint: Checkpoint) -> Selection:
     """Sort the tensors of a checkpoint by kind.
 
     Raises:
-        CheckpointError: No tensor can be shared, a tensor cannot be stored, or a floating tensor other than a mask holds
-            NaN or Inf.
+        CheckpointError: No tensor can be shared, a tensor cannot be stored, or a floating tensor other than a mask
+            holds NaN or Inf.
     """
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():

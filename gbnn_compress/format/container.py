@@ -46,7 +46,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
             version = (handle.metadata() or {}).get(FORMAT)
             if version is None:
                 raise ArtifactError(
-                    f"`{path}` is not a gbnn-compress artifact but another safetensors file; "
+                    f"`{path}` is not a gbnn-compress artifact but, by its header, another safetensors file; "
                     "compress it first: gbnn-compress FILE --target-ratio 8"
                 )
             if version != VERSION:

@@ -111,7 +111,7 @@ def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _has_spread(plane: Plane) -> bool:
-    """Whether the members of a component have positions of their own; False for a page that is made from a file alone."""
+    """Whether the members of a component have positions of their own. A file alone has none."""
     return bool(plane.components.covariances.any())
 
 

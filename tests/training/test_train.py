@@ -106,7 +106,7 @@ def test_the_manifest_says_that_it_was_trained(usual: dict[str, Any]) -> None:
     assert set(last) == {"cross_entropy", "distillation", "divergence", "bits_per_weight"}
     assert all(value > 0 for value in last.values())
     (shown,) = [text for name, text in statements.facts(report, arch=None) if name == "trained"]
-    assert shown == "for 1 epoch, beta 1 after a warm-up over 30 % of the steps"
+    assert shown == "1 epoch, beta 1, warm-up over the first 30 % of the steps"
     (shown,) = [
         text
         for name, text in statements.facts(report | {"training": facts | {"last_epoch": last}}, arch=None)
@@ -126,7 +126,7 @@ def test_sigma_from_inputs(checkpoint: Path, usual: dict[str, Any], tmp_path: Pa
 
 
 def test_variational_sigma_needs_labels(checkpoint: Path, tmp_path: Path) -> None:
-    for name, y, message in (("bare", {}, "no array `y`"), ("wrong", {"y": np.arange(64)}, "label 63")):
+    for name, y, message in (("bare", {}, "expected an array `y`"), ("wrong", {"y": np.arange(64)}, "got 63")):
         np.savez(tmp_path / f"{name}.npz", x=np.zeros((64, 8, 8), dtype=np.uint8), **y)
         data = f"npz:{tmp_path / name}.npz"
         with pytest.raises(DataError, match=message):
@@ -174,8 +174,8 @@ def test_too_little_memory_halves_the_batch(checkpoint: Path, tmp_path: Path) ->
     ("y", "message"),
     [
         (np.zeros(64, dtype=np.int64), "one class only"),
-        (np.arange(64) % 11, "label 10 and the network 10 classes"),
-        (None, "no array `y`"),
+        (np.arange(64) % 11, "expected labels in 0..9 for a network with 10 classes, got 10"),
+        (None, "expected an array `y`"),
     ],
 )
 def test_labels_that_training_cannot_use(checkpoint: Path, tmp_path: Path, y: Any, message: str) -> None:
