@@ -94,13 +94,13 @@ def _sections(path: Path, data: memoryview) -> dict[str, bytes]:
         try:
             length, position = read_length(data, position)
         except ArtifactError as error:
-            raise _damaged(path, f"the table of sections is damaged ({error})") from None
+            raise _damaged(path, f"the table of sections in its header is damaged ({error})") from None
         stop = position + (4 if length else 0)
         lengths.append(length)
         checksums.append(data[position:stop])
         position = stop
     if position + sum(lengths) != len(data):
-        raise _damaged(path, "its sections do not add up to its size")
+        raise _damaged(path, "the sections of its header do not add up to its size")
     sections = {}
     for name, length, checksum in zip(SECTIONS, lengths, checksums, strict=True):
         sections[name] = bytes(data[position : position + length])

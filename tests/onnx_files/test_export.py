@@ -170,6 +170,7 @@ def test_same_bytes_again_and_no_paths_in_them(artifact: Path, files: dict[str, 
     assert b".py" not in again
 
 
+@pytest.mark.long
 def test_half_precision_becomes_float32_and_the_callers_module_stays(tmp_path: Path, one_thread: None) -> None:
     network = hard_network().bfloat16().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

@@ -143,6 +143,7 @@ magnitudes = st.one_of(st.floats(0.01, 30), st.floats(-30, 12).map(lambda expone
 dtypes = st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64])
 
 
+@pytest.mark.long
 @given(st.data(), dtypes, st.floats(1.5, 40))
 @settings(max_examples=10, deadline=None)
 def test_any_network_there_and_back(data: st.DataObject, dtype: torch.dtype, ratio: float) -> None:

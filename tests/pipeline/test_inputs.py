@@ -195,6 +195,7 @@ def test_damage_is_measured_on_the_inputs(digits: Digits) -> None:
     assert damage["logit_kl"] == pytest.approx(on_inputs["logit_kl"], rel=0.5)
 
 
+@pytest.mark.long
 def test_same_bytes_again_without_labels_and_at_two_threads(digits: Digits, tmp_path: Path) -> None:
     images = load_data("digits:train").images
     np.savez(tmp_path / "images.npz", x=np.stack([images[i] for i in range(len(images))]))

@@ -60,6 +60,7 @@ def test_parameters_meet_the_target(tmp_path: Path) -> None:
     assert misses(tmp_path, [(3, 2.5)], key="parameter_ratio", ratio_of="parameters") == []
 
 
+@pytest.mark.long
 def test_bytes_of_a_half_precision_checkpoint_meet_the_target(tmp_path: Path) -> None:
     assert misses(tmp_path, drawn(2, 2, 18, seed=2), dtype=torch.float16) == []
 
