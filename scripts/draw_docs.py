@@ -20,7 +20,7 @@ from gbnn_compress_cli.digits_network import train
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"
-STYLE = ROOT / "gbnn_compress" / "output" / "templates" / "page.css"
+STYLE = ROOT / "gbnn_compress" / "report" / "templates" / "page.css"
 
 FROM_PAGE = {"plane1": "components-before", "plane2": "components-after", "path": "merge-path"}
 """Ids of the page's figures, and the pictures that they become."""
