@@ -7,10 +7,10 @@ from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
+from gbnn_compress_cli import console, options
 
 from gbnn_compress import parallel
 from gbnn_compress.report import words
-from gbnn_compress_cli import console, options
 
 OUTPUT_HELP = "The artifact. Default: <stem>.gbnn.safetensors; of a folder: <folder>.gbnn.safetensors."
 

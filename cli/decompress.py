@@ -3,9 +3,9 @@
 from typing import Annotated
 
 import typer
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.report import words
-from gbnn_compress_cli import console, options
 
 
 def command(

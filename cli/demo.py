@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError
 from gbnn_compress.report import words
-from gbnn_compress_cli import console
 
 ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
 DATA = "digits:test"
@@ -104,9 +104,9 @@ def _make(directory: Path) -> None:
 
 def _train(checkpoint: Path) -> None:
     import torch
+    from gbnn_compress_cli.digits_network import train
 
     from gbnn_compress.files import require_writable, write_atomically
-    from gbnn_compress_cli.digits_network import train
 
     require_writable(checkpoint)
     saved = io.BytesIO()

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.report import words
-from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +86,9 @@ def command(
 def _view(
     result: "EvaluationReport", *, data: str, ood: str | None, reference: str | None
 ) -> "Iterator[RenderableType]":
-    from gbnn_compress.report.evaluation_page import detection
     from gbnn_compress_cli import tables
+
+    from gbnn_compress.report.evaluation_page import detection
 
     draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""

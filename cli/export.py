@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.report import words
-from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from gbnn_compress.report.schema import ExportReport

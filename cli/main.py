@@ -13,10 +13,10 @@ from typing import Annotated
 import typer
 import typer.core
 import typer.main
-
-from gbnn_compress.errors import GbnnError
 from gbnn_compress_cli import compress, decompress, demo, diff, evaluate, export, plan, recipe, report, usage
 from gbnn_compress_cli.console import PROGRAM, mute_stdout, one_line, write_stderr
+
+from gbnn_compress.errors import GbnnError
 
 BAD_INPUT, BUG, INTERRUPTED = 2, 3, 130
 

@@ -7,9 +7,9 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from gbnn_compress_cli import console, options
 
 from gbnn_compress.report import statements, words
-from gbnn_compress_cli import console, options
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError, RecipeError
 from gbnn_compress.report import words
-from gbnn_compress_cli import console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +23,9 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="A shipped recipe, or 
 @app.command("ls")
 def ls() -> int:
     """List the shipped recipes."""
-    from gbnn_compress.recipe import shipped_recipes
     from gbnn_compress_cli import tables
+
+    from gbnn_compress.recipe import shipped_recipes
 
     rows = [(name, summary(text)) for name, text in shipped_recipes().items()]
     console.write_stdout(console.render(tables.facts(rows)))

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from gbnn_compress.report import words
 from gbnn_compress_cli import console, options
+
+from gbnn_compress.report import words
 
 
 def command(

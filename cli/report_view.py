@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gbnn_compress.report import statements, words
 from gbnn_compress_cli import tables
+
+from gbnn_compress.report import statements, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gbnn_compress_cli.digits_network import train
 
 import gbnn_compress
 from gbnn_compress.report import words
-from gbnn_compress_cli.digits_network import train
 
 ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures"

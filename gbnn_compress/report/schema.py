@@ -49,6 +49,11 @@ class WeightCounts(TypedDict):
     unshared: int
 
 
+def total_values(weights: WeightCounts) -> int:
+    """Number of floating values of the checkpoint, ties once."""
+    return weights["shared"] + weights["blended"] + weights["outliers"] + weights["unshared"]
+
+
 class SectionBytes(TypedDict):
     """Bytes of each section of a file; together all of its bytes."""
 

@@ -10,7 +10,15 @@ import numpy as np
 
 from gbnn_compress.data.kind import FACT, is_known_classifier
 from gbnn_compress.format.counts import id_counts
-from gbnn_compress.report.schema import SCHEMA, CheckpointEntry, DamageEntry, LayerEntry, Report, WeightCounts
+from gbnn_compress.report.schema import (
+    SCHEMA,
+    CheckpointEntry,
+    DamageEntry,
+    LayerEntry,
+    Report,
+    WeightCounts,
+    total_values,
+)
 from gbnn_compress.types import Artifact, TensorInfo
 
 GUESSED = "predicted accuracy drop"
@@ -127,18 +135,13 @@ def weight_counts(artifact: Artifact) -> WeightCounts:
 
 def n_values(artifact: Artifact) -> int:
     """Floating values of the checkpoint, ties once."""
-    return total(weight_counts(artifact))
-
-
-def total(weights: WeightCounts) -> int:
-    """All floating values."""
-    return weights["shared"] + weights["blended"] + weights["outliers"] + weights["unshared"]
+    return total_values(weight_counts(artifact))
 
 
 def parameter_ratio(artifact: Artifact, weights: WeightCounts) -> float:
     """2 x floating values / (2 x components + 2 x outliers + unshared values), the paper's measure."""
     live = len(artifact.bank.means)
-    return 2 * total(weights) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
+    return 2 * total_values(weights) / (2 * live + 2 * weights["outliers"] + weights["unshared"])
 
 
 def layers(artifact: Artifact) -> list[LayerEntry]:

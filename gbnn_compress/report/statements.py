@@ -6,8 +6,7 @@ from collections.abc import Iterator
 
 from gbnn_compress.errors import listed
 from gbnn_compress.report import words
-from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry
-from gbnn_compress.report.sizes import total
+from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry, total_values
 
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
@@ -133,7 +132,7 @@ def missed_target(report: Report) -> str:
         too_large = f"the file has {target / ratio:.3g} times the target's size"
         return f"{missed} ({too_large}){needed if kept > allowed else ''}; {written}"
     weights = report["weights"]
-    most = 2 * total(weights) / (weights["unshared"] + 2)
+    most = 2 * total_values(weights) / (weights["unshared"] + 2)
     if most >= target:
         counts = f"{report['bank']['components']:,} components and {weights['outliers']:,} outliers"
         return f"{missed}, with {counts}; {written}"

@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-
 from gbnn_compress_cli.main import main
 
 if TYPE_CHECKING:

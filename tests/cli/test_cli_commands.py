@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 import typer.main
 import yaml
-from safetensors import safe_open
-
 from gbnn_compress_cli.main import app
+from safetensors import safe_open
 
 
 @pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], []])

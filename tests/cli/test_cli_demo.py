@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from gbnn_compress_cli import demo, digits_network
 
 COMMANDS = ["plan", "compress", "report", "evaluate", "evaluate", "decompress", "diff", "compress", "export"]

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from gbnn_compress_cli import console
 
 from gbnn_compress.errors import OutputError
 from gbnn_compress.report.schema import ExportReport, Report
-from gbnn_compress_cli import console
 
 ONLY_OF_SOME_FILES = {"temperature", "training"}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import typer.core
 import typer.main
-
-from gbnn_compress.errors import GbnnError
 from gbnn_compress_cli import options, usage
 from gbnn_compress_cli.main import app
+
+from gbnn_compress.errors import GbnnError
 
 
 @pytest.fixture(scope="module")

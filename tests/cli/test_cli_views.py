@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import pytest
+from gbnn_compress_cli import console
+from gbnn_compress_cli.report_view import report_view
 
 import gbnn_compress
 from gbnn_compress.report import words
-from gbnn_compress_cli import console
-from gbnn_compress_cli.report_view import report_view
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import typer.core
 import typer.main
-
-import gbnn_compress
 from gbnn_compress_cli import usage
 from gbnn_compress_cli.main import app
+
+import gbnn_compress
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -12,11 +12,11 @@ from pathlib import Path
 import look_alikes
 import pytest
 import torchvision
+from gbnn_compress_cli import demo
+from gbnn_compress_cli.recipe import summary
 from test_docs import code_lines, parse
 
 from gbnn_compress.recipe import heading, resolve, shipped_recipes
-from gbnn_compress_cli import demo
-from gbnn_compress_cli.recipe import summary
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
 

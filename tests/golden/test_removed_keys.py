@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 
 import pytest
+from gbnn_compress_cli.main import main
 from safetensors.torch import load_file
 
 import gbnn_compress
 from gbnn_compress.recipe import REMOVED
-from gbnn_compress_cli.main import main
 
 ARTIFACT = Path(__file__).parent / "removed_keys.gbnn.safetensors"
 

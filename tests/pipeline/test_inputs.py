@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from gbnn_compress_cli import digits_network
 from safetensors.torch import load_file, save_file
 
 from gbnn_compress import compress, decompress, diff, plan
@@ -18,7 +19,6 @@ from gbnn_compress.data.architectures import build_network
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.bench import Evaluation, open_bench
-from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gbnn_compress_cli.report_view import report_view
 from torch import nn
 
 import gbnn_compress
@@ -19,7 +20,6 @@ from gbnn_compress.rate.damage import Difference, output_difference
 from gbnn_compress.report import page, sizes
 from gbnn_compress.report.statements import damage as damage_lines
 from gbnn_compress.target.forecast import dead_warnings
-from gbnn_compress_cli.report_view import report_view
 
 QUICK = {"n_components": 128, "em_iterations": 4}
 POINTS = ("drop", "agreement", "logit_kl", "safe_ratio")

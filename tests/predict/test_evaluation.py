@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from gbnn_compress_cli import digits_network
 from safetensors.torch import save_file
 
 from gbnn_compress import compress, diff, evaluate
@@ -17,7 +18,6 @@ from gbnn_compress.errors import ArchitectureError, ArtifactError, CheckpointErr
 from gbnn_compress.predict.bench import Evaluation, open_bench
 from gbnn_compress.predict.models import is_artifact, known_architecture, read_model
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

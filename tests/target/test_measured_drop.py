@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from gbnn_compress_cli import digits_network
 
 from gbnn_compress import compress, evaluate
-from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

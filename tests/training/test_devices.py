@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from gbnn_compress_cli.digits_network import digits_cnn
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.bench import device_named
@@ -14,7 +15,6 @@ from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.objective import Loss, loss_of
 from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.types import Bank, Posterior
-from gbnn_compress_cli.digits_network import digits_cnn
 
 NAMES = ("conv1.weight", "conv2.weight", "conv3.weight", "hidden.weight", "classifier.weight")
 TOLERANCE = 1e-3

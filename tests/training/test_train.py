@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gbnn_compress_cli import digits_network
 from trainings import each_step, stopped_at, trained_with
 
 from gbnn_compress import compress, evaluate, load
@@ -15,7 +16,6 @@ from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.report import statements
 from gbnn_compress.training.encoder import SizeFitting
-from gbnn_compress_cli import digits_network
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from gbnn_compress_cli.report_view import report_view
 from mutations import GOLDEN
 from rich.console import Console
 
@@ -16,7 +17,6 @@ from gbnn_compress.format.bank import round_bank
 from gbnn_compress.format.vectors import quantise
 from gbnn_compress.report import page as pages
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
-from gbnn_compress_cli.report_view import report_view
 
 
 def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:

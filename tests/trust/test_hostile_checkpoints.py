@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from gbnn_compress_cli.main import main
 
 GOOD = {"fc.weight": torch.arange(12.0).reshape(4, 3)}

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from gbnn_compress_cli.main import main
 
 LAUGHS = "\n".join(

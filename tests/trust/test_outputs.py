@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from gbnn_compress_cli.main import main
 from mutations import GOLDEN
 
 from gbnn_compress.errors import OutputError
 from gbnn_compress.files import require_writable, same_file, write_atomically
-from gbnn_compress_cli.main import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX files")
 
