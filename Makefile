@@ -2,6 +2,7 @@
 VENV ?= .venv
 PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# Threads of torch would only wait for each other beside as many processes.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test test-long check fuzz lock clean
@@ -10,10 +11,10 @@ demo: $(STAMP)
 	$(VENV)/bin/gbnn-compress demo demo
 
 test: $(STAMP)
-	$(PYTHON) -m pytest $(PARALLEL)
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL)
 
 test-long: $(STAMP)
-	$(PYTHON) -m pytest $(PARALLEL) -m 'long and not slow'
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m 'long and not slow'
 
 check: $(STAMP)
 	$(PYTHON) -m ruff check .
