@@ -64,7 +64,8 @@ def command(
             json = html = eval_data = None
         source = Path(checkpoint)
         artifact = Path(output) if output else default_output(source)
-        console.check_json_target(json, the_checkpoint=source, the_artifact=artifact, the_page=html)
+        reads = (data, val_data, eval_data, arch, recipe)
+        console.check_json_target(json, reads=reads, the_checkpoint=source, the_artifact=artifact, the_page=html)
         request = Request(
             checkpoint=source,
             target_ratio=ratio,

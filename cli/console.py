@@ -16,7 +16,7 @@ from gbnn_compress.errors import OutputError
 from gbnn_compress.report.words import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
 
@@ -98,11 +98,14 @@ def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
             yield lambda line: status.update(Text(one_line(line)))
 
 
-def check_json_target(target: str | None, **taken: str | Path | None) -> None:
+def check_json_target(
+    target: str | None, *, reads: Iterable[str | Path | None] = (), **taken: str | Path | None
+) -> None:
     """Fail early where `--json` cannot be written.
 
     Args:
         target: A path, `-` for stdout, or None.
+        reads: Specifications that the command reads files by.
         taken: Files that it must not overwrite, by what they are (`the_checkpoint`); None for no file.
 
     Raises:
@@ -110,13 +113,14 @@ def check_json_target(target: str | None, **taken: str | Path | None) -> None:
     """
     if target is None or target == "-":
         return
-    from gbnn_compress.files import require_writable, same_file
+    from gbnn_compress.files import refuse_inputs, require_writable, same_file
 
     path = Path(target)
     for what, other in taken.items():
         if other is not None and same_file(path, Path(other)):
             what = what.replace("_", " ")
             raise OutputError(f"cannot write `--json {target}`: it is {what}; choose another file")
+    refuse_inputs(path, *reads, option="--json")
     if _is_special(path):
         return
     require_writable(path)

@@ -41,7 +41,7 @@ def command(
 
     Shows their sizes and the error of each tensor; with `--data` also their predictions.
     """
-    console.check_json_target(json, the_first_model=first, the_second_model=second)
+    console.check_json_target(json, reads=(data, arch), the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
         tell(f"comparing {words.name_of(first)} and {words.name_of(second)}")
         import gbnn_compress

@@ -64,7 +64,7 @@ def command(
     inputs, the most confident first, with at most 5 % errors. `--ood` adds AUROC and FPR95 of out-of-distribution
     detection, `--reference` agreement and KL with a checkpoint, `--val-data` all measures at a fitted temperature.
     """
-    console.check_json_target(json, the_model=model, the_page=html)
+    console.check_json_target(json, reads=(data, ood, val_data, reference, arch), the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
         tell(f"evaluating {words.name_of(model)} on {data}")
         import gbnn_compress

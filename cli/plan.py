@@ -66,7 +66,7 @@ def command(
         from gbnn_compress.pipeline.plan import run_plan
         from gbnn_compress.pipeline.request import Request
 
-        console.check_json_target(json, the_checkpoint=checkpoint)
+        console.check_json_target(json, reads=(data, val_data, eval_data, arch, recipe), the_checkpoint=checkpoint)
         request = Request(
             checkpoint=checkpoint,
             target_ratio=options.parse_ratio(target_ratio),

@@ -66,6 +66,23 @@ def same_file(a: Path, b: Path) -> bool:
     return os.path.realpath(a) == os.path.realpath(b)
 
 
+def refuse_inputs(path: Path, *specifications: str | Path | None, option: str) -> None:
+    """Refuse an output that the same run reads.
+
+    Args:
+        path: The output.
+        specifications: What the run reads: paths, or specifications that name a file (`npz:FILE`, `FILE.py:callable`).
+        option: The option that names the output, for the message.
+
+    Raises:
+        OutputError: One of the specifications names the file at `path`.
+    """
+    for specification in map(str, filter(None, specifications)):
+        named = (specification, specification.partition(":")[2], specification.rpartition(":")[0])
+        if any(each and Path(each).is_file() and same_file(path, Path(each)) for each in named):
+            raise OutputError(f"cannot write `{option} {path}`: this command reads that file; choose another one")
+
+
 def require_writable(path: Path) -> None:
     """Check that a file can be written at `path`.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gbnn_compress.errors import ArtifactError, OutputError
-from gbnn_compress.files import require_writable, write_atomically
+from gbnn_compress.files import refuse_inputs, require_writable, write_atomically
 
 
 def test_write_replaces_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -59,3 +59,12 @@ def test_folder_without_permission(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="no permission"):
         require_writable(tmp_path / "file")
+
+
+@pytest.mark.parametrize("specification", ["{}", "npz:{}", "{}:net"])
+def test_what_a_command_reads_is_not_its_output(tmp_path: Path, specification: str) -> None:
+    path = tmp_path / "read"
+    path.touch()
+    with pytest.raises(OutputError, match=r"`--html .*read`: this command reads that file"):
+        refuse_inputs(path, None, "digits:test", specification.format(path), option="--html")
+    refuse_inputs(tmp_path / "other", specification.format(path), option="--html")

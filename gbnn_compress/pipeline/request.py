@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from gbnn_compress.checkpoint.folders import SUFFIXES
 from gbnn_compress.data.kind import check_task
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
-from gbnn_compress.files import require_writable, same_file
+from gbnn_compress.files import refuse_inputs, require_writable, same_file
 from gbnn_compress.predict.bench import Evaluation
 from gbnn_compress.recipe import Recipe, resolve
 from gbnn_compress.report import templated
@@ -94,6 +95,7 @@ class Request:
     passes: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_types(self)
         recipe = resolve(self.recipe, self.settings)
         source = Path(self.checkpoint)
         no_target = self.target_ratio is None and self.max_drop is None
@@ -110,10 +112,14 @@ class Request:
         _check_data(self)
         require_seed(self.seed)
         check_task(self.task)
+        data = (_data_of(each) for each in (self.data, self.val_data, self.eval_data))
+        read = [*data, self.arch, self.recipe]
         if self.output is not None or not self.planned:
             _check_output(source, self.path)
+            refuse_inputs(self.path, *read, option="-o")
         if self.html is not None:
             templated.require_writable(Path(self.html), checkpoint=source, artifact=self.path)
+            refuse_inputs(Path(self.html), *read, option="--html")
 
     @property
     def byte_ratio(self) -> float | None:
@@ -136,6 +142,22 @@ def default_output(checkpoint: str | Path) -> Path:
     """`<stem>.gbnn.safetensors` in the working directory; for a folder, its whole name (`Llama-3.2-1B`) as the stem."""
     path = Path(checkpoint)
     return Path(((path.resolve().name or "checkpoint") if path.is_dir() else path.stem) + SUFFIX)
+
+
+def _check_types(request: Request) -> None:
+    """Refuse values of another type where a later stage would fail on them with an error of its own."""
+    number, whole, text = ("a number", (Real,)), ("a whole number", (Integral,)), ("text", (str,))
+    kinds: dict[str, tuple[str, tuple[type, ...]]] = {
+        **dict.fromkeys(("target_ratio", "max_drop"), number),
+        **dict.fromkeys(("epochs", "seed", "samples"), whole),
+        **dict.fromkeys(("arch", "key", "task"), text),
+        **dict.fromkeys(("data", "val_data", "eval_data"), ("text or an Evaluation", (str, Evaluation))),
+        "settings": ("a mapping", (Mapping,)),
+    }
+    for name, (expected, types) in kinds.items():
+        value = getattr(request, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, types)):
+            raise GbnnError(f"`{name}`: expected {expected}, got {type(value).__name__}")
 
 
 def _check_target(request: Request) -> None:
@@ -168,6 +190,11 @@ def _check_data(request: Request) -> None:
         raise GbnnError("`--val-data`: it is used only with `--max-drop` or with `--epochs` above 0; give one of these")
     if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
         raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")
+
+
+def _data_of(data: str | Evaluation | None) -> str | None:
+    """The specification of some data."""
+    return data.data if isinstance(data, Evaluation) else data
 
 
 def _check_output(source: Path, path: Path) -> None:

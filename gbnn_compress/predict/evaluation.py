@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import require_seed
+from gbnn_compress.files import refuse_inputs
 from gbnn_compress.predict import metrics, temperature
 from gbnn_compress.predict.bench import Bench, Evaluation, as_evaluation, open_bench
 from gbnn_compress.predict.detection import detection, spreads
@@ -71,6 +72,8 @@ def evaluate(
     """
     if html is not None:
         require_writable(Path(html), model=Path(model))
+        evaluated = data.data if isinstance(data, Evaluation) else data
+        refuse_inputs(Path(html), evaluated, ood, val_data, reference, arch, option="--html")
     require_seed(seed)
     loaded = read_model(Path(model), key=key)
     bench = open_bench(loaded, as_evaluation(data, samples=samples), arch)

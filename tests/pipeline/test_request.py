@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,3 +55,39 @@ def test_every_field_is_an_argument(function: object) -> None:
     assert fields <= set(shown)
     with pytest.raises(TypeError, match="target_rato"):
         function("net.pth", target_rato=8)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target_ratio": True}, "`target_ratio`: expected a number, got bool"),
+        ({"target_ratio": "8x"}, "`target_ratio`: expected a number, got str"),
+        ({"target_ratio": 8, "seed": "a"}, "`seed`: expected a whole number, got str"),
+        ({"target_ratio": 8, "arch": torch.nn.Linear(2, 2)}, "`arch`: expected text, got Linear"),
+        ({"target_ratio": 8, "settings": "noise=1"}, "`settings`: expected a mapping, got str"),
+    ],
+)
+def test_values_of_another_type(checkpoint: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(GbnnError, match=message):
+        Request(checkpoint=checkpoint, **options)
+
+
+@pytest.mark.parametrize("output", [{"output": "FILE"}, {"html": "FILE"}])
+@pytest.mark.parametrize(
+    ("name", "option", "spec"),
+    [
+        ("x.npz", "eval_data", "npz:{}"),
+        ("x.npz", "data", "npz:{}"),
+        ("models.py", "arch", "{}:net"),
+        ("mine.yaml", "recipe", "{}"),
+    ],
+)
+def test_what_a_run_reads_is_not_overwritten(
+    checkpoint: Path, tmp_path: Path, output: dict[str, str], name: str, option: str, spec: str
+) -> None:
+    read = tmp_path / name
+    read.write_text("noise: 0.1\n")
+    outputs: dict[str, Any] = {"output": tmp_path / "a.gbnn.safetensors", **dict.fromkeys(output, read)}
+    with pytest.raises(GbnnError, match="this command reads that file; choose another one"):
+        Request(checkpoint=checkpoint, target_ratio=8, **outputs, **{option: spec.format(read)})
+    assert read.read_text() == "noise: 0.1\n"
