@@ -138,13 +138,6 @@ def prepare(
     sizes_ = np.array([tensors[name].numel() for name in selection.shared], dtype=np.float64)
     typical = typical_size([tensors[name].numel() for name in selection.shared])
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
-    infos = tensor_infos(checkpoint, selection)
-    unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
-    roles = [role(name) for name in selection.unshared]
-    fixed_bytes = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
-    # Scales and errors of the tensors; the errors compress about as well as the scales.
-    fixed_bytes += 2 * short_floats_bits(scales) // 8
-    fixed_bytes += header_bytes(infos, {**facts, **DAMAGE_PLACEHOLDER})
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
     problem = fit(
         build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
@@ -153,10 +146,7 @@ def prepare(
         max_iterations=recipe.em_iterations,
         scales=scales,
         value_bits=value_bits,
-        other_bytes=lambda penalty: (
-            vector_bits(code_values(unshared, relative_step=relative_step(penalty, typical)), roles=roles) // 8
-            + fixed_bytes
-        ),
+        other_bytes=_other_bytes(checkpoint, selection, facts=facts, scales=scales, typical=typical),
         measure_fraction=fraction_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
         refinements=recipe.refinements,
         paper=paper,
@@ -179,6 +169,25 @@ def prepare(
         importances=importances or {},
         contexts=contexts,
     )
+
+
+def _other_bytes(
+    checkpoint: Checkpoint, selection: Selection, *, facts: Mapping[str, Any], scales: np.ndarray, typical: float
+) -> Callable[[float], int]:
+    """A function of lambda: predicted size of the file in bytes, without the bank, the index maps and the outliers."""
+    tensors = checkpoint.tensors
+    unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
+    roles = [role(name) for name in selection.unshared]
+    fixed = len(compress_raw([raw_bytes_of(tensors[name]) for name in selection.raw]))
+    # Scales and errors of the tensors; the errors compress about as well as the scales.
+    fixed += 2 * short_floats_bits(scales) // 8
+    fixed += header_bytes(tensor_infos(checkpoint, selection), {**facts, **DAMAGE_PLACEHOLDER})
+
+    def at(penalty: float) -> int:
+        vectors = code_values(unshared, relative_step=relative_step(penalty, typical))
+        return vector_bits(vectors, roles=roles) // 8 + fixed
+
+    return at
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:
