@@ -13,7 +13,7 @@ from gbnn_compress.checkpoint.folders import SUFFIXES
 from gbnn_compress.data.kind import check_task
 from gbnn_compress.errors import GbnnError, OutputError, require_seed
 from gbnn_compress.files import refuse_inputs, require_writable, same_file
-from gbnn_compress.predict.bench import Evaluation
+from gbnn_compress.predict.bench import Evaluation, as_evaluation
 from gbnn_compress.recipe import Recipe, resolve
 from gbnn_compress.report import templated
 
@@ -112,8 +112,8 @@ class Request:
         _check_data(self)
         require_seed(self.seed)
         check_task(self.task)
-        data = (_data_of(each) for each in (self.data, self.val_data, self.eval_data))
-        read = [*data, self.arch, self.recipe]
+        given = (each for each in (self.data, self.val_data, self.eval_data) if each is not None)
+        read = [*(as_evaluation(each, samples=self.samples).data for each in given), self.arch, self.recipe]
         if self.output is not None or not self.planned:
             _check_output(source, self.path)
             refuse_inputs(self.path, *read, option="-o")
@@ -190,11 +190,6 @@ def _check_data(request: Request) -> None:
         raise GbnnError("`--val-data`: it is used only with `--max-drop` or with `--epochs` above 0; give one of these")
     if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
         raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")
-
-
-def _data_of(data: str | Evaluation | None) -> str | None:
-    """The specification of some data."""
-    return data.data if isinstance(data, Evaluation) else data
 
 
 def _check_output(source: Path, path: Path) -> None:

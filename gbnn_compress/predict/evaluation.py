@@ -70,13 +70,13 @@ def evaluate(
     Raises:
         GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
+    evaluation = as_evaluation(data, samples=samples)
     if html is not None:
         require_writable(Path(html), model=Path(model))
-        evaluated = data.data if isinstance(data, Evaluation) else data
-        refuse_inputs(Path(html), evaluated, ood, val_data, reference, arch, option="--html")
+        refuse_inputs(Path(html), evaluation.data, ood, val_data, reference, arch, option="--html")
     require_seed(seed)
     loaded = read_model(Path(model), key=key)
-    bench = open_bench(loaded, as_evaluation(data, samples=samples), arch)
+    bench = open_bench(loaded, evaluation, arch)
     strange = None if ood is None else bench.on(load_data(ood, labels=False), option="--ood")
     held_out = None if val_data is None else bench.on(load_data(val_data), option="--val-data")
     compared = None if reference is None else read_model(Path(reference))
