@@ -93,8 +93,8 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
     """The network on each of the three data sets; None for those that are not given."""
     training = request.passes > 0
     measured = request.val_data is not None or request.eval_data is not None
-    # Calibration uses the checkpoint's weights in the network while files are measured, which needs a second network.
-    separate = measured and request.data is not None and not training
+    # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
+    separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
     labels = training or request.configuration.posterior == "variational"
 

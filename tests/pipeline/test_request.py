@@ -12,6 +12,8 @@ import torch
 
 import gbnn_compress
 from gbnn_compress import GbnnError, Request
+from gbnn_compress.data.architectures import build_network
+from gbnn_compress.pipeline.opening import open_request
 
 
 @pytest.fixture
@@ -91,3 +93,20 @@ def test_what_a_run_reads_is_not_overwritten(
     with pytest.raises(GbnnError, match="this command reads that file; choose another one"):
         Request(checkpoint=checkpoint, target_ratio=8, **outputs, **{option: spec.format(read)})
     assert read.read_text() == "noise: 0.1\n"
+
+
+@pytest.mark.parametrize("data", [None, "digits:train"])
+def test_measuring_a_file_leaves_the_weights_that_calibration_needs(tmp_path: Path, data: str | None) -> None:
+    arch = "gbnn_compress_cli.digits_network:digits_cnn"
+    network = build_network(arch)
+    torch.save(network.state_dict(), tmp_path / "net.pth")
+    output = tmp_path / "net.gbnn.safetensors"
+    request = Request(
+        checkpoint=tmp_path / "net.pth", output=output, arch=arch, data=data, max_drop=1.0, val_data="digits:test"
+    )
+    opened = open_request(request)
+    assert opened.network is not None
+    assert opened.validation is not None
+    opened.validation.run({name: torch.zeros_like(each) for name, each in opened.checkpoint.tensors.items()})
+    for name, tensor in opened.network.network.state_dict().items():
+        assert torch.equal(tensor, opened.checkpoint.tensors[name]), name
