@@ -7,6 +7,7 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -70,3 +71,18 @@ def _threads() -> int:
     import torch
 
     return min(torch.get_num_threads(), MOST_THREADS)
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads."""
+    import torch
+    from threadpoolctl import threadpool_limits
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
+from gbnn_compress.parallel import single_thread
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import Difference, drop_at, output_difference
 from gbnn_compress.types import Damage, IndexMap, Posterior
@@ -154,20 +154,6 @@ def measured_difference(outputs: object) -> Difference | None:
         return None
     before, after = outputs.double().flatten(1).chunk(2)
     return output_difference(before.numpy(), after.numpy())
-
-
-@contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads."""
-    from threadpoolctl import threadpool_limits
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _damping(synthetic: bool) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch.nn import functional
 
-from gbnn_compress.calibration.calibrated import single_thread
+from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.running import own_names, run_with
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from gbnn_compress.calibration.calibrated import single_thread
 from gbnn_compress.mixture.divergence import gaussian_divergence_nats
+from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.running import own_names, run_with
 
 STEPS, BATCH = 150, 64
