@@ -15,6 +15,9 @@ from gbnn_compress.calibration.uses import Geometry, Use
 SAMPLES_PER_WEIGHT, FEWEST_SAMPLES = 16, 1024
 """A layer's covariance is estimated from so many input patches per weight of a filter, and no fewer than the second."""
 
+LONGEST_BLOCK = 1024
+"""Most columns whose errors are fed back together; wider layers are cut into equal blocks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -35,7 +38,7 @@ class Block:
     @property
     def wanted(self) -> int:
         """Number of patches from which the covariance is estimated."""
-        return max(FEWEST_SAMPLES, SAMPLES_PER_WEIGHT * self.width)
+        return max(FEWEST_SAMPLES, SAMPLES_PER_WEIGHT * min(self.width, LONGEST_BLOCK))
 
 
 def blocks_of(use: Use) -> list[Block]:
