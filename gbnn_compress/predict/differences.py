@@ -1,7 +1,7 @@
 """Differences between the outputs of two networks on the same inputs: relative error and cosine.
 
-relative_error = sqrt(sum (yhat - y)^2 / sum (y - mean y)^2), where y are the outputs of the reference. The mean is taken
-over the inputs (axis 0) at each place of the output. Where shapes differ between batches, or where there is a single
+relative_error = sqrt(sum (yhat - y)^2 / sum (y - mean y)^2), where y are the outputs of the reference. The mean is
+taken over the inputs (axis 0) at each place of the output. Where shapes differ between batches, or where there is a single
 input, it is taken over all axes but the channel axis: axis 1 of outputs with four axes or more, else the last one. If
 the channel axis differs in length between batches, the other of the two is used. If that differs, too, or if a single
 value is left for each mean, the mean is taken over all values.
