@@ -1,10 +1,10 @@
 """Differences between the outputs of two networks on the same inputs: relative error and cosine.
 
 relative_error = sqrt(sum (yhat - y)^2 / sum (y - mean y)^2), where y are the outputs of the reference. The mean is
-taken over the inputs (axis 0) at each place of the output. Where shapes differ between batches, or where there is a single
-input, it is taken over all axes but the channel axis: axis 1 of outputs with four axes or more, else the last one. If
-the channel axis differs in length between batches, the other of the two is used. If that differs, too, or if a single
-value is left for each mean, the mean is taken over all values.
+taken over the inputs (axis 0) at each place of the output. Where shapes differ between batches, or where there is a
+single input, it is taken over all axes but the channel axis: axis 1 of outputs with four axes or more, else the last
+one. If the channel axis differs in length between batches, the other of the two is used. If that differs, too, or if a
+single value is left for each mean, the mean is taken over all values.
 
 Sums are kept from batch to batch, in numpy and float64; outputs are not.
 """
@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 PLACES, ALL = "places", "all"
 """Groupings of values with a common mean, besides those by channel, whose names are the channel axes."""
+
+
+DEAD_ERROR = 1.0
+"""Relative error of outputs that are as far from the reference's as the mean of the reference's outputs is."""
+
+LOST = "the network is lost"
+"""Start of the warning that outputs are unrelated to the reference's."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,38 @@ def require_compared(found: OutputDifference, *, option: str) -> None:
             f"`{option}`: {left_out_note(found) or 'there is no output to compare'}; choose one whose shape depends on"
             " the inputs alone (`--output`), return such outputs (`--forward`), or give a `--metric`"
         )
+
+
+def lost_warnings(found: OutputDifference, *, inputs: str, reference: str = "the checkpoint") -> list[str]:
+    """Warnings of outputs that are not finite, unrelated to the reference's, or constant in the reference.
+
+    Args:
+        found: Differences of the outputs.
+        inputs: The inputs on which the outputs were compared, for the message.
+        reference: The reference, for the message.
+    """
+    errors = {name: each["relative_error"] for name, each in found.outputs.items()}
+    constant = [name for name, error in errors.items() if error is None]
+    warnings = []
+    if found.relative_error is not None and found.relative_error >= DEAD_ERROR:
+        warnings.append(f"{LOST}: on {inputs} its outputs {_unrelated(found.relative_error, reference)}")
+    else:
+        lost = {name: error for name, error in errors.items() if error is not None and error >= DEAD_ERROR}
+        warnings += [
+            f"on {inputs} values of the output `{name}` {_unrelated(error, reference)}" for name, error in lost.items()
+        ]
+    if constant:
+        which = "the outputs" if len(constant) == len(errors) else listed(constant)
+        warnings.append(f"on {inputs} {which} of {reference} do not vary, so their relative error is not defined")
+    return warnings
+
+
+def _unrelated(error: float, reference: str) -> str:
+    if error == float("inf"):
+        return "are not finite; ask for a smaller ratio"
+    return (
+        f"are no nearer to those of {reference} than their mean (relative error {error:.2g}); ask for a smaller ratio"
+    )
 
 
 def left_out_note(found: OutputDifference) -> str | None:

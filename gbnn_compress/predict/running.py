@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from gbnn_compress.data.batches import Batch, read_batch, tensors_in
+from gbnn_compress.data.batches import Batch, copied_to, read_batch, tensors_in
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, one_line
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.nesting import by_name
@@ -87,7 +87,7 @@ def outputs_of(
         DataError: Wrong number of channels.
     """
     try:
-        return forward(network, batch.on(device))
+        return forward(network, read_batch(copied_to(batch.value, device)))
     except GbnnError:
         raise
     except Exception as error:  # whatever the user's own network raises

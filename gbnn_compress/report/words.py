@@ -24,8 +24,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def name_of(path: str | Path) -> str:
-    """The last part of a path, resolved if it is `.` or ends in `..`; printable."""
+def path_of(model: object) -> str:
+    """A path or specification as given; of an object, the name of its type."""
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
+
+
+def name_of(path: object) -> str:
+    """The last part of a path, resolved if it is `.` or ends in `..`; of an object, the name of its type. Printable."""
+    if not isinstance(path, str | Path):
+        return printable(type(path).__name__)
     found = Path(path).name
     return printable(Path(path).resolve().name or str(path) if found in ("", "..") else found)
 
