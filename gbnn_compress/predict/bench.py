@@ -212,8 +212,12 @@ class Bench:
 
     def with_task(self, task: str | None) -> Bench:
         """The same bench with a known task."""
+        return self.with_use(replace(self.use, task=task))
+
+    def with_use(self, use: Use) -> Bench:
+        """The same bench, run and measured in another way."""
         other = copy.copy(self)
-        other.use = replace(self.use, task=task)
+        other.use = use
         return other
 
     def on(self, data: Dataset | Batches, *, option: str) -> Bench:

@@ -196,6 +196,7 @@ class Report(TypedDict):
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
+    max_error: NotRequired[float]
     temperature: NotRequired[float]
     training: NotRequired[TrainingEntry]
     timings: NotRequired[Timings]
