@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 
 @takes_options
-def compress(checkpoint: str | Path, *, progress: OnProgress | None = None, **options: Any) -> Report:
+def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: Any) -> Report:
     """Compress a checkpoint into one artifact file.
 
     Args:
-        checkpoint: The file or folder.
+        checkpoint: The file or folder; or a `torch.nn.Module`, which stays as it is; or a mapping of tensors.
         progress: Called with one line of text when a stage begins.
         options: The other fields of `Request`. Give at least `target_ratio` or `max_drop`, unless the recipe sets a
             target.
@@ -68,7 +68,7 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
     on_progress, clock = progress or (lambda line: None), Clock()
     with clock("read"):
-        on_progress(f"reading {words.name_of(request.source)}")
+        on_progress(f"reading {words.name_of(request.name)}")
         opened = open_request(request)
     with clock("fit"):
         finest = request.byte_ratio or FINEST_RATIO
@@ -89,8 +89,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     report, reliability = _reported(request, opened, artifact, result, on_progress)
     if request.html is not None:
         on_progress(f"writing {words.name_of(request.html)}")
-        name = words.name_of(request.source)
-        shown = run_page(prepared, artifact, report, name=name, arch=request.arch, reliability=reliability)
+        name = words.name_of(request.name)
+        shown = run_page(prepared, artifact, report, name=name, arch=request.arch_name, reliability=reliability)
         page.write(shown, Path(request.html))
     report["timings"] = clock.timings()
     return report
@@ -138,7 +138,7 @@ def _reported(
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
     report["checkpoint"] = {
-        "path": str(request.source),
+        "path": None if request.source is None else str(request.source),
         **report["checkpoint"],
         "architecture_candidates": list(opened.candidates),
     }
@@ -164,16 +164,15 @@ def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The report with measured instead of predicted damage, and the reliability of both networks if it was measured."""
-    settled = bench.settled_for(artifact)
     reliability: Mapping[str, Reliability] = {}
-    if settled.task == OTHER:
-        evaluation, measured, found = evaluate_output_compression(settled, checkpoint, artifact, seed=seed)
+    if bench.task == OTHER:
+        evaluation, measured, found = evaluate_output_compression(bench, checkpoint, artifact, seed=seed)
         damage = cast("DamageEntry", measured)
     else:
-        evaluation, measured, reliability = evaluate_compression(settled, checkpoint, artifact, seed=seed)
+        evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
         damage = cast("DamageEntry", {**report["damage"], **measured})
         found = [
-            *baseline_warnings(settled, evaluation["before"], name="the checkpoint"),
+            *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
             *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
         ]
     warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]

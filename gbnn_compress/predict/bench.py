@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
@@ -16,20 +16,11 @@ from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.draws import sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import OpenedNetwork, dense, match_of, open_network
+from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
-from gbnn_compress.predict.outputs import require_steady
 from gbnn_compress.predict.prediction import Prediction, average
-from gbnn_compress.predict.running import (
-    check_labels,
-    class_labels,
-    evaluating,
-    logits,
-    outputs_of,
-    probabilities,
-    require_classes,
-)
-from gbnn_compress.predict.task import settled_task
+from gbnn_compress.predict.running import check_labels, class_labels, logits, probabilities, require_classes
+from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
 if TYPE_CHECKING:
@@ -101,23 +92,6 @@ class _Values:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a network is run and measured.
-
-    Attributes:
-        forward: The forward pass, and which of the outputs count.
-        metric: `g(network, data) -> float` of the user, more is better; None without.
-        loss: `l(outputs, batch) -> scalar tensor` of the user; None without.
-        task: `classifier` or `other`; None if the task is not known.
-    """
-
-    forward: Forward = field(default_factory=Forward)
-    metric: Callable[[torch.nn.Module, Any], Any] | None = None
-    loss: Callable[[Any, Any], Any] | None = None
-    task: str | None = None
 
 
 class Bench:
@@ -244,49 +218,20 @@ class Bench:
             raise ArchitectureError(f"`{option} {name}`: {error}") from None
 
     def require_usable(self) -> None:
-        """Check that the network runs on the first input; a classifier, that it has a class for each label.
+        """Check that a classifier runs on the first input and has a class for each label.
 
         Raises:
-            GbnnError: The network fails on the input, or keeps a state between calls; of a classifier, it has a single
-                output, or lacks the class of a label.
+            GbnnError: The network fails on the input, has a single output, or lacks the class of a label.
         """
         import torch
 
-        (first,) = self.first_batches()
-        if self.settled_for(None).task == OTHER:
-            require_steady(self.network, first, forward=self.forward, option=self.option)
+        if self.task == OTHER:
             return
+        first = read_batch(self.inputs(at_most=1)) if isinstance(self.data, Dataset) else self.data.first
         n_classes = self._logits([first]).shape[1]
         require_classes(n_classes, option=self.option)
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
-
-    def first_batches(self) -> Iterator[Batch]:
-        """One image without its label, or the first batch of other data."""
-        if isinstance(self.data, Dataset):
-            yield read_batch(self.inputs(at_most=1))
-        else:
-            yield self.data.first
-
-    def settled_for(self, model: Checkpoint | Artifact | None) -> Bench:
-        """The same bench with the task of a model, `classifier` or `other`.
-
-        Args:
-            model: Weights of this network. An artifact may record the task, and the index may know the tensors. None:
-                data and outputs decide.
-        """
-        facts = model.facts if isinstance(model, Artifact) else None
-        (first,) = self.first_batches()
-
-        def outputs() -> Mapping[str, torch.Tensor]:
-            with evaluating(self.network):
-                raw = outputs_of(self.network, first, forward=self.forward, device=self.device, option=self.option)
-            return self.forward.chosen(raw)
-
-        labelled = self.data.labels is not None if isinstance(self.data, Dataset) else self.data.has_labels
-        indexed = model is not None and match_of(model).n_classes is not None
-        task = settled_task(first, outputs, task=self.task, facts=facts, labelled=labelled, indexed=indexed)
-        return self.with_task(task)
 
     def class_labels(self) -> np.ndarray | None:
         """Labels of the rows that `predict` returns, int64 (N,) with IGNORED where there is none; None without labels.

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.data.kind import OTHER
 from gbnn_compress.data.names import match_names, rename
 from gbnn_compress.errors import require_seed
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.bench import Bench, Use, as_evaluation, open_bench
+from gbnn_compress.predict.bench import Bench, as_evaluation, open_bench
 from gbnn_compress.predict.differences import as_json, left_out_note, lost_warnings
 from gbnn_compress.predict.evaluation import labelled
-from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import dense, read_model
+from gbnn_compress.predict.models import arch_of, dense, read_model
 from gbnn_compress.predict.output_evaluation import AFTER, BEFORE, MEAN, changed_numbers, measured_outputs
 from gbnn_compress.predict.running import IGNORED
-from gbnn_compress.predict.task import recorded_task
+from gbnn_compress.predict.task import recorded_task, settled
+from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import words
 from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
 from gbnn_compress.types import Artifact, Checkpoint
@@ -71,8 +70,10 @@ def diff(
         GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
     require_seed(seed)
-    given = tuple(Path(each) if isinstance(each, str) else each for each in (first, second))
-    models = tuple(read_model(each, key=key) for each in given)
+    given = (first, second)
+    models = tuple(
+        read_model(each, key=key, argument=name) for each, name in zip(given, ("first", "second"), strict=True)
+    )
     a, b = (dense(model) for model in models)
     b = _named_alike(b, a)
     result: DiffReport = {
@@ -85,10 +86,10 @@ def diff(
     }
     if data is None:
         return result
-    use = Use(Forward(forward, output), metric, loss, task)
-    bench = open_bench(models[0], as_evaluation(data, samples=samples), arch, labels=None, use=use)
+    use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
     recorded = next((model for model in models if _records_task(model)), models[0])
-    bench = bench.settled_for(recorded)
+    evaluation = as_evaluation(data, samples=samples)
+    bench = settled(open_bench(models[0], evaluation, arch_of(first, arch), labels=None, use=use), recorded)
     on_data = _outputs(bench, models, seed=seed) if bench.task == OTHER else _classes(bench, models, seed=seed)
     return cast("DiffReport", {**result, **on_data})
 

@@ -13,10 +13,9 @@ from gbnn_compress.data.loaders import load_data
 from gbnn_compress.errors import DataError, GbnnError, require_seed
 from gbnn_compress.files import refuse_inputs
 from gbnn_compress.predict import metrics, temperature
-from gbnn_compress.predict.bench import Bench, Use, as_evaluation, open_bench
+from gbnn_compress.predict.bench import Bench, as_evaluation, open_bench
 from gbnn_compress.predict.detection import detection, spreads
-from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import extra_notes, left_out_warnings, read_model
+from gbnn_compress.predict.models import arch_of, extra_notes, left_out_warnings, read_model
 from gbnn_compress.predict.output_evaluation import (
     AFTER,
     changed_numbers,
@@ -27,6 +26,8 @@ from gbnn_compress.predict.output_evaluation import (
 from gbnn_compress.predict.prediction import Prediction, at_temperature, average
 from gbnn_compress.predict.reliability import reliability
 from gbnn_compress.predict.running import IGNORED
+from gbnn_compress.predict.task import settled
+from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import evaluation_page, words
 from gbnn_compress.report.evaluation_page import EvaluationPage
 from gbnn_compress.report.schema import (
@@ -117,12 +118,13 @@ def evaluate(
     if html is not None:
         _require_page(Path(html), model, paths)
     require_seed(seed)
-    loaded = read_model(_path(model), key=key)
-    use = Use(Forward(forward, output), metric, loss, task)
-    bench = open_bench(loaded, evaluation, arch, labels=None, use=use).settled_for(loaded)
-    compared = None if reference is None else read_model(_path(reference))
+    loaded = read_model(model, key=key)
+    use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
+    bench = open_bench(loaded, evaluation, arch_of(model, arch), labels=None, use=use)
+    compared = None if reference is None else read_model(reference, argument="reference")
     if compared is not None:
-        bench.require_fitting(compared, name=words.name_of(reference), option="--reference")
+        bench.require_fitting(compared, name=words.path_of(reference), option="--reference")
+    bench = settled(bench, loaded)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": words.path_of(model),
@@ -158,10 +160,6 @@ def evaluate(
         )
         evaluation_page.write(shown, Path(html))
     return cast("EvaluationReport", result)
-
-
-def _path(model: Any) -> Any:
-    return Path(model) if isinstance(model, str) else model
 
 
 def _require_page(path: Path, model: Any, reads: Sequence[str | Path]) -> None:

@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     import torch
 
 
-SAME = 1e-3
-"""Largest difference of two runs on the same inputs, relative to the largest output, that a GPU may show."""
-
-
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Weights in a network of their own, ready to run.
@@ -127,27 +123,6 @@ def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, op
     return found
 
 
-def require_steady(network: torch.nn.Module, batch: Batch, *, forward: Forward, option: str = "--data") -> None:
-    """Check that a network runs on a batch, and that it returns the same twice.
-
-    Args:
-        network: The network. It is not changed.
-        batch: The batch.
-        forward: How the network is run, and which outputs count.
-        option: The option that names the data, for messages.
-
-    Raises:
-        ArchitectureError: The network fails, returns no floating output, or keeps a state between calls.
-    """
-    first, second = (averaged(of_network(network), [batch], forward=forward, option=option)[0].mean for _ in range(2))
-    for name, one in first.items():
-        if not _is_same(one, second.get(name)):
-            raise ArchitectureError(
-                f"`{option}`: the network returns another `{name}` when it runs again on the same inputs, so it keeps a"
-                " state or draws random numbers; reset it in a function of your own (`--forward`)"
-            )
-
-
 def prediction(draws: Draws, *, forward: Forward) -> OutputPrediction:
     """The mean and the standard deviation in the network's nesting; one tensor if `forward` chooses one output.
 
@@ -219,15 +194,6 @@ def _with_draw(draws: Draws, chosen: Mapping[str, torch.Tensor]) -> Draws:
     }
     lost = {*draws.mean, *chosen} - {*fits, *draws.differing}
     return Draws(draws.outputs, mean, squares, (*draws.differing, *sorted(lost)), count)
-
-
-def _is_same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
-    import torch
-
-    if other is None or one.shape != other.shape:
-        return False
-    largest = float(one.nan_to_num(posinf=0, neginf=0).abs().max()) if one.numel() else 0.0
-    return torch.allclose(one, other, rtol=0, atol=SAME * largest, equal_nan=True)
 
 
 def _shape(tensor: torch.Tensor | None) -> Any:
