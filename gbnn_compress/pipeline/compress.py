@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings
+from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.pipeline.opening import RunInputs, open_request
 from gbnn_compress.pipeline.preparing import FINEST_RATIO, prepare_request
@@ -15,6 +16,7 @@ from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
+from gbnn_compress.predict.output_evaluation import evaluate_output_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
 from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
@@ -161,12 +163,18 @@ def _reported(
 def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
-    """The report with measured instead of predicted damage, and the reliability of both networks."""
-    evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
-    damage = cast("DamageEntry", {**report["damage"], **measured})
-    warnings = [
-        *(warning for warning in report["warnings"] if warning.startswith(LOST)),
-        *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
-        *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
-    ]
+    """The report with measured instead of predicted damage, and the reliability of both networks if it was measured."""
+    settled = bench.settled_for(artifact)
+    reliability: Mapping[str, Reliability] = {}
+    if settled.task == OTHER:
+        evaluation, measured, found = evaluate_output_compression(settled, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", measured)
+    else:
+        evaluation, measured, reliability = evaluate_compression(settled, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", {**report["damage"], **measured})
+        found = [
+            *baseline_warnings(settled, evaluation["before"], name="the checkpoint"),
+            *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
+        ]
+    warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability
