@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
-from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
+from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
@@ -28,6 +29,15 @@ from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 if TYPE_CHECKING:
     from gbnn_compress.training.state import StateFile
+    from gbnn_compress.training.train import Trained
+
+TrainingFacts = dict[str, Any]
+"""Entries of the report's `training` on the choice between the trained and the calibrated file."""
+
+INCOMPARABLE = (
+    "training continued from a kept state, and the data hold no tensors by which they could be compared with the data"
+    " that it was trained on; `--restart` starts over"
+)
 
 
 @takes_options
@@ -71,10 +81,10 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     with clock("fit"):
         finest = request.byte_ratio or FINEST_RATIO
         prepared = prepare_request(request, opened, finest_ratio=finest, rescue=True, on_progress=on_progress)
-    state = None
+    state, training = None, dict[str, Any]()
     if request.passes:
         with clock("finetune"):
-            result, state = _trained(request, opened, prepared, on_progress)
+            result, state, training = _trained(request, opened, prepared, on_progress)
     else:
         with clock("merge"):
             on_progress("merging components until the file meets the target")
@@ -84,7 +94,7 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         artifact, result = write_verified(request.path, result)
         if state is not None and not result.unfinished:
             state.remove()
-    report, reliability = _reported(request, opened, artifact, result, on_progress)
+    report, reliability = _reported(request, opened, artifact, result, training, on_progress)
     if request.html is not None:
         on_progress(f"writing {words.name_of(request.html)}")
         name = words.name_of(request.source)
@@ -103,9 +113,12 @@ def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
 
 def _trained(
     request: Request, opened: RunInputs, prepared: Prepared, on_progress: OnProgress
-) -> tuple[Result, StateFile]:
-    """The trained file, and the file that keeps the state of training."""
-    from gbnn_compress.training.state import StateFile, run_of, state_path
+) -> tuple[Result, StateFile, TrainingFacts]:
+    """The file of the target, the file that keeps the state of training, and what the report says of the choice.
+
+    The trained file is the result unless calibration alone is better on the validation data.
+    """
+    from gbnn_compress.training.state import StateFile, is_comparable, run_of, state_path
     from gbnn_compress.training.train import train_to_target, training_benches
 
     assert opened.data is not None
@@ -114,7 +127,7 @@ def _trained(
     train, validation = training_benches(opened.data, opened.validation, seed=seed)
     run = run_of(train, validation, facts=prepared.facts, recipe=recipe, epochs=epochs)
     state = StateFile(state_path(request.path), run, train.device, on_progress)
-    result = train_to_target(
+    trained = train_to_target(
         prepared,
         train,
         validation,
@@ -127,11 +140,42 @@ def _trained(
         state=state,
         restart=request.restart,
     )
-    return result, state
+    result, facts = trained.result, dict[str, Any]()
+    if state.epoch_read and not is_comparable(train.data):
+        result = replace(result, notes=(*result.notes, INCOMPARABLE))
+    if not result.unfinished:
+        result, facts = _kept(request, opened, replace(trained, result=result), train, validation, on_progress)
+    return result, state, facts
+
+
+def _kept(
+    request: Request, opened: RunInputs, trained: Trained, train: Bench, validation: Bench, on_progress: OnProgress
+) -> tuple[Result, TrainingFacts]:
+    """The better of the trained file and the file of the same target without training, on the same data."""
+    from gbnn_compress.training.choice import better
+
+    on_progress("calibrating to the same target, to compare")
+    calibrates = request.configuration.feedback
+    untrained = replace(request, epochs=0, val_data=None, data=request.data if calibrates else None)
+    try:
+        opened = replace(opened, data=train, validation=None)
+        finest = request.byte_ratio or FINEST_RATIO
+        prepared = prepare_request(untrained, opened, finest_ratio=finest, rescue=True, on_progress=lambda line: None)
+        calibrated = _cut(untrained, opened, prepared)
+    except GbnnError as error:
+        note = f"not compared with calibration alone, which is not possible: {error}"
+        return replace(trained.result, notes=(*trained.result.notes, note)), {}
+    choice = better(trained, calibrated, validation)
+    return choice.result, choice.facts
 
 
 def _reported(
-    request: Request, opened: RunInputs, artifact: Artifact, result: Result, on_progress: OnProgress
+    request: Request,
+    opened: RunInputs,
+    artifact: Artifact,
+    result: Result,
+    training: TrainingFacts,
+    on_progress: OnProgress,
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
@@ -141,8 +185,9 @@ def _reported(
         "architecture_candidates": list(opened.candidates),
     }
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
-    if result.training:
-        report["training"] = {**report["training"], "last_epoch": cast("LastEpoch", dict(result.training))}
+    if request.passes:
+        last = {"last_epoch": dict(result.training)} if result.training else {}
+        report["training"] = cast("TrainingEntry", {**report.get("training", _settings(request)), **last, **training})
     reliability: Mapping[str, Reliability] = {}
     if opened.evaluation is not None:
         on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
@@ -156,6 +201,12 @@ def _reported(
         *report["warnings"],
     ]
     return report, reliability
+
+
+def _settings(request: Request) -> dict[str, Any]:
+    """Settings of a training whose file was not written; a trained file records its own."""
+    settings = request.configuration.finetune
+    return {"epochs": request.passes, "beta": settings.beta, "warm_up": settings.warm_up}
 
 
 def _evaluated(

@@ -96,10 +96,11 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
     # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
     separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
-    labels = training or request.configuration.posterior == "variational"
+    variational = request.configuration.posterior == "variational"
+    labels = variational or (None if training else False)
 
     def bench(
-        data: str | Evaluation | None, opened: OpenedNetwork | None, option: str, *, labels: bool
+        data: str | Evaluation | None, opened: OpenedNetwork | None, option: str, *, labels: bool | None
     ) -> Bench | None:
         if data is None or opened is None:
             return None
@@ -108,7 +109,7 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
 
     found = {
         "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=True),
-        "validation": bench(request.val_data, measuring, "--val-data", labels=True),
+        "validation": bench(request.val_data, measuring, "--val-data", labels=None if training else True),
         "data": bench(request.data, network, "--data", labels=labels),
     }
     for name, each in found.items():

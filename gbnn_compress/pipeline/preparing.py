@@ -48,7 +48,7 @@ def prepare_request(
     calibration = _calibration(opened, arch=request.arch, on_progress=on_progress) if _calibrates(request) else None
     kind = settle_kind(
         request.task,
-        labels=opened.has_labels or request.passes > 0,
+        labels=opened.has_labels or (request.passes > 0 and opened.data is not None and opened.data.labels is not None),
         indexed_classes=opened.indexed_classes,
         outputs=None if calibration is None else calibration.columns,
         tensors=read.tensors,

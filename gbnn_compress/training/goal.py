@@ -129,7 +129,9 @@ class Goal:
             raise GbnnError(f"`loss` fails on a batch of `{self.option}` ({one_line(error)})") from error
         if not isinstance(value, torch.Tensor) or value.numel() != 1 or not value.is_floating_point():
             got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"`{type(value).__name__}`"
-            raise GbnnError(f"`loss`: expected a floating tensor with one number, got {got}; return the mean, for example")
+            raise GbnnError(
+                f"`loss`: expected a floating tensor with one number, got {got}; return the mean, for example"
+            )
         return value.reshape(())
 
     def _run_with(self, network: torch.nn.Module, weights: Mapping[str, torch.Tensor], batch: Batch) -> Any:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from gbnn_compress.data.batches import Batch, mapped, read_batch, tensors_in
+from gbnn_compress.data.loaders import Batches
 from gbnn_compress.errors import DataError
 from gbnn_compress.training import processes
 
@@ -98,6 +100,36 @@ def loaded_data(source: Iterable[Batch], *, device: torch.device, seed: int, opt
     return LoadedData(source, device, seed, option, None if held is None else tuple(held), n_batches, n_inputs)
 
 
+def held_out(data: Batches, *, at_most: int) -> tuple[Batches, Batches]:
+    """The data for training and those for validation: every so many-th batch, or the last tenth of a single one.
+
+    Args:
+        data: All batches.
+        at_most: Number of inputs up to which a tenth is held out.
+
+    Returns:
+        The same data twice if there is one batch that cannot be split.
+    """
+    n_batches = n_inputs = 0
+    for batch in data:
+        n_batches, n_inputs = n_batches + 1, n_inputs + batch.size
+    if n_batches == 1:
+        parts = in_two(data.first)
+        if parts is None:
+            return data, data
+        first, last = (_of_one(data, part) for part in parts)
+        return first, last
+    every = min(max(HELD_OUT_BATCHES, n_inputs // at_most), n_batches)
+    return (
+        data.only(lambda position: position % every != every - 1),
+        data.only(lambda position: position % every == every - 1),
+    )
+
+
+def _of_one(data: Batches, batch: Batch) -> Batches:
+    return Batches(data.spec, lambda: iter([batch.value]), option=data.option)
+
+
 def bytes_of(batch: Batch) -> int:
     """Bytes of the tensors of a batch."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch.value))
@@ -122,6 +154,6 @@ def in_two(batch: Batch) -> tuple[Batch, Batch] | None:
 
 def _has_others(batch: Batch) -> bool:
     """Whether there is something else than tensors in a batch."""
-    found = []
+    found = list[Any]()
     mapped(batch.value, lambda tensor: tensor, found.append)
     return bool(found)

@@ -62,11 +62,11 @@ class Validation:
     @property
     def measure(self) -> str:
         """What decides which file is better: `nll`, `loss`, `logit_kl` or `relative_error`."""
+        if self.goal.labelled:
+            return "nll"
         if self.goal.loss is not None:
             return "loss"
-        if self.goal.classifier:
-            return "nll" if self.goal.labelled else "logit_kl"
-        return "relative_error"
+        return "logit_kl" if self.goal.classifier else "relative_error"
 
     @cached_property
     def labels(self) -> np.ndarray:
@@ -95,21 +95,28 @@ class Validation:
         """
         if self.measure == "loss":
             found = self._mean_loss(answers)
-        elif self.measure == "relative_error":
-            found = difference(self.goal, self.before, answers).relative_error or 0.0
-        else:
+        elif self.measure == "nll":
             logits = self.logits(answers) / temperature
-            if not bool(logits.isfinite().all()):
-                return float("inf")
-            after = logits.log_softmax(dim=1).exp()
-            found = self.nll(after) if self.measure == "nll" else metrics.logit_kl(self.before_probabilities, after)
+            found = self.nll(logits.log_softmax(dim=1).exp()) if bool(logits.isfinite().all()) else float("inf")
+        else:
+            return self.distance(self.before, answers)
+        return found if np.isfinite(found) else float("inf")
+
+    def distance(self, before: Sequence[Any], after: Sequence[Any]) -> float:
+        """KL (nats) or relative error between the outputs of two networks; infinite if the second's are not finite."""
+        if not self.goal.classifier:
+            return difference(self.goal, before, after).relative_error or 0.0
+        first, second = (self.logits(each).log_softmax(dim=1) for each in (before, after))
+        found = float((first.exp() * (first - second)).sum(dim=1).mean())
         return found if np.isfinite(found) else float("inf")
 
     def said(self, value: float) -> str:
         """A score in words."""
         if self.measure == "relative_error":
             return f"relative error {value:.3g}"
-        return {"nll": f"NLL {value:.3f}", "loss": f"loss {value:.4g}", "logit_kl": f"KL {value:.3g} nats"}[self.measure]
+        return {"nll": f"NLL {value:.3f}", "loss": f"loss {value:.4g}", "logit_kl": f"KL {value:.3g} nats"}[
+            self.measure
+        ]
 
     def damage(self, answers: Sequence[Any]) -> Damage | Difference:
         """How far outputs are from the checkpoint's.
@@ -162,7 +169,7 @@ def image_batches(bench: Bench, goal: Goal) -> Iterator[Batch]:
     """Images, a fixed random part where there are too many, with the labels if they are targets."""
     pixels = bench.inputs(at_most=1)[0, 0].numel()
     at_most = min(MOST_INPUTS, max(MOST_PIXELS // pixels, 1))
-    inputs, labels = bench.inputs(at_most=at_most).split(RUN_AT_ONCE), bench.data.sample(at_most).labels
+    inputs, labels = bench.inputs(at_most=at_most).split(RUN_AT_ONCE), bench.images.sample(at_most).labels
     if labels is None or not goal.labelled:
         yield from map(read_batch, inputs)
         return
@@ -181,14 +188,14 @@ def mean_score(trainer: Trainer, validation: Validation) -> str:
 def choose_noise(trainer: Trainer, validation: Validation, *, seed: int) -> None:
     """Set the posterior noise of the file.
 
-    Where the network was trained with draws, the noise has the least NLL (or loss) of Monte-Carlo predictions: training
-    weighs noise on inputs that it fits, and on other inputs the network is overconfident, so that more noise helps.
-    Otherwise nothing says that noise helps: it changes outputs by no more than compression did, unless the recipe asks
-    for an amount.
+    With labels it has the least NLL of Monte-Carlo predictions: training weighs noise on inputs that it fits, and on
+    other inputs the network is overconfident, so that more noise helps. With a loss it has the least loss, if the recipe
+    asks for noise. Otherwise nothing says that noise helps: it changes outputs by no more than compression did.
     """
     trained, scores = trainer.shared.coding.noise, dict[float, float]()
-    if not validation.goal.has_targets:
-        if trainer.recipe.noise is None:
+    asked = trainer.recipe.noise is not None
+    if validation.measure != "nll" and not (validation.measure == "loss" and asked):
+        if not asked:
             _choose_harmless(trainer, validation, seed=seed)
         return
     for factor in NOISE_FACTORS:
@@ -203,13 +210,12 @@ def _choose_harmless(trainer: Trainer, validation: Validation, *, seed: int) -> 
     """The largest noise with which a draw is no further from the mean than the mean is from the checkpoint."""
     trained, shared = trainer.shared.coding.noise, trainer.shared
     middle = mean_answers(trainer, validation)
-    around = Validation(validation.goal, validation.batches, tuple(middle), validation.option)
-    most = validation.score(middle)
+    most = validation.distance(validation.before, middle)
     for factor in HARMLESS_FACTORS:
         shared.set_noise(trained * factor)
         generator = torch.Generator(device=shared.device).manual_seed(seed)
         drawn = answers_of(trainer, validation, shared.weights(shared.ids(), generator))
-        if around.score(drawn) <= most:
+        if validation.distance(middle, drawn) <= most:
             return
 
 
