@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,8 +30,6 @@ from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 if TYPE_CHECKING:
     from gbnn_compress.training.state import StateFile
-    from gbnn_compress.training.train import Trained
-
 TrainingFacts = dict[str, Any]
 """Entries of the report's `training` on the choice between the trained and the calibrated file."""
 
@@ -118,6 +117,7 @@ def _trained(
 
     The trained file is the result unless calibration alone is better on the validation data.
     """
+    from gbnn_compress.training.choice import better
     from gbnn_compress.training.state import StateFile, is_comparable, run_of, state_path
     from gbnn_compress.training.train import train_to_target, training_benches
 
@@ -127,6 +127,7 @@ def _trained(
     train, validation = training_benches(opened.data, opened.validation, seed=seed)
     run = run_of(train, validation, facts=prepared.facts, recipe=recipe, epochs=epochs)
     state = StateFile(state_path(request.path), run, train.device, on_progress)
+    calibrated = _Calibrated(request, replace(opened, data=train, validation=None), on_progress)
     trained = train_to_target(
         prepared,
         train,
@@ -139,34 +140,46 @@ def _trained(
         on_progress=on_progress,
         state=state,
         restart=request.restart,
+        calibrated=lambda: calibrated.file,
     )
     result, facts = trained.result, dict[str, Any]()
     if state.epoch_read and not is_comparable(train.data):
         result = replace(result, notes=(*result.notes, INCOMPARABLE))
-    if not result.unfinished:
-        result, facts = _kept(request, opened, replace(trained, result=result), train, validation, on_progress)
-    return result, state, facts
+    if result.unfinished:
+        return result, state, facts
+    if calibrated.file is None:
+        note = f"not compared with calibration alone, which is not possible: {calibrated.refusal}"
+        return replace(result, notes=(*result.notes, note)), state, facts
+    choice = better(replace(trained, result=result), calibrated.file, validation)
+    return choice.result, state, choice.facts
 
 
-def _kept(
-    request: Request, opened: RunInputs, trained: Trained, train: Bench, validation: Bench, on_progress: OnProgress
-) -> tuple[Result, TrainingFacts]:
-    """The better of the trained file and the file of the same target without training, on the same data."""
-    from gbnn_compress.training.choice import better
+class _Calibrated:
+    """The file of the target without training, made when it is first asked for.
 
-    on_progress("calibrating to the same target, to compare")
-    calibrates = request.configuration.feedback
-    untrained = replace(request, epochs=0, val_data=None, data=request.data if calibrates else None)
-    try:
-        opened = replace(opened, data=train, validation=None)
-        finest = request.byte_ratio or FINEST_RATIO
-        prepared = prepare_request(untrained, opened, finest_ratio=finest, rescue=True, on_progress=lambda line: None)
-        calibrated = _cut(untrained, opened, prepared)
-    except GbnnError as error:
-        note = f"not compared with calibration alone, which is not possible: {error}"
-        return replace(trained.result, notes=(*trained.result.notes, note)), {}
-    choice = better(trained, calibrated, validation)
-    return choice.result, choice.facts
+    Attributes:
+        refusal: Why there is none.
+    """
+
+    def __init__(self, request: Request, opened: RunInputs, on_progress: OnProgress) -> None:
+        self._request, self._opened, self._on_progress = request, opened, on_progress
+        self.refusal = ""
+
+    @cached_property
+    def file(self) -> Result | None:
+        """The file; None if it cannot be made."""
+        given = self._request.data if self._request.configuration.feedback else None
+        request = replace(self._request, epochs=0, val_data=None, data=given)
+        self._on_progress("calibrating to the same target without training")
+        try:
+            finest = request.byte_ratio or FINEST_RATIO
+            prepared = prepare_request(
+                request, self._opened, finest_ratio=finest, rescue=True, on_progress=lambda line: None
+            )
+            return _cut(request, self._opened, prepared)
+        except GbnnError as error:
+            self.refusal = str(error)
+            return None
 
 
 def _reported(

@@ -23,6 +23,7 @@ import torch
 
 from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.predict.running import copied
 from gbnn_compress.training import processes
 from gbnn_compress.training.batch_norm import running_statistics
 from gbnn_compress.training.goal import Goal, out_of_memory
@@ -104,6 +105,7 @@ class FineTuning:
         keep: Callable[[State], None],
         start: State | None = None,
         goal: Goal | None = None,
+        teacher: torch.nn.Module | None = None,
     ) -> None:
         """Prepare for training, or for its continuation.
 
@@ -117,11 +119,12 @@ class FineTuning:
             keep: Called with the state at the end of each epoch, which it must not change.
             start: The state to continue from, which stays as it is; None begins at the first step.
             goal: What the network is trained towards; default: labels and the checkpoint's logits.
+            teacher: The checkpoint's network, which is not changed; default: the network as it is now.
         """
         self._network, self._shared, self._schedule, self._control = network, shared, schedule, control
         self._seed, self._on_progress, self._keep = seed + processes.rank(), on_progress, keep
         self._goal = goal or Goal()
-        self._teacher = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+        self._teacher = copied(network if teacher is None else teacher).eval().requires_grad_(requires_grad=False)
         self._generator = torch.Generator(device=shared.device).manual_seed(self._seed)
         self._epoch, self._step, self._parts, self._losses = 0, 0, 1, dict[str, float]()
         self._good = start
@@ -132,6 +135,8 @@ class FineTuning:
         if start is not None:
             self._optimisers.restore(start["optimisers"])
             self._generator.set_state(start["generators"][processes.rank()])
+        elif schedule.coded:
+            self._optimisers.watch_bank()
 
     def run(
         self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None] = lambda _: None
@@ -166,7 +171,7 @@ class FineTuning:
                 raise
             self._on_progress(f"{error}; going back to the end of the last epoch")
             self._go_back(self._good)
-        if self._step < self._schedule.steps and self._step <= self._schedule.rising:
+        if self._step < self._schedule.steps and self._step <= self._schedule.rising and not self._schedule.coded:
             self._control.recode(1.0)
         self._network.eval()
         return TrainingOutcome(self._step, interrupted, self._last)

@@ -35,6 +35,7 @@ from gbnn_compress.training.loop import FineTuning, Progress, TrainingOutcome
 from gbnn_compress.training.objective import runs_bfloat16
 from gbnn_compress.training.schedule import Pacing, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
+from gbnn_compress.training.start import start_from
 from gbnn_compress.training.state import StateFile
 from gbnn_compress.training.validation import (
     Validation,
@@ -119,6 +120,7 @@ def train_to_target(
     restart: bool,
     pacing: Pacing | None = None,
     fitting: SizeFitting | None = None,
+    calibrated: Callable[[], Result | None] = lambda: None,
 ) -> Trained:
     """Fine-tune a checkpoint into a file of the target ratio.
 
@@ -136,6 +138,8 @@ def train_to_target(
         restart: Whether to start over even if there is a state.
         pacing: When rate control acts; default `Pacing()`.
         fitting: How the size comes close to the target; default `SizeFitting()`.
+        calibrated: Makes the file of the target without training, if that is possible. Training without labels starts
+            from it.
 
     Raises:
         GbnnError: Bad data, another file where the state belongs, or a loss that is not finite in the first epoch.
@@ -157,7 +161,11 @@ def train_to_target(
         facts=_facts(recipe.finetune, epochs),
         fitting=fitting or SizeFitting(),
     )
+    begun = None if goal.labelled else calibrated()
+    if begun is not None:
+        start_from(trainer, begun.cut)
     schedule = _schedule(recipe, goal, epochs=epochs, data=data, device=train.device, pacing=pacing or Pacing())
+    schedule = replace(schedule, coded=begun is not None)
     tuning = FineTuning(
         trainer.network,
         trainer.shared,
@@ -168,6 +176,7 @@ def train_to_target(
         keep=state.write,
         start=state.read(restart=restart),
         goal=goal,
+        teacher=train.network,
     )
     outcome = tuning.run(data.batches, after_epoch=lambda progress: on_progress(_line(progress, trainer, held)))
     notes = [_held_out_note(train, validation, goal)] if validation.option == "--data" else []
