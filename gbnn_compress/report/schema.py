@@ -144,19 +144,27 @@ class EvaluationEntry(TypedDict):
 class LastEpoch(TypedDict):
     """Means over the last epoch of a training."""
 
-    cross_entropy: float
+    cross_entropy: NotRequired[float]
+    loss: NotRequired[float]
     distillation: float
     divergence: float
     bits_per_weight: float
 
 
 class TrainingEntry(TypedDict):
-    """Settings of a training; the last epoch only in the report of `compress`."""
+    """Settings of a training; the last epoch and the comparison only in the report of `compress`.
+
+    `kept` is `trained` or `calibrated`: the better file of the two, whose scores by `measure` are beside.
+    """
 
     epochs: int
     beta: float
     warm_up: NotRequired[float]
     last_epoch: NotRequired[LastEpoch]
+    kept: NotRequired[str]
+    measure: NotRequired[str]
+    trained: NotRequired[float]
+    calibrated: NotRequired[float]
 
 
 class Timings(TypedDict):
