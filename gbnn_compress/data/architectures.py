@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
-from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.names import is_counter, match_names, rename
 from gbnn_compress.data.preprocessing import Preprocessing
-from gbnn_compress.errors import ArchitectureError, did_you_mean, listed, nearest, one_line
+from gbnn_compress.data.user_code import attempt, user_attribute
+from gbnn_compress.errors import ArchitectureError, did_you_mean, listed, nearest
 from gbnn_compress.types import Fit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
 
@@ -214,45 +210,12 @@ def _own_network(spec: str) -> object:
             f"unknown architecture `{spec}`, expected torchvision/NAME, timm/NAME, path/to/models.py:callable"
             " or package.module:callable"
         )
-    is_file = source.endswith(".py")
-    if is_file and not Path(source).is_file():
-        raise ArchitectureError(f"`{spec}`: no file `{source}`")
-    with _importable(Path(source).resolve().parent if is_file else Path.cwd()):
-        module = _attempt(
-            f"`{source}` cannot be imported",
-            lambda: _run_file(Path(source)) if is_file else importlib.import_module(source),
-        )
-        if not hasattr(module, attribute):
-            raise ArchitectureError(f"`{source}` has no `{attribute}`{did_you_mean(nearest(attribute, vars(module)))}")
-        factory = getattr(module, attribute)
+    with user_attribute(spec, error=ArchitectureError) as factory:
         if isinstance(factory, torch.nn.Module):
             return factory
         if not callable(factory):
             raise ArchitectureError(f"`{spec}` must be callable, got `{type(factory).__name__}`")
         return _attempt(f"`{spec}` fails when called without arguments", factory)
-
-
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Make the modules of a folder importable inside the block, as `python FILE` does."""
-    before = list(sys.path)
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path[:] = before
-
-
-def _run_file(path: Path) -> Any:
-    # The prefix keeps a user's `random.py` or `types.py` from shadowing other modules.
-    name = f"_gbnn_architecture_{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(name, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[name] = module
-    module_spec.loader.exec_module(module)
-    return module
 
 
 def _copy(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -268,10 +231,7 @@ def _copy(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def _attempt(what: str, action: Callable[[], Any]) -> Any:
     """Run code of a library or the user, and turn any exception into a one-line error."""
-    try:
-        return action()
-    except Exception as error:
-        raise ArchitectureError(f"{what} ({one_line(error)})") from error
+    return attempt(what, action, error=ArchitectureError)
 
 
 def _some(items: Sequence[str], heading: str) -> str:

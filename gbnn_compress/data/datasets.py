@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     Batch = tuple[torch.Tensor, torch.Tensor | None]
 
-_FORMS = "digits, digits:train, digits:test, npz:FILE, imagefolder:DIR, torchvision/NAME:ROOT"
+_FORMS = (
+    "digits, digits:train, digits:test, npz:FILE, safetensors:FILE, imagefolder:DIR, torchvision/NAME:ROOT,"
+    " path/to/data.py:callable, package.module:callable"
+)
 # Name of the attribute with the labels. Data sets with `labels` also take the split as a string.
 _TORCHVISION_LABELS = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS"), "targets"),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
-from gbnn_compress.data.datasets import Dataset, load_data
+from gbnn_compress.data.batches import Batch, read_batch
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.draws import sampler
+from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.prediction import Prediction, average
@@ -29,7 +32,7 @@ class Evaluation:
     `mean`, `std` and `image_size` override the architecture's preprocessing; None keeps it.
 
     Attributes:
-        data: Data specification.
+        data: Data specification, or an object that yields batches (`data.loaders.load_data`).
         samples: Number of posterior draws of an artifact, >= 1. Their probabilities are averaged.
         mean: Mean of each channel, in units of x / 255.
         std: Standard deviation of each channel, in units of x / 255.
@@ -37,7 +40,7 @@ class Evaluation:
         device: `auto`, or a device of torch such as `cpu` or `cuda`.
     """
 
-    data: str
+    data: Any
     samples: int = 16
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -45,39 +48,80 @@ class Evaluation:
     device: str = "auto"
 
 
-def as_evaluation(data: str | Evaluation, *, samples: int) -> Evaluation:
-    """Return an `Evaluation` unchanged; make one of a data specification."""
+def as_evaluation(data: Any, *, samples: int) -> Evaluation:
+    """Return an `Evaluation` unchanged; make one of a data specification or an object."""
     return data if isinstance(data, Evaluation) else Evaluation(data, samples=samples)
 
 
 def open_bench(
     model: Checkpoint | Artifact,
     evaluation: Evaluation,
-    arch: str | None = None,
+    arch: Any = None,
     *,
     labels: bool | None = True,
     option: str = "--data",
+    use: Use | None = None,
 ) -> Bench:
     """Build a model's network and load the data of an evaluation.
 
     Args:
         model: The weights.
         evaluation: The data and the settings.
-        arch: Specification of the network. Default: the one that the artifact records or the index finds.
-        labels: Whether the data must have labels. None: labels are optional.
+        arch: Specification of the network, a module or a callable that makes one. Default: the one that the artifact
+            records or the index finds.
+        labels: Whether images must have labels. None: labels are optional. Other data keep the targets that they have.
         option: The option that names the data, for messages.
+        use: How the network is run and measured.
 
     Raises:
         GbnnError: The data or the architecture are unknown or do not fit.
     """
     opened = open_network(model, arch)
-    return Bench(opened, load_data(evaluation.data, labels=labels), evaluation, option=option)
+    data = load_data(evaluation.data, labels=labels, option=option)
+    return Bench(opened, data, evaluation, option=option, use=use)
+
+
+@dataclass(frozen=True)
+class _Values:
+    """The batches of a bench as the data yield them, again and again."""
+
+    bench: Bench
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch.value for batch in self.bench.batches())
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a network is run and measured.
+
+    Attributes:
+        forward: The forward pass, and which of the outputs count.
+        metric: `g(network, data) -> float` of the user, more is better; None without.
+        loss: `l(outputs, batch) -> scalar tensor` of the user; None without.
+        task: `classifier` or `other`; None if the task is not known.
+    """
+
+    forward: Forward = field(default_factory=Forward)
+    metric: Callable[[torch.nn.Module, Any], Any] | None = None
+    loss: Callable[[Any, Any], Any] | None = None
+    task: str | None = None
 
 
 class Bench:
     """A network with a data set, on which several sets of weights can be run."""
 
-    def __init__(self, opened: OpenedNetwork, data: Dataset, evaluation: Evaluation, *, option: str = "--data") -> None:
+    data: Dataset | Batches
+
+    def __init__(
+        self,
+        opened: OpenedNetwork,
+        data: Dataset | Batches,
+        evaluation: Evaluation,
+        *,
+        option: str = "--data",
+        use: Use | None = None,
+    ) -> None:
         """Combine a network and a data set.
 
         Args:
@@ -85,13 +129,15 @@ class Bench:
             data: The inputs.
             evaluation: Preprocessing, number of draws and device.
             option: The option that names the data, for messages.
+            use: How the network is run and measured.
 
         Raises:
             GbnnError: A setting of the evaluation is out of range, or the data do not fit the network.
         """
         if evaluation.samples < 1:
             raise GbnnError(f"`--samples`: expected at least 1, got {evaluation.samples}")
-        self.evaluation = evaluation
+        self.evaluation = replace(evaluation, data=data.spec)
+        self.use = use or Use()
         self.architecture, self.fit = opened.spec, opened.fit
         self.device = device_named(evaluation.device)
         self.network = opened.on(self.device)
@@ -99,12 +145,69 @@ class Bench:
 
     @property
     def labels(self) -> Any:
-        """Labels of the data, int64 (N,), or None."""
+        """Labels of the data, int64 (N,), or None. Of data that are no images, all batches are read once."""
         return self.data.labels
 
-    def on(self, data: Dataset, *, option: str) -> Bench:
+    @property
+    def forward(self) -> Forward:
+        """The forward pass."""
+        return self.use.forward
+
+    @property
+    def metric(self) -> Callable[[torch.nn.Module, Any], Any] | None:
+        """`g(network, data) -> float` of the user, or None."""
+        return self.use.metric
+
+    @property
+    def loss(self) -> Callable[[Any, Any], Any] | None:
+        """`l(outputs, batch) -> scalar tensor` of the user, or None."""
+        return self.use.loss
+
+    @property
+    def task(self) -> str | None:
+        """`classifier`, `other`, or None if the task is not known."""
+        return self.use.task
+
+    @property
+    def images(self) -> Dataset:
+        """The data as a data set of images.
+
+        Raises:
+            DataError: The data are no images of a specification.
+        """
+        if isinstance(self.data, Dataset):
+            return self.data
+        raise DataError(f"`{self.option}`: expected images (such as npz:FILE with uint8 `x`), got `{self.data.spec}`")
+
+    def batches(self, *, seed: int = 0) -> Iterator[Batch]:
+        """All data in order, on the CPU. Images are preprocessed; their value is `images` or `(images, labels)`.
+
+        Args:
+            seed: Seed of the random generators that the user's data draw from. The same seed gives the same batches.
+        """
+        if isinstance(self.data, Batches):
+            yield from self.data.pass_with(seed)
+            return
+        for images, labels in self._batches():
+            yield read_batch(images if labels is None else (images, labels))
+
+    @property
+    def user_data(self) -> Any:
+        """The data as the user's `metric` takes them: the user's object, or of a file, an iterable of batches."""
+        if isinstance(self.data, Batches) and self.data.loader is not None:
+            return self.data.loader
+        return _Values(self)
+
+    def with_task(self, task: str | None) -> Bench:
+        """The same bench with a known task."""
+        other = copy.copy(self)
+        other.use = replace(self.use, task=task)
+        return other
+
+    def on(self, data: Dataset | Batches, *, option: str) -> Bench:
         """The same network on other data."""
         other = copy.copy(self)
+        other.evaluation = replace(self.evaluation, data=data.spec)
         other._use(data, option=option)
         return other
 
@@ -167,19 +270,30 @@ class Bench:
         """
         import torch
 
-        return torch.cat([images for images, _ in self.data.sample(at_most).batches(self.preprocessing)])
+        return torch.cat([images for images, _ in self.images.sample(at_most).batches(self._image_preprocessing)])
 
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> Fit:
         return load_weights(self.network, tensors, spec=self.architecture)
 
     def _batches(self) -> Iterator[Any]:
-        return self.data.batches(self.preprocessing)
+        return self.images.batches(self._image_preprocessing)
 
-    def _use(self, data: Dataset, *, option: str) -> None:
-        """Set the data and their preprocessing."""
-        self.data, self.option = self._in_its_channels(data), option
-        self.preprocessing = self._preprocessing(self.data, "mean", "std", "image_size")
-        self.preprocessing.require_channels(self.data.n_channels, spec=data.spec)
+    @property
+    def _image_preprocessing(self) -> Preprocessing:
+        assert self.preprocessing is not None
+        return self.preprocessing
+
+    def _use(self, data: Dataset | Batches, *, option: str) -> None:
+        """Set the data and, of images, their preprocessing."""
+        self.data, self.option = data, option
+        self.preprocessing: Preprocessing | None = None
+        if isinstance(data, Batches):
+            self.data = replace(data, option=option)
+            return
+        fitting = self._in_its_channels(data)
+        self.data = fitting
+        self.preprocessing = self._preprocessing(fitting, "mean", "std", "image_size")
+        self.preprocessing.require_channels(fitting.n_channels, spec=data.spec)
 
     def _in_its_channels(self, data: Dataset) -> Dataset:
         """Grey images with three equal channels as images with one, if the network needs one channel."""
