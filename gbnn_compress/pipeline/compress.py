@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 @takes_options
-def compress(checkpoint: str | Path, *, progress: OnProgress | None = None, **options: Any) -> Report:
+def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: Any) -> Report:
     """Compress a checkpoint into one artifact file.
 
     Args:
-        checkpoint: The file or folder.
+        checkpoint: The file or folder; or a `torch.nn.Module`, which stays as it is; or a mapping of tensors.
         progress: Called with one line of text when a stage begins.
         options: The other fields of `Request`. Give at least `target_ratio` or `max_drop`, unless the recipe sets a
             target.
@@ -66,7 +66,7 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
     on_progress, clock = progress or (lambda line: None), Clock()
     with clock("read"):
-        on_progress(f"reading {words.name_of(request.source)}")
+        on_progress(f"reading {words.name_of(request.name)}")
         opened = open_request(request)
     with clock("fit"):
         finest = request.byte_ratio or FINEST_RATIO
@@ -87,8 +87,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     report, reliability = _reported(request, opened, artifact, result, on_progress)
     if request.html is not None:
         on_progress(f"writing {words.name_of(request.html)}")
-        name = words.name_of(request.source)
-        shown = run_page(prepared, artifact, report, name=name, arch=request.arch, reliability=reliability)
+        name = words.name_of(request.name)
+        shown = run_page(prepared, artifact, report, name=name, arch=request.arch_name, reliability=reliability)
         page.write(shown, Path(request.html))
     report["timings"] = clock.timings()
     return report
@@ -136,7 +136,7 @@ def _reported(
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
     report["checkpoint"] = {
-        "path": str(request.source),
+        "path": None if request.source is None else str(request.source),
         **report["checkpoint"],
         "architecture_candidates": list(opened.candidates),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
@@ -19,6 +19,7 @@ from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.prediction import Prediction, average
 from gbnn_compress.predict.running import check_labels, logits, probabilities, require_classes
+from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
 if TYPE_CHECKING:
@@ -89,23 +90,6 @@ class _Values:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a network is run and measured.
-
-    Attributes:
-        forward: The forward pass, and which of the outputs count.
-        metric: `g(network, data) -> float` of the user, more is better; None without.
-        loss: `l(outputs, batch) -> scalar tensor` of the user; None without.
-        task: `classifier` or `other`; None if the task is not known.
-    """
-
-    forward: Forward = field(default_factory=Forward)
-    metric: Callable[[torch.nn.Module, Any], Any] | None = None
-    loss: Callable[[Any, Any], Any] | None = None
-    task: str | None = None
 
 
 class Bench:
@@ -235,6 +219,8 @@ class Bench:
         """
         import torch
 
+        if isinstance(self.data, Batches):
+            return
         n_classes = logits(self.network, [(self.inputs(at_most=1), None)], option=self.option).shape[1]
         require_classes(n_classes, option=self.option)
         if self.data.labels is not None:

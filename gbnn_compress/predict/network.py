@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.checkpoint.objects import is_module
 from gbnn_compress.checkpoint.original import laid_out, open_original
 from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.data.architectures import load_weights
@@ -17,7 +18,7 @@ from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.draws import Sampler, sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import extra_notes, open_network
+from gbnn_compress.predict.models import check_arch, extra_notes, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.outputs import OutputPrediction, averaged, joined, of_posterior, prediction
 from gbnn_compress.predict.prediction import Prediction
@@ -64,15 +65,20 @@ class CompressedNetwork:
         require_seed(seed, option="seed")
         return rebuild(self.artifact, seed=seed)
 
-    def to_module(self, network: torch.nn.Module | str | None = None, *, strict: bool | None = None) -> torch.nn.Module:
+    def to_module(
+        self,
+        network: torch.nn.Module | Callable[[], torch.nn.Module] | str | None = None,
+        *,
+        strict: bool | None = None,
+    ) -> torch.nn.Module:
         """Load the posterior-mean weights into a network.
 
         Names of tensors may differ by the parts that wrappers add (`module.`, `_orig_mod.`, `model.`), or by one common
         prefix.
 
         Args:
-            network: A module, which is changed in place; or the specification of an architecture; or None for the
-                architecture that the artifact records.
+            network: A module, which is changed in place; or a callable that makes one; or the specification of an
+                architecture; or None for the architecture that the artifact records.
             strict: True: every tensor must have a counterpart in the network, and the reverse. None: tensors that the
                 network lacks are left out and named in `notes`. False: tensors that the artifact lacks also keep the
                 network's values.
@@ -83,7 +89,8 @@ class CompressedNetwork:
         Raises:
             GbnnError: The architecture is not known, or the weights do not fit it.
         """
-        if network is None or isinstance(network, str):
+        check_arch(network)
+        if not is_module(network):
             opened = open_network(self.artifact, network, strict=strict)
             network, spec, fit = opened.network, opened.spec, opened.fit
         else:

@@ -16,7 +16,7 @@ SCHEMA = 1
 class CheckpointEntry(TypedDict):
     """The checkpoint that a file was made from; a path and the candidates only where the checkpoint was opened."""
 
-    path: NotRequired[str]
+    path: NotRequired[str | None]
     sha256: str
     bytes: int
     parameters: int
