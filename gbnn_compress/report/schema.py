@@ -369,6 +369,14 @@ class CheckEntry(TypedDict):
     onnxruntime: str
 
 
+class OnnxInput(TypedDict):
+    """One input of an ONNX file; an axis of free size has a name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
 class ExportReport(TypedDict):
     """What `export` wrote."""
 
@@ -376,7 +384,8 @@ class ExportReport(TypedDict):
     onnx: OnnxEntry
     samples: int | None
     seed: int | None
-    input_shape: list[int]
+    input_shape: list[int] | None
+    inputs: list[OnnxInput]
     outputs: list[str]
     temperature: NotRequired[float]
     notes: NotRequired[list[str]]
