@@ -93,6 +93,13 @@ def _view(result: "DiffReport", *, data: str | None, every_tensor: bool) -> "Ite
             f"on {data}: the same top class for {agreement} of inputs, mean KL {result['logit_kl']:.4f} nats"
             " (posterior means)"
         )
+    if "relative_error" in result:
+        yield ""
+        error, cosine = (words.output_measure(key, result[key]) for key in ("relative_error", "cosine"))
+        yield tables.line(f"on {data}: relative error of the outputs {error}, cosine {cosine} (posterior means)")
+        yield from tables.output_errors(result)
+    yield from map(tables.line, words.changed(result))
+    yield from (tables.line(f"warning: {warning}", "yellow") for warning in result.get("warnings", []))
     if "metrics" in result:
         yield ""
         yield tables.metrics(f"on {data}", zip(("A", "B"), result["metrics"], strict=True))

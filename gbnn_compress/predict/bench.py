@@ -29,7 +29,7 @@ from gbnn_compress.predict.running import (
     probabilities,
     require_classes,
 )
-from gbnn_compress.predict.task import recorded_task, settled_task
+from gbnn_compress.predict.task import settled_task
 from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
@@ -253,16 +253,13 @@ class Bench:
             yield self.data.first
 
     def settled_for(self, model: Checkpoint | Artifact | None) -> Bench:
-        """The same bench with the task of a model, `classifier` or `other`; of labelled images, a classifier.
+        """The same bench with the task of a model, `classifier` or `other`.
 
         Args:
             model: Weights of this network. An artifact may record the task, and the index may know the tensors. None:
                 data and outputs decide.
         """
         facts = model.facts if isinstance(model, Artifact) else None
-        labelled_images = isinstance(self.data, Dataset) and self.data.labels is not None
-        if self.task is None and recorded_task(facts) is None and labelled_images:
-            return self.with_task(CLASSIFIER)
         (first,) = self.first_batches()
 
         def outputs() -> Mapping[str, torch.Tensor]:
@@ -270,7 +267,7 @@ class Bench:
                 raw = outputs_of(self.network, first, forward=self.forward, device=self.device, option=self.option)
             return self.forward.chosen(raw)
 
-        labelled = isinstance(self.data, Batches) and self.data.has_labels
+        labelled = self.data.labels is not None if isinstance(self.data, Dataset) else self.data.has_labels
         indexed = model is not None and match_of(model).n_classes is not None
         task = settled_task(first, outputs, task=self.task, facts=facts, labelled=labelled, indexed=indexed)
         return self.with_task(task)

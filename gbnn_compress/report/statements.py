@@ -17,6 +17,9 @@ SECTION_MEANINGS = {
     "header": "names, shapes, provenance, checksums",
 }
 
+MOST_OUTPUTS = 5
+"""Outputs whose relative errors are listed, the largest first."""
+
 
 def measured_on(report: Report) -> str | None:
     """The data on which the damage was measured; None where they are unknown."""
@@ -32,6 +35,10 @@ def damage(report: Report) -> Iterator[str]:
     values = report["damage"]
     yield words.damage(values, measured_on=measured_on(report))
     yield from words.changed(values)
+    if errors := words.output_errors(values):
+        yield "relative error of each output: " + ", ".join(
+            f"`{name}` {error}" for name, error in errors[:MOST_OUTPUTS]
+        )
     if values["safe_ratio"] is not None:
         condition = "if so, " if values.get("assumes") and not values["measured"] else ""
         yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"

@@ -18,6 +18,9 @@ MEASURES = {
 }
 """Titles of the measures of predictions, in the order of tables."""
 
+OUTPUT_MEASURES = {"relative_error": "relative error", "cosine": "cosine", "metric": "metric", "loss": "loss"}
+"""Titles of the measures of outputs, in the order of tables."""
+
 
 def printable(text: str) -> str:
     """The text with control characters escaped: names come from foreign files, and terminals run escape sequences."""
@@ -158,16 +161,25 @@ def changed(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {after:.4g}" if before is None else f"{name}: {before:.4g} before, {after:.4g} after"
 
 
-def outputs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and relative error of each output, if there are several.
+def output_errors(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and relative error of each output if there are several, the largest error first.
 
     Args:
         values: A report with `outputs`, or its `damage`.
     """
     found = values.get("outputs", {})
-    if len(found) > 1:
-        for name, each in found.items():
-            yield printable(name), decimals(each["relative_error"])
+    if len(found) < 2:
+        return []
+    errors = {name: each["relative_error"] for name, each in found.items()}
+    ordered = sorted(errors.items(), key=lambda pair: float("-inf") if pair[1] is None else -pair[1])
+    return [(printable(name), decimals(error)) for name, error in ordered]
+
+
+def output_measure(key: str, value: float | None) -> str:
+    """A measure of outputs as text; a dash for None."""
+    if value is None:
+        return "-"
+    return decimals(value, 4) if key == "cosine" else decimals(value) if key == "relative_error" else f"{value:.4g}"
 
 
 UNKNOWN = (

@@ -306,3 +306,20 @@ def test_a_network_that_keeps_a_state_is_refused(files: Files) -> None:
         bench.require_usable()
     with pytest.raises(ArchitectureError, match=words):
         evaluate(files.artifact, [files.x], arch=arch, reference=files.checkpoint)
+
+
+def test_the_page_shows_outputs_and_no_classes(files: Files, tmp_path: Path) -> None:
+    evaluate(
+        files.artifact,
+        [files.x],
+        arch=files.arch,
+        reference=files.checkpoint,
+        metric=lambda network, data: 0.5,
+        samples=2,
+        html=tmp_path / "page.html",
+    )
+    page = (tmp_path / "page.html").read_text()
+    for expected in ("relative output error", "posterior mean", "parts.0", "metric, 0.5 before", "two.pth"):
+        assert expected in page
+    for word in ("accuracy", "NLL", "ECE", "top class", "points"):
+        assert word not in page
