@@ -20,7 +20,8 @@ def command(
         typer.Option(
             "--data",
             metavar="SPEC",
-            help="Labelled data: digits:test, npz:FILE, imagefolder:DIR or torchvision/CIFAR10:ROOT.",
+            help="Data, with labels for classifiers: digits:test, npz:FILE, safetensors:FILE, imagefolder:DIR,"
+            " torchvision/CIFAR10:ROOT or your own data.py:callable.",
             show_default=False,
         ),
     ],
@@ -42,6 +43,11 @@ def command(
         str | None,
         typer.Option("--reference", metavar="CHECKPOINT", help="A checkpoint to compare predictions with."),
     ] = None,
+    task: options.Task = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -62,17 +68,32 @@ def command(
     inputs, the most confident first, with at most 5 % errors. `--ood` adds AUROC and FPR95 of out-of-distribution
     detection, `--reference` agreement and KL with a checkpoint, `--val-data` all measures at a fitted temperature.
     """
-    console.check_json_target(json, reads=(data, ood, val_data, reference, arch), the_model=model, the_page=html)
+    reads = (data, ood, val_data, reference, arch, forward, metric, loss)
+    console.check_json_target(json, reads=reads, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
         tell(f"evaluating {words.name_of(model)} on {data}")
         import gbnn_compress
+        from gbnn_compress.predict.use import parse_output
 
         evaluation = options.parse_evaluation(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
         assert evaluation is not None
         result = gbnn_compress.evaluate(
-            model, evaluation, arch=arch, key=key, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
+            model,
+            evaluation,
+            arch=arch,
+            key=key,
+            task=task,
+            ood=ood,
+            val_data=val_data,
+            reference=reference,
+            forward=forward,
+            output=parse_output(output),
+            metric=metric,
+            loss=loss,
+            seed=seed,
+            html=html,
         )
     in_table = console.write_json(result, json)
     console.warn(result["warnings"], in_table=False)

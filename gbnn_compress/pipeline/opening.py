@@ -158,7 +158,7 @@ def _with_kind(
     for name, bench in found.items():
         if bench is None or (name == "data" and not request.passes):
             continue
-        on_accuracy = request.max_error is None and request.metric is None
+        on_accuracy = not request.passes and request.max_error is None and request.metric is None
         if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):
             _require_labels(bench)
         bench.require_usable()

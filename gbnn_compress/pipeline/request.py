@@ -270,7 +270,7 @@ def _check_data(request: Request) -> None:
         raise GbnnError(f"`--epochs`: expected 0 (calibrate only) or more, got {epochs}")
     if epochs and data is None:
         set_by = f"the recipe's `epochs: {epochs}`" if request.epochs is None else f"`--epochs {epochs}`"
-        raise GbnnError(f"{set_by}: training needs labelled data; give `--data`")
+        raise GbnnError(f"{set_by}: training needs data; give `--data`")
     if epochs and request.max_drop is not None:
         raise GbnnError("`--max-drop`: the drop after training cannot be predicted; give `--target-ratio`")
     if epochs and request.max_error is not None:

@@ -15,7 +15,8 @@ from gbnn_compress.predict.evaluation import labelled
 from gbnn_compress.predict.models import arch_of, dense, read_model
 from gbnn_compress.predict.output_evaluation import AFTER, BEFORE, MEAN, changed_numbers, measured_outputs
 from gbnn_compress.predict.running import IGNORED
-from gbnn_compress.predict.task import recorded_task, settled
+from gbnn_compress.predict.task import recorded_task
+from gbnn_compress.predict.trial import settled
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import words
 from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
@@ -33,10 +34,10 @@ def diff(
     arch: Any = None,
     key: str | None = None,
     task: str | None = None,
-    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | str | None = None,
     output: str | int | None = None,
-    metric: Callable[[torch.nn.Module, Any], Any] | None = None,
-    loss: Callable[[Any, Any], Any] | None = None,
+    metric: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    loss: Callable[[Any, Any], Any] | str | None = None,
     samples: int = 16,
     seed: int = 0,
 ) -> DiffReport:
@@ -53,7 +54,8 @@ def diff(
         key: Network to take from each checkpoint that holds several; ignored for artifacts.
         task: `classifier` or `other`. Default: the task that an artifact records, or else what labels, the index of
             architectures and the outputs suggest.
-        forward: `f(network, batch) -> outputs`, where calling the network with the inputs does not fit.
+        forward: `f(network, batch) -> outputs`, where calling the network with the inputs does not fit; or text
+            `path.py:callable`, as for `metric` and `loss`.
         output: Name or position of the one output that counts. Default: every floating output.
         metric: `g(network, data) -> float`, more is better.
         loss: `l(outputs, batch) -> scalar tensor`.
@@ -87,9 +89,10 @@ def diff(
     if data is None:
         return result
     use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
+    network = arch_of(first, arch_of(second, arch))
     recorded = next((model for model in models if _records_task(model)), models[0])
     evaluation = as_evaluation(data, samples=samples)
-    bench = settled(open_bench(models[0], evaluation, arch_of(first, arch), labels=None, use=use), recorded)
+    bench = settled(open_bench(models[0], evaluation, network, labels=None, use=use), recorded)
     on_data = _outputs(bench, models, seed=seed) if bench.task == OTHER else _classes(bench, models, seed=seed)
     return cast("DiffReport", {**result, **on_data})
 

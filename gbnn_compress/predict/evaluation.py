@@ -26,7 +26,7 @@ from gbnn_compress.predict.output_evaluation import (
 from gbnn_compress.predict.prediction import Prediction, at_temperature, average
 from gbnn_compress.predict.reliability import reliability
 from gbnn_compress.predict.running import IGNORED
-from gbnn_compress.predict.task import settled
+from gbnn_compress.predict.trial import settled
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import evaluation_page, words
 from gbnn_compress.report.evaluation_page import EvaluationPage
@@ -58,10 +58,10 @@ def evaluate(
     ood: Any = None,
     val_data: Any = None,
     reference: Any = None,
-    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | str | None = None,
     output: str | int | None = None,
-    metric: Callable[[torch.nn.Module, Any], Any] | None = None,
-    loss: Callable[[Any, Any], Any] | None = None,
+    metric: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    loss: Callable[[Any, Any], Any] | str | None = None,
     samples: int = 16,
     seed: int = 0,
     html: str | Path | None = None,
@@ -83,7 +83,8 @@ def evaluate(
         val_data: Labelled data to fit a classifier's temperature on. Use neither training data nor `data`.
         reference: The checkpoint or artifact that outputs are compared with; an artifact at its posterior mean. Other
             networks than classifiers need this, or a metric.
-        forward: `f(network, batch) -> outputs`, where calling the network with the inputs does not fit.
+        forward: `f(network, batch) -> outputs`, where calling the network with the inputs does not fit; or text
+            `path.py:callable`, as for `metric` and `loss`.
         output: Name or position of the one output that counts. Default: every floating output.
         metric: `g(network, data) -> float`, more is better.
         loss: `l(outputs, batch) -> scalar tensor`.
@@ -114,7 +115,8 @@ def evaluate(
             another network has neither reference nor metric.
     """
     evaluation = as_evaluation(data, samples=samples)
-    paths = [each for each in (evaluation.data, ood, val_data, reference, arch) if isinstance(each, str | Path)]
+    named = (evaluation.data, ood, val_data, reference, arch, forward, metric, loss)
+    paths = [each for each in named if isinstance(each, str | Path)]
     if html is not None:
         _require_page(Path(html), model, paths)
     require_seed(seed)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 
+SAME = 1e-3
+"""Largest difference of two runs on the same inputs, relative to the largest output, that is rounding."""
+
+
 @dataclass(frozen=True, eq=False)
 class Weights:
     """Weights in a network of their own, ready to run.
@@ -194,6 +198,16 @@ def _with_draw(draws: Draws, chosen: Mapping[str, torch.Tensor]) -> Draws:
     }
     lost = {*draws.mean, *chosen} - {*fits, *draws.differing}
     return Draws(draws.outputs, mean, squares, (*draws.differing, *sorted(lost)), count)
+
+
+def is_same(one: torch.Tensor, other: torch.Tensor | None) -> bool:
+    """Whether two runs returned the same output, but for rounding."""
+    import torch
+
+    if other is None or one.shape != other.shape:
+        return False
+    largest = float(one.nan_to_num(posinf=0, neginf=0).abs().max()) if one.numel() else 0.0
+    return torch.allclose(one, other, rtol=0, atol=SAME * largest, equal_nan=True)
 
 
 def _shape(tensor: torch.Tensor | None) -> Any:

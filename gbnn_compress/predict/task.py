@@ -6,41 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch
-from gbnn_compress.data.kind import CLASSIFIER, FACT, OTHER, check_task, settle_kind
-from gbnn_compress.predict.bench import Bench
-from gbnn_compress.predict.models import match_of
-from gbnn_compress.predict.trial import try_first
-from gbnn_compress.types import Artifact, Checkpoint
+from gbnn_compress.data.kind import CLASSIFIER, FACT, OTHER, check_task
 
 if TYPE_CHECKING:
     import torch
-
-
-def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
-    """Run a network on its first batch, and settle its task.
-
-    Args:
-        bench: The network and the data.
-        model: Weights of this network. An artifact may record the task, and the index may know the tensors.
-
-    Returns:
-        The same bench with the task `classifier` or `other`.
-
-    Raises:
-        GbnnError: The network does not run on the data, or the user's choice does not fit the outputs.
-    """
-    check_task(bench.task)
-    trial = try_first(bench)
-    kind = settle_kind(
-        bench.task,
-        labels=trial.labelled,
-        indexed_classes=match_of(model).n_classes,
-        outputs=trial.columns,
-        images=trial.images,
-        tensors={},
-        recorded=recorded_task(model.facts) if isinstance(model, Artifact) else None,
-    )
-    return bench.with_task(kind.task)
 
 
 def settled_task(
@@ -50,6 +19,7 @@ def settled_task(
     task: str | None = None,
     facts: Mapping[str, Any] | None = None,
     labelled: bool = False,
+    indexed: bool = False,
 ) -> str:
     """Settle the task of a network that predicts a batch: the first of the arguments that says something decides.
 
@@ -61,6 +31,7 @@ def settled_task(
         facts: The facts of the artifact; None for a checkpoint. Files of version 0.1 record an architecture instead of
             the task.
         labelled: Whether the data have one integer label per input.
+        indexed: Whether the index of architectures knows the network as an image classifier.
 
     Returns:
         `classifier` or `other`. Labels, and images as inputs, make a classifier of a network with one floating output
@@ -75,6 +46,8 @@ def settled_task(
     recorded = recorded_task(facts)
     if recorded is not None:
         return recorded
+    if indexed:
+        return CLASSIFIER
     suits = (labelled or is_images(batch)) and is_classes(outputs(), n_inputs=batch.size)
     return CLASSIFIER if suits else OTHER
 

@@ -144,19 +144,27 @@ class EvaluationEntry(TypedDict):
 class LastEpoch(TypedDict):
     """Means over the last epoch of a training."""
 
-    cross_entropy: float
+    cross_entropy: NotRequired[float]
+    loss: NotRequired[float]
     distillation: float
     divergence: float
     bits_per_weight: float
 
 
 class TrainingEntry(TypedDict):
-    """Settings of a training; the last epoch only in the report of `compress`."""
+    """Settings of a training; the last epoch and the comparison only in the report of `compress`.
+
+    `kept` is `trained` or `calibrated`: the better file of the two, whose scores by `measure` are beside.
+    """
 
     epochs: int
     beta: float
     warm_up: NotRequired[float]
     last_epoch: NotRequired[LastEpoch]
+    kept: NotRequired[str]
+    measure: NotRequired[str]
+    trained: NotRequired[float]
+    calibrated: NotRequired[float]
 
 
 class Timings(TypedDict):
@@ -361,6 +369,14 @@ class CheckEntry(TypedDict):
     onnxruntime: str
 
 
+class OnnxInput(TypedDict):
+    """One input of an ONNX file; an axis of free size has a name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
 class ExportReport(TypedDict):
     """What `export` wrote."""
 
@@ -368,7 +384,8 @@ class ExportReport(TypedDict):
     onnx: OnnxEntry
     samples: int | None
     seed: int | None
-    input_shape: list[int]
+    input_shape: list[int] | None
+    inputs: list[OnnxInput]
     outputs: list[str]
     temperature: NotRequired[float]
     notes: NotRequired[list[str]]

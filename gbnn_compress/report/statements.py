@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 from gbnn_compress.errors import listed
 from gbnn_compress.report import words
@@ -106,10 +107,8 @@ def _trained(training: TrainingEntry) -> str:
     last = training.get("last_epoch")
     if not last:
         return said
-    return (
-        f"{said}; last epoch: CE {last['cross_entropy']:.3f}, distillation {last['distillation']:.3f}, "
-        f"KL {last['divergence']:.2g} nats, {last['bits_per_weight']:.2f} bits per weight"
-    )
+    losses = cast("dict[str, float]", {name: value for name, value in last.items() if name != "bits_per_weight"})
+    return f"{said}; last epoch: {words.losses(losses)}, {last['bits_per_weight']:.2f} bits per weight"
 
 
 def architecture(checkpoint: CheckpointEntry, arch: str | None = None) -> str:

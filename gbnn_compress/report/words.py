@@ -84,6 +84,15 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def losses(values: Mapping[str, float]) -> str:
+    """The parts of the loss of a training: `CE 0.345, distillation 0.021, KL 0.12 nats`."""
+    said = [f"CE {values['cross_entropy']:.3f}"] if "cross_entropy" in values else []
+    said += [f"{values['loss']:.4g} (given)"] if "loss" in values else []
+    precise = "" if said else "g"
+    said += [f"distillation {values['distillation']:.3{precise or 'f'}}"]
+    return ", ".join([*said, f"KL {values['divergence']:.2g} nats"])
+
+
 def seconds(value: float) -> str:
     """A duration: `6.1 s`, `3 min`."""
     if value < 100:
