@@ -25,7 +25,7 @@ from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
-from gbnn_compress.target.measured_drop import meet_measured_drop
+from gbnn_compress.target.measured_drop import meet_measured_drop, meet_measured_error
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
@@ -107,6 +107,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
 
 def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
     """The file that meets the target, without training."""
+    if opened.validation is not None and request.max_error is not None:
+        return meet_measured_error(prepared, opened.validation, max_error=request.max_error)
     if opened.validation is not None and request.max_drop is not None:
         return meet_measured_drop(prepared, opened.validation, max_drop=request.max_drop)
     return meet(prepared, target_ratio=request.ratio, max_drop=request.max_drop, ratio_of=request.ratio_of)

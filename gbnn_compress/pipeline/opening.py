@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from gbnn_compress.pipeline.request import Request
 
 
+FEWEST_HELD_OUT = 4
+"""Smallest number of images of which a part is held out."""
+
+
 @dataclass(frozen=True)
 class RunInputs:
     """Everything that a run reads. Each file is read once.
@@ -91,6 +95,9 @@ def open_request(request: Request) -> RunInputs:
     trial = _trial(benches)
     if trial is not None:
         benches = _with_kind(request, benches, trial, match=match, checkpoint=checkpoint)
+        if request.measures_on_data:
+            benches, reused = _with_held_out(benches, seed=request.seed)
+            warnings += reused
     return RunInputs(
         checkpoint=checkpoint,
         selection=selection,
@@ -110,7 +117,8 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
     # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
     separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
-    labels = True if request.configuration.posterior == "variational" else None if training else False
+    optional = training or request.measures_on_data
+    labels = True if request.configuration.posterior == "variational" else None if optional else False
     use = use_of(
         forward=request.forward, output=request.chosen, metric=request.metric, loss=request.loss, task=request.task
     )
@@ -163,6 +171,22 @@ def _with_kind(
             _require_labels(bench)
         bench.require_usable()
     return found
+
+
+def _with_held_out(benches: Mapping[str, Bench | None], *, seed: int) -> tuple[dict[str, Bench | None], list[str]]:
+    """The benches with a held-out part of `--data` as validation data, and a warning if no part can be held out."""
+    data = benches["data"]
+    assert data is not None
+    few = isinstance(data.data, Dataset) and len(data.data) < FEWEST_HELD_OUT
+    if few:
+        rest = held = data
+    else:
+        from gbnn_compress.training.train import training_benches
+
+        rest, held = training_benches(data, None, seed=seed)
+    reused = few or rest.data is held.data
+    warning = "`--data` has too few inputs to hold some out: the target is measured on the inputs that calibrated"
+    return {**benches, "data": rest, "validation": held.with_own_network()}, [warning] if reused else []
 
 
 def _require_labels(bench: Bench) -> None:

@@ -19,7 +19,7 @@ from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.prediction import Prediction, average
-from gbnn_compress.predict.running import check_labels, class_labels, logits, probabilities, require_classes
+from gbnn_compress.predict.running import check_labels, class_labels, copied, logits, probabilities, require_classes
 from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
@@ -179,8 +179,8 @@ class Bench:
 
     @property
     def user_data(self) -> Any:
-        """The data as the user's `metric` takes them: the user's object, or of a file, an iterable of batches."""
-        if isinstance(self.data, Batches) and self.data.loader is not None:
+        """The data as the user's `metric` takes them: the user's object; of files and parts, an iterable of batches."""
+        if isinstance(self.data, Batches) and self.data.loader is not None and self.data.chosen is None:
             return self.data.loader
         return _Values(self)
 
@@ -192,6 +192,12 @@ class Bench:
         """The same bench, run and measured in another way."""
         other = copy.copy(self)
         other.use = use
+        return other
+
+    def with_own_network(self) -> Bench:
+        """The same bench with a copy of the network, whose weights other benches do not change."""
+        other = copy.copy(self)
+        other.network = copied(self.network)
         return other
 
     def on(self, data: Dataset | Batches, *, option: str) -> Bench:
