@@ -103,6 +103,10 @@ class _Values:
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
 
+    def __call__(self) -> Iterator[Any]:
+        """A new iterator, as the function returns it that the user gave as data."""
+        return iter(self)
+
 
 class Bench:
     """A network with a data set, on which several sets of weights can be run."""
@@ -189,8 +193,8 @@ class Bench:
 
     @property
     def user_data(self) -> Any:
-        """The data as the user's `metric` takes them: the user's object, or of a file, an iterable of batches."""
-        if isinstance(self.data, Batches) and self.data.loader is not None:
+        """The data as the user's `metric` takes them: the user's object; of a file or a function, all batches."""
+        if isinstance(self.data, Batches) and isinstance(self.data.loader, Iterable):
             return self.data.loader
         return _Values(self)
 
