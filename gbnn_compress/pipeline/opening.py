@@ -11,9 +11,10 @@ from gbnn_compress.checkpoint.objects import read_any
 from gbnn_compress.checkpoint.select import Selection, select
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, settle_kind
-from gbnn_compress.data.loaders import load_data
+from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.errors import CheckpointError, DataError
 from gbnn_compress.predict.bench import Bench, as_evaluation
+from gbnn_compress.predict.measuring import measure, weights_of
 from gbnn_compress.predict.models import (
     OpenedNetwork,
     extra_notes,
@@ -22,6 +23,7 @@ from gbnn_compress.predict.models import (
     match_of,
     open_network,
 )
+from gbnn_compress.predict.output_evaluation import BEFORE
 from gbnn_compress.predict.trial import Trial, try_first
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.types import Checkpoint
@@ -170,6 +172,8 @@ def _with_kind(
         if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):
             _require_labels(bench)
         bench.require_usable()
+        if name != "data" and (isinstance(bench.data, Batches) or bench.metric is not None or bench.loss is not None):
+            _measure_once(bench, checkpoint)
     return found
 
 
@@ -187,6 +191,15 @@ def _with_held_out(benches: Mapping[str, Bench | None], *, seed: int) -> tuple[d
     reused = few or rest.data is held.data
     warning = "`--data` has too few inputs to hold some out: the target is measured on the inputs that calibrated"
     return {**benches, "data": rest, "validation": held.with_own_network()}, [warning] if reused else []
+
+
+def _measure_once(bench: Bench, checkpoint: Checkpoint) -> None:
+    """Run the checkpoint on all data, its loss and its metric included, so that what fails is refused before any work.
+
+    Raises:
+        GbnnError: The data, the network or a function of the user fails, or outputs are NaN for some inputs.
+    """
+    measure(bench, {BEFORE: weights_of(bench, checkpoint, samples=0)}, reference=BEFORE)
 
 
 def _require_labels(bench: Bench) -> None:

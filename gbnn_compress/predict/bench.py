@@ -93,6 +93,10 @@ class _Values:
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
 
+    def __call__(self) -> Iterator[Any]:
+        """A new iterator, as the function returns it that the user gave as data."""
+        return iter(self)
+
 
 class Bench:
     """A network with a data set, on which several sets of weights can be run."""
@@ -179,9 +183,10 @@ class Bench:
 
     @property
     def user_data(self) -> Any:
-        """The data as the user's `metric` takes them: the user's object; of files and parts, an iterable of batches."""
-        if isinstance(self.data, Batches) and self.data.loader is not None and self.data.chosen is None:
-            return self.data.loader
+        """The data as the user's `metric` takes them: the user's object; of files, functions and parts, all batches."""
+        data = self.data
+        if isinstance(data, Batches) and data.chosen is None and isinstance(data.loader, Iterable):
+            return data.loader
         return _Values(self)
 
     def with_task(self, task: str | None) -> Bench:
