@@ -22,6 +22,7 @@ from timing import processor_seconds
 from torch.nn import functional
 
 import gbnn_compress
+from gbnn_compress.data.batches import read_batch
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.objective import loss_of
 from gbnn_compress.training.schedule import Optimisers, Schedule
@@ -122,11 +123,12 @@ def shared_trainer() -> Callable[[], object]:
     teacher, shared = copy.deepcopy(network).eval(), sharing(network)
     schedule = Schedule(1, 1, 0.5, 0.03, 0.01, 0.001, 0.5, 1.0, 0.0, 50_000, only_bank=False, noisy=True, half=False)
     optimisers, generator = Optimisers(network, shared, schedule), torch.Generator().manual_seed(0)
+    batch = read_batch((images, labels))
     optimisers.watch_bank()
     optimisers.set_rates(0)
 
     def step() -> None:
-        loss = loss_of(network, teacher, shared, images, labels, dataset_size=50_000, half=False, generator=generator)
+        loss = loss_of(network, teacher, shared, batch, dataset_size=50_000, half=False, generator=generator)
         optimisers.step(loss.total(distillation=0.5, beta=1.0))
 
     return step

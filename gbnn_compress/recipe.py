@@ -83,7 +83,9 @@ class TrainingSettings(BaseModel):
     )
     warm_up: float = Field(default=0.3, ge=0, le=1, description="Fraction of the steps over which beta rises from 0.")
     noise: bool = Field(
-        default=True, description="Train with one posterior draw per step, instead of at the posterior mean."
+        default=True,
+        description="Train with one posterior draw per step, instead of at the posterior mean; without labels only if"
+        " the key `noise` is set, too.",
     )
     augmentation: Literal["auto", "none"] = Field(
         default="auto",

@@ -214,7 +214,7 @@ def test_options_go_over_the_target_and_epochs_of_a_recipe(tmp_path: Path) -> No
     def compressed(**options: Any) -> dict[str, Any]:
         return compress(checkpoint, output=tmp_path / "out.gbnn.safetensors", recipe=recipe, **options)
 
-    with pytest.raises(GbnnError, match=r"the recipe.s `epochs: 2`: training needs labelled data"):
+    with pytest.raises(GbnnError, match=r"the recipe.s `epochs: 2`: training needs data"):
         compressed()
     by_recipe, by_option = compressed(epochs=0), compressed(epochs=0, target_ratio=4)
     assert (by_recipe["target_ratio"], by_option["target_ratio"]) == (6, 4)

@@ -102,9 +102,7 @@ def _of_convolution(shape: torch.Size, geometry: Geometry) -> Block:
 
     def patches(use: Use, positions: torch.Tensor) -> torch.Tensor:
         image, *corner = _unravelled(positions, size(use))
-        starts = [
-            at * stride - pad for at, stride, pad in zip(corner, geometry.stride, geometry.padding, strict=True)
-        ]
+        starts = [at * stride - pad for at, stride, pad in zip(corner, geometry.stride, geometry.padding, strict=True)]
         coordinates = [start[:, None] + tap for start, tap in zip(starts, taps, strict=True)]
         return _gathered(use.x, image, coordinates, groups)
 
@@ -127,9 +125,9 @@ def _of_transposed(shape: torch.Size, geometry: Geometry) -> list[Block]:
     per_axis = []
     for k, stride in zip(kernel, strides, strict=True):
         counts = sorted({-(-(k - phase) // stride) for phase in range(min(stride, k))}, reverse=True)
-        per_axis.append([
-            (n, [phase for phase in range(min(stride, k)) if -(-(k - phase) // stride) == n]) for n in counts
-        ])
+        per_axis.append(
+            [(n, [phase for phase in range(min(stride, k)) if -(-(k - phase) // stride) == n]) for n in counts]
+        )
     return [_phases(shape[0], geometry, strides, combination) for combination in itertools.product(*per_axis)]
 
 

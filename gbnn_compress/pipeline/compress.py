@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings
+from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.pipeline.opening import RunInputs, open_request
 from gbnn_compress.pipeline.preparing import FINEST_RATIO, prepare_request
@@ -15,19 +18,27 @@ from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
+from gbnn_compress.predict.output_evaluation import evaluate_output_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
-from gbnn_compress.report.schema import DamageEntry, LastEpoch, Report
+from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
-from gbnn_compress.target.measured_drop import meet_measured_drop
+from gbnn_compress.target.measured_drop import meet_measured_drop, meet_measured_error
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 if TYPE_CHECKING:
     from gbnn_compress.training.state import StateFile
+TrainingFacts = dict[str, Any]
+"""Entries of the report's `training` on the choice between the trained and the calibrated file."""
+
+INCOMPARABLE = (
+    "training continued from a kept state, and the data hold no tensors by which they could be compared with the data"
+    " that it was trained on; `--restart` starts over"
+)
 
 
 @takes_options
@@ -71,10 +82,10 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     with clock("fit"):
         finest = request.byte_ratio or FINEST_RATIO
         prepared = prepare_request(request, opened, finest_ratio=finest, rescue=True, on_progress=on_progress)
-    state = None
+    state, training = None, dict[str, Any]()
     if request.passes:
         with clock("finetune"):
-            result, state = _trained(request, opened, prepared, on_progress)
+            result, state, training = _trained(request, opened, prepared, on_progress)
     else:
         with clock("merge"):
             on_progress("merging components until the file meets the target")
@@ -84,7 +95,7 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         artifact, result = write_verified(request.path, result)
         if state is not None and not result.unfinished:
             state.remove()
-    report, reliability = _reported(request, opened, artifact, result, on_progress)
+    report, reliability = _reported(request, opened, artifact, result, training, on_progress)
     if request.html is not None:
         on_progress(f"writing {words.name_of(request.html)}")
         name = words.name_of(request.name)
@@ -96,6 +107,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
 
 def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
     """The file that meets the target, without training."""
+    if opened.validation is not None and request.max_error is not None:
+        return meet_measured_error(prepared, opened.validation, max_error=request.max_error)
     if opened.validation is not None and request.max_drop is not None:
         return meet_measured_drop(prepared, opened.validation, max_drop=request.max_drop)
     return meet(prepared, target_ratio=request.ratio, max_drop=request.max_drop, ratio_of=request.ratio_of)
@@ -103,9 +116,13 @@ def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
 
 def _trained(
     request: Request, opened: RunInputs, prepared: Prepared, on_progress: OnProgress
-) -> tuple[Result, StateFile]:
-    """The trained file, and the file that keeps the state of training."""
-    from gbnn_compress.training.state import StateFile, run_of, state_path
+) -> tuple[Result, StateFile, TrainingFacts]:
+    """The file of the target, the file that keeps the state of training, and what the report says of the choice.
+
+    The trained file is the result unless calibration alone is better on the validation data.
+    """
+    from gbnn_compress.training.choice import better
+    from gbnn_compress.training.state import StateFile, is_comparable, run_of, state_path
     from gbnn_compress.training.train import train_to_target, training_benches
 
     assert opened.data is not None
@@ -114,7 +131,8 @@ def _trained(
     train, validation = training_benches(opened.data, opened.validation, seed=seed)
     run = run_of(train, validation, facts=prepared.facts, recipe=recipe, epochs=epochs)
     state = StateFile(state_path(request.path), run, train.device, on_progress)
-    result = train_to_target(
+    calibrated = _Calibrated(request, replace(opened, data=train, validation=None), on_progress)
+    trained = train_to_target(
         prepared,
         train,
         validation,
@@ -126,12 +144,55 @@ def _trained(
         on_progress=on_progress,
         state=state,
         restart=request.restart,
+        calibrated=lambda: calibrated.file,
     )
-    return result, state
+    result, facts = trained.result, dict[str, Any]()
+    if state.epoch_read and not is_comparable(train.data):
+        result = replace(result, notes=(*result.notes, INCOMPARABLE))
+    if result.unfinished:
+        return result, state, facts
+    if calibrated.file is None:
+        note = f"not compared with calibration alone, which is not possible: {calibrated.refusal}"
+        return replace(result, notes=(*result.notes, note)), state, facts
+    choice = better(replace(trained, result=result), calibrated.file, validation)
+    return choice.result, state, choice.facts
+
+
+class _Calibrated:
+    """The file of the target without training, made when it is first asked for.
+
+    Attributes:
+        refusal: Why there is none.
+    """
+
+    def __init__(self, request: Request, opened: RunInputs, on_progress: OnProgress) -> None:
+        self._request, self._opened, self._on_progress = request, opened, on_progress
+        self.refusal = ""
+
+    @cached_property
+    def file(self) -> Result | None:
+        """The file; None if it cannot be made."""
+        given = self._request.data if self._request.configuration.feedback else None
+        request = replace(self._request, epochs=0, val_data=None, data=given)
+        self._on_progress("calibrating to the same target without training")
+        try:
+            finest = request.byte_ratio or FINEST_RATIO
+            prepared = prepare_request(
+                request, self._opened, finest_ratio=finest, rescue=True, on_progress=lambda line: None
+            )
+            return _cut(request, self._opened, prepared)
+        except GbnnError as error:
+            self.refusal = str(error)
+            return None
 
 
 def _reported(
-    request: Request, opened: RunInputs, artifact: Artifact, result: Result, on_progress: OnProgress
+    request: Request,
+    opened: RunInputs,
+    artifact: Artifact,
+    result: Result,
+    training: TrainingFacts,
+    on_progress: OnProgress,
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
@@ -141,8 +202,9 @@ def _reported(
         "architecture_candidates": list(opened.candidates),
     }
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
-    if result.training:
-        report["training"] = {**report["training"], "last_epoch": cast("LastEpoch", dict(result.training))}
+    if request.passes:
+        last = {"last_epoch": dict(result.training)} if result.training else {}
+        report["training"] = cast("TrainingEntry", {**report.get("training", _settings(request)), **last, **training})
     reliability: Mapping[str, Reliability] = {}
     if opened.evaluation is not None:
         on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
@@ -158,15 +220,26 @@ def _reported(
     return report, reliability
 
 
+def _settings(request: Request) -> dict[str, Any]:
+    """Settings of a training whose file was not written; a trained file records its own."""
+    settings = request.configuration.finetune
+    return {"epochs": request.passes, "beta": settings.beta, "warm_up": settings.warm_up}
+
+
 def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
-    """The report with measured instead of predicted damage, and the reliability of both networks."""
-    evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
-    damage = cast("DamageEntry", {**report["damage"], **measured})
-    warnings = [
-        *(warning for warning in report["warnings"] if warning.startswith(LOST)),
-        *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
-        *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
-    ]
+    """The report with measured instead of predicted damage, and the reliability of both networks if it was measured."""
+    reliability: Mapping[str, Reliability] = {}
+    if bench.task == OTHER:
+        evaluation, measured, found = evaluate_output_compression(bench, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", measured)
+    else:
+        evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", {**report["damage"], **measured})
+        found = [
+            *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
+            *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
+        ]
+    warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability

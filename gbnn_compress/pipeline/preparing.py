@@ -58,7 +58,7 @@ def prepare_request(
         tensors=read.tensors,
     )
     if request.max_drop is not None:
-        require_forecast(kind, measured=request.val_data is not None, metric=request.metric is not None)
+        require_forecast(kind, measured=opened.validation is not None, metric=request.metric is not None)
     on_progress(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
     fitted = partial(
         prepare,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
 from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.kind import CLASSIFIER, OTHER
 from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
@@ -18,11 +19,12 @@ from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.prediction import Prediction, average
-from gbnn_compress.predict.running import check_labels, logits, probabilities, require_classes
+from gbnn_compress.predict.running import check_labels, class_labels, copied, logits, probabilities, require_classes
 from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -90,6 +92,10 @@ class _Values:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
+
+    def __call__(self) -> Iterator[Any]:
+        """A new iterator, as the function returns it that the user gave as data."""
+        return iter(self)
 
 
 class Bench:
@@ -177,15 +183,26 @@ class Bench:
 
     @property
     def user_data(self) -> Any:
-        """The data as the user's `metric` takes them: the user's object, or of a file, an iterable of batches."""
-        if isinstance(self.data, Batches) and self.data.loader is not None:
-            return self.data.loader
+        """The data as the user's `metric` takes them: the user's object; of files, functions and parts, all batches."""
+        data = self.data
+        if isinstance(data, Batches) and data.chosen is None and isinstance(data.loader, Iterable):
+            return data.loader
         return _Values(self)
 
     def with_task(self, task: str | None) -> Bench:
         """The same bench with a known task."""
+        return self.with_use(replace(self.use, task=task))
+
+    def with_use(self, use: Use) -> Bench:
+        """The same bench, run and measured in another way."""
         other = copy.copy(self)
-        other.use = replace(self.use, task=task)
+        other.use = use
+        return other
+
+    def with_own_network(self) -> Bench:
+        """The same bench with a copy of the network, whose weights other benches do not change."""
+        other = copy.copy(self)
+        other.network = copied(self.network)
         return other
 
     def on(self, data: Dataset | Batches, *, option: str) -> Bench:
@@ -212,19 +229,56 @@ class Bench:
             raise ArchitectureError(f"`{option} {name}`: {error}") from None
 
     def require_usable(self) -> None:
-        """Check that the network runs on the first input and has a class for each label.
+        """Check that a classifier runs on the first input and has a class for each label.
 
         Raises:
             GbnnError: The network fails on the input, has a single output, or lacks the class of a label.
         """
         import torch
 
-        if isinstance(self.data, Batches):
+        if self.task == OTHER:
             return
-        n_classes = logits(self.network, [(self.inputs(at_most=1), None)], option=self.option).shape[1]
+        first = read_batch(self.inputs(at_most=1)) if isinstance(self.data, Dataset) else self.data.first
+        n_classes = self._logits([first]).shape[1]
         require_classes(n_classes, option=self.option)
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
+
+    def class_labels(self) -> np.ndarray | None:
+        """Labels of the rows that `predict` returns, int64 (N,) with IGNORED where there is none; None without labels.
+
+        Of outputs with more than two axes, each position has a label. All batches are read once.
+        """
+        import numpy as np
+
+        if self.data.labels is not None or isinstance(self.data, Dataset):
+            return self.data.labels
+        if not self.data.has_targets or self.task != CLASSIFIER:
+            return None
+        found = [class_labels(batch) for batch in self.batches()]
+        parts = [each.numpy() for each in found if each is not None]
+        return np.concatenate(parts) if len(parts) == len(found) else None
+
+    def required_labels(self) -> np.ndarray:
+        """`class_labels` of data that must have labels.
+
+        Raises:
+            DataError: The data have no integer labels.
+        """
+        found = self.class_labels()
+        if found is not None:
+            return found
+        if isinstance(self.data, Dataset):
+            load_data(self.data.spec, labels=True, option=self.option)  # says what the file lacks
+        raise DataError(
+            f"`{self.option}`: a classifier is measured by integer labels, and `{self.data.spec}` has none; give"
+            " labels, or compare outputs (`--task other` with `--reference`)"
+        )
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs. Data that are no images are read once."""
+        return len(self.data) if isinstance(self.data, Dataset) else self.data.n_inputs
 
     def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
         """Predict with a checkpoint's weights, or average over posterior draws of an artifact.
@@ -238,7 +292,7 @@ class Bench:
             return average([self.run(model.tensors)])
         source = sampler(model, self.network, load=self._load)
         draws = self.evaluation.samples if samples is None else samples
-        return monte_carlo(source, self._batches(), samples=draws, seed=seed, option=self.option)
+        return monte_carlo(source, self.batches(), samples=draws, seed=seed, **self._running)
 
     def probabilities(self, model: Checkpoint | Artifact, *, seed: int) -> torch.Tensor:
         """Probabilities of `predict`, float64 (N, C)."""
@@ -247,7 +301,15 @@ class Bench:
     def run(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probabilities of one set of weights, float64 (N, C)."""
         self._load(tensors)
-        return probabilities(self.network, self._batches(), option=self.option)
+        return probabilities(self.network, self.batches(), **self._running)
+
+    @property
+    def _running(self) -> dict[str, Any]:
+        """How classifiers run; positions count only for networks that are known as classifiers."""
+        return {"option": self.option, "forward": self.forward, "positions": self.task == CLASSIFIER}
+
+    def _logits(self, batches: Iterable[Batch]) -> torch.Tensor:
+        return logits(self.network, batches, **self._running)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
         """A fixed random sample of the preprocessed inputs, float32 (N, channels, height, width), on the CPU.

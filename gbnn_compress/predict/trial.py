@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch, arguments, read_batch, tensors_in
 from gbnn_compress.data.datasets import Dataset
-from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed, one_line
-from gbnn_compress.predict.running import evaluating
+from gbnn_compress.data.kind import check_task, settle_kind
+from gbnn_compress.data.loaders import labels_of
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed
+from gbnn_compress.predict.models import match_of
+from gbnn_compress.predict.outputs import is_same
+from gbnn_compress.predict.running import evaluating, outputs_of
+from gbnn_compress.predict.task import is_images, recorded_task
+from gbnn_compress.types import Artifact, Checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from gbnn_compress.predict.bench import Bench
-
-SAME = 1e-3
-"""Largest difference of two runs on the same inputs, relative to the largest output, that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,39 @@ class Trial:
     Attributes:
         columns: C if the outputs that count are one floating (N, C) tensor, else 0.
         images: Whether the inputs are images: of a data set of images, or floating (N, 1 or 3, H, W).
-        labelled: Whether the data have integer labels that fit one floating output (N, C >= 2, ...).
+        labelled: Whether the data have one integer label per input that fits one floating output (N, C >= 2).
     """
 
     columns: int
     images: bool
     labelled: bool
+
+
+def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
+    """Run a network on its first batch, and settle its task.
+
+    Args:
+        bench: The network and the data.
+        model: Weights of this network. An artifact may record the task, and the index may know the tensors.
+
+    Returns:
+        The same bench with the task `classifier` or `other`.
+
+    Raises:
+        GbnnError: The network does not run on the data, or the user's choice does not fit the outputs.
+    """
+    check_task(bench.task)
+    trial = try_first(bench)
+    kind = settle_kind(
+        bench.task,
+        labels=trial.labelled,
+        indexed_classes=match_of(model).n_classes,
+        outputs=trial.columns,
+        images=trial.images,
+        tensors={},
+        recorded=recorded_task(model.facts) if isinstance(model, Artifact) else None,
+    )
+    return bench.with_task(kind.task)
 
 
 def try_first(bench: Bench) -> Trial:
@@ -50,7 +79,7 @@ def try_first(bench: Bench) -> Trial:
         _check_same(outputs, run_first(bench, batch), option=bench.option)
     lone = next(iter(outputs.values())) if len(outputs) == 1 else None
     columns = lone.shape[1] if lone is not None and lone.dim() == 2 and len(lone) == batch.size else 0
-    return Trial(columns, _are_images(bench, batch), _fits(bench, batch, lone))
+    return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, columns))
 
 
 def first_batch(bench: Bench) -> Batch:
@@ -70,14 +99,13 @@ def run_first(bench: Bench, batch: Batch) -> dict[str, torch.Tensor]:
 
     if bench.forward.function is None:
         check_arguments(bench.network, batch, option=bench.option)
+    how: dict[str, Any] = {"forward": bench.forward, "device": bench.device, "option": bench.option}
     with evaluating(bench.network), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         try:
-            outputs = bench.forward(bench.network, batch.on(bench.device))
-        except GbnnError:
-            raise
-        except Exception as error:  # whatever the user's own network or function raises
-            raise refusal(error, batch, option=bench.option, own=bench.forward.function is not None) from error
+            outputs = outputs_of(bench.network, batch, **how)
+        except GbnnError as error:
+            raise _misnamed(bench, batch) or error from error.__cause__
     found = {name: tensor.detach().cpu() for name, tensor in bench.forward.chosen(outputs).items()}
     for name, tensor in found.items():
         _check_finite(name, tensor, batch, option=bench.option)
@@ -114,44 +142,18 @@ def check_arguments(network: torch.nn.Module, batch: Batch, *, option: str) -> N
         )
 
 
-def refusal(error: Exception, batch: Batch, *, option: str, own: bool = False) -> GbnnError:
-    """The one line that says that a network fails on a batch.
-
-    Args:
-        error: What the network or the user's function raised.
-        batch: The batch.
-        option: The option that names the data.
-        own: Whether the user's own `forward` was called.
-    """
-    message = one_line(error)
-    channels = re.search(r"to have (\d+) channels, but got (\d+) channels", message)
-    first = next(tensors_in(batch.inputs), None)
-    if channels and first is not None and first.dim() == 4 and int(channels[2]) == first.shape[1]:
-        return DataError(
-            f"`{option}` has images with {channels[2]} channel(s), the network expects {channels[1]};"
-            " give data of the kind that it was trained on"
-        )
-    what = "`--forward` fails" if own else "the network fails"
-    way_out = "check the function" if own else "check `--arch` and the size of the inputs"
-    return ArchitectureError(f"{what} on a batch {described(batch.inputs)} from `{option}` ({message}); {way_out}")
-
-
-def described(inputs: Any) -> str:
-    """Inputs in words: their shape, or the shape and dtype of each by name."""
-    import torch
-
-    if isinstance(inputs, torch.Tensor):
-        dtype = "" if inputs.dtype == torch.float32 else f" and dtype {_dtype(inputs)}"
-        return f"of shape {tuple(inputs.shape)}{dtype}"
-    if isinstance(inputs, Mapping):
-        tensors = {key: each for key, each in inputs.items() if isinstance(each, torch.Tensor)}
-        said = (f"{key} {_dtype(each)} {tuple(each.shape)}" for key, each in tensors.items())
-        return f"of {listed(said)}" if tensors else f"of {listed(inputs)}"
-    return f"of type `{type(inputs).__name__}`"
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _misnamed(bench: Bench, batch: Batch) -> DataError | None:
+    """The error of a mapping none of whose names is an argument, and which the network does not take as one input."""
+    if bench.forward.function is not None or not isinstance(batch.inputs, Mapping):
+        return None
+    args, _ = arguments(bench.network, batch)
+    if not args:
+        return None
+    named = list(inspect.signature(bench.network.forward).parameters)
+    return DataError(
+        f"`{bench.option}`: `forward` of `{type(bench.network).__name__}` needs {listed(named)}, but the data have only"
+        f" {listed(batch.inputs)}; name them so, or give a function with `--forward`"
+    )
 
 
 def _check_finite(name: str, tensor: torch.Tensor, batch: Batch, *, option: str) -> None:
@@ -175,40 +177,18 @@ def _check_finite(name: str, tensor: torch.Tensor, batch: Batch, *, option: str)
 def _check_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], *, option: str) -> None:
     """Refuse a network whose outputs depend on earlier calls."""
     for name, tensor in one.items():
-        again = other.get(name)
-        same = again is not None and again.shape == tensor.shape
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if not same or (tensor.numel() and float((again - tensor).abs().max()) > SAME * max(largest, 1e-30)):  # type: ignore[operator]
+        if not is_same(tensor, other.get(name)):
             raise ArchitectureError(
                 f"`{option}`: the network returns another `{name}` when it is run again on the same inputs, so it keeps"
                 " state between calls; give a function with `--forward` that resets it first"
             )
 
 
-def _are_images(bench: Bench, batch: Batch) -> bool:
-    import torch
-
-    inputs = batch.inputs
-    if isinstance(bench.data, Dataset):
-        return True
-    return (
-        isinstance(inputs, torch.Tensor)
-        and inputs.is_floating_point()
-        and inputs.dim() == 4
-        and inputs.shape[1] in (1, 3)
-    )
-
-
-def _fits(bench: Bench, batch: Batch, output: torch.Tensor | None) -> bool:
-    """Whether the data have integer labels for the classes on axis 1 of an output."""
-    import torch
-
-    if output is None or output.dim() < 2 or output.shape[1] < 2:
+def _fits(bench: Bench, batch: Batch, columns: int) -> bool:
+    """Whether the data have one integer label per input, each of which is one of the columns."""
+    if columns < 2:
         return False
     if isinstance(bench.data, Dataset):
-        return bench.data.labels is not None and output.dim() == 2
-    targets = batch.targets
-    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
-        return False
-    shape = (output.shape[0], *output.shape[2:])
-    return targets.shape == shape and int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]
+        return bench.data.labels is not None
+    labels = labels_of(batch)
+    return labels is not None and labels.min() >= 0 and labels.max() < columns

@@ -7,19 +7,22 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gbnn_compress.predict.running import evaluating, run_with
+from gbnn_compress.data.batches import Batch
+from gbnn_compress.predict.running import evaluating
+from gbnn_compress.training.goal import Goal
 
 
 @torch.no_grad()
 def settle_batch_norm(
-    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], images: Iterator[torch.Tensor]
+    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], batches: Iterator[Batch], *, goal: Goal
 ) -> None:
     """Replace the batch-norm statistics of a network by their averages over batches.
 
     Args:
         network: Its statistics change in place, its modes stay.
         weights: Name in the network -> weights to run it with.
-        images: Batches, float32 (B, C, H, W).
+        batches: On the network's device.
+        goal: How the network runs.
     """
     norms = _tracking(network)
     if not norms:
@@ -31,8 +34,8 @@ def settle_batch_norm(
     with evaluating(network):
         for norm in norms:
             norm.train()
-        for batch in images:
-            run_with(network, weights, batch)
+        for batch in batches:
+            goal.run(network, batch, weights)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.eval()
             norm.momentum = momentum

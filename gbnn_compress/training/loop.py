@@ -21,21 +21,19 @@ from typing import Any, Protocol
 
 import torch
 
+from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.predict.running import copied
 from gbnn_compress.training import processes
 from gbnn_compress.training.batch_norm import running_statistics
+from gbnn_compress.training.goal import Goal, out_of_memory
+from gbnn_compress.training.loaded import APART
 from gbnn_compress.training.objective import Loss, loss_of
 from gbnn_compress.training.schedule import Optimisers, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-"""Images float32 (B, C, H, W), preprocessed, and labels int64 (B,)."""
-
 KEPT = 0.98
 """Weight of the earlier steps in the running averages of the losses."""
-
-APART = 1_000_003
-"""Distance between the seeds of two epochs, so that they differ from the seeds of other processes and other runs."""
 
 State = Mapping[str, Any]
 """Everything that training changes, at the end of an epoch: nested dicts, lists and values with tensors in them."""
@@ -59,7 +57,7 @@ class Progress:
     Attributes:
         epoch: Epochs done.
         epochs: Epochs in all.
-        losses: `cross_entropy`, `distillation` and `divergence`, in nats per input.
+        losses: The parts of the loss, by the names of `Loss.values`.
         bits_per_weight: Code lengths of the ids, before contexts.
         relative_size: Bytes of the file over the wanted bytes.
         seconds_left: At the pace so far.
@@ -106,6 +104,8 @@ class FineTuning:
         on_progress: Callable[[str], None],
         keep: Callable[[State], None],
         start: State | None = None,
+        goal: Goal | None = None,
+        teacher: torch.nn.Module | None = None,
     ) -> None:
         """Prepare for training, or for its continuation.
 
@@ -118,10 +118,13 @@ class FineTuning:
             on_progress: Called with one line of text when training does not go as usual.
             keep: Called with the state at the end of each epoch, which it must not change.
             start: The state to continue from, which stays as it is; None begins at the first step.
+            goal: What the network is trained towards; default: labels and the checkpoint's logits.
+            teacher: The checkpoint's network, which is not changed; default: the network as it is now.
         """
         self._network, self._shared, self._schedule, self._control = network, shared, schedule, control
         self._seed, self._on_progress, self._keep = seed + processes.rank(), on_progress, keep
-        self._teacher = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+        self._goal = goal or Goal()
+        self._teacher = copied(network if teacher is None else teacher).eval().requires_grad_(requires_grad=False)
         self._generator = torch.Generator(device=shared.device).manual_seed(self._seed)
         self._epoch, self._step, self._parts, self._losses = 0, 0, 1, dict[str, float]()
         self._good = start
@@ -132,6 +135,8 @@ class FineTuning:
         if start is not None:
             self._optimisers.restore(start["optimisers"])
             self._generator.set_state(start["generators"][processes.rank()])
+        elif schedule.coded:
+            self._optimisers.watch_bank()
 
     def run(
         self, batches: Callable[[int], Iterator[Batch]], *, after_epoch: Callable[[Progress], None] = lambda _: None
@@ -146,11 +151,12 @@ class FineTuning:
             How far training came. The codebook is that of the target.
 
         Raises:
-            GbnnError: The loss is not finite in the first epoch, or the weights of several processes differ.
+            GbnnError: The network or the user's loss fails, the loss is not finite in the first epoch, or the weights
+                of several processes differ.
             KeyboardInterrupt: Ctrl-C with several processes, each of which would stop at another step.
         """
         interrupted = False
-        self._network.train()
+        self._network.train(self._goal.in_training_mode)
         try:
             with _own_chance(self._shared.device):
                 self._train(batches, after_epoch)
@@ -165,7 +171,7 @@ class FineTuning:
                 raise
             self._on_progress(f"{error}; going back to the end of the last epoch")
             self._go_back(self._good)
-        if self._step < self._schedule.steps and self._step <= self._schedule.rising:
+        if self._step < self._schedule.steps and self._step <= self._schedule.rising and not self._schedule.coded:
             self._control.recode(1.0)
         self._network.eval()
         return TrainingOutcome(self._step, interrupted, self._last)
@@ -175,9 +181,9 @@ class FineTuning:
         began, first = time.perf_counter(), self._epoch + 1
         for epoch in range(first, self._schedule.epochs + 1):
             torch.manual_seed(self._seed + APART * epoch)
-            for images, labels in batches(epoch):
+            for batch in batches(epoch):
                 self._before_step()
-                self._learn_batch(images, labels)
+                self._learn_batch(batch)
                 self._step += 1
             self._epoch = epoch
             pace = (time.perf_counter() - began) / (epoch - first + 1)
@@ -237,32 +243,36 @@ class FineTuning:
                 shared.reprice(penalty * math.sqrt(size), recount=False)
         self._optimisers.set_rates(step)
 
-    def _learn_batch(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def _learn_batch(self, batch: Batch) -> None:
         """One optimiser step, or where memory is short, several with a part of the batch each."""
         while True:
             try:
-                for part, wanted in zip(images.chunk(self._parts), labels.chunk(self._parts), strict=True):
-                    self._learn(self._loss(part, wanted))
+                for part in _parts(batch, self._parts):
+                    self._learn(self._loss(part))
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error) or self._parts >= len(images):
+                if not out_of_memory(error) or self._parts >= batch.size:
                     raise
+                if len(_parts(batch, 2)) == 1:
+                    raise GbnnError(
+                        f"out of memory with a batch of {batch.size} inputs: give smaller batches"
+                    ) from error
                 if processes.count() > 1:  # the others would wait for as many steps as they take themselves
                     raise GbnnError(
-                        f"out of memory with {len(images)} images per process: lower `finetune.batch_size`"
+                        f"out of memory with {batch.size} images per process: lower `finetune.batch_size`"
                     ) from error
             else:
                 return
             self._parts *= 2
-            left = max(len(images) // self._parts, 1)
+            left = max(batch.size // self._parts, 1)
             self._on_progress(f"out of memory: continuing with {left} images per step")
 
-    def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> Loss:
+    def _loss(self, batch: Batch) -> Loss:
         return loss_of(
             self._network,
             self._teacher,
             self._shared,
-            images,
-            labels,
+            batch,
+            goal=self._goal,
             dataset_size=self._schedule.dataset_size,
             half=self._schedule.half,
             generator=self._generator if self._schedule.noisy and self._shared.coding.noise else None,
@@ -275,11 +285,15 @@ class FineTuning:
         if not bool(mean.isfinite()):
             step = self._step + 1
             raise _DivergedError(f"the loss became {float(mean)} at step {step}: lower `finetune.learning_rate`")
+        if not total.requires_grad:
+            raise GbnnError(
+                "the outputs do not depend on the weights that are trained: the network gives no gradients"
+                " (torch.no_grad or detach), or `forward` does not call the network that it is given; use `--epochs 0`"
+            )
         self._optimisers.step(total)
         processes.average_(running_statistics(self._network))
-        values = {name: float(getattr(loss, name).detach()) for name in ("cross_entropy", "distillation", "divergence")}
         self._losses = {
-            name: KEPT * self._losses.get(name, value) + (1 - KEPT) * value for name, value in values.items()
+            name: KEPT * self._losses.get(name, value) + (1 - KEPT) * value for name, value in loss.values().items()
         }
 
     def _progress(self, pace: float) -> Progress:
@@ -303,5 +317,13 @@ def _own_chance(device: torch.device) -> AbstractContextManager[None]:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+def _parts(batch: Batch, count: int) -> list[Batch]:
+    """A batch in parts, where it consists of a tensor of inputs and, with targets, of one as long."""
+    inputs, targets = batch.inputs, batch.targets
+    if count == 1 or not isinstance(inputs, torch.Tensor):
+        return [batch]
+    if targets is None:
+        return [read_batch(part) for part in inputs.chunk(count)]
+    if not isinstance(targets, torch.Tensor) or not targets.dim() or len(targets) != len(inputs):
+        return [batch]
+    return [read_batch(pair) for pair in zip(inputs.chunk(count), targets.chunk(count), strict=True)]

@@ -61,6 +61,7 @@ class Schedule:
         noisy: Whether steps draw from the posterior.
         half: Whether layers run in bfloat16.
         pacing: When rate control acts.
+        coded: Whether there is a codebook of the target before the first step. The ratio then does not rise.
     """
 
     epochs: int
@@ -77,6 +78,7 @@ class Schedule:
     noisy: bool
     half: bool
     pacing: Pacing = Pacing()
+    coded: bool = False
 
     @property
     def steps(self) -> int:
@@ -86,7 +88,7 @@ class Schedule:
     @property
     def rising(self) -> int:
         """Steps over which the ratio rises."""
-        return max(round(self.ramp * self.steps), 1)
+        return 0 if self.coded else max(round(self.ramp * self.steps), 1)
 
     def beta_at(self, step: int) -> float:
         """Weight of the divergence at a step. It is 0 without draws, as then nothing would resist the divergence."""
@@ -96,6 +98,8 @@ class Schedule:
 
     def stage_at(self, step: int) -> float | None:
         """How far the ratio rises, in (0, 1], in the stage that begins with a step; None where none begins."""
+        if self.coded:
+            return None
         length = max(self.rising // self.pacing.stages, 1)
         begins = step == 0 or (step <= self.rising and step % length == 0)
         return min((step + length) / self.rising, 1.0) if begins else None

@@ -19,7 +19,10 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from gbnn_compress.checkpoint.arrays import raw_bytes_of
+from gbnn_compress.data.batches import tensors_in
 from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.loaders import Batches
 from gbnn_compress.errors import OutputError
 from gbnn_compress.files import write_atomically
 from gbnn_compress.predict.bench import Bench
@@ -37,7 +40,8 @@ RUN, TREE, SCHEMA = "gbnn-compress training", "tree", "schema"
 """Keys of the metadata. A file without the first is not ours."""
 
 LOOKED_AT = 16
-"""Images of a data set, evenly spaced, whose pixels are part of its fingerprint; all labels are."""
+"""Images of a data set, evenly spaced, whose pixels are part of its fingerprint; all labels are. Of other data, the first
+batches."""
 
 FROZEN = {kind.__name__: kind for kind in (Bank, Codebook, Posterior)}
 """Dataclasses that a state may hold; no other class is ever built from a file."""
@@ -70,6 +74,7 @@ class StateFile:
         device: Where training runs.
         on_progress: Called with one line of text when the state is used, is not used, or cannot be written.
         epoch: The epoch whose state the file holds, 0 without one.
+        epoch_read: The epoch that training continues after, 0 if it starts over.
     """
 
     path: Path
@@ -77,6 +82,7 @@ class StateFile:
     device: torch.device
     on_progress: Callable[[str], None]
     epoch: int = 0
+    epoch_read: int = 0
 
     def read(self, *, restart: bool) -> Mapping[str, Any] | None:
         """The state to continue from; None where there is none of this run and version, or with `restart`.
@@ -96,7 +102,7 @@ class StateFile:
             self.on_progress(f"starting over: `{self.path.name}` is of a run with other {', '.join(changed)}")
             return None
         state: Mapping[str, Any] = unpacked(kept.tree, kept.tensors, device=self.device)
-        self.epoch = state["epoch"]
+        self.epoch = self.epoch_read = state["epoch"]
         self.on_progress(f"continuing after epoch {self.epoch} from `{self.path.name}`; --restart starts over")
         return state
 
@@ -165,22 +171,56 @@ def run_of(train: Bench, validation: Bench, *, facts: Mapping[str, Any], recipe:
         "recipe": recipe.model_dump(),
         "epochs": epochs,
         "arch": train.architecture,
-        "preprocessing": asdict(train.preprocessing),
+        "preprocessing": None if train.preprocessing is None else asdict(train.preprocessing),
         "data": fingerprint(train.data),
         "val_data": fingerprint(validation.data),
         "device": train.device.type,
         "processes": processes.count(),
+        **_use(train),
     }
 
 
-def fingerprint(data: Dataset) -> str:
-    """A digest of the number of inputs, of all labels, and of the pixels of a few inputs."""
+def _use(bench: Bench) -> dict[str, Any]:
+    """How the network is run, where that is not as usual. Functions are known by their names only."""
+    names = {key: getattr(bench.use, key) for key in ("loss",)} | {"forward": bench.forward.function}
+    found: dict[str, Any] = {key: _name(each) for key, each in names.items() if each is not None}
+    return found if bench.forward.output is None else {**found, "output": bench.forward.output}
+
+
+def _name(function: object) -> str:
+    return str(getattr(function, "__qualname__", type(function).__qualname__))
+
+
+def is_comparable(data: Dataset | Batches) -> bool:
+    """Whether a fingerprint looks at the data, and not only at the number of batches."""
+    return isinstance(data, Dataset) or next(tensors_in(data.first.value), None) is not None
+
+
+def fingerprint(data: Dataset | Batches) -> str:
+    """A digest of the data.
+
+    Of images: the number of inputs, all labels, and the pixels of a few inputs. Of other data: the number of batches,
+    and the tensors of the first of them.
+    """
+    if isinstance(data, Batches):
+        return _fingerprint_of(data)
     digest = hashlib.sha256(str(len(data)).encode())
     digest.update(b"" if data.labels is None else data.labels.tobytes())
     for index in np.linspace(0, len(data) - 1, min(LOOKED_AT, len(data))).astype(int).tolist():
         image = data.images[index]
         digest.update(f"{image.shape}".encode() + image.tobytes())
     return digest.hexdigest()
+
+
+def _fingerprint_of(data: Batches) -> str:
+    digest, count = hashlib.sha256(), 0
+    for batch in data:
+        if count < LOOKED_AT:
+            for tensor in tensors_in(batch.value):
+                digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(raw_bytes_of(tensor.detach().cpu().contiguous()))
+        count += 1
+    return hashlib.sha256(f"{count} {digest.hexdigest()}".encode()).hexdigest()
 
 
 def packed(value: Any, tensors: dict[str, torch.Tensor]) -> Any:

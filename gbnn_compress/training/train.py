@@ -1,16 +1,22 @@
-"""Training to a target: the network, its data and rate control around variational fine-tuning."""
+"""Training to a target: the network, its data and rate control around variational fine-tuning.
+
+With labels, training is Bayesian: each step draws weights, and the file has the noise that helps most. Without them the
+network learns to give the checkpoint's outputs at the posterior mean, unless the recipe asks for noise.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.loaders import Batches
 from gbnn_compress.errors import ArchitectureError, DataError
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.running import copied
@@ -22,22 +28,28 @@ from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.training.batch_norm import settle_batch_norm
 from gbnn_compress.training.batches import TrainingData
 from gbnn_compress.training.encoder import SizeFitting, Trainer
+from gbnn_compress.training.goal import Goal
+from gbnn_compress.training.goals import find_goal, goal_on
+from gbnn_compress.training.loaded import LoadedData, held_out, loaded_data
 from gbnn_compress.training.loop import FineTuning, Progress, TrainingOutcome
 from gbnn_compress.training.objective import runs_bfloat16
 from gbnn_compress.training.schedule import Pacing, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
+from gbnn_compress.training.start import start_from
 from gbnn_compress.training.state import StateFile
 from gbnn_compress.training.validation import (
     Validation,
     choose_noise,
     fitted_temperature,
-    mean_accuracy,
-    measured_damage,
+    mean_answers,
+    mean_score,
     read_validation,
 )
 
 MOST_HELD_OUT = 2000
 """Most inputs of `--data` that are held out as validation data; otherwise a tenth."""
+
+NOT_HELD_OUT = "no `--val-data`, and `--data` has one batch that cannot be split: it served as validation data, too"
 
 HELD_OUT = (
     "no `--val-data`: a held-out part of `--data` served as validation data; a checkpoint trained on these inputs is"
@@ -64,12 +76,33 @@ def training_benches(data: Bench, validation: Bench | None, *, seed: int) -> tup
     """
     if validation is not None:
         return data, validation
-    order = np.random.default_rng(seed).permutation(len(data.data))
+    if isinstance(data.data, Batches):
+        parts: Iterable[Dataset | Batches] = held_out(data.data, at_most=MOST_HELD_OUT)
+    else:
+        parts = _images_held_out(data.images, seed=seed)
+    train, held = (data.on(part, option="--data") for part in parts)
+    return train, held
+
+
+def _images_held_out(images: Dataset, *, seed: int) -> list[Dataset]:
+    order = np.random.default_rng(seed).permutation(len(images))
     held = max(min(len(order) // 10, MOST_HELD_OUT), 1)
-    parts = (np.sort(part) for part in (order[held:], order[:held]))
     if len(order) < 4:
         raise DataError(f"`--data` has {words.counted(len(order), 'input')}: too few to train on")
-    return tuple(data.on(data.data.take(part), option="--data") for part in parts)  # type: ignore[return-value]
+    return [images.take(np.sort(part)) for part in (order[held:], order[:held])]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training came to.
+
+    Attributes:
+        result: The file.
+        validation: The validation data in memory, with the checkpoint's outputs.
+    """
+
+    result: Result
+    validation: Validation
 
 
 def train_to_target(
@@ -87,7 +120,8 @@ def train_to_target(
     restart: bool,
     pacing: Pacing | None = None,
     fitting: SizeFitting | None = None,
-) -> Result:
+    calibrated: Callable[[], Result | None] = lambda: None,
+) -> Trained:
     """Fine-tune a checkpoint into a file of the target ratio.
 
     Args:
@@ -104,13 +138,17 @@ def train_to_target(
         restart: Whether to start over even if there is a state.
         pacing: When rate control acts; default `Pacing()`.
         fitting: How the size comes close to the target; default `SizeFitting()`.
+        calibrated: Makes the file of the target without training, if that is possible. Training without labels starts
+            from it.
 
     Raises:
         GbnnError: Bad data, another file where the state belongs, or a loss that is not finite in the first epoch.
     """
     _check_names(prepared, train)
-    data = TrainingData(train, recipe.finetune, seed)
-    held = read_validation(validation)
+    read = None if isinstance(train.data, Dataset) else _loaded(train, seed=seed)
+    goal = find_goal(prepared.kind, train, read)
+    data = TrainingData(train, recipe.finetune, seed, goal) if read is None else read
+    held = read_validation(validation, goal_on(validation, goal))
     trainer = Trainer(
         prepared=prepared,
         recipe=recipe,
@@ -123,31 +161,60 @@ def train_to_target(
         facts=_facts(recipe.finetune, epochs),
         fitting=fitting or SizeFitting(),
     )
-    schedule = _schedule(recipe.finetune, epochs=epochs, data=data, device=train.device, pacing=pacing or Pacing())
-    start, keep = state.read(restart=restart), state.write
+    begun = None if goal.labelled else calibrated()
+    if begun is not None:
+        start_from(trainer, begun.cut)
+    schedule = _schedule(recipe, goal, epochs=epochs, data=data, device=train.device, pacing=pacing or Pacing())
+    schedule = replace(schedule, coded=begun is not None)
     tuning = FineTuning(
-        trainer.network, trainer.shared, schedule, trainer, seed=seed, on_progress=on_progress, keep=keep, start=start
+        trainer.network,
+        trainer.shared,
+        schedule,
+        trainer,
+        seed=seed,
+        on_progress=on_progress,
+        keep=state.write,
+        start=state.read(restart=restart),
+        goal=goal,
+        teacher=train.network,
     )
     outcome = tuning.run(data.batches, after_epoch=lambda progress: on_progress(_line(progress, trainer, held)))
-    notes = [HELD_OUT] if validation.option == "--data" else []
+    notes = [_held_out_note(train, validation, goal)] if validation.option == "--data" else []
     notes += trainer.untrained()
     if outcome.steps < schedule.steps:
         notes.append(_stopped(outcome, schedule, state))
         trainer = replace(trainer, facts=_facts(recipe.finetune, outcome.steps // schedule.steps_an_epoch))
-    result = _finished(trainer, data, held, seed=seed)
+    result = _finished(trainer, data, held, goal, seed=seed)
     unfinished = outcome.interrupted and outcome.steps < schedule.steps
-    return replace(result, notes=tuple(notes), training=_last_epoch(outcome), unfinished=unfinished)
+    last = {} if outcome.last is None else {**outcome.last.losses, "bits_per_weight": outcome.last.bits_per_weight}
+    return Trained(replace(result, notes=tuple(notes), training=last, unfinished=unfinished), held)
 
 
-def progress_line(progress: Progress, *, accuracy: float, target_ratio: float) -> str:
-    """One line of text on an epoch."""
-    losses = progress.losses
+def progress_line(progress: Progress, *, score: str, target_ratio: float) -> str:
+    """One line of text on an epoch.
+
+    Args:
+        progress: The progress after it.
+        score: How good the posterior-mean network is, in words.
+        target_ratio: Of the final file.
+    """
     return (
-        f"epoch {progress.epoch}/{progress.epochs}: loss = CE {losses['cross_entropy']:.3f}, distillation "
-        f"{losses['distillation']:.3f}, KL {losses['divergence']:.2g} nats, {progress.bits_per_weight:.2f} bits per "
-        f"weight; {target_ratio / progress.relative_size:.3g}x now; validation accuracy {100 * accuracy:.1f} %; "
+        f"epoch {progress.epoch}/{progress.epochs}: loss = {words.losses(progress.losses)}, "
+        f"{progress.bits_per_weight:.2f} bits per weight; {target_ratio / progress.relative_size:.3g}x now; {score}; "
         f"{words.seconds(progress.seconds_left)} left"
     )
+
+
+def _loaded(train: Bench, *, seed: int) -> LoadedData:
+    assert isinstance(train.data, Batches)
+    return loaded_data(train.data, device=train.device, seed=seed, option=train.option)
+
+
+def _held_out_note(train: Bench, validation: Bench, goal: Goal) -> str:
+    """The warning that there are no validation data; labels are what a checkpoint is overconfident about."""
+    if isinstance(train.data, Batches) and validation.data is train.data:
+        return NOT_HELD_OUT
+    return HELD_OUT if goal.has_targets else HELD_OUT.partition(";")[0]
 
 
 def _check_names(prepared: Prepared, bench: Bench) -> None:
@@ -165,7 +232,7 @@ def _check_names(prepared: Prepared, bench: Bench) -> None:
 
 
 def _line(progress: Progress, trainer: Trainer, held: Validation) -> str:
-    return progress_line(progress, accuracy=mean_accuracy(trainer, held), target_ratio=trainer.target_ratio)
+    return progress_line(progress, score=mean_score(trainer, held), target_ratio=trainer.target_ratio)
 
 
 def _shared(prepared: Prepared, train: Bench) -> SharedWeights:
@@ -179,9 +246,16 @@ def _facts(settings: TrainingSettings, epochs: int) -> dict[str, Any]:
 
 
 def _schedule(
-    settings: TrainingSettings, *, epochs: int, data: TrainingData, device: torch.device, pacing: Pacing
+    recipe: Recipe,
+    goal: Goal,
+    *,
+    epochs: int,
+    data: TrainingData | LoadedData,
+    device: torch.device,
+    pacing: Pacing,
 ) -> Schedule:
-    half = settings.precision == "bfloat16" or (settings.precision == "auto" and runs_bfloat16(device))
+    settings = recipe.finetune
+    faster = settings.precision == "auto" and goal.classifier and runs_bfloat16(device)
     return Schedule(
         epochs=epochs,
         steps_an_epoch=data.steps,
@@ -194,8 +268,8 @@ def _schedule(
         warm_up=settings.warm_up,
         dataset_size=len(data),
         only_bank=settings.trained == "bank",
-        noisy=settings.noise,
-        half=half,
+        noisy=settings.noise and (goal.labelled or recipe.noise is not None),
+        half=settings.precision == "bfloat16" or faster,
         pacing=pacing,
     )
 
@@ -209,22 +283,14 @@ def _stopped(outcome: TrainingOutcome, schedule: Schedule, state: StateFile) -> 
     return f"training stopped after {done:.1f} of {schedule.epochs} epochs; {way_out}"
 
 
-def _finished(trainer: Trainer, data: TrainingData, held: Validation, *, seed: int) -> Result:
+def _finished(trainer: Trainer, data: TrainingData | LoadedData, held: Validation, goal: Goal, *, seed: int) -> Result:
     """The final file: its size fitted, statistics settled, noise and temperature chosen, damage measured."""
     trainer.fit()
-    settle_batch_norm(
-        trainer.network,
-        trainer.mean_weights(),
-        (images for images, _ in itertools.islice(data.batches(0, whole=True), NORM_BATCHES)),
-    )
+    if goal.in_training_mode:
+        batches = itertools.islice(data.batches(0, whole=True), NORM_BATCHES)
+        settle_batch_norm(trainer.network, trainer.mean_weights(), batches, goal=goal)
     choose_noise(trainer, held, seed=seed)
-    damage, folded = measured_damage(trainer, held), dict[str, Any]()
+    damage, folded = held.damage(mean_answers(trainer, held)), dict[str, Any]()
     if trainer.recipe.finetune.fold_temperature:
         folded = fitted_temperature(trainer, held, seed=seed)
     return trainer.filled(damage=damage, **folded)
-
-
-def _last_epoch(outcome: TrainingOutcome) -> dict[str, float]:
-    """The report's figures of the last epoch that this run trained, if it trained any."""
-    last = outcome.last
-    return {} if last is None else {**last.losses, "bits_per_weight": last.bits_per_weight}

@@ -33,7 +33,7 @@ USAGE = [
         "CHECKPOINT --target-ratio 8 --data digits:train --arch ARCH --epochs -3",
         "`--epochs`: expected 0 (calibrate only)",
     ),
-    ("CHECKPOINT --target-ratio 8 --arch ARCH --epochs 3", "`--epochs 3`: training needs labelled data"),
+    ("CHECKPOINT --target-ratio 8 --arch ARCH --epochs 3", "`--epochs 3`: training needs data"),
     (
         "CHECKPOINT --max-drop 1 --data digits:train --epochs 3",
         "`--max-drop`: the drop after training",
@@ -61,7 +61,7 @@ USAGE = [
     ("plan CHECKPOINT --target-ratio 0.5", "`--target-ratio`: expected a number of at least 1"),
     ("plan CHECKPOINT --ratio-of file", "`--ratio-of`: expected `artifact` or `parameters`"),
     ("plan CHECKPOINT --data digits:train", "the architecture is not known"),
-    ("plan CHECKPOINT --epochs 1", "`--epochs 1`: training needs labelled data"),
+    ("plan CHECKPOINT --epochs 1", "`--epochs 1`: training needs data"),
     ("evaluate ARTIFACT --data digits --arch ARCH --image-size 1000000", "give a smaller `--image-size`"),
     ("report CHECKPOINT", "is not a gbnn-compress artifact"),
     ("report missing", "expected an artifact, got no such file"),

@@ -185,7 +185,7 @@ def test_bad_seeds(tmp_path: Path, seed: int) -> None:
 
 def test_a_recipe_with_epochs_wants_data(tmp_path: Path) -> None:
     line = refusal(saved(tmp_path, network()), GbnnError, settings={"epochs": 3})
-    assert line == "the recipe's `epochs: 3`: training needs labelled data; give `--data`"
+    assert line == "the recipe's `epochs: 3`: training needs data; give `--data`"
 
 
 def test_a_plan_needs_no_place_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

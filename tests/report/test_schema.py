@@ -24,6 +24,7 @@ HEADINGS = {
     "`compress` and `report`": schema.Report,
     "`plan`": schema.PlanReport,
     "`evaluate`": schema.EvaluationReport,
+    "`evaluate`, no classifier": schema.OutputEvaluationReport,
     "`diff`": schema.DiffReport,
     "`export`": schema.ExportReport,
     "Checkpoint": schema.CheckpointEntry,
@@ -33,8 +34,10 @@ HEADINGS = {
     "Sections": schema.SectionBytes,
     "Layer": schema.LayerEntry,
     "Damage": schema.DamageEntry,
+    "Changed number": schema.ChangedNumber,
     "Evaluation": schema.EvaluationEntry,
     "Summary": schema.Summary,
+    "Output measures": schema.OutputMeasures,
     "Training": schema.TrainingEntry,
     "Last epoch": schema.LastEpoch,
     "Timings": schema.Timings,
@@ -45,6 +48,7 @@ HEADINGS = {
     "Score": schema.Detected,
     "Tensor difference": schema.TensorDifference,
     "ONNX file": schema.OnnxEntry,
+    "ONNX input": schema.OnnxInput,
     "Check": schema.CheckEntry,
 }
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
@@ -180,6 +184,9 @@ RUNS = {
     "evaluated": {"eval_data": "labelled", "arch": "arch"},
     "trained": {"data": "labelled", "val_data": "labelled", "arch": "arch", **TRAINED},
 }
+OF_THE_RUN = {"last_epoch", "kept", "measure", "trained", "calibrated"}
+"""What the report of a file does not say of its training."""
+
 FROM_MADE = ("data", "val_data", "eval_data", "arch")
 """Options whose values are attributes of `Made`."""
 
@@ -205,7 +212,7 @@ def test_compress_and_report(made: Made, tmp_path: Path, run: str) -> None:
     assert report["checkpoint"].keys() - again["checkpoint"].keys() == only_then
     assert report.keys() - again.keys() == {"timings"}
     assert (run == "trained") == ("temperature" in again) == ("training" in again)
-    assert run != "trained" or report["training"].keys() - again["training"].keys() == {"last_epoch"}
+    assert run != "trained" or report["training"].keys() - again["training"].keys() == OF_THE_RUN
     assert (report["evaluation"] is not None) == (run == "evaluated")
 
 

@@ -11,6 +11,7 @@ from gbnn_compress_cli.digits_network import digits_cnn
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.bench import device_named
+from gbnn_compress.data.batches import read_batch
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.objective import Loss, loss_of
 from gbnn_compress.training.shared_weights import SharedWeights
@@ -40,9 +41,8 @@ def step_on(device: torch.device) -> tuple[SharedWeights, Loss]:
     shared.adopt(book, posteriors, exponent=-6, noise=0.1, outliers={"hidden.weight": mask})
     network.to(device)
     teacher = copy.deepcopy(network).eval()
-    loss = loss_of(
-        network, teacher, shared, images.to(device), labels.to(device), dataset_size=1000, half=False, generator=None
-    )
+    batch = read_batch((images.to(device), labels.to(device)))
+    loss = loss_of(network, teacher, shared, batch, dataset_size=1000, half=False, generator=None)
     (
         loss.total(distillation=0.5, beta=1.0)
         + 1e-3 * shared.coding.divergence_nats(shared.coding.deviations(shared.ids()))

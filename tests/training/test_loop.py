@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.training.loop import Batch, FineTuning, Progress
+from gbnn_compress.training.loop import FineTuning, Progress
 from gbnn_compress.training.schedule import Pacing, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.types import Bank, Posterior
@@ -50,7 +51,7 @@ def schedule(*, pacing: Pacing = Pacing(stages=2, checks=2)) -> Schedule:  # noq
 def batches(epoch: int) -> Iterator[Batch]:
     generator = torch.Generator().manual_seed(epoch)
     for _ in range(STEPS):
-        yield torch.randn(8, 6, generator=generator), torch.arange(8) % 3
+        yield read_batch((torch.randn(8, 6, generator=generator), torch.arange(8) % 3))
 
 
 class Run:

@@ -188,7 +188,7 @@ def test_labels_that_training_cannot_use(checkpoint: Path, tmp_path: Path, y: An
     ("options", "message"),
     [
         ({"epochs": -1}, "`--epochs`: expected 0"),
-        ({"data": None}, "training needs labelled data"),
+        ({"data": None}, "training needs data"),
         ({"target_ratio": None, "max_drop": 1.0}, "`--max-drop`"),
         ({"epochs": 0, "val_data": "digits:test"}, "`--val-data`"),
         ({"epochs": 0, "data": None, "settings": {"posterior": "variational"}}, "name them with `--data`"),

@@ -12,6 +12,7 @@ import training_networks
 
 from gbnn_compress import compress, load
 from gbnn_compress.checkpoint.exact_tables import is_table
+from gbnn_compress.data.batches import read_batch
 from gbnn_compress.predict.running import copied, run_with
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.objective import Loss, loss_of
@@ -67,7 +68,7 @@ def loss(network: torch.nn.Module, shared: SharedWeights) -> Loss:
     teacher = copied(network).eval()
     labels = torch.arange(8) % training_networks.CLASSES
     options: dict[str, Any] = {"dataset_size": 8, "half": False, "generator": torch.Generator().manual_seed(0)}
-    return loss_of(network.train(), teacher, shared, images(8), labels, **options)
+    return loss_of(network.train(), teacher, shared, read_batch((images(8), labels)), **options)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
