@@ -35,13 +35,16 @@ MOST_INPUTS = 2048
 """Inputs by which sigma is found."""
 
 
-def calibration_on(bench: Bench, checkpoint: Checkpoint, selection: Selection) -> Calibration:
+def calibration_on(
+    bench: Bench, checkpoint: Checkpoint, selection: Selection, *, synthetic: bool = False
+) -> Calibration:
     """Survey the network on the user's inputs; labels are not looked at.
 
     Args:
         bench: The network with the checkpoint's weights, on the inputs.
         checkpoint: As read.
         selection: Its tensors by kind.
+        synthetic: Whether the inputs are made up.
 
     Raises:
         GbnnError: The network does not run on the inputs.
@@ -50,7 +53,7 @@ def calibration_on(bench: Bench, checkpoint: Checkpoint, selection: Selection) -
 
     network, names = bench.network.cpu(), _names(bench.network, checkpoint, selection, bench.fit)
     try:
-        return calibrate(network, _batches(bench), names=names, forward=bench.forward)
+        return calibrate(network, _batches(bench), names=names, forward=bench.forward, synthetic=synthetic)
     except GbnnError:
         raise
     except Exception as error:  # whatever the user's own network raises
@@ -139,7 +142,7 @@ def precisions_on(
     own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)
     names = _names(network, checkpoint, selection, bench.fit)
     tensors = {name: own[mine] for name, mine in names.items() if name in selection.shared}
-    labels = torch.as_tensor(bench.data.sample(at_most).labels)
+    labels = torch.as_tensor(bench.images.sample(at_most).labels)
     check_labels(labels, n_classes, option="--data")
     return variational_precisions(network, tensors, inputs, labels, seed=seed)
 

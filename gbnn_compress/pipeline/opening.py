@@ -12,6 +12,7 @@ from gbnn_compress.checkpoint.select import Selection, select
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, settle_kind
 from gbnn_compress.data.loaders import Batches, load_data
+from gbnn_compress.data.made_inputs import made_batches
 from gbnn_compress.errors import CheckpointError, DataError
 from gbnn_compress.predict.bench import Bench, as_evaluation
 from gbnn_compress.predict.measuring import measure, weights_of
@@ -25,7 +26,7 @@ from gbnn_compress.predict.models import (
 )
 from gbnn_compress.predict.output_evaluation import BEFORE
 from gbnn_compress.predict.trial import Trial, try_first
-from gbnn_compress.predict.use import use_of
+from gbnn_compress.predict.use import Use, use_of
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
 
 FEWEST_HELD_OUT = 4
 """Smallest number of images of which a part is held out."""
+
+
+MADE_SIZES = (16,) * 16
+"""Sizes of the batches that are made as `--input` describes them."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class RunInputs:
         evaluation: The network on the data that the finished file is evaluated on; None without.
         warnings: Warnings that the network does not fit the whole checkpoint.
         trial: What runs on the first batches say of the network; None without data.
+        made: The network on inputs that are made as `--input` describes them; None with data, or without the option.
     """
 
     checkpoint: Checkpoint
@@ -63,6 +69,7 @@ class RunInputs:
     evaluation: Bench | None
     warnings: Sequence[str]
     trial: Trial | None = None
+    made: Bench | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -88,7 +95,7 @@ def open_request(request: Request) -> RunInputs:
     match, network, warnings = match_of(checkpoint), None, list[str]()
     arch = request.architecture
     wanted = (request.data, request.val_data, request.eval_data)
-    if arch is not None or any(each is not None for each in wanted):
+    if arch is not None or any(each is not None for each in wanted) or request.inputs:
         network = open_network(checkpoint, arch, match=match)
     if arch is not None and network is not None:
         checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(network.fit, spec=network.spec)))
@@ -136,7 +143,18 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
         "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=None),
         "validation": bench(request.val_data, measuring, "--val-data", labels=None),
         "data": bench(request.data, network, "--data", labels=labels),
+        "made": _made(request, network, use),
     }
+
+
+def _made(request: Request, network: OpenedNetwork | None, use: Use) -> Bench | None:
+    """The network on inputs that are made as the request describes them, where there are no data."""
+    if not request.inputs or request.data is not None or network is None:
+        return None
+    run = None if use.forward.function is None else use.forward
+    batches = list(made_batches(request.inputs, network.network, batch_sizes=MADE_SIZES, run=run))
+    data = load_data([batch.value for batch in batches], option="--input")
+    return Bench(network, data, as_evaluation(data, samples=1), option="--input", use=use)
 
 
 def _trial(benches: Mapping[str, Bench | None]) -> Trial | None:
@@ -166,7 +184,7 @@ def _with_kind(
     )
     found = {name: None if bench is None else bench.with_task(kind.task) for name, bench in benches.items()}
     for name, bench in found.items():
-        if bench is None or (name == "data" and not request.passes):
+        if bench is None or name == "made" or (name == "data" and not request.passes):
             continue
         on_accuracy = not request.passes and request.max_error is None and request.metric is None
         if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):

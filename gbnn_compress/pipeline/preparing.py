@@ -134,10 +134,13 @@ def _calibrates(request: Request) -> bool:
 
 
 def _calibration(opened: RunInputs, *, on_progress: OnProgress) -> Calibration | None:
-    """Calibrate on the given data; without data, on noise if the architecture is known."""
+    """Calibrate on the given data; without data, on the described inputs, or on noise if the architecture is known."""
     if opened.data is not None:
         on_progress(f"calibrating on {opened.data.evaluation.data}")
         return calibration_on(opened.data, opened.checkpoint, opened.selection)
+    if opened.made is not None:
+        on_progress("calibrating on the inputs of `--input`")
+        return calibration_on(opened.made, opened.checkpoint, opened.selection, synthetic=True)
     network = opened.network or (opened.candidates[0] if len(opened.candidates) == 1 else None)
     if network is None:
         return None

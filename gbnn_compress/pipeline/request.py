@@ -14,6 +14,7 @@ from gbnn_compress.checkpoint.folders import SUFFIXES
 from gbnn_compress.checkpoint.objects import check_type, is_module, name_of_object
 from gbnn_compress.data.kind import check_task
 from gbnn_compress.data.loaders import check_data
+from gbnn_compress.data.made_inputs import parse_inputs
 from gbnn_compress.errors import GbnnError, OutputError, listed, require_seed
 from gbnn_compress.files import refuse_inputs, require_writable, same_file
 from gbnn_compress.predict.bench import as_evaluation
@@ -244,6 +245,7 @@ def _check_types(request: Request) -> None:
             raise GbnnError(f"`{name}`: expected {expected}, got {type(value).__name__}")
     check_type(request.checkpoint, argument="checkpoint")
     check_arch(request.arch)
+    parse_inputs(request.inputs)
     check_functions(forward=request.forward, metric=request.metric, loss=request.loss)
     for name in ("data", "val_data", "eval_data"):
         if getattr(request, name) is not None:
@@ -293,6 +295,8 @@ def _check_data(request: Request) -> None:
     idle = [option for option, each in {**functions, "--loss": request.loss}.items() if each is not None]
     if idle and not any_data:
         raise GbnnError(f"{listed(idle)}: used only on inputs; give `--data` or `--eval-data`, or leave out the option")
+    if request.inputs and data is not None:
+        raise GbnnError("`--input`: inputs are made only where there are no data; leave out this option or `--data`")
     calibrates = recipe.feedback or recipe.posterior != "data_free"
     if data is not None and not epochs and not calibrates and not request.measures_on_data:
         raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")

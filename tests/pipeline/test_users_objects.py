@@ -229,6 +229,22 @@ def test_labels_make_a_classifier() -> None:
         compress(made(), target_ratio=4, eval_data=[X], task="classifier", settings=QUICK)
 
 
+def test_calibration_on_batches_and_on_made_inputs() -> None:
+    torch.manual_seed(2)
+    mixing = torch.randn(6, 2) @ torch.randn(2, 6)  # inputs of two dimensions, which noise does not know
+    x, others = (torch.randn(n, 6) @ mixing for n in (400, 100))
+    network, errors = made(), {}
+    described = {"inputs": ["x:float32:batch,6"]}
+    loader = DataLoader(TensorDataset(x), batch_size=50, shuffle=True, num_workers=1)
+    for name, options in {"none": {}, "made": described, "data": {"data": loader}}.items():
+        report = compress(network, target_ratio=6, settings=QUICK, **options)
+        assert report["task"] in (None, "other")
+        artifact = report["artifact"]["path"]
+        errors[name] = evaluate(artifact, [others], arch=network, reference=network)["mean"]["relative_error"]
+    assert errors["data"] < 0.8 * errors["none"]
+    assert errors["data"] < errors["made"]
+
+
 def one_good_batch() -> Iterator[torch.Tensor]:
     yield X
     raise OSError("gone")
@@ -253,6 +269,9 @@ def one_good_batch() -> Iterator[torch.Tensor]:
         ({"eval_data": [X], "loss": lambda outputs, batch: outputs}, "`--loss`: expected a finite number"),
         ({"eval_data": [X], "forward": "missing.py:f"}, "no file `missing.py`"),
         ({"forward": twice}, "`--forward`: used only on inputs"),
+        ({"inputs": ["x"]}, "`--input`: expected NAME:DTYPE:SHAPE"),
+        ({"inputs": ["y:float32:batch,6"], "data": [X]}, "`--input`: inputs are made only where there are no data"),
+        ({"inputs": ["x:float32:batch,7"]}, "`Net` fails on inputs made for `--input`"),
         ({"keep": ["nothing*"]}, "`--keep nothing.*` matches no tensor"),
     ],
 )
