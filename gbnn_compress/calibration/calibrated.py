@@ -14,9 +14,10 @@ from gbnn_compress.calibration.survey import LayerStatistics, Trace, survey, tra
 from gbnn_compress.calibration.twins import Twin, make_twin
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
+from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.damage import Difference, drop_at, output_difference
+from gbnn_compress.rate.damage import drop_at
 from gbnn_compress.types import Damage, IndexMap, Posterior
 
 MOST_PATHS, PATH_WEIGHTS = 16, 2**24
@@ -154,13 +155,12 @@ def measured_damage(outcome: SideBySide) -> Damage:
     return Damage(drop_at(agreement), agreement, max(divergence, 0.0))
 
 
-def measured_difference(outcome: SideBySide) -> Difference | None:
-    """How the outputs of a lockstep pass differ; None if they are not one floating tensor with an input per row."""
-    sides = [[list(each.values()) for each in outputs] for outputs in (outcome.before, outcome.after)]
-    if any(len(each) != 1 or each[0].dim() < 2 for each in sides[0] + sides[1]):
-        return None
-    before, after = (torch.cat([each[0] for each in side]).double().flatten(1) for side in sides)
-    return output_difference(before.numpy(), after.numpy())
+def measured_difference(outcome: SideBySide) -> OutputDifference:
+    """How the outputs of a lockstep pass differ."""
+    running: Running = {}
+    for before, after in zip(outcome.before, outcome.after, strict=True):
+        running = with_batch(running, before, after)
+    return difference(running)
 
 
 def _damping(synthetic: bool) -> float:

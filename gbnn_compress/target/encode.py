@@ -12,7 +12,7 @@ from gbnn_compress.checkpoint.arrays import raw_bytes_of, rounded
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.parallel import in_order
-from gbnn_compress.predict.differences import OutputDifference
+from gbnn_compress.predict.differences import OutputDifference, lost_warnings
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.damage import Difference
 from gbnn_compress.rate.divided import with_parts_kept
@@ -20,7 +20,7 @@ from gbnn_compress.rate.maps import index_maps, squared_errors, with_outliers
 from gbnn_compress.rate.posterior import batch_norm_after
 from gbnn_compress.rate.recentre import recentred_statistics
 from gbnn_compress.rate.unshared import code_values, read_unshared
-from gbnn_compress.target.forecast import damage_facts, dead_warnings, feedback_gain
+from gbnn_compress.target.forecast import damage_facts, feedback_gain
 from gbnn_compress.target.prepared import Prepared, tensor_infos
 from gbnn_compress.types import Damage, IndexMap
 
@@ -162,12 +162,12 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}
-    difference = measured_difference(outcome)
-    damage: Damage | Difference | None = None
-    if not prepared.calibration.synthetic and len(outcome.ids) == len(maps):
+    difference, inputs = measured_difference(outcome), "noise"
+    damage: Damage | OutputDifference | None = None
+    if not prepared.calibration.synthetic and all(each.name in prepared.calibration.names for each in maps):
+        inputs = "the calibration inputs"
         damage = measured_damage(outcome) if prepared.kind.task == CLASSIFIER else difference
-    inputs = "noise" if prepared.calibration.synthetic else "the calibration inputs"
-    warnings = () if difference is None else tuple(dead_warnings(difference, inputs=inputs))
+    warnings = () if damage is difference else tuple(lost_warnings(difference, inputs=inputs))
     return Assigned(maps, statistics, damage, warnings=warnings)
 
 
