@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.kind import CLASSIFIER, check_task
 from gbnn_compress.data.made_inputs import parse_inputs
-from gbnn_compress.errors import ArchitectureError, GbnnError, one_line, require_seed
+from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.onnx_files.call import Call
@@ -22,13 +22,13 @@ from gbnn_compress.onnx_files.reference import Outputs, Reference, run
 from gbnn_compress.onnx_files.signature import Signature, signature_of
 from gbnn_compress.predict.draws import place, sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import known_architecture
-from gbnn_compress.predict.network import CompressedNetwork
+from gbnn_compress.predict.models import extra_notes, open_network
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.predict.running import copied, logits
+from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.task import settled_task
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
+from gbnn_compress.predict.use import use_of
 from gbnn_compress.report.schema import SCHEMA, ExportReport, OnnxInput
 from gbnn_compress.report.sizes import n_values
 
@@ -44,15 +44,15 @@ FORMS = ("mean", "codebook", "samples")
 
 def export_onnx(
     artifact: str | Path,
-    path: str | Path,
+    file: str | Path | None = None,
     *,
     weights: str = "mean",
     arch: Any = None,
     input_shape: Sequence[int] | None = None,
     inputs: Sequence[str] = (),
     data: Any = None,
-    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
-    output: str | int | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    output: str | int | Path | None = None,
     task: str | None = None,
     samples: int = 16,
     seed: int = 0,
@@ -64,7 +64,7 @@ def export_onnx(
 
     Args:
         artifact: The artifact.
-        path: The file to write; its name ends in `.onnx`.
+        file: The file to write; its name ends in `.onnx`.
         weights: `mean`: dense posterior means. `codebook`: the same as ids and codebooks, which the graph decodes. Both
             have the outputs of the network: a lone one is `logits` of classifiers and `output` of others, several have
             the names of the network's nesting (`value`, `parts.0`). `samples`: posterior samples with common ids. Of
@@ -78,8 +78,9 @@ def export_onnx(
         data: In place of `input_shape` and `inputs`: data whose first batches are the inputs of the check: a
             specification, or an object that yields batches. The batch axis is free, and so are axes whose sizes differ
             between batches.
-        forward: `f(network, batch) -> outputs`, where calling the network with the batch does not fit.
-        output: Name or position of the one output to export. Default: all.
+        forward: `f(network, batch) -> outputs`, where calling the network with the batch does not fit; or text
+            `path.py:callable`.
+        output: Name or position of the one output to export. Default: all. In place of `file`: the file to write.
         task: `classifier` or `other`. Default: what the artifact records, or what inputs and outputs suggest.
         samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
         seed: Seed of the first sample.
@@ -88,9 +89,9 @@ def export_onnx(
         The report; docs/reports.md describes every key.
 
     Raises:
-        GbnnError: The artifact, architecture, inputs or path are invalid, or the network cannot be exported.
+        GbnnError: The artifact, architecture, inputs or file are invalid, or the network cannot be exported.
     """
-    target = Path(path)
+    target, chosen = _file_and_output(file, output)
     _check_request(target, Path(artifact), weights=weights, samples=samples)
     require_seed(seed)
     check_task(task)
@@ -99,7 +100,7 @@ def export_onnx(
         raise GbnnError("expected one of `--input-shape`, `--input` and `--data`, got several; leave out the others")
     loaded = read_artifact(Path(artifact))
     module, spec, notes = _network(loaded, arch)
-    how = Forward(forward, output)
+    how = use_of(forward=forward, output=chosen).forward
     if data is not None:
         given = from_data(module, how, data, spec=spec)
     elif specs:
@@ -143,32 +144,8 @@ def export_onnx(
 
 def _network(artifact: Artifact, arch: Any) -> tuple[torch.nn.Module, str, list[str]]:
     """The network in float32 with the posterior mean, its name, and notes; the caller's module is not changed."""
-    import torch
-
-    network = CompressedNetwork(artifact)
-    if arch is None or isinstance(arch, str):
-        spec = arch or known_architecture(artifact)
-        return network.to_module(spec).float(), spec, list(network.notes)
-    if not isinstance(arch, torch.nn.Module):
-        arch = _made(arch)
-    return network.to_module(copied(arch).cpu()).float(), type(arch).__name__, list(network.notes)
-
-
-def _made(arch: Any) -> torch.nn.Module:
-    """The module that a callable makes."""
-    import torch
-
-    if not callable(arch):
-        raise GbnnError(
-            f"`arch`: expected a specification, a module or a callable that makes one, got `{type(arch).__name__}`"
-        )
-    try:
-        found = arch()
-    except Exception as error:  # whatever the user's own code raises
-        raise ArchitectureError(f"`arch` fails when called without arguments ({one_line(error)})") from error
-    if not isinstance(found, torch.nn.Module):
-        raise ArchitectureError(f"`arch` must return a torch.nn.Module, got `{type(found).__name__}`")
-    return found
+    opened = open_network(artifact, arch)
+    return opened.network.float().eval(), opened.spec, list(extra_notes(opened.fit, spec=opened.spec))
 
 
 def _signature(
@@ -210,6 +187,20 @@ def _fits(call: Call, signature: Signature, traced: Call) -> bool:
         for mine, its, free in zip(call.tensors, traced.tensors, signature.axes, strict=True)
         for axis, size in enumerate(mine.shape)
     )
+
+
+def _file_and_output(file: str | Path | None, output: str | int | Path | None) -> tuple[Path, str | int | None]:
+    """The file to write, and the output to export."""
+    names_file = isinstance(output, Path) or (isinstance(output, str) and output.endswith(".onnx"))
+    if names_file and file is not None:
+        raise GbnnError(f"`-o {file}` and `--output {output}`: expected one file to write; leave out one")
+    if file is None and not names_file:
+        raise GbnnError("`file`: expected the file to write, a name that ends in .onnx, got none")
+    if names_file:
+        return Path(str(output)), None
+    assert file is not None
+    assert not isinstance(output, Path)
+    return Path(file), output
 
 
 def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
