@@ -13,12 +13,12 @@ from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.kind import CLASSIFIER, check_task
 from gbnn_compress.data.made_inputs import parse_inputs
 from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
-from gbnn_compress.files import require_writable, same_file, write_atomically
+from gbnn_compress.files import refuse_inputs, require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.onnx_files.call import Call
 from gbnn_compress.onnx_files.given import Given, from_data, made_inputs, random_images
 from gbnn_compress.onnx_files.graph import OPSET, FixedAxisError
-from gbnn_compress.onnx_files.reference import Outputs, Reference, run
+from gbnn_compress.onnx_files.reference import Outputs, Reference, require_steady, run
 from gbnn_compress.onnx_files.signature import Signature, signature_of
 from gbnn_compress.predict.draws import place, sampler
 from gbnn_compress.predict.forward import Forward
@@ -33,7 +33,7 @@ from gbnn_compress.report.schema import SCHEMA, ExportReport, OnnxInput
 from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -92,7 +92,8 @@ def export_onnx(
         GbnnError: The artifact, architecture, inputs or file are invalid, or the network cannot be exported.
     """
     target, chosen = _file_and_output(file, output)
-    _check_request(target, Path(artifact), weights=weights, samples=samples)
+    reads = [each for each in (arch, data, forward) if isinstance(each, str)]
+    _check_request(target, Path(artifact), weights=weights, samples=samples, reads=reads)
     require_seed(seed)
     check_task(task)
     specs = parse_inputs(inputs)
@@ -127,7 +128,7 @@ def export_onnx(
         "samples": len(seeds) or None,
         "seed": seed if seeds else None,
         "input_shape": list(given.calls[0].tensors[0].shape[1:]) if given.images else None,
-        "inputs": _inputs(given.calls[0], made.signature),
+        "inputs": _inputs(given.calls[0], made.signature, made.inputs),
         "outputs": list(expected[0]),
         "check": {
             "inputs": sum(given.calls[number].size for number in kept),
@@ -159,6 +160,8 @@ def _signature(
             logits(module, [given.batch], option=given.option)  # the message names channels and sizes
         raise
 
+    require_steady(module, given.calls[0], outputs, option=given.option)
+
     def floating() -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
 
@@ -168,8 +171,8 @@ def _signature(
     return signature_of(given.names, given.axes, outputs, classifier=settled == CLASSIFIER)
 
 
-def _inputs(call: Call, signature: Signature) -> list[OnnxInput]:
-    """Name, dtype and shape of each input."""
+def _inputs(call: Call, signature: Signature, kept: Collection[str]) -> list[OnnxInput]:
+    """Name, dtype and shape of each input that the file has."""
     return [
         {
             "name": name,
@@ -177,6 +180,7 @@ def _inputs(call: Call, signature: Signature) -> list[OnnxInput]:
             "shape": [axes.get(axis, size) for axis, size in enumerate(tensor.shape)],
         }
         for name, tensor, axes in zip(signature.inputs, call.tensors, signature.axes, strict=True)
+        if name in kept
     ]
 
 
@@ -203,7 +207,9 @@ def _file_and_output(file: str | Path | None, output: str | int | Path | None) -
     return Path(file), output
 
 
-def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
+def _check_request(
+    target: Path, artifact: Path, *, weights: str, samples: int, reads: Sequence[str]
+) -> None:
     if weights not in FORMS:
         raise GbnnError(f"`--weights`: expected {', '.join(FORMS[:-1])} or {FORMS[-1]}, got `{weights}`")
     if samples < 1:
@@ -214,6 +220,7 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) 
         raise GbnnError(f"`-o {target}`: ONNX Runtime cannot open a path that is not valid UTF-8; choose another")
     if same_file(target, artifact):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
+    refuse_inputs(target, *reads, option="-o")
     require_writable(target)
 
 
@@ -232,11 +239,13 @@ class _Made:
 
     Attributes:
         data: The bytes.
+        inputs: Names of its inputs.
         signature: Inputs and outputs, with the axes that are free in the file.
         notes: Sentences on axes that are fixed.
     """
 
     data: bytes
+    inputs: tuple[str, ...]
     signature: Signature
     notes: tuple[str, ...] = ()
 
@@ -250,7 +259,7 @@ def _converted(
     given, signature = reference.given, reference.signature
     shared = _own_names(module, artifact, spec=spec)
 
-    def attempt(signature: Signature, traced: Call) -> bytes:
+    def attempt(signature: Signature, traced: Call) -> tuple[bytes, tuple[str, ...]]:
         try:
             return onnx_bytes(
                 module,
@@ -268,13 +277,13 @@ def _converted(
             raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
 
     try:
-        return _Made(attempt(signature, given.traced), signature)
+        return _Made(*attempt(signature, given.traced), signature)
     except ArchitectureError as error:
         if given.required or not any(signature.axes):
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
         size = given.calls[0].size
-        return _Made(attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",))
+        return _Made(*attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",))
 
 
 def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
