@@ -56,7 +56,7 @@ def network_graph(
     import torch
 
     free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in signature.axes)
-    with _quiet():
+    with _quiet(), _fresh_kernels():
         program = torch.onnx.export(
             Flat(module, call, signature.keys),
             call.tensors,
@@ -179,6 +179,31 @@ def _strip(graph: ir.Graph) -> None:
         value.type = value.shape = None
     for value in (*inner, *graph.initializers.values(), *graph.inputs, *graph.outputs):
         value.metadata_props.clear()
+
+
+@contextmanager
+def _fresh_kernels() -> Iterator[None]:
+    """Let the exporter's own kernels of recurrent layers take effect.
+
+    It registers kernels that keep the time axis free. torch caches the kernel that it ran before, if a recurrent layer
+    has run or was exported in this process, and does not look again.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    operators = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+
+    def forget() -> None:
+        for operator in operators:
+            cache = getattr(operator, "_dispatch_cache", None)
+            if cache is not None:
+                cache.clear()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextmanager
