@@ -21,6 +21,9 @@ INSIDE = 0.1
 def start_from(trainer: Trainer, cut: Cut) -> None:
     """Let a network in training have the weights of a file: its components, their members, and its unshared tensors.
 
+    Tables stay as they are. A file holds them to a small fraction of each value, so a value on its way through zero would
+    make the file larger by several percent, and rate control would take them from the weights.
+
     Args:
         trainer: Changed in place.
         cut: What the file was encoded from.
@@ -41,6 +44,10 @@ def start_from(trainer: Trainer, cut: Cut) -> None:
     for name, tensor in cut.assigned.statistics.items():
         if name in trainer.names:
             own[trainer.names[name]].copy_(tensor)
+    tables = {trainer.names[name] for name in cut.prepared.selection.tables if name in trainer.names}
+    for name, parameter in trainer.network.named_parameters(remove_duplicate=False):
+        if name in tables:
+            parameter.requires_grad_(requires_grad=False)
 
 
 def _placed(rule: CodingRule, ids: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
