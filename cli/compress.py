@@ -4,23 +4,20 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
 
-import typer
 from gbnn_compress_cli import console, options
 
 from gbnn_compress import parallel
 from gbnn_compress.report import words
-
-OUTPUT_HELP = "The artifact. Default: <stem>.gbnn.safetensors; of a folder: <folder>.gbnn.safetensors."
 
 
 def command(
     checkpoint: options.Checkpoint,
     target_ratio: options.TargetRatio = None,
     max_drop: options.MaxDrop = None,
+    max_error: options.MaxError = None,
     ratio_of: options.RatioOf = "artifact",
-    output: Annotated[str | None, typer.Option("-o", "--output", metavar="FILE", help=OUTPUT_HELP)] = None,
+    file: options.ArtifactFile = None,
     arch: options.Architecture = None,
     task: options.Task = None,
     key: options.Key = None,
@@ -28,6 +25,12 @@ def command(
     val_data: options.ValData = None,
     epochs: options.Epochs = None,
     eval_data: options.EvalData = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
+    inputs: options.Inputs = None,
+    keep: options.Keep = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
     json: options.Json = None,
@@ -44,7 +47,7 @@ def command(
 ) -> int:
     """Compress a checkpoint into one small file.
 
-    Give `--target-ratio` or `--max-drop`. Prints the bytes of each part and the damage.
+    Give `--target-ratio`, `--max-drop` or `--max-error`. Prints the bytes of each part and the damage.
     Exit code 1: the file is written but misses the target.
     """
     follows = parallel.rank() > 0
@@ -59,19 +62,22 @@ def command(
         from gbnn_compress.training import processes
 
         stack.enter_context(processes.joined())
+        file, chosen_output = options.artifact_and_output(file, output)
         if follows:  # Only the first process reports; the output of the others is discarded.
-            output = str(Path(stack.enter_context(TemporaryDirectory()), "artifact"))
+            file = str(Path(stack.enter_context(TemporaryDirectory()), "artifact"))
             json = html = eval_data = None
         source = Path(checkpoint)
-        artifact = Path(output) if output else default_output(source)
-        reads = (data, val_data, eval_data, arch, recipe)
+        artifact = Path(file) if file else default_output(source)
+        reads = (data, val_data, eval_data, arch, recipe, forward, metric, loss)
         console.check_json_target(json, reads=reads, the_checkpoint=source, the_artifact=artifact, the_page=html)
         request = Request(
             checkpoint=source,
             target_ratio=ratio,
             max_drop=max_drop,
+            max_error=max_error,
             ratio_of=ratio_of,
-            output=artifact,
+            output=chosen_output,
+            file=artifact,
             arch=arch,
             key=key,
             task=task,
@@ -81,6 +87,11 @@ def command(
             val_data=reading(val_data),
             epochs=epochs,
             eval_data=reading(eval_data),
+            forward=forward,
+            metric=metric,
+            loss=loss,
+            inputs=tuple(inputs or ()),
+            keep=tuple(keep or ()),
             html=html,
             seed=seed,
             restart=restart,

@@ -27,6 +27,11 @@ def command(
     ] = None,
     arch: options.Architecture = None,
     key: options.Key = None,
+    task: options.Task = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -41,15 +46,29 @@ def command(
 
     Shows their sizes and the error of each tensor; with `--data` also their predictions.
     """
-    console.check_json_target(json, reads=(data, arch), the_first_model=first, the_second_model=second)
+    reads = (data, arch, forward, metric, loss)
+    console.check_json_target(json, reads=reads, the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
         tell(f"comparing {words.name_of(first)} and {words.name_of(second)}")
         import gbnn_compress
+        from gbnn_compress.predict.use import parse_output
 
         evaluation = options.parse_evaluation(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
-        result = gbnn_compress.diff(first, second, data=evaluation, arch=arch, key=key, seed=seed)
+        result = gbnn_compress.diff(
+            first,
+            second,
+            data=evaluation,
+            arch=arch,
+            key=key,
+            task=task,
+            forward=forward,
+            output=parse_output(output),
+            metric=metric,
+            loss=loss,
+            seed=seed,
+        )
     if console.write_json(result, json):
         console.write_stdout(console.render(*_view(result, data=data, every_tensor=verbose)))
     return 0
@@ -74,6 +93,13 @@ def _view(result: "DiffReport", *, data: str | None, every_tensor: bool) -> "Ite
             f"on {data}: the same top class for {agreement} of inputs, mean KL {result['logit_kl']:.4f} nats"
             " (posterior means)"
         )
+    if "relative_error" in result:
+        yield ""
+        error, cosine = (words.output_measure(key, result[key]) for key in ("relative_error", "cosine"))
+        yield tables.line(f"on {data}: relative error of the outputs {error}, cosine {cosine} (posterior means)")
+        yield from tables.output_errors(result)
+    yield from map(tables.line, words.changed(result))
+    yield from (tables.line(f"warning: {warning}", "yellow") for warning in result.get("warnings", []))
     if "metrics" in result:
         yield ""
         yield tables.metrics(f"on {data}", zip(("A", "B"), result["metrics"], strict=True))

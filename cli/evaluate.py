@@ -1,6 +1,6 @@
 """`gbnn-compress evaluate`: measures of a checkpoint or an artifact."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from gbnn_compress_cli import console, options
@@ -8,11 +8,9 @@ from gbnn_compress_cli import console, options
 from gbnn_compress.report import words
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from rich.console import RenderableType
-
-    from gbnn_compress.report.schema import EvaluationReport
 
 
 def command(
@@ -22,7 +20,8 @@ def command(
         typer.Option(
             "--data",
             metavar="SPEC",
-            help="Labelled data: digits:test, npz:FILE, imagefolder:DIR or torchvision/CIFAR10:ROOT.",
+            help="Data, with labels for classifiers: digits:test, npz:FILE, safetensors:FILE, imagefolder:DIR,"
+            " torchvision/CIFAR10:ROOT or your own data.py:callable.",
             show_default=False,
         ),
     ],
@@ -44,6 +43,11 @@ def command(
         str | None,
         typer.Option("--reference", metavar="CHECKPOINT", help="A checkpoint to compare predictions with."),
     ] = None,
+    task: options.Task = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
     samples: options.Samples = 16,
     seed: options.Seed = 0,
     device: options.Device = "auto",
@@ -64,17 +68,32 @@ def command(
     inputs, the most confident first, with at most 5 % errors. `--ood` adds AUROC and FPR95 of out-of-distribution
     detection, `--reference` agreement and KL with a checkpoint, `--val-data` all measures at a fitted temperature.
     """
-    console.check_json_target(json, reads=(data, ood, val_data, reference, arch), the_model=model, the_page=html)
+    reads = (data, ood, val_data, reference, arch, forward, metric, loss)
+    console.check_json_target(json, reads=reads, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
         tell(f"evaluating {words.name_of(model)} on {data}")
         import gbnn_compress
+        from gbnn_compress.predict.use import parse_output
 
         evaluation = options.parse_evaluation(
             data, samples=samples, mean=mean, std=std, image_size=image_size, device=device
         )
         assert evaluation is not None
         result = gbnn_compress.evaluate(
-            model, evaluation, arch=arch, key=key, ood=ood, val_data=val_data, reference=reference, seed=seed, html=html
+            model,
+            evaluation,
+            arch=arch,
+            key=key,
+            task=task,
+            ood=ood,
+            val_data=val_data,
+            reference=reference,
+            forward=forward,
+            output=parse_output(output),
+            metric=metric,
+            loss=loss,
+            seed=seed,
+            html=html,
         )
     in_table = console.write_json(result, json)
     console.warn(result["warnings"], in_table=False)
@@ -84,12 +103,15 @@ def command(
 
 
 def _view(
-    result: "EvaluationReport", *, data: str, ood: str | None, reference: str | None
+    result: "Mapping[str, Any]", *, data: str, ood: str | None, reference: str | None
 ) -> "Iterator[RenderableType]":
     from gbnn_compress_cli import tables
 
     from gbnn_compress.report.evaluation_page import detection
 
+    if "accuracy" not in result:
+        yield from _outputs_view(result, data=data, reference=reference)
+        return
     draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
     rows = [(f"{words.name_of(result['model'])}{draws}{folded}", result)]
@@ -105,6 +127,7 @@ def _view(
             f"against {words.name_of(reference)}: the same top class for {agreement} of inputs,"
             f" mean KL {result['logit_kl']:.4f} nats"
         )
+    yield from map(tables.line, words.changed(result))
     if ood is not None:
         yield ""
         yield tables.detection(f"detecting {ood}", detection(result))
@@ -112,3 +135,22 @@ def _view(
         yield tables.line(
             "AUROC 0.5: no better than chance; FPR95: fraction accepted where 95 % of the usual inputs are"
         )
+
+
+def _outputs_view(result: "Mapping[str, Any]", *, data: str, reference: str | None) -> "Iterator[RenderableType]":
+    """The measures of a network that is no classifier."""
+    from gbnn_compress_cli import tables
+
+    if reference is not None:
+        draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
+        name = words.name_of(result["model"])
+        rows = [(f"{name}{draws}", {key: result[key] for key in ("relative_error", "cosine")})]
+        if result["samples"] > 1:
+            rows.append((f"{name}, posterior mean", result["mean"]))
+        yield tables.output_measures(f"outputs on {data}", rows)
+        yield from tables.output_errors(result)
+        yield ""
+    yield from map(tables.line, words.changed(result))
+    yield from (tables.line(note) for note in result.get("notes", []))
+    if reference is not None:
+        yield tables.line(f"against {words.name_of(reference)}: 0 means equal outputs, 1 no nearer than their mean")

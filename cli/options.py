@@ -52,8 +52,62 @@ MaxDrop = Annotated[
         metavar="POINTS",
         parser=number,
         help="Instead of a ratio: write the smallest file that loses at most this many accuracy points, measured on"
-        " `--val-data` or predicted.",
+        " `--val-data` or predicted; with `--metric`, at most so much of it.",
     ),
+]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        metavar="ERROR",
+        parser=number,
+        help="Instead of a ratio: write the smallest file whose outputs are within this relative error, such as 0.05,"
+        " measured on `--val-data` or `--data`.",
+    ),
+]
+ArtifactFile = Annotated[
+    str | None,
+    typer.Option(
+        "-o",
+        metavar="FILE",
+        help="The artifact. Default: <stem>.gbnn.safetensors; of a folder: <folder>.gbnn.safetensors.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="NAME|INDEX",
+        help="The network's output that counts, by name or position. Default: every floating output.",
+    ),
+]
+Forward = Annotated[
+    str | None,
+    typer.Option(
+        "--forward",
+        metavar="FILE.py:NAME",
+        help="Your function f(network, batch) -> outputs, where the network is not simply called on the inputs.",
+    ),
+]
+Metric = Annotated[
+    str | None,
+    typer.Option("--metric", metavar="FILE.py:NAME", help="Your function g(network, data) -> float; more is better."),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option("--loss", metavar="FILE.py:NAME", help="Your function l(outputs, batch) -> scalar tensor."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="NAME:DTYPE:SHAPE",
+        help="An input to make where there are no data, such as input_ids:int64:batch,sequence; repeatable.",
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option("--keep", metavar="GLOB", help="Tensors to keep bit for bit, by name, such as 'head.*'; repeatable."),
 ]
 RatioOf = Annotated[
     str,
@@ -95,8 +149,8 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SPEC",
-        help="Labelled inputs to train on; without `--epochs` a few hundred inputs to calibrate on, labels optional:"
-        " digits:train, npz:FILE, imagefolder:DIR or torchvision/CIFAR10/train:ROOT.",
+        help="Inputs to train on; without `--epochs` a few hundred inputs to calibrate on: digits:train, npz:FILE,"
+        " safetensors:FILE, imagefolder:DIR, torchvision/CIFAR10/train:ROOT or your own data.py:callable.",
     ),
 ]
 ValData = Annotated[
@@ -104,8 +158,8 @@ ValData = Annotated[
     typer.Option(
         "--val-data",
         metavar="SPEC",
-        help="Labelled validation data for training (default: a part of `--data`) and for `--max-drop`. Use data that"
-        " the checkpoint was not trained on.",
+        help="Validation data for training (default: a part of `--data`), for `--max-drop` and `--max-error`. Use data"
+        " that the checkpoint was not trained on.",
     ),
 ]
 Epochs = Annotated[
@@ -122,8 +176,8 @@ EvalData = Annotated[
     typer.Option(
         "--eval-data",
         metavar="SPEC",
-        help="Labelled data to measure the damage on: digits:test, npz:FILE, imagefolder:DIR or"
-        " torchvision/CIFAR10:ROOT.",
+        help="Data to measure the damage on, with labels for classifiers: digits:test, npz:FILE, safetensors:FILE,"
+        " imagefolder:DIR, torchvision/CIFAR10:ROOT or your own data.py:callable.",
     ),
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe, or a YAML file.")]
@@ -197,6 +251,24 @@ def parse_ratio(text: str | None) -> float | None:
         raise GbnnError(
             f"`--target-ratio`: expected a number of at least 1 (such as 50, 50x or 2%), got `{text}`"
         ) from None
+
+
+def artifact_and_output(file: str | None, output: str | None) -> tuple[str | None, str | int | None]:
+    """The path of the artifact, and the network's output that counts.
+
+    `--output` names the artifact, too, if it has the form of a file's path.
+
+    Raises:
+        GbnnError: Both options name a file.
+    """
+    from gbnn_compress.pipeline.request import is_file_name
+    from gbnn_compress.predict.use import parse_output
+
+    if output is None or not is_file_name(output):
+        return file, parse_output(output)
+    if file is not None:
+        raise GbnnError(f"`-o {file}` and `--output {output}`: expected one path of the artifact; leave out one")
+    return output, None
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, str]:

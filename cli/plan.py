@@ -30,8 +30,9 @@ def command(
     checkpoint: options.Checkpoint,
     target_ratio: options.TargetRatio = None,
     max_drop: options.MaxDrop = None,
+    max_error: options.MaxError = None,
     ratio_of: options.RatioOf = "artifact",
-    output: Annotated[str | None, typer.Option("-o", "--output", hidden=True)] = None,
+    file: Annotated[str | None, typer.Option("-o", hidden=True)] = None,
     arch: options.Architecture = None,
     task: options.Task = None,
     key: options.Key = None,
@@ -39,6 +40,12 @@ def command(
     val_data: options.ValData = None,
     epochs: options.Epochs = None,
     eval_data: options.EvalData = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    metric: options.Metric = None,
+    loss: options.Loss = None,
+    inputs: options.Inputs = None,
+    keep: options.Keep = None,
     recipe: options.RecipeName = "default",
     settings: options.Settings = None,
     json: options.Json = None,
@@ -66,13 +73,17 @@ def command(
         from gbnn_compress.pipeline.plan import run_plan
         from gbnn_compress.pipeline.request import Request
 
-        console.check_json_target(json, reads=(data, val_data, eval_data, arch, recipe), the_checkpoint=checkpoint)
+        reads = (data, val_data, eval_data, arch, recipe, forward, metric, loss)
+        console.check_json_target(json, reads=reads, the_checkpoint=checkpoint)
+        artifact, chosen_output = options.artifact_and_output(file, output)
         request = Request(
             checkpoint=checkpoint,
             target_ratio=options.parse_ratio(target_ratio),
             max_drop=max_drop,
+            max_error=max_error,
             ratio_of=ratio_of,
-            output=output,
+            output=chosen_output,
+            file=artifact,
             arch=arch,
             task=task,
             key=key,
@@ -82,6 +93,11 @@ def command(
             val_data=reading(val_data),
             epochs=epochs,
             eval_data=reading(eval_data),
+            forward=forward,
+            metric=metric,
+            loss=loss,
+            inputs=tuple(inputs or ()),
+            keep=tuple(keep or ()),
             html=html,
             seed=seed,
             planned=True,
@@ -100,7 +116,7 @@ def _view(plan: "PlanReport", *, max_drop: float | None, arch: str | None, verbo
 
     wanted, trained, has_forecast = plan["target_ratio"], bool(plan["epochs"]), plan["safe_ratio"] is not None
     checkpoint, rates = plan["checkpoint"], plan["rates"]
-    name, size = words.name_of(checkpoint["path"]), words.size(checkpoint["bytes"])
+    name, size = words.name_of(checkpoint["path"] or ""), words.size(checkpoint["bytes"])
     yield tables.line(f"{name}   {size}, {checkpoint['parameters']:,} floating values", "bold")
     yield ""
     notes = [("unwrapped", note) for note in checkpoint.get("notes", [])]

@@ -36,7 +36,7 @@ def report_view(
     met = report["target_met"]
     yield tables.line(_headline(report, name=name), "bold" if met else "bold red")
     yield ""
-    style = tables.style_of(report["damage"]["drop"])
+    style = tables.style_of_damage(report["damage"])
     first, *rest = statements.damage(report)
     yield tables.line(first, style or "green")
     yield from map(tables.line, rest)
@@ -106,4 +106,6 @@ def _evaluation(evaluation: EvaluationEntry) -> RenderableType:
         (f"after, {evaluation['samples']} posterior draws", evaluation["after"]),
         ("after, posterior mean", evaluation["mean"]),
     ]
+    if "accuracy" not in evaluation["before"]:
+        return tables.output_measures(f"on {evaluation['data']}", rows)
     return tables.metrics(f"on {evaluation['data']}", rows)

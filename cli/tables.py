@@ -30,6 +30,9 @@ SPLIT_BEYOND = 20
 SEVERE, SERIOUS = 10.0, 2.0
 """Accuracy points lost above which a row is red, or yellow."""
 
+LOST_ERROR, LARGE_ERROR = 1.0, 0.3
+"""Relative errors of outputs from which on a row is red, or yellow."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -120,12 +123,37 @@ def metrics(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
     )
 
 
+def output_measures(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
+    """The measures of outputs that any network has; one row per network."""
+    networks = list(rows)
+    shown = [key for key in words.OUTPUT_MEASURES if any(key in values for _, values in networks)]
+    return table(
+        (title, *(words.OUTPUT_MEASURES[key] for key in shown)),
+        [(name, *(words.output_measure(key, values.get(key)) for key in shown)) for name, values in networks],
+    )
+
+
+def output_errors(values: Mapping[str, Any]) -> Iterator[RenderableType]:
+    """A table with the relative error of each output; nothing for a single output."""
+    if rows := words.output_errors(values):
+        yield ""
+        yield table(("output", "relative error"), rows)
+
+
 def detection(title: str, rows: Iterable[tuple[str, Mapping[str, Any]]]) -> Rows:
     """AUROC and FPR95, one row per score."""
     return table(
         (title, "AUROC", "FPR95"),
         [(name, words.decimals(values["auroc"]), words.percent(values["fpr95"])) for name, values in rows],
     )
+
+
+def style_of_damage(damage: Mapping[str, Any]) -> str:
+    """Style for the damage: of accuracy points, or of a measured error of outputs."""
+    error = damage.get("relative_error")
+    if damage["drop"] is not None or not damage["measured"]:
+        return style_of(damage["drop"])
+    return "bold red" if error is None or error >= LOST_ERROR else "yellow" if error > LARGE_ERROR else ""
 
 
 def style_of(drop: float | None) -> str:

@@ -8,7 +8,7 @@ import reprlib
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -170,6 +170,14 @@ class Recipe(BaseModel):
         default="costs",
         description="Allocation of bits to layers: by their norms, or, with calibration inputs, by measured costs of"
         " errors.",
+    )
+    keep: tuple[str, ...] = Field(
+        default=(),
+        description="Patterns of names, such as `[head.*]`, of tensors that are kept bit for bit.",
+    )
+    importance: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(
+        default={},
+        description="Pattern of names -> factor: errors in these tensors count so many times more.",
     )
     finetune: TrainingSettings = Field(TrainingSettings(), description="Settings of training.")
 

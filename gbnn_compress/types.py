@@ -18,20 +18,28 @@ class Checkpoint:
     """The state dict of one network, as read from a file or a folder.
 
     Attributes:
-        path: The file or folder.
-        sha256: Hex digest of the file's bytes; of several files concatenated in order of name.
-        size_bytes: Size of the file in bytes; of several files their sum.
+        path: The file or folder; None for a module or a mapping of tensors.
+        sha256: Hex digest of the file's bytes; of several files concatenated in order of name; of a module or a mapping
+            as `checkpoint.objects` describes.
+        size_bytes: Size of the file in bytes; of several files, or of all tensors of an object, their sum.
         tensors: Stored name -> tensor, in the file's order, on the CPU, ties included.
         ties: Name of a tied tensor -> the earlier name with the same storage.
         notes: Sentences on what was unwrapped and what was left out.
+        label: Name of the object, for messages, if there is no path.
     """
 
-    path: Path
+    path: Path | None
     sha256: str
     size_bytes: int
     tensors: Mapping[str, torch.Tensor]
     ties: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path, or the name of the object."""
+        return self.label if self.path is None else str(self.path)
 
 
 @dataclass(frozen=True)

@@ -60,10 +60,10 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
         loaded, pages, aside = _load(parts)
         sha256, size_bytes = _digest(parts)
         entries, unwrapped = choose_network(loaded, key=key)
-        tensors, ignored = _only_tensors(entries)
+        tensors, ignored = only_tensors(entries)
         del loaded, entries
-        ties = _find_ties(tensors)
-        tensors = _settle(tensors, ties=ties)
+        ties = find_ties(tensors)
+        tensors = settle(tensors, ties=ties)
     except OSError as error:
         refuse(path, f"cannot be read: {error.strerror or error}", error)
     except CheckpointError as error:
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | Path, *, key: str | None = None) -> Checkpoint:
     return Checkpoint(path, sha256=sha256, size_bytes=size_bytes, tensors=kept, ties=ties, notes=notes)
 
 
-def refuse(path: Path, text: str, cause: BaseException | None) -> NoReturn:
+def refuse(path: str | Path, text: str, cause: BaseException | None) -> NoReturn:
     """Raise an error whose message is one line, whatever characters of the file are in the text.
 
     Raises:
@@ -120,8 +120,12 @@ def _digest(parts: Parts) -> tuple[str, int]:
     return digest.hexdigest(), size_bytes
 
 
-def _only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], Notes]:
-    """Leaves out, with a note, whatever is no named tensor; refuses tensors that are not dense."""
+def only_tensors(entries: Mapping[Any, Any]) -> tuple[dict[str, torch.Tensor], Notes]:
+    """Leave out, with a note, whatever is no named tensor.
+
+    Raises:
+        CheckpointError: There are no tensors, or one is not plain and dense.
+    """
     tensors = named_tensors(entries)
     if not tensors:
         check_not_quantised(entries, {})
@@ -174,7 +178,7 @@ def _check_held(tensors: Mapping[str, torch.Tensor]) -> None:
             )
 
 
-def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     """Name of a tied tensor -> the first name with the same memory, dtype, shape and strides."""
     first: dict[object, str] = {}
     ties: dict[str, str] = {}
@@ -186,13 +190,13 @@ def _find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return ties
 
 
-def _settle(tensors: Mapping[str, torch.Tensor], *, ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def settle(tensors: Mapping[str, torch.Tensor], *, ties: Mapping[str, str]) -> dict[str, torch.Tensor]:
     """Detach every tensor, resolve lazy conjugation and negation, and make it contiguous; ties keep sharing memory."""
     settled: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         try:
             plain = tensor.detach().resolve_conj().resolve_neg()
-            settled[name] = settled[ties[name]] if name in ties else plain.contiguous()
+            settled[name] = settled[ties[name]] if name in ties else plain.cpu().contiguous()
         except (RuntimeError, MemoryError) as error:
             shape = tuple(tensor.shape)
             raise CheckpointError(f"tensor `{name}` of shape {shape} does not fit in memory") from error

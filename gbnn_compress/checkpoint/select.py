@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of
 from gbnn_compress.checkpoint.exact_tables import MOST_FRACTION, code_table, is_narrow, is_table
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, GbnnError, listed
 from gbnn_compress.format.checks import BITS, MOST_DIMENSIONS, RAW_BYTES
 from gbnn_compress.format.manifest import deflate
 from gbnn_compress.format.vectors import EXACT
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     import torch
 
@@ -36,7 +38,7 @@ class Selection:
         shared: Floating tensors with two or more dimensions, whose weights are assigned to components.
         unshared: Other floating tensors, each value of which is coded by itself.
         raw: All other tensors, kept bit for bit: integers, booleans, complex numbers, 8-bit floats, empty tensors,
-            tables, and masks of one infinity and one finite value.
+            tables, masks of one infinity and one finite value, and what `--keep` names.
         tables: The tables among raw; and among unshared, if `with_coded_tables` moved them there.
     """
 
@@ -46,33 +48,40 @@ class Selection:
     tables: tuple[str, ...] = ()
 
 
-def select(checkpoint: Checkpoint) -> Selection:
+def select(checkpoint: Checkpoint, *, keep: Sequence[str] = ()) -> Selection:
     """Sort the tensors of a checkpoint by kind.
+
+    Args:
+        checkpoint: The checkpoint, as read.
+        keep: Patterns of names, such as `head.*`, of tensors that are kept bit for bit.
 
     Raises:
         CheckpointError: No tensor can be shared, a tensor cannot be stored, or a floating tensor other than a mask
             holds NaN or Inf.
+        GbnnError: A pattern matches no tensor.
     """
+    kept = set(matching(keep, checkpoint.tensors, option="--keep"))
+    kept = {checkpoint.ties.get(name, name) for name in kept}
     names: dict[str, list[str]] = {"shared": [], "unshared": [], "raw": []}
     for name, tensor in checkpoint.tensors.items():
         if name.encode(errors="replace").decode() != name:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor {name!r} has a name that is not valid Unicode; rename it"
+                f"`{checkpoint.name}`: tensor {name!r} has a name that is not valid Unicode; rename it"
             )
         if name == "__metadata__":
-            raise CheckpointError(f"`{checkpoint.path}`: safetensors files cannot hold a tensor `{name}`; rename it")
+            raise CheckpointError(f"`{checkpoint.name}`: safetensors files cannot hold a tensor `{name}`; rename it")
         if tensor.dim() > MOST_DIMENSIONS:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor `{name}`: expected at most {MOST_DIMENSIONS} dimensions, got "
+                f"`{checkpoint.name}`: tensor `{name}`: expected at most {MOST_DIMENSIONS} dimensions, got "
                 f"{tensor.dim()}; remove the tensor"
             )
         if dtype_name(tensor) not in RAW_BYTES:
             raise CheckpointError(
-                f"`{checkpoint.path}`: tensor `{name}`: expected a floating, integer, boolean or complex dtype, got "
+                f"`{checkpoint.name}`: tensor `{name}`: expected a floating, integer, boolean or complex dtype, got "
                 f"{dtype_name(tensor)}; convert the tensor, or remove it"
             )
         if name not in checkpoint.ties:
-            names[_kind(tensor)].append(name)
+            names["raw" if name in kept else _kind(tensor)].append(name)
     for kind in ("shared", "unshared"):
         masks = [name for name in names[kind] if not _is_finite(name, checkpoint.tensors[name], checkpoint)]
         names[kind] = [name for name in names[kind] if name not in masks]
@@ -81,14 +90,31 @@ def select(checkpoint: Checkpoint) -> Selection:
     for kind in ("shared", "unshared"):
         names[kind] = [name for name in names[kind] if name not in tables]
     names["raw"] = [name for name in checkpoint.tensors if name in {*names["raw"], *tables}]
+    if not names["shared"] and kept:
+        raise GbnnError(f"`--keep` {listed(keep)}: no tensor is left to compress; give narrower patterns")
     if not names["shared"]:
         raise CheckpointError(
-            f"`{checkpoint.path}` has no tensor to share: expected a floating tensor with two or more dimensions, "
+            f"`{checkpoint.name}` has no tensor to share: expected a floating tensor with two or more dimensions, "
             f"got none among {len(checkpoint.tensors)}{_kept_dtype(checkpoint, names['raw'])}; "
             "is this a state dict of a network?"
         )
     shared, unshared, raw = (tuple(names[kind]) for kind in ("shared", "unshared", "raw"))
     return Selection(shared, unshared, raw, tables)
+
+
+def matching(patterns: Sequence[str], names: Iterable[str], *, option: str) -> list[str]:
+    """The names that match any of some patterns (`*`, `?`, `[...]`), in order.
+
+    Raises:
+        GbnnError: A pattern matches no name.
+    """
+    known = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            near = [name for name in known if name.startswith(pattern.rstrip("*?."))]
+            near = near or difflib.get_close_matches(pattern, known, n=3, cutoff=0.4) or known
+            raise GbnnError(f"`{option} {pattern}` matches no tensor; there are {listed(near, most=3)}")
+    return [name for name in known if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
 def with_coded_tables(selection: Selection, tensors: Mapping[str, torch.Tensor], *, file_bytes: float) -> Selection:
@@ -196,7 +222,7 @@ def _is_finite(name: str, tensor: torch.Tensor, checkpoint: Checkpoint) -> bool:
     bad = sum(int((~part.isfinite()).sum()) for part in tensor.detach().flatten().split(1 << 22))
     if bad and not _is_mask(tensor.detach()):
         raise CheckpointError(
-            f"`{checkpoint.path}`: tensor `{name}`: expected finite values, got {bad} NaN or Inf among "
+            f"`{checkpoint.name}`: tensor `{name}`: expected finite values, got {bad} NaN or Inf among "
             f"{tensor.numel()} values; repair the checkpoint, or remove the tensor"
         )
     return not bad

@@ -65,9 +65,7 @@ def arguments(network: torch.nn.Module, batch: Batch) -> tuple[tuple[Any, ...], 
         return (batch.inputs,), {}
     parameters = inspect.signature(network.forward).parameters
     named = {
-        name: each
-        for name, each in parameters.items()
-        if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        name: each for name, each in parameters.items() if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
     }
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     if not takes_any and batch.inputs and not named.keys() & batch.value.keys() and len(parameters) >= 1:

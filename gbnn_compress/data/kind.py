@@ -56,38 +56,41 @@ def settle_kind(
     indexed_classes: int | None,
     outputs: int | None,
     tensors: Mapping[str, torch.Tensor],
+    images: bool = True,
+    recorded: str | None = None,
 ) -> Kind:
-    """Determine the task of a network.
+    """Determine the task of a network: the first of these that says it.
+
+    The user's choice; the task that a file records; integer labels for an output with two or more classes; an
+    architecture that the index knows; one output of two or more columns for images. If the network returned anything
+    else, it is no classifier.
 
     Args:
         task: The user's choice; None if the user made none.
-        labels: Whether there is data with integer labels.
+        labels: Whether there is data with integer labels, which fit the network's output if it was run.
         indexed_classes: Number of classes by the index of architectures; None if the index knows no fitting network.
         outputs: C if the network returned one floating (N, C) tensor; 0 if it returned something else; None if it was
             not run.
         tensors: The state dict.
+        images: Whether the network returned its outputs for images, or for noise in place of images.
+        recorded: The task that an artifact records; None for a checkpoint, and if it records none.
 
     Raises:
-        GbnnError: The user's choice is `classifier` for a network with a single output, or `other` with labelled data.
+        GbnnError: The user's choice is `classifier` for a network with a single output.
     """
     single = 1 in (outputs, indexed_classes)
     if task == CLASSIFIER and single:
         raise GbnnError(
             "`--task classifier`: expected a network with two or more outputs per input, got one; leave the option out"
         )
-    if task == OTHER and labels:
-        raise GbnnError(
-            "`--task other`: accuracy can be measured only for classifiers; leave out labelled data (`--eval-data`, "
-            "`--val-data`, `--epochs`), or the option"
-        )
-    if task is not None:
-        return Kind(task)
+    if task is not None or recorded is not None:
+        return Kind(task or recorded)
     if single:
         return Kind(OTHER)
     if labels or indexed_classes is not None:
         return Kind(CLASSIFIER)
     if outputs is not None:
-        return Kind(CLASSIFIER if outputs else OTHER)
+        return Kind(CLASSIFIER if outputs and images else OTHER)
     return Kind(assumes=IMAGE_CLASSIFIER if looks_like_image_classifier(tensors) else None)
 
 
@@ -143,18 +146,26 @@ def check_task(task: str | None) -> None:
         raise GbnnError(f"`--task`: expected {' or '.join(f'`{each}`' for each in TASKS)}, got `{task}`")
 
 
-def require_forecast(kind: Kind, *, measured: bool) -> None:
-    """Refuse `--max-drop` if the accuracy drop can be neither measured nor predicted.
+def require_forecast(kind: Kind, *, measured: bool, metric: bool = False) -> None:
+    """Refuse `--max-drop` if the drop can be neither measured nor predicted.
 
     Args:
         kind: Task of the network.
         measured: Whether there is data to measure the drop on.
+        metric: Whether the user gave a metric, whose drop can be measured for any network.
 
     Raises:
         GbnnError: The network is no classifier; or it is not known to be one, and there is no data.
     """
+    if metric and measured:
+        return
+    if metric:
+        raise GbnnError("`--max-drop`: the loss of a metric is measured; give `--val-data`, or `--target-ratio`")
     if kind.task == OTHER:
-        raise GbnnError("`--max-drop`: expected a classifier, and this network is none; give `--target-ratio` instead")
+        raise GbnnError(
+            "`--max-drop`: expected a classifier, and this network is none; give `--target-ratio` instead, or"
+            " `--max-error` with data, or `--metric` with `--val-data`"
+        )
     if not measured and kind.task != CLASSIFIER:
         raise GbnnError(
             "`--max-drop`: the accuracy drop is predicted only for networks that are known to be image classifiers; "

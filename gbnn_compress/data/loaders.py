@@ -166,6 +166,33 @@ def load_data(data: Any, *, labels: bool | None = True, option: str = "--data") 
     return load_images(data, labels=labels)
 
 
+def check_data(data: Any, *, argument: str) -> None:
+    """Refuse data of a type that is not known, without reading them.
+
+    Raises:
+        DataError: The object can be iterated only once, or is of a type that is not known.
+    """
+    if data is None or isinstance(data, str | Dataset | Batches):
+        return
+    if isinstance(data, Iterator):
+        raise DataError(
+            f"`{argument}`: expected data that can be read several times, got `{type(data).__name__}`, which is used up"
+            " after one pass; give a list, a DataLoader, or a function that returns a new iterator"
+        )
+    if not _is_data(data):
+        raise DataError(f"`{argument}`: expected {TAKES}, got `{type(data).__name__}`")
+
+
+def _is_data(data: Any) -> bool:
+    """Whether an object may yield inputs."""
+    import torch
+
+    if isinstance(data, bytes | torch.nn.Module):
+        return False
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed or callable(data) or isinstance(data, Iterable)
+
+
 def batches_of(data: Any, *, option: str, spec: str | None = None) -> Batches:
     """The batches of an object.
 
@@ -174,25 +201,20 @@ def batches_of(data: Any, *, option: str, spec: str | None = None) -> Batches:
     """
     import torch
 
+    if isinstance(data, str):
+        raise DataError(f"`{option}`: expected {TAKES}, got `str` from `{spec}`")
+    check_data(data, argument=option)
     name = spec or getattr(data, "__name__", None) or type(data).__name__
     if isinstance(data, torch.Tensor | np.ndarray):
         return replace(_sliced(name, data, option=option), loader=data)
     if isinstance(data, Mapping):
         return replace(_sliced(name, dict(data), option=option), loader=data)
-    if isinstance(data, Iterator):
-        raise DataError(
-            f"`{option}`: expected data that can be read several times, got `{type(data).__name__}`, which is used up"
-            " after one pass; give a list, a DataLoader, or a function that returns a new iterator"
-        )
     loader = _collated(data, option=option)
     if loader is not None:
         return Batches(name, lambda: iter(loader), loader, option)
-    unfit = isinstance(data, str | bytes | torch.nn.Module)
-    if isinstance(data, Iterable) and not isinstance(data, type) and not unfit:
+    if isinstance(data, Iterable) and not isinstance(data, type):
         return Batches(name, lambda: iter(data), data, option)
-    if callable(data) and not unfit:
-        return _from_function(data, name=name, option=option)
-    raise DataError(f"`{option}`: expected {TAKES}, got `{type(data).__name__}`")
+    return _from_function(data, name=name, option=option)
 
 
 def labels_of(batch: Batch) -> np.ndarray | None:

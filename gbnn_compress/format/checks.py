@@ -117,6 +117,10 @@ def _check_optional(facts: Mapping[str, Any]) -> None:
     damage = facts["damage"]
     for key in ("relative_error", "cosine"):
         _require(f"damage.{key}", damage.get(key), damage.get(key) is None or _is_number(damage[key]))
+    outputs = damage.get("outputs", {})
+    _require("damage.outputs", outputs, isinstance(outputs, dict) and all(map(_is_compared, outputs.values())))
+    for key in ("metric", "loss"):
+        _require(f"damage.{key}", damage.get(key), damage.get(key) is None or _is_changed(damage[key]))
     assumes, task = damage.get("assumes"), facts.get("task")
     _require("damage.assumes", assumes, assumes is None or isinstance(assumes, str))
     _require("task", task, task in (None, "classifier", "other"))
@@ -166,3 +170,17 @@ def _is_count(value: Any) -> bool:
 
 def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_compared(value: object) -> bool:
+    """Whether a value is the entry of one output: its relative error."""
+    if not isinstance(value, dict) or value.keys() != {"relative_error"}:
+        return False
+    return value["relative_error"] is None or _is_number(value["relative_error"])
+
+
+def _is_changed(value: object) -> bool:
+    """Whether a value is a number before and after."""
+    if not isinstance(value, dict) or value.keys() != {"before", "after"}:
+        return False
+    return (value["before"] is None or _is_number(value["before"])) and _is_number(value["after"])

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.onnx_files.samples import DEVIATION, ENTROPY, MUTUAL_INFORMATION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 TOLERANCE = 1e-4
@@ -25,15 +26,15 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+def run_onnx(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """Outputs of a model on the CPU.
 
     Args:
         path: The file.
-        batches: Inputs float32 (B, ...); B may differ between batches.
+        feeds: For each run, the inputs by name. Inputs that the model lacks are left out.
 
     Returns:
-        Output name -> float32 (N, ...), over all batches.
+        For each run, the outputs by name.
 
     Raises:
         OutputError: ONNX Runtime cannot load or run the file.
@@ -44,28 +45,44 @@ def run_onnx(path: Path, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
-        runs = [session.run(names, {session.get_inputs()[0].name: batch}) for batch in batches]
+        known = {value.name for value in session.get_inputs()}
+        runs = [session.run(names, {name: each for name, each in feed.items() if name in known}) for feed in feeds]
     except Exception as error:  # ONNX Runtime's exceptions have no common base class
         reason = " ".join(str(error).split())
         raise OutputError(
             f"nothing written: ONNX Runtime cannot run the network ({reason}); please report this, with the network"
         ) from error
-    return {name: np.concatenate(parts) for name, parts in zip(names, zip(*runs, strict=True), strict=True)}
+    return [dict(zip(names, each, strict=True)) for each in runs]
+
+
+def largest_over_runs(got: Sequence[Mapping[str, np.ndarray]], expected: Sequence[Mapping[str, np.ndarray]]) -> float:
+    """`largest_difference` over all runs, whose outputs may differ in shape.
+
+    Args:
+        got: For each run, arrays by output name.
+        expected: The same.
+    """
+    for mine, its in zip(got, expected, strict=True):
+        if any(mine[name].shape != its[name].shape for name in its):
+            return float("inf")
+    return largest_difference(_joined(got), _joined(expected))
 
 
 def largest_difference(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
     """Largest difference of an output, relative to its largest absolute value over all inputs.
 
-    For entropy and mutual information the scale is at least 1 nat: both are differences of numbers of about 1 nat.
+    For entropy and mutual information the scale is at least 1 nat: both are differences of numbers of about 1 nat. The
+    scale of a standard deviation `NAME.std` is that of the mean. Of integers and booleans, the fraction that differs
+    counts.
 
     Args:
         got: Arrays by output name.
-        expected: The same, with finite values.
+        expected: The same.
 
     Returns:
-        Infinity where an output is NaN, infinite or of another shape.
+        Infinity where an output is of another shape, or is NaN or infinite where it should not be, or the reverse.
     """
-    return max(_difference(got[name], expected[name], name=name) for name in expected)
+    return max(_difference(got[name], expected[name], scale=_scale(name, expected)) for name in expected)
 
 
 def require_equal(difference: float) -> None:
@@ -81,10 +98,31 @@ def require_equal(difference: float) -> None:
         )
 
 
-def _difference(got: np.ndarray, expected: np.ndarray, *, name: str) -> float:
-    if got.shape != expected.shape or not np.isfinite(got).all():
+def _joined(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([each[name].reshape(-1) for each in runs]) for name in runs[0]}
+
+
+def _scale(name: str, expected: Mapping[str, np.ndarray]) -> float:
+    largest = _largest(expected[name])
+    if name in (ENTROPY, MUTUAL_INFORMATION):
+        return max(largest, 1.0)
+    mean = expected.get(name.removesuffix(DEVIATION))
+    return largest if mean is None else max(largest, _largest(mean))
+
+
+def _largest(values: np.ndarray) -> float:
+    return float(np.abs(values, where=np.isfinite(values), out=np.zeros(values.shape)).max(initial=0.0))
+
+
+def _difference(got: np.ndarray, expected: np.ndarray, *, scale: float) -> float:
+    if got.shape != expected.shape:
         return float("inf")
-    largest = float(np.abs(expected).max())
-    scale = max(largest, 1.0) if name in ("entropy", "mutual_information") else largest
-    difference = float(np.abs(got.astype(np.float64) - expected).max())
+    if not got.size:
+        return 0.0
+    if not np.issubdtype(expected.dtype, np.floating):
+        return float(np.mean(got != expected))
+    finite = np.isfinite(expected)
+    if not np.array_equal(got[~finite], expected[~finite], equal_nan=True) or not np.isfinite(got[finite]).all():
+        return float("inf")
+    difference = float(np.abs(got[finite].astype(np.float64) - expected[finite]).max(initial=0.0))
     return difference / scale if scale else (0.0 if difference == 0 else float("inf"))

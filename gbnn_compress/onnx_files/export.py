@@ -2,65 +2,85 @@
 
 from __future__ import annotations
 
-import copy
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.data.architectures import default_preprocessing, load_weights
-from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
+from gbnn_compress.data.architectures import load_weights
+from gbnn_compress.data.kind import CLASSIFIER, check_task
+from gbnn_compress.data.made_inputs import parse_inputs
+from gbnn_compress.errors import ArchitectureError, GbnnError, one_line, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
+from gbnn_compress.onnx_files.call import Call
+from gbnn_compress.onnx_files.given import Given, from_data, made_inputs, random_images
+from gbnn_compress.onnx_files.graph import OPSET, FixedAxisError
+from gbnn_compress.onnx_files.reference import Outputs, Reference, run
+from gbnn_compress.onnx_files.signature import Signature, signature_of
 from gbnn_compress.predict.draws import place, sampler
+from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import known_architecture
 from gbnn_compress.predict.network import CompressedNetwork
-from gbnn_compress.predict.prediction import at_temperature, average
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.predict.running import logits
+from gbnn_compress.predict.running import copied, logits
+from gbnn_compress.predict.task import settled_task
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
-from gbnn_compress.report.schema import SCHEMA, ExportReport
+from gbnn_compress.report.schema import SCHEMA, ExportReport, OnnxInput
 from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Sequence
 
-    import numpy as np
     import torch
 
     from gbnn_compress.types import Artifact
 
 FORMS = ("mean", "codebook", "samples")
 
-BATCH_SIZES = (16, 16, 16, 15, 1)
-"""Batch sizes of the check; with a single input, exported networks may differ from their originals."""
-
-N_CHECKED = sum(BATCH_SIZES)
-
 
 def export_onnx(
     artifact: str | Path,
-    output: str | Path,
+    path: str | Path,
     *,
     weights: str = "mean",
-    arch: torch.nn.Module | str | None = None,
+    arch: Any = None,
     input_shape: Sequence[int] | None = None,
+    inputs: Sequence[str] = (),
+    data: Any = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
+    output: str | int | None = None,
+    task: str | None = None,
     samples: int = 16,
     seed: int = 0,
 ) -> ExportReport:
     """Write an artifact as one ONNX file, once its outputs in ONNX Runtime equal those of the network.
 
-    The model's input is `input`, float32 (N, *input_shape), preprocessed; N is free.
+    By default the model's input is `input`, float32 (N, *input_shape), preprocessed; N is free. `inputs` or `data` name
+    and shape the inputs of other networks. Floating inputs and weights are float32.
 
     Args:
         artifact: The artifact.
-        output: The file to write; its name ends in `.onnx`.
-        weights: `mean`: dense posterior means, output `logits`. `codebook`: the same as ids and codebooks, which the
-            graph decodes. `samples`: posterior samples with common ids; outputs `probabilities`, `entropy` and
-            `mutual_information` (nats).
-        arch: Specification of the network, or a module. Default: the one that the artifact records or the index finds.
+        path: The file to write; its name ends in `.onnx`.
+        weights: `mean`: dense posterior means. `codebook`: the same as ids and codebooks, which the graph decodes. Both
+            have the outputs of the network: a lone one is `logits` of classifiers and `output` of others, several have
+            the names of the network's nesting (`value`, `parts.0`). `samples`: posterior samples with common ids. Of
+            classifiers, the outputs are `probabilities`, `entropy` and `mutual_information` (nats); of others, each
+            floating output is the mean, and `NAME.std` the standard deviation.
+        arch: Specification of the network, a module, or a callable that makes one. Default: the one that the artifact
+            records or the index finds.
         input_shape: Shape of one input. Default: that of the architecture's published weights.
+        inputs: In place of `input_shape`: the inputs as `NAME:DTYPE:SHAPE`, such as `input_ids:int64:batch,sequence`.
+            Axes with a name are free.
+        data: In place of `input_shape` and `inputs`: data whose first batches are the inputs of the check: a
+            specification, or an object that yields batches. The batch axis is free, and so are axes whose sizes differ
+            between batches.
+        forward: `f(network, batch) -> outputs`, where calling the network with the batch does not fit.
+        output: Name or position of the one output to export. Default: all.
+        task: `classifier` or `other`. Default: what the artifact records, or what inputs and outputs suggest.
         samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
         seed: Seed of the first sample.
 
@@ -68,52 +88,128 @@ def export_onnx(
         The report; docs/reports.md describes every key.
 
     Raises:
-        GbnnError: The artifact, architecture, shape or output is invalid, or the network cannot be exported.
+        GbnnError: The artifact, architecture, inputs or path are invalid, or the network cannot be exported.
     """
-    target = Path(output)
+    target = Path(path)
     _check_request(target, Path(artifact), weights=weights, samples=samples)
     require_seed(seed)
+    check_task(task)
+    specs = parse_inputs(inputs)
+    if sum((input_shape is not None, bool(specs), data is not None)) > 1:
+        raise GbnnError("expected one of `--input-shape`, `--input` and `--data`, got several; leave out the others")
     loaded = read_artifact(Path(artifact))
     module, spec, notes = _network(loaded, arch)
-    shape = _input_shape(input_shape, module, spec)
-    batches = _inputs(shape).split(BATCH_SIZES)
+    how = Forward(forward, output)
+    if data is not None:
+        given = from_data(module, how, data, spec=spec)
+    elif specs:
+        given = made_inputs(module, how, specs)
+    else:
+        given = random_images(module, how, shape=input_shape, spec=spec)
+    signature = _signature(module, loaded, given, task=task, indexed=arch is None)
     seeds = range(seed, seed + samples) if weights == "samples" else ()
-    expected = _expected(module, loaded, batches, seeds=seeds, spec=spec)
-    data, opset = _converted(module, loaded, shape=shape, weights=weights, seeds=seeds, spec=spec)
-    difference = _write_checked(target, data, batches, expected)
+    reference = _reference(module, loaded, given, signature, spec=spec)
+    expected = reference.averaged(seeds) if seeds else reference.at_mean()
+    made = _converted(module, loaded, reference, weights=weights, seeds=seeds, spec=spec)
+    notes += made.notes
+    kept = [number for number, call in enumerate(given.calls) if _fits(call, made.signature, given.calls[0])]
+    difference = _write_checked(target, made.data, [given.calls[n] for n in kept], [expected[n] for n in kept])
     result: ExportReport = {
         "schema": SCHEMA,
         "onnx": {
             "path": str(target),
-            "bytes": len(data),
+            "bytes": len(made.data),
             "dense_bytes": 4 * n_values(loaded),
-            "opset": opset,
+            "opset": OPSET,
             "weights": weights,
         },
         "samples": len(seeds) or None,
         "seed": seed if seeds else None,
-        "input_shape": list(shape),
-        "outputs": list(expected),
+        "input_shape": list(given.calls[0].tensors[0].shape[1:]) if given.images else None,
+        "inputs": _inputs(given.calls[0], made.signature),
+        "outputs": list(expected[0]),
         "check": {
-            "inputs": N_CHECKED,
+            "inputs": sum(given.calls[number].size for number in kept),
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
     }
-    if TEMPERATURE in loaded.facts:
+    if TEMPERATURE in loaded.facts and made.signature.classifier:
         result["temperature"] = folded_temperature(loaded)
     if notes:
         result["notes"] = notes
     return result
 
 
-def _network(artifact: Artifact, arch: torch.nn.Module | str | None) -> tuple[torch.nn.Module, str, list[str]]:
+def _network(artifact: Artifact, arch: Any) -> tuple[torch.nn.Module, str, list[str]]:
     """The network in float32 with the posterior mean, its name, and notes; the caller's module is not changed."""
+    import torch
+
     network = CompressedNetwork(artifact)
     if arch is None or isinstance(arch, str):
         spec = arch or known_architecture(artifact)
         return network.to_module(spec).float(), spec, list(network.notes)
-    return network.to_module(copy.deepcopy(arch)).float(), type(arch).__name__, list(network.notes)
+    if not isinstance(arch, torch.nn.Module):
+        arch = _made(arch)
+    return network.to_module(copied(arch).cpu()).float(), type(arch).__name__, list(network.notes)
+
+
+def _made(arch: Any) -> torch.nn.Module:
+    """The module that a callable makes."""
+    import torch
+
+    if not callable(arch):
+        raise GbnnError(
+            f"`arch`: expected a specification, a module or a callable that makes one, got `{type(arch).__name__}`"
+        )
+    try:
+        found = arch()
+    except Exception as error:  # whatever the user's own code raises
+        raise ArchitectureError(f"`arch` fails when called without arguments ({one_line(error)})") from error
+    if not isinstance(found, torch.nn.Module):
+        raise ArchitectureError(f"`arch` must return a torch.nn.Module, got `{type(found).__name__}`")
+    return found
+
+
+def _signature(
+    module: torch.nn.Module, artifact: Artifact, given: Given, *, task: str | None, indexed: bool
+) -> Signature:
+    """Names of inputs and outputs, and the task, from a first run."""
+    try:
+        outputs = run(module, given.calls[0], option=given.option)
+    except ArchitectureError:
+        if given.images and given.calls[0].forward == Forward():
+            logits(module, [given.batch], option=given.option)  # the message names channels and sizes
+        raise
+
+    def floating() -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
+
+    settled = settled_task(
+        given.batch, floating, task=task, facts=artifact.facts, labelled=given.labelled, indexed=indexed
+    )
+    return signature_of(given.names, given.axes, outputs, classifier=settled == CLASSIFIER)
+
+
+def _inputs(call: Call, signature: Signature) -> list[OnnxInput]:
+    """Name, dtype and shape of each input."""
+    return [
+        {
+            "name": name,
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": [axes.get(axis, size) for axis, size in enumerate(tensor.shape)],
+        }
+        for name, tensor, axes in zip(signature.inputs, call.tensors, signature.axes, strict=True)
+    ]
+
+
+def _fits(call: Call, signature: Signature, traced: Call) -> bool:
+    """Whether the sizes of a call's fixed axes are those of the traced call."""
+    return all(
+        axis in free or size == its.shape[axis]
+        for mine, its, free in zip(call.tensors, traced.tensors, signature.axes, strict=True)
+        for axis, size in enumerate(mine.shape)
+    )
 
 
 def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
@@ -130,69 +226,77 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) 
     require_writable(target)
 
 
-def _input_shape(given: Sequence[int] | None, module: torch.nn.Module, spec: str) -> tuple[int, ...]:
-    if given is not None:
-        if not given or not all(size >= 1 for size in given):
-            raise GbnnError(f"`--input-shape`: expected sizes of at least 1, such as 3,32,32, got {list(given)}")
-        return tuple(given)
-    kernels = [tensor for tensor in module.state_dict().values() if tensor.dim() == 4]
-    channels = kernels[0].shape[1] if kernels else 3
-    size = default_preprocessing(spec, n_channels=channels).image_size
-    if size is None:
-        raise GbnnError(f"`{spec}` has no published input size; give `--input-shape`, such as {channels},32,32")
-    return channels, size, size
-
-
-def _inputs(shape: Sequence[int]) -> torch.Tensor:
-    """float32 (N_CHECKED, *shape), standard normal, as preprocessed inputs approximately are."""
-    import torch
-
-    return torch.randn(N_CHECKED, *shape, generator=torch.Generator().manual_seed(0))
-
-
-def _expected(
-    module: torch.nn.Module, artifact: Artifact, batches: Sequence[torch.Tensor], *, seeds: Sequence[int], spec: str
-) -> dict[str, np.ndarray]:
-    """The expected outputs; the module holds the posterior mean before and after."""
-    option = f"--input-shape {','.join(map(str, batches[0].shape[1:]))}"
-    temperature = folded_temperature(artifact)
-    if not seeds:
-        return {"logits": logits(module, [(batch, None) for batch in batches], option=option).numpy() / temperature}
+def _reference(
+    module: torch.nn.Module, artifact: Artifact, given: Given, signature: Signature, *, spec: str
+) -> Reference:
+    """The module with the draws of the artifact; it holds the posterior mean."""
     source = sampler(artifact, module, load=lambda tensors: load_weights(module, tensors, spec=spec))
+    temperature = folded_temperature(artifact) if signature.classifier else 1.0
+    return Reference(module, given, signature, lambda seed: place(source, seed), temperature)
 
-    def draws() -> Iterator[torch.Tensor]:
-        for seed in seeds:
-            place(source, seed)
-            yield logits(module, [(batch, None) for batch in batches], option=option).double().softmax(dim=1)
 
-    found = at_temperature(average(draws()), temperature)
-    place(source, None)
-    return {name: getattr(found, name).numpy() for name in ("probabilities", "entropy", "mutual_information")}
+@dataclass(frozen=True)
+class _Made:
+    """The bytes of a file.
+
+    Attributes:
+        data: The bytes.
+        signature: Inputs and outputs, with the axes that are free in the file.
+        notes: Sentences on axes that are fixed.
+    """
+
+    data: bytes
+    signature: Signature
+    notes: tuple[str, ...] = ()
 
 
 def _converted(
-    module: torch.nn.Module, artifact: Artifact, *, shape: Sequence[int], weights: str, seeds: Sequence[int], spec: str
-) -> tuple[bytes, int]:
-    """The bytes of the file, and its opset."""
+    module: torch.nn.Module, artifact: Artifact, reference: Reference, *, weights: str, seeds: Sequence[int], spec: str
+) -> _Made:
+    """The bytes of the file; where the batch size of data cannot be free, for that of the first batch."""
     from gbnn_compress.onnx_files.forms import onnx_bytes
-    from gbnn_compress.onnx_files.graph import OPSET
 
+    given, signature = reference.given, reference.signature
     shared = _own_names(module, artifact, spec=spec)
+
+    def attempt(signature: Signature, traced: Call) -> bytes:
+        try:
+            return onnx_bytes(
+                module,
+                artifact,
+                traced,
+                signature=signature,
+                shared=shared,
+                weights=weights,
+                seeds=seeds,
+                temperature=reference.temperature,
+            )
+        except GbnnError:
+            raise
+        except Exception as error:  # any exception of torch's exporter or of the user's network
+            raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
+
     try:
-        data = onnx_bytes(
-            module,
-            artifact,
-            shared=shared,
-            input_shape=shape,
-            weights=weights,
-            seeds=seeds,
-            temperature=folded_temperature(artifact),
+        return _Made(attempt(signature, given.traced), signature)
+    except ArchitectureError as error:
+        if given.required or not any(signature.axes):
+            raise _refusal(error, given) from error
+        fixed = replace(signature, axes=({},) * len(signature.axes))
+        size = given.calls[0].size
+        return _Made(attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",))
+
+
+def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
+    """The same error with the way out."""
+    if not isinstance(error, FixedAxisError):
+        return error
+    if given.images:
+        return ArchitectureError(
+            "the network can be exported for one batch size only, because it loops over the images of a batch or"
+            " holds their number as a constant; rewrite its `forward` without either"
         )
-    except GbnnError:
-        raise
-    except Exception as error:  # any exception of torch's exporter or of the user's network
-        raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
-    return data, OPSET
+    way_out = "give its size in place of its name" if given.option == "--input" else "give batches of one size"
+    return ArchitectureError(f"{error}; {way_out}, or rewrite its `forward`")
 
 
 def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dict[str, str]:
@@ -216,16 +320,17 @@ def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dic
     return {own: names[mark] for own, mark in marks.items() if mark in names}
 
 
-def _write_checked(
-    target: Path, data: bytes, batches: Sequence[torch.Tensor], expected: Mapping[str, np.ndarray]
-) -> float:
+def _write_checked(target: Path, data: bytes, calls: Sequence[Call], expected: Sequence[Outputs]) -> float:
     """Write the file if it passes the check, and return the largest relative difference."""
-    from gbnn_compress.onnx_files.check import largest_difference, require_equal, run_onnx
+    from gbnn_compress.onnx_files.check import largest_over_runs, require_equal, run_onnx
 
+    feeds = [
+        {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)} for call in calls
+    ]
     differences: list[float] = []
 
     def verify(path: Path) -> None:
-        differences.append(largest_difference(run_onnx(path, [batch.numpy() for batch in batches]), expected))
+        differences.append(largest_over_runs(run_onnx(path, feeds), expected))
         require_equal(differences[0])
 
     write_atomically(target, data, verify=verify)

@@ -10,7 +10,7 @@ from onnx_ir.tape import Tape
 
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.onnx_files.decode import constant, decode, tables
-from gbnn_compress.onnx_files.graph import LOGITS, TEMPERATURE, network_graph
+from gbnn_compress.onnx_files.graph import TEMPERATURE, network_graph
 from gbnn_compress.onnx_files.samples import sampled
 from gbnn_compress.predict.rebuild import rebuild
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from gbnn_compress.onnx_files.call import Call
+    from gbnn_compress.onnx_files.signature import Signature
     from gbnn_compress.types import Artifact
 
 LARGEST_FILE = 2**31 - 1
@@ -28,9 +30,10 @@ LARGEST_FILE = 2**31 - 1
 def onnx_bytes(
     module: torch.nn.Module,
     artifact: Artifact,
+    call: Call,
     *,
+    signature: Signature,
     shared: Mapping[str, str],
-    input_shape: Sequence[int],
     weights: str,
     seeds: Sequence[int],
     temperature: float,
@@ -40,30 +43,34 @@ def onnx_bytes(
     Args:
         module: float32, in evaluation mode, with the posterior-mean weights.
         artifact: The source of its weights.
+        call: The call that is traced; free axes have sizes of at least 2.
+        signature: Names and free axes of inputs and outputs.
         shared: Name of a parameter or buffer in the module -> the artifact's name of that shared tensor.
-        input_shape: Shape of one input.
         weights: `mean`, `codebook` or `samples`.
         seeds: Seeds of the posterior samples; ignored by the other forms.
-        temperature: Divisor of the logits, or for samples of the logarithm of their mean probabilities; 1 for none.
+        temperature: Divisor of a classifier's logits, or for samples of the logarithm of their mean probabilities; 1
+            for none.
 
     Raises:
         GbnnError: The file would be larger than ONNX allows, or `samples` is asked of a network without shared tensors.
         Exception: Any exception of torch's exporter.
     """
-    model, inputs = network_graph(module, input_shape=input_shape, shared=shared)
+    model, inputs = network_graph(module, call, signature=signature, shared=shared)
     if weights == "mean":
         _fill_in(model.graph, inputs, artifact)
-        _divide(model.graph, temperature)
+        _divide(model.graph, signature, temperature)
     elif weights == "codebook":
         _decode_in(model.graph, inputs, artifact)
-        _divide(model.graph, temperature)
+        _divide(model.graph, signature, temperature)
     elif not inputs:
         raise GbnnError(
             "the network uses no tensor with shared weights, so all of its samples are equal; give `--weights mean`"
         )
     else:
         shared_tables = tables(artifact, inputs, seeds)
-        model = sampled(model, inputs, shared_tables, n_samples=len(seeds), temperature=temperature)
+        model = sampled(
+            model, inputs, shared_tables, signature=signature, n_samples=len(seeds), temperature=temperature
+        )
     return _serialised(model)
 
 
@@ -83,15 +90,15 @@ def _decode_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifa
         decode(graph, inputs[table.name], table, held)
 
 
-def _divide(graph: ir.Graph, temperature: float) -> None:
-    """Divide the logits of the graph by a temperature."""
-    if temperature == 1.0:
+def _divide(graph: ir.Graph, signature: Signature, temperature: float) -> None:
+    """Divide the logits of a classifier's graph by a temperature."""
+    if temperature == 1.0 or not signature.classifier:
         return
-    logits = graph.outputs[0]
+    logits = graph.outputs[signature.logits]
     divisor = constant(graph, TEMPERATURE, np.array(temperature, dtype=np.float32))
-    scaled = ir.Value(name=LOGITS, type=logits.type, shape=logits.shape)
-    logits.name = f"{LOGITS}_at_temperature_1"
-    graph.outputs[0] = Tape(graph).op("Div", [logits, divisor], output=scaled)
+    scaled = ir.Value(name=logits.name, type=logits.type, shape=logits.shape)
+    logits.name = f"{logits.name}_at_temperature_1"
+    graph.outputs[signature.logits] = Tape(graph).op("Div", [logits, divisor], output=scaled)
 
 
 def _serialised(model: ir.Model) -> bytes:

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from gbnn_compress.errors import ArchitectureError
+from gbnn_compress.onnx_files.flat import PREFIX, Flat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping
 
     import torch
+
+    from gbnn_compress.onnx_files.call import Call
+    from gbnn_compress.onnx_files.signature import Signature
 
 OPSET = 21
 """The lowest opset with integers of 4 bits."""
 
-INPUT = "input"
-LOGITS = "logits"
 TEMPERATURE = "temperature"
 
 
+class FixedAxisError(ArchitectureError):
+    """An axis that was to be free has one size in the graph."""
+
+
 def network_graph(
-    module: torch.nn.Module, *, input_shape: Sequence[int], shared: Mapping[str, str]
+    module: torch.nn.Module, call: Call, *, signature: Signature, shared: Mapping[str, str]
 ) -> tuple[ir.Model, dict[str, ir.Value]]:
-    """Export a module for any batch size, its shared weights as inputs of the graph.
+    """Export a module, its shared weights as inputs of the graph.
 
     The optimiser, which runs here, neither folds nor transposes inputs.
 
     Args:
         module: float32, in evaluation mode.
-        input_shape: Shape of one input.
+        call: The call that is traced; free axes have sizes of at least 2.
+        signature: Names and free axes.
         shared: Name of a parameter or buffer in the module -> name of the shared tensor; two names of one tensor
             become one input.
 
@@ -42,38 +50,84 @@ def network_graph(
         The model, and its inputs for the shared tensors that the network uses, by the tensor's name.
 
     Raises:
-        ArchitectureError: The network works for one batch size only.
+        FixedAxisError: The exporter has found that a free axis has one size only.
         Exception: Any exception of torch's exporter.
     """
     import torch
 
+    free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in signature.axes)
     with _quiet():
         program = torch.onnx.export(
-            module,
-            (torch.zeros(2, *input_shape),),
+            Flat(module, call, signature.keys),
+            call.tensors,
             dynamo=True,
             optimize=False,
             verbose=False,
             opset_version=OPSET,
-            input_names=[INPUT],
-            output_names=[LOGITS],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            input_names=list(signature.inputs),
+            dynamic_shapes=(free,),
         )
         assert program is not None
-        _require_any_batch(program.model.graph)
-        weights = _weights_as_inputs(program.model.graph, shared)
+        graph = program.model.graph
+        inputs = graph.inputs[: len(signature.inputs)]
+        _require_free(inputs, signature, _fixed_symbols(program.exported_program))
+        _name_axes([*inputs, *graph.outputs], inputs, signature)
+        _name_weights(graph)
+        weights = _weights_as_inputs(graph, shared)
+        _own_outputs(graph)
         program.optimize()
-    _strip(program.model.graph)
+    _strip(graph)
+    _name_ends(graph, graph.inputs[: len(signature.inputs)], signature)
     return program.model, weights
 
 
-def _require_any_batch(graph: ir.Graph) -> None:
-    shape = graph.inputs[0].shape
-    if shape is not None and isinstance(shape[0], int):
-        raise ArchitectureError(
-            "the network can be exported for one batch size only, because it loops over the images of a batch or"
-            " holds their number as a constant; rewrite its `forward` without either"
-        )
+def _fixed_symbols(program: torch.export.ExportedProgram | None) -> dict[str, int]:
+    """Symbol of an axis (`s95`) -> its size, for those that have one size only."""
+    ranges = {} if program is None else program.range_constraints
+    return {str(symbol): int(each.lower) for symbol, each in ranges.items() if each.lower == each.upper}
+
+
+def _require_free(inputs: Collection[ir.Value], signature: Signature, fixed: Mapping[str, int]) -> None:
+    for value, name, axes in zip(inputs, signature.inputs, signature.axes, strict=True):
+        for axis in axes:
+            assert value.shape is not None
+            found = value.shape[axis]
+            size = found if isinstance(found, int) else fixed.get(str(found.value))
+            if size is None:
+                continue
+            raise FixedAxisError(
+                f"axis {axis} (`{axes[axis]}`) of the input `{name}` cannot be exported with a free size: the exporter"
+                f" has fixed it at {size}, because the network loops over it, branches on its size or holds it as a"
+                " constant"
+            )
+
+
+def _name_axes(values: Collection[ir.Value], inputs: Collection[ir.Value], signature: Signature) -> None:
+    """Give the exporter's symbols of free axes (`s95`) their names, within expressions, too."""
+    names: dict[str, str] = {}
+    for value, axes in zip(inputs, signature.axes, strict=True):
+        for axis, name in axes.items():
+            assert value.shape is not None
+            names.setdefault(str(value.shape[axis]), name)
+
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(size, names) for size in value.shape])
+
+
+def _renamed(size: int | ir.SymbolicDim, names: Mapping[str, str]) -> int | str | None:
+    if isinstance(size, int):
+        return size
+    return size.value and re.sub(r"\w+", lambda word: names.get(word[0], word[0]), size.value)
+
+
+def _name_weights(graph: ir.Graph) -> None:
+    """Remove the prefix of Flat from the names of the network's tensors."""
+    values = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value in values:
+        value.name = str(value.name).removeprefix(PREFIX)
+        graph.initializers.add(value)
 
 
 def _weights_as_inputs(graph: ir.Graph, shared: Mapping[str, str]) -> dict[str, ir.Value]:
@@ -91,8 +145,34 @@ def _weights_as_inputs(graph: ir.Graph, shared: Mapping[str, str]) -> dict[str, 
     return weights
 
 
+def _own_outputs(graph: ir.Graph) -> None:
+    """Copy outputs that are an input, a weight or another output: each output of a graph is a value of its own."""
+    seen: set[int] = set()
+    for position, value in enumerate(graph.outputs):
+        if id(value) in seen or value.producer() is None:
+            node = ir.node("Identity", [value])
+            copy = node.outputs[0]
+            copy.type, copy.shape = value.type, value.shape
+            graph.append(node)
+            graph.outputs[position] = copy
+        seen.add(id(value))
+
+
+def _name_ends(graph: ir.Graph, inputs: Collection[ir.Value], signature: Signature) -> None:
+    """Name inputs and outputs; inner values of these names get others."""
+    ends = dict(zip(map(id, (*inputs, *graph.outputs)), (*signature.inputs, *signature.outputs), strict=True))
+    taken = set(ends.values())
+    inner = [*graph.initializers.values(), *(value for node in graph.all_nodes() for value in node.outputs)]
+    for value in (*inner, *graph.inputs):
+        if id(value) not in ends and value.name in taken:
+            value.name = f"{value.name}/inner"
+    for value in (*inputs, *graph.outputs):
+        value.name = ends[id(value)]
+
+
 def _strip(graph: ir.Graph) -> None:
-    """Remove source lines, which the exporter records with paths, and shapes, which runtimes infer."""
+    """Remove the exporter's records (source lines with paths, the signature), and shapes, which runtimes infer."""
+    graph.metadata_props.clear()
     nodes = list(graph.all_nodes())
     for node in nodes:
         node.name = None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.checkpoint.select import outlier_warnings
+from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.pipeline.opening import RunInputs, open_request
 from gbnn_compress.pipeline.preparing import FINEST_RATIO, prepare_request
@@ -17,6 +18,7 @@ from gbnn_compress.pipeline.request import Request, takes_options
 from gbnn_compress.pipeline.run_page import run_page
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compression
+from gbnn_compress.predict.output_evaluation import evaluate_output_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
 from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
@@ -40,11 +42,11 @@ INCOMPARABLE = (
 
 
 @takes_options
-def compress(checkpoint: str | Path, *, progress: OnProgress | None = None, **options: Any) -> Report:
+def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: Any) -> Report:
     """Compress a checkpoint into one artifact file.
 
     Args:
-        checkpoint: The file or folder.
+        checkpoint: The file or folder; or a `torch.nn.Module`, which stays as it is; or a mapping of tensors.
         progress: Called with one line of text when a stage begins.
         options: The other fields of `Request`. Give at least `target_ratio` or `max_drop`, unless the recipe sets a
             target.
@@ -75,7 +77,7 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
     on_progress, clock = progress or (lambda line: None), Clock()
     with clock("read"):
-        on_progress(f"reading {words.name_of(request.source)}")
+        on_progress(f"reading {words.name_of(request.name)}")
         opened = open_request(request)
     with clock("fit"):
         finest = request.byte_ratio or FINEST_RATIO
@@ -96,8 +98,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     report, reliability = _reported(request, opened, artifact, result, training, on_progress)
     if request.html is not None:
         on_progress(f"writing {words.name_of(request.html)}")
-        name = words.name_of(request.source)
-        shown = run_page(prepared, artifact, report, name=name, arch=request.arch, reliability=reliability)
+        name = words.name_of(request.name)
+        shown = run_page(prepared, artifact, report, name=name, arch=request.arch_name, reliability=reliability)
         page.write(shown, Path(request.html))
     report["timings"] = clock.timings()
     return report
@@ -193,7 +195,7 @@ def _reported(
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
     report["checkpoint"] = {
-        "path": str(request.source),
+        "path": None if request.source is None else str(request.source),
         **report["checkpoint"],
         "architecture_candidates": list(opened.candidates),
     }
@@ -225,12 +227,18 @@ def _settings(request: Request) -> dict[str, Any]:
 def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
-    """The report with measured instead of predicted damage, and the reliability of both networks."""
-    evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
-    damage = cast("DamageEntry", {**report["damage"], **measured})
-    warnings = [
-        *(warning for warning in report["warnings"] if warning.startswith(LOST)),
-        *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
-        *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
-    ]
+    """The report with measured instead of predicted damage, and the reliability of both networks if it was measured."""
+    settled = bench.settled_for(artifact)
+    reliability: Mapping[str, Reliability] = {}
+    if settled.task == OTHER:
+        evaluation, measured, found = evaluate_output_compression(settled, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", measured)
+    else:
+        evaluation, measured, reliability = evaluate_compression(settled, checkpoint, artifact, seed=seed)
+        damage = cast("DamageEntry", {**report["damage"], **measured})
+        found = [
+            *baseline_warnings(settled, evaluation["before"], name="the checkpoint"),
+            *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
+        ]
+    warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability

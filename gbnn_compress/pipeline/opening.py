@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.checkpoint.architecture_index import ArchitectureMatch
+from gbnn_compress.checkpoint.objects import read_any
 from gbnn_compress.checkpoint.select import Selection, select
-from gbnn_compress.data.datasets import load_data
-from gbnn_compress.errors import CheckpointError
-from gbnn_compress.predict.bench import Bench, Evaluation, as_evaluation
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.kind import CLASSIFIER, settle_kind
+from gbnn_compress.data.loaders import load_data
+from gbnn_compress.errors import CheckpointError, DataError
+from gbnn_compress.predict.bench import Bench, as_evaluation
 from gbnn_compress.predict.models import (
     OpenedNetwork,
     extra_notes,
@@ -19,6 +22,8 @@ from gbnn_compress.predict.models import (
     match_of,
     open_network,
 )
+from gbnn_compress.predict.trial import Trial, try_first
+from gbnn_compress.predict.use import use_of
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ class RunInputs:
         validation: The network on the validation data; None without.
         evaluation: The network on the data that the finished file is evaluated on; None without.
         warnings: Warnings that the network does not fit the whole checkpoint.
+        trial: What runs on the first batches say of the network; None without data.
     """
 
     checkpoint: Checkpoint
@@ -50,11 +56,12 @@ class RunInputs:
     validation: Bench | None
     evaluation: Bench | None
     warnings: Sequence[str]
+    trial: Trial | None = None
 
     @property
     def has_labels(self) -> bool:
-        """Whether there is labelled data to measure accuracy on."""
-        return self.evaluation is not None or self.validation is not None
+        """Whether there is data with integer labels that fit the network's output."""
+        return self.trial is not None and self.trial.labelled
 
 
 def open_request(request: Request) -> RunInputs:
@@ -65,27 +72,34 @@ def open_request(request: Request) -> RunInputs:
     Raises:
         GbnnError: The checkpoint, the architecture or the data cannot be read or do not fit.
     """
-    if is_artifact(request.source):
+    if request.source is not None and is_artifact(request.source):
         raise CheckpointError(
             f"`{request.source}` is already compressed: `gbnn-compress report` shows it, `gbnn-compress decompress`"
             " restores dense weights"
         )
-    checkpoint = read_checkpoint(request.source, key=request.key)
+    checkpoint = read_any(request.checkpoint, key=request.key)
+    selection = select(checkpoint, keep=request.configuration.keep)
     match, network, warnings = match_of(checkpoint), None, list[str]()
+    arch = request.architecture
     wanted = (request.data, request.val_data, request.eval_data)
-    if request.arch is not None or any(each is not None for each in wanted):
-        network = open_network(checkpoint, request.arch, match=match)
-    if request.arch is not None and network is not None:
-        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(network.fit, spec=request.arch)))
-        warnings = left_out_warnings(network.fit, checkpoint, spec=request.arch)
+    if arch is not None or any(each is not None for each in wanted):
+        network = open_network(checkpoint, arch, match=match)
+    if arch is not None and network is not None:
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, *extra_notes(network.fit, spec=network.spec)))
+        warnings = left_out_warnings(network.fit, checkpoint, spec=network.spec)
+    benches = _benches(request, network)
+    trial = _trial(benches)
+    if trial is not None:
+        benches = _with_kind(request, benches, trial, match=match, checkpoint=checkpoint)
     return RunInputs(
         checkpoint=checkpoint,
-        selection=select(checkpoint),
-        candidates=match.names if request.arch is None else _published(request.arch),
+        selection=selection,
+        candidates=match.names if arch is None or network is None else _published(network.spec),
         indexed_classes=match.n_classes,
         network=network,
         warnings=warnings,
-        **_benches(request, network),
+        trial=trial,
+        **benches,
     )
 
 
@@ -96,28 +110,74 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
     # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
     separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
-    variational = request.configuration.posterior == "variational"
-    labels = variational or (None if training else False)
+    labels = True if request.configuration.posterior == "variational" else None if training else False
+    use = use_of(
+        forward=request.forward, output=request.chosen, metric=request.metric, loss=request.loss, task=request.task
+    )
 
-    def bench(
-        data: str | Evaluation | None, opened: OpenedNetwork | None, option: str, *, labels: bool | None
-    ) -> Bench | None:
+    def bench(data: Any, opened: OpenedNetwork | None, option: str, *, labels: bool | None) -> Bench | None:
         if data is None or opened is None:
             return None
         evaluation = as_evaluation(data, samples=request.samples)
-        return Bench(opened, load_data(evaluation.data, labels=labels), evaluation, option=option)
+        found = load_data(evaluation.data, labels=labels, option=option)
+        return Bench(opened, found, evaluation, option=option, use=use)
 
-    found = {
-        "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=True),
-        "validation": bench(request.val_data, measuring, "--val-data", labels=None if training else True),
+    return {
+        "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=None),
+        "validation": bench(request.val_data, measuring, "--val-data", labels=None),
         "data": bench(request.data, network, "--data", labels=labels),
     }
-    for name, each in found.items():
-        if each is not None and (training or name != "data"):
-            each.require_usable()
+
+
+def _trial(benches: Mapping[str, Bench | None]) -> Trial | None:
+    """What runs on the first batch of each data set say of the network; None without data."""
+    found = [try_first(bench) for bench in benches.values() if bench is not None]
+    if not found:
+        return None
+    return replace(found[-1], labelled=any(trial.labelled for trial in found))
+
+
+def _with_kind(
+    request: Request,
+    benches: Mapping[str, Bench | None],
+    trial: Trial,
+    *,
+    match: ArchitectureMatch,
+    checkpoint: Checkpoint,
+) -> dict[str, Bench | None]:
+    """The benches with the task of the network. Data that a classifier cannot be measured on are refused."""
+    kind = settle_kind(
+        request.task,
+        labels=trial.labelled,
+        indexed_classes=match.n_classes,
+        outputs=trial.columns,
+        images=trial.images,
+        tensors=checkpoint.tensors,
+    )
+    found = {name: None if bench is None else bench.with_task(kind.task) for name, bench in benches.items()}
+    for name, bench in found.items():
+        if bench is None or (name == "data" and not request.passes):
+            continue
+        on_accuracy = not request.passes and request.max_error is None and request.metric is None
+        if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):
+            _require_labels(bench)
+        bench.require_usable()
     return found
 
 
-def _published(arch: str) -> tuple[str, ...]:
+def _require_labels(bench: Bench) -> None:
+    """Refuse data without labels where the accuracy of a classifier is measured."""
+    data = bench.data
+    if isinstance(data, Dataset):
+        if data.labels is None:
+            load_data(data.spec, labels=True, option=bench.option)  # says what is missing
+    elif not data.has_targets:
+        raise DataError(
+            f"`{bench.option}`: the accuracy of a classifier is measured against labels, and `{data.spec}` has none;"
+            " yield (inputs, labels), or give `--task other` to compare outputs only"
+        )
+
+
+def _published(spec: str) -> tuple[str, ...]:
     """The specification if it is of torchvision or timm, which others can build; empty for a user's own code."""
-    return (arch,) if arch.startswith(("torchvision/", "timm/")) else ()
+    return (spec,) if spec.startswith(("torchvision/", "timm/")) else ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 from gbnn_compress.checkpoint.select import Selection, outlier_warnings
@@ -33,7 +32,7 @@ LIBRARY_BYTES = 800_000_000
 
 @takes_options
 def plan(
-    checkpoint: str | Path,
+    checkpoint: Any,
     *,
     ratios: Sequence[float] = PLANNED_RATIOS,
     progress: OnProgress | None = None,
@@ -46,7 +45,7 @@ def plan(
     written. The predicted damage is that before any training.
 
     Args:
-        checkpoint: The file or folder.
+        checkpoint: The file or folder; or a `torch.nn.Module`, which stays as it is; or a mapping of tensors.
         ratios: Ratios of file bytes to predict for. `target_ratio` is added to them if `ratio_of` is `artifact`.
         progress: Called with one line of text when a stage begins.
         options: The other fields of `Request`.
@@ -93,7 +92,7 @@ def run_plan(
     result = {
         "schema": SCHEMA,
         "checkpoint": {
-            "path": str(request.source),
+            "path": None if request.source is None else str(request.source),
             **prepared.facts["checkpoint"],
             "architecture_candidates": list(opened.candidates),
         },

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
-from gbnn_compress.checkpoint.select import floating_values
+from gbnn_compress.checkpoint.select import Selection, floating_values, matching
 from gbnn_compress.data.kind import CLASSIFIER, FACT, Kind, require_forecast, settle_kind
 from gbnn_compress.pipeline.opening import RunInputs
 from gbnn_compress.pipeline.progress import OnProgress
@@ -19,6 +20,7 @@ from gbnn_compress.target.prepared import Prepared, prepare
 if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.pipeline.request import Request
+    from gbnn_compress.types import Checkpoint
 
 VERSIONED = ("gbnn-compress", "constriction", "numpy", "safetensors", "torch")
 
@@ -45,16 +47,18 @@ def prepare_request(
         GbnnError: The data or the architecture do not fit, or the task does not allow the target.
     """
     recipe, read, selection = request.configuration, opened.checkpoint, opened.selection
-    calibration = _calibration(opened, arch=request.arch, on_progress=on_progress) if _calibrates(request) else None
+    calibration = _calibration(opened, on_progress=on_progress) if _calibrates(request) else None
+    trial = opened.trial
     kind = settle_kind(
         request.task,
-        labels=opened.has_labels or (request.passes > 0 and opened.data is not None and opened.data.labels is not None),
+        labels=opened.has_labels,
         indexed_classes=opened.indexed_classes,
-        outputs=None if calibration is None else calibration.columns,
+        outputs=trial.columns if trial is not None else None if calibration is None else calibration.columns,
+        images=trial is None or trial.images,
         tensors=read.tensors,
     )
     if request.max_drop is not None:
-        require_forecast(kind, measured=request.val_data is not None)
+        require_forecast(kind, measured=request.val_data is not None, metric=request.metric is not None)
     on_progress(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
     fitted = partial(
         prepare,
@@ -67,7 +71,8 @@ def prepare_request(
         calibration=calibration,
         precisions=precisions_on(recipe.posterior, opened.data, read, selection, seed=request.seed),
     )
-    prepared = _by_costs(fitted(), fitted, request, on_progress)
+    weighed = _weighed(recipe.importance, read, selection)
+    prepared = _by_costs(fitted(importances=weighed), fitted, request, on_progress, weighed=weighed)
     ratio = request.byte_ratio
     if not rescue or ratio is None or request.passes:
         return prepared
@@ -75,7 +80,12 @@ def prepare_request(
 
 
 def _by_costs(
-    prepared: Prepared, fitted: Callable[..., Prepared], request: Request, on_progress: OnProgress
+    prepared: Prepared,
+    fitted: Callable[..., Prepared],
+    request: Request,
+    on_progress: OnProgress,
+    *,
+    weighed: Mapping[str, float],
 ) -> Prepared:
     """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it."""
     calibration = prepared.calibration
@@ -88,7 +98,23 @@ def _by_costs(
         on_progress("keeping costs by norms: the network gives no gradients (torch.no_grad or in-place operations)")
         return prepared
     del prepared
-    return fitted(importances=factors)
+    return fitted(importances=factors | {name: factors.get(name, 1.0) * factor for name, factor in weighed.items()})
+
+
+def _weighed(importance: Mapping[str, float], checkpoint: Checkpoint, selection: Selection) -> dict[str, float]:
+    """Name -> factor of the errors of a shared tensor, from the recipe's patterns; empty without patterns.
+
+    Factors of one tensor multiply. The geometric mean over all weights is 1, as it is for measured factors.
+    """
+    if not importance:
+        return {}
+    found = dict.fromkeys(selection.shared, 1.0)
+    for pattern, factor in importance.items():
+        for name in matching([pattern], selection.shared, option="-s importance"):
+            found[name] *= factor
+    sizes = {name: checkpoint.tensors[name].numel() for name in found}
+    mean = math.exp(sum(sizes[name] * math.log(factor) for name, factor in found.items()) / sum(sizes.values()))
+    return {name: factor / mean for name, factor in found.items()}
 
 
 def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, on_progress: OnProgress) -> Prepared:
@@ -107,16 +133,16 @@ def _calibrates(request: Request) -> bool:
     return request.configuration.feedback and not request.passes
 
 
-def _calibration(opened: RunInputs, *, arch: str | None, on_progress: OnProgress) -> Calibration | None:
+def _calibration(opened: RunInputs, *, on_progress: OnProgress) -> Calibration | None:
     """Calibrate on the given data; without data, on noise if the architecture is known."""
     if opened.data is not None:
         on_progress(f"calibrating on {opened.data.evaluation.data}")
         return calibration_on(opened.data, opened.checkpoint, opened.selection)
-    spec = arch or (opened.candidates[0] if len(opened.candidates) == 1 else None)
-    if spec is None:
+    network = opened.network or (opened.candidates[0] if len(opened.candidates) == 1 else None)
+    if network is None:
         return None
-    on_progress(f"calibrating {spec} on noise")
-    calibration = synthetic_calibration(opened.checkpoint, opened.selection, opened.network or spec)
+    on_progress(f"calibrating {network if isinstance(network, str) else network.spec} on noise")
+    calibration = synthetic_calibration(opened.checkpoint, opened.selection, network)
     if calibration is None:
         on_progress(
             "no calibration: the network has no 2-D batch norm, is too large, or does not run on noise of 8 x 8 to"
@@ -141,6 +167,7 @@ def _facts(request: Request, opened: RunInputs, kind: Kind) -> dict[str, Any]:
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED},
         "target_ratio": request.ratio,
         "max_drop": request.max_drop,
+        **({} if request.max_error is None else {"max_error": request.max_error}),
         "ratio_of": request.ratio_of,
         **({} if kind.task is None else {FACT: kind.task}),
     }

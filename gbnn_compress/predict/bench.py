@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.architectures import default_preprocessing, load_weights
 from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.data.kind import CLASSIFIER, OTHER
 from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.draws import sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
+from gbnn_compress.predict.models import OpenedNetwork, dense, match_of, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
+from gbnn_compress.predict.outputs import require_steady
 from gbnn_compress.predict.prediction import Prediction, average
-from gbnn_compress.predict.running import check_labels, logits, probabilities, require_classes
+from gbnn_compress.predict.running import (
+    check_labels,
+    class_labels,
+    evaluating,
+    logits,
+    outputs_of,
+    probabilities,
+    require_classes,
+)
+from gbnn_compress.predict.task import settled_task
+from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 
@@ -89,23 +102,6 @@ class _Values:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
-
-
-@dataclass(frozen=True)
-class Use:
-    """How a network is run and measured.
-
-    Attributes:
-        forward: The forward pass, and which of the outputs count.
-        metric: `g(network, data) -> float` of the user, more is better; None without.
-        loss: `l(outputs, batch) -> scalar tensor` of the user; None without.
-        task: `classifier` or `other`; None if the task is not known.
-    """
-
-    forward: Forward = field(default_factory=Forward)
-    metric: Callable[[torch.nn.Module, Any], Any] | None = None
-    loss: Callable[[Any, Any], Any] | None = None
-    task: str | None = None
 
 
 class Bench:
@@ -200,8 +196,12 @@ class Bench:
 
     def with_task(self, task: str | None) -> Bench:
         """The same bench with a known task."""
+        return self.with_use(replace(self.use, task=task))
+
+    def with_use(self, use: Use) -> Bench:
+        """The same bench, run and measured in another way."""
         other = copy.copy(self)
-        other.use = replace(self.use, task=task)
+        other.use = use
         return other
 
     def on(self, data: Dataset | Batches, *, option: str) -> Bench:
@@ -228,17 +228,85 @@ class Bench:
             raise ArchitectureError(f"`{option} {name}`: {error}") from None
 
     def require_usable(self) -> None:
-        """Check that the network runs on the first input and has a class for each label.
+        """Check that the network runs on the first input; a classifier, that it has a class for each label.
 
         Raises:
-            GbnnError: The network fails on the input, has a single output, or lacks the class of a label.
+            GbnnError: The network fails on the input, or keeps a state between calls; of a classifier, it has a single
+                output, or lacks the class of a label.
         """
         import torch
 
-        n_classes = logits(self.network, [(self.inputs(at_most=1), None)], option=self.option).shape[1]
+        (first,) = self.first_batches()
+        if self.settled_for(None).task == OTHER:
+            require_steady(self.network, first, forward=self.forward, option=self.option)
+            return
+        n_classes = self._logits([first]).shape[1]
         require_classes(n_classes, option=self.option)
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
+
+    def first_batches(self) -> Iterator[Batch]:
+        """One image without its label, or the first batch of other data."""
+        if isinstance(self.data, Dataset):
+            yield read_batch(self.inputs(at_most=1))
+        else:
+            yield self.data.first
+
+    def settled_for(self, model: Checkpoint | Artifact | None) -> Bench:
+        """The same bench with the task of a model, `classifier` or `other`.
+
+        Args:
+            model: Weights of this network. An artifact may record the task, and the index may know the tensors. None:
+                data and outputs decide.
+        """
+        facts = model.facts if isinstance(model, Artifact) else None
+        (first,) = self.first_batches()
+
+        def outputs() -> Mapping[str, torch.Tensor]:
+            with evaluating(self.network):
+                raw = outputs_of(self.network, first, forward=self.forward, device=self.device, option=self.option)
+            return self.forward.chosen(raw)
+
+        labelled = self.data.labels is not None if isinstance(self.data, Dataset) else self.data.has_labels
+        indexed = model is not None and match_of(model).n_classes is not None
+        task = settled_task(first, outputs, task=self.task, facts=facts, labelled=labelled, indexed=indexed)
+        return self.with_task(task)
+
+    def class_labels(self) -> np.ndarray | None:
+        """Labels of the rows that `predict` returns, int64 (N,) with IGNORED where there is none; None without labels.
+
+        Of outputs with more than two axes, each position has a label. All batches are read once.
+        """
+        import numpy as np
+
+        if self.data.labels is not None or isinstance(self.data, Dataset):
+            return self.data.labels
+        if not self.data.has_targets or self.task != CLASSIFIER:
+            return None
+        found = [class_labels(batch) for batch in self.batches()]
+        parts = [each.numpy() for each in found if each is not None]
+        return np.concatenate(parts) if len(parts) == len(found) else None
+
+    def required_labels(self) -> np.ndarray:
+        """`class_labels` of data that must have labels.
+
+        Raises:
+            DataError: The data have no integer labels.
+        """
+        found = self.class_labels()
+        if found is not None:
+            return found
+        if isinstance(self.data, Dataset):
+            load_data(self.data.spec, labels=True, option=self.option)  # says what the file lacks
+        raise DataError(
+            f"`{self.option}`: a classifier is measured by integer labels, and `{self.data.spec}` has none; give"
+            " labels, or compare outputs (`--task other` with `--reference`)"
+        )
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs. Data that are no images are read once."""
+        return len(self.data) if isinstance(self.data, Dataset) else self.data.n_inputs
 
     def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
         """Predict with a checkpoint's weights, or average over posterior draws of an artifact.
@@ -252,7 +320,7 @@ class Bench:
             return average([self.run(model.tensors)])
         source = sampler(model, self.network, load=self._load)
         draws = self.evaluation.samples if samples is None else samples
-        return monte_carlo(source, self._batches(), samples=draws, seed=seed, option=self.option)
+        return monte_carlo(source, self.batches(), samples=draws, seed=seed, **self._running)
 
     def probabilities(self, model: Checkpoint | Artifact, *, seed: int) -> torch.Tensor:
         """Probabilities of `predict`, float64 (N, C)."""
@@ -261,7 +329,15 @@ class Bench:
     def run(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Probabilities of one set of weights, float64 (N, C)."""
         self._load(tensors)
-        return probabilities(self.network, self._batches(), option=self.option)
+        return probabilities(self.network, self.batches(), **self._running)
+
+    @property
+    def _running(self) -> dict[str, Any]:
+        """How classifiers run; positions count only for networks that are known as classifiers."""
+        return {"option": self.option, "forward": self.forward, "positions": self.task == CLASSIFIER}
+
+    def _logits(self, batches: Iterable[Batch]) -> torch.Tensor:
+        return logits(self.network, batches, **self._running)
 
     def inputs(self, *, at_most: int) -> torch.Tensor:
         """A fixed random sample of the preprocessed inputs, float32 (N, channels, height, width), on the CPU.

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+from gbnn_compress.data.kind import OTHER
 from gbnn_compress.data.names import match_names, rename
 from gbnn_compress.errors import require_seed
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.bench import Evaluation, as_evaluation, open_bench
-from gbnn_compress.predict.models import dense, read_model
+from gbnn_compress.predict.bench import Bench, as_evaluation, open_bench
+from gbnn_compress.predict.differences import as_json, left_out_note, lost_warnings
+from gbnn_compress.predict.evaluation import labelled
+from gbnn_compress.predict.models import arch_of, dense, read_model
+from gbnn_compress.predict.output_evaluation import AFTER, BEFORE, MEAN, changed_numbers, measured_outputs
+from gbnn_compress.predict.running import IGNORED
+from gbnn_compress.predict.task import recorded_task
+from gbnn_compress.predict.use import use_of
+from gbnn_compress.report import words
 from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
+from gbnn_compress.types import Artifact, Checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
 
 
 def diff(
-    first: str | Path,
-    second: str | Path,
+    first: Any,
+    second: Any,
     *,
-    data: str | Evaluation | None = None,
-    arch: str | None = None,
+    data: Any = None,
+    arch: Any = None,
     key: str | None = None,
+    task: str | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    output: str | int | None = None,
+    metric: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    loss: Callable[[Any, Any], Any] | str | None = None,
     samples: int = 16,
     seed: int = 0,
 ) -> DiffReport:
@@ -33,30 +46,41 @@ def diff(
     Tensors are matched by name. Names that differ only by parts that wrappers add, such as `module.`, match.
 
     Args:
-        first: The reference: a checkpoint (file or folder) or an artifact.
+        first: The reference: a checkpoint (file, folder, module or mapping) or an artifact.
         second: The model that is compared with it.
-        data: Data specification, or an `Evaluation` that also says how to read the data. Labels are optional.
-        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        data: Data specification or object, or an `Evaluation` that also says how to read the data. Labels are optional.
+        arch: Specification of the network, a module, or a callable that makes one. Default: the one that the artifact
+            records or the index finds.
         key: Network to take from each checkpoint that holds several; ignored for artifacts.
+        task: `classifier` or `other`. Default: the task that an artifact records, or else what labels, the index of
+            architectures and the outputs suggest.
+        forward: `f(network, batch) -> outputs`, where calling the network with the inputs does not fit; or text
+            `path.py:callable`, as for `metric` and `loss`.
+        output: Name or position of the one output that counts. Default: every floating output.
+        metric: `g(network, data) -> float`, more is better.
+        loss: `l(outputs, batch) -> scalar tensor`.
         samples: Number of posterior draws of an artifact; ignored if `data` is an `Evaluation`, which has its own.
         seed: Seed of the first posterior draw.
 
     Returns:
         `bytes` of both files, `tensors` (relative error and largest error of each common tensor), `only_in_first` and
-        `only_in_second`. With `data`, also `agreement` and `logit_kl` (nats), both at the posterior mean. With labelled
-        data, also `metrics` of both models.
+        `only_in_second`. With `data`, of classifiers also `agreement` and `logit_kl` (nats), both at the posterior
+        mean, and with labels, `metrics` of both models; of other networks `relative_error`, `cosine` and `outputs`, at
+        the posterior mean. With `metric` and `loss`, their values in both models.
 
     Raises:
         GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
     require_seed(seed)
-    paths = (Path(first), Path(second))
-    models = tuple(read_model(path, key=key) for path in paths)
+    given = tuple(Path(each) if isinstance(each, str) else each for each in (first, second))
+    models = tuple(
+        read_model(each, key=key, argument=argument) for argument, each in zip(("first", "second"), given, strict=True)
+    )
     a, b = (dense(model) for model in models)
     b = _named_alike(b, a)
     result: DiffReport = {
         "schema": SCHEMA,
-        "models": [str(path) for path in paths],
+        "models": [words.path_of(each) for each in given],
         "bytes": [model.size_bytes for model in models],
         "tensors": [_tensor_difference(name, a[name], b[name]) for name in a if name in b],
         "only_in_first": [name for name in a if name not in b],
@@ -64,13 +88,50 @@ def diff(
     }
     if data is None:
         return result
-    bench = open_bench(models[0], as_evaluation(data, samples=samples), arch, labels=None)
-    p, q = (bench.predict(model, samples=0).probabilities for model in models)
-    result["agreement"], result["logit_kl"] = metrics.agreement(p, q), metrics.logit_kl(p, q)
-    if bench.data.labels is not None:
-        drawn = [bench.probabilities(model, seed=seed) for model in models]
-        result["metrics"] = [metrics.summary(each, bench.labels) for each in drawn]
+    use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
+    network = arch_of(first, arch_of(second, arch))
+    bench = open_bench(models[0], as_evaluation(data, samples=samples), network, labels=None, use=use)
+    recorded = next((model for model in models if _records_task(model)), models[0])
+    bench = bench.settled_for(recorded)
+    on_data = _outputs(bench, models, seed=seed) if bench.task == OTHER else _classes(bench, models, seed=seed)
+    return cast("DiffReport", {**result, **on_data})
+
+
+def _records_task(model: Checkpoint | Artifact) -> bool:
+    return isinstance(model, Artifact) and recorded_task(model.facts) is not None
+
+
+def _classes(bench: Bench, models: Sequence[Checkpoint | Artifact], *, seed: int) -> dict[str, Any]:
+    """What differs between the predictions of two classifiers."""
+    first, second = models
+    p, q = (bench.predict(model, samples=0) for model in models)
+    labels = bench.class_labels()
+    result: dict[str, Any] = {}
+    if labels is not None:
+        known = labels[labels != IGNORED]
+        p, q = labelled(p, labels), labelled(q, labels)
+        drawn = [labelled(bench.predict(model, seed=seed), labels).probabilities for model in models]
+        result["metrics"] = [metrics.summary(each, known) for each in drawn]
+    result["agreement"] = metrics.agreement(p.probabilities, q.probabilities)
+    result["logit_kl"] = metrics.logit_kl(p.probabilities, q.probabilities)
+    if bench.metric is not None or bench.loss is not None:
+        result |= changed_numbers(measured_outputs(bench, second, first, seed=seed, compare=False))
     return result
+
+
+def _outputs(bench: Bench, models: Sequence[Checkpoint | Artifact], *, seed: int) -> dict[str, Any]:
+    """What differs between the outputs of two networks that are no classifiers, at the posterior mean."""
+    first, second = models
+    found = measured_outputs(bench, second, first, seed=seed)
+    at_mean = {BEFORE: found[BEFORE], AFTER: found[MEAN]}
+    difference = found[MEAN].difference
+    assert difference is not None
+    note = left_out_note(difference)
+    warnings = [
+        *lost_warnings(difference, inputs=f"`{bench.option}`", reference="the first"),
+        *([note] if note else []),
+    ]
+    return {**as_json(difference), **changed_numbers(at_mean), **({"warnings": warnings} if warnings else {})}
 
 
 def _named_alike(tensors: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -27,6 +27,11 @@ class Forward:
     function: Callable[[torch.nn.Module, Any], Any] | None = None
     output: str | int | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the network is called with the inputs, and every floating output counts."""
+        return self.function is None and self.output is None
+
     def __call__(self, network: torch.nn.Module, batch: Batch) -> Any:
         """The network's outputs, whole; exceptions of the network go through."""
         if self.function is not None:

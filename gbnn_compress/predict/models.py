@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.architecture_index import ArchitectureMatch, find_architectures
-from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.checkpoint.objects import is_module, read_any
 from gbnn_compress.checkpoint.select import floating_shapes
 from gbnn_compress.data.architectures import build_network, load_weights
-from gbnn_compress.errors import ArchitectureError, listed
+from gbnn_compress.data.user_code import attempt
+from gbnn_compress.errors import ArchitectureError, GbnnError, listed, one_line
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import FORMAT
 from gbnn_compress.predict.rebuild import rebuild
@@ -34,7 +35,7 @@ class OpenedNetwork:
 
     Attributes:
         network: The network, on the CPU.
-        spec: Specification of its architecture.
+        spec: Specification of its architecture; of a module, the index's name for it or its class.
         fit: Names of the model's tensors in the network.
     """
 
@@ -53,7 +54,7 @@ class OpenedNetwork:
 
 def open_network(
     model: Checkpoint | Artifact,
-    arch: str | None = None,
+    arch: Any = None,
     *,
     match: ArchitectureMatch | None = None,
     strict: bool | None = None,
@@ -62,7 +63,8 @@ def open_network(
 
     Args:
         model: The weights.
-        arch: Specification of the network. Default: the one that the artifact records or the index finds.
+        arch: Specification of the network; or a module, of which a copy is taken; or a callable that makes one.
+            Default: the one that the artifact records or the index finds.
         match: Result of `match_of` for the model, if it was called before.
         strict: As in `load_weights`: True refuses tensors that the network lacks, None leaves them out, False also
             keeps the network's values of tensors that the model lacks.
@@ -71,8 +73,12 @@ def open_network(
         ArchitectureError: The architecture is unknown, cannot be built, or does not fit the weights.
     """
     match = match or match_of(model)
-    spec = arch or known_architecture(model, match=match)
-    network = build_network(spec, n_classes=match.n_classes)
+    if arch is None or isinstance(arch, str):
+        spec = arch or known_architecture(model, match=match)
+        network = build_network(spec, n_classes=match.n_classes)
+    else:
+        network = made_network(arch)
+        spec = published_name(network, match) or name_of_arch(arch)
     return OpenedNetwork(network, spec, load_weights(network, dense(model), spec=spec, strict=strict))
 
 
@@ -81,17 +87,86 @@ def match_of(model: Checkpoint | Artifact) -> ArchitectureMatch:
     return find_architectures(shapes_of(model))
 
 
-def read_model(path: Path, *, key: str | None = None) -> Checkpoint | Artifact:
-    """Read a checkpoint (file or folder) or an artifact. The file's header says which of the two it is.
-
-    Args:
-        path: The file or folder.
-        key: Network to take from a checkpoint that holds several; ignored for an artifact, which holds one.
+def made_network(arch: Any) -> torch.nn.Module:
+    """A copy of the user's module, or what the user's callable makes; on the CPU, in evaluation mode.
 
     Raises:
-        GbnnError: The path is neither a checkpoint nor an artifact, or is damaged.
+        ArchitectureError: The callable fails or makes no module, or the module cannot be copied.
+        GbnnError: The object is of another type.
     """
-    return read_artifact(path) if is_artifact(path) else read_checkpoint(path, key=key)
+    check_arch(arch)
+    if not is_module(arch):
+        made = attempt(f"`{name_of_arch(arch)}` fails when called without arguments", arch, error=ArchitectureError)
+        if not is_module(made):
+            got = type(made).__name__
+            raise ArchitectureError(f"`{name_of_arch(arch)}` must return a torch.nn.Module, got `{got}`")
+        return made.cpu().eval()
+    try:
+        return copied(_unwrapped(arch)).cpu().eval()
+    except Exception as error:  # whatever the user's own module raises
+        raise ArchitectureError(
+            f"`{name_of_arch(arch)}` cannot be copied ({one_line(error)}); give its state_dict() as the checkpoint, and"
+            " a callable that makes the network as `arch`"
+        ) from error
+
+
+def check_arch(arch: Any) -> None:
+    """Refuse an architecture of another type.
+
+    Raises:
+        GbnnError: It is neither None nor text, nor a module or a callable.
+    """
+    if arch is not None and not isinstance(arch, str) and not callable(arch):
+        raise GbnnError(
+            "`arch`: expected text (such as torchvision/resnet18), a torch.nn.Module or a callable that makes one, got"
+            f" `{type(arch).__name__}`"
+        )
+
+
+def name_of_arch(arch: Any) -> str:
+    """Name of an architecture for messages: the specification, the module's class or the callable's name."""
+    if isinstance(arch, str):
+        return arch
+    return type(arch).__name__ if is_module(arch) else str(getattr(arch, "__name__", type(arch).__name__))
+
+
+def published_name(network: torch.nn.Module, match: ArchitectureMatch) -> str | None:
+    """The architecture of the index that a module of torchvision or timm is; None if it is not known or not theirs."""
+    package = type(network).__module__.partition(".")[0]
+    names = [name for name in match.names if name.partition("/")[0] == package]
+    return names[0] if len(names) == len(match.names) == 1 else None
+
+
+def _unwrapped(network: torch.nn.Module) -> torch.nn.Module:
+    """The module inside wrappers that run it on several devices or compile it, which cannot be copied."""
+    import torch
+
+    while isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        network = network.module
+    inner = getattr(network, "_orig_mod", None)
+    return inner if isinstance(inner, torch.nn.Module) else network
+
+
+def read_model(given: Any, *, key: str | None = None, argument: str = "model") -> Checkpoint | Artifact:
+    """Read a checkpoint or an artifact. A file's header says which of the two it is.
+
+    Args:
+        given: A file, a folder, a module or a mapping of tensors.
+        key: Network to take from a checkpoint that holds several; ignored for an artifact, which holds one.
+        argument: Name of the argument, for messages.
+
+    Raises:
+        GbnnError: The object is neither a checkpoint nor an artifact, or is damaged.
+    """
+    if isinstance(given, str | Path) and is_artifact(Path(given)):
+        return read_artifact(Path(given))
+    return read_any(given, key=key, argument=argument)
+
+
+def arch_of(given: Any, arch: Any) -> Any:
+    """The architecture of a checkpoint: the given one, or a module's own."""
+    check_arch(arch)
+    return given if arch is None and is_module(given) else arch
 
 
 def extra_notes(fit: Fit, *, spec: str) -> tuple[str, ...]:

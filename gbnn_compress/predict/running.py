@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
+from gbnn_compress.data.batches import Batch, copied_to, read_batch, tensors_in
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, one_line
+from gbnn_compress.predict.forward import Forward
+from gbnn_compress.predict.nesting import by_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -16,47 +19,114 @@ if TYPE_CHECKING:
 
     import torch
 
-    # Images float32 (B, channels, height, width), labels int64 (B,) or None.
-    Batch = tuple[torch.Tensor, torch.Tensor | None]
+    AnyBatch = Batch | tuple[torch.Tensor, torch.Tensor | None]
+    """A batch, or images float32 (B, channels, height, width) with labels int64 (B,) or None."""
+
+IGNORED = -100
+"""Label of positions that do not count."""
 
 
-def logits(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
-    """Run a network on all batches, in evaluation mode and without gradients.
+def logits(
+    network: torch.nn.Module,
+    batches: Iterable[AnyBatch],
+    *,
+    option: str = "--data",
+    forward: Forward | None = None,
+    positions: bool = False,
+) -> torch.Tensor:
+    """Run a classifier on all batches, in evaluation mode and without gradients.
 
     Args:
-        network: Maps images to a (B, C) tensor. It is not changed; each module keeps its mode.
-        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None. Labels are only
+        network: Maps a batch to a (B, C) tensor. It is not changed; each module keeps its mode.
+        batches: Batches, or images float32 (B, channels, height, width) with labels int64 (B,) or None. Labels are only
             checked against the number of classes.
         option: The option that names the data, for messages.
+        forward: How the network is run, and which output counts. Default: it is called with the inputs.
+        positions: Whether outputs may have further axes, (B, C, ...); then each position counts as an input.
 
     Returns:
-        The network's outputs, float32 (N, C), on the CPU.
+        The network's outputs, float32 (N, C), on the CPU. Positions are in C order after the inputs.
 
     Raises:
-        ArchitectureError: The output is no finite (B, C) tensor, or the network fails on the images.
+        ArchitectureError: The output is no finite (B, C) tensor, or the network fails on the batch.
         DataError: Wrong number of channels, labels beyond the network's classes, or no batch.
     """
     import torch
 
-    device = next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
-    outputs = []
+    device, outputs, how = device_of(network), [], forward or Forward()
     with evaluating(network), torch.inference_mode():
-        for images, labels in batches:
-            output = _forward(network, images.to(device), option=option)
-            check_labels(labels, output.shape[1], option=option)
+        for given in batches:
+            batch = given if isinstance(given, Batch) else read_batch(given)
+            output = _logits(how, outputs_of(network, batch, forward=how, device=device, option=option))
+            n_inputs = batch.size
+            if positions and isinstance(output, torch.Tensor) and output.ndim > 2:
+                output = output.movedim(1, -1).flatten(0, -2)
+                n_inputs = len(output)
+            _check_output(output, batch.inputs, n_inputs, option=option)
+            check_labels(class_labels(batch), output.shape[1], option=option)
             outputs.append(output.float().cpu())
     if not outputs:
         raise DataError(f"`{option}` is empty, expected at least one input")
     return torch.cat(outputs)
 
 
-def probabilities(network: torch.nn.Module, batches: Iterable[Batch], *, option: str = "--data") -> torch.Tensor:
+def outputs_of(
+    network: torch.nn.Module, batch: Batch, *, forward: Forward, device: torch.device, option: str = "--data"
+) -> Any:
+    """The network's outputs for one batch, whole, on its device. The network gets copies, which it may change.
+
+    Args:
+        network: The network, in the mode in which it is to run.
+        batch: The batch, on any device.
+        forward: How the network is run.
+        device: The network's device.
+        option: The option that names the data, for messages.
+
+    Raises:
+        ArchitectureError: The network fails on the batch.
+        DataError: Wrong number of channels.
+    """
+    try:
+        return forward(network, read_batch(copied_to(batch.value, device)))
+    except GbnnError:
+        raise
+    except Exception as error:  # whatever the user's own network raises
+        raise _refusal(error, batch, option=option) from error
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """The device of the network's first tensor; the CPU if it has none."""
+    import torch
+
+    return next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
+
+
+def class_labels(batch: Batch) -> torch.Tensor | None:
+    """The targets of a batch as labels, int64 (n,) in C order; None without targets of integers."""
+    import torch
+
+    targets = batch.targets
+    if not isinstance(targets, torch.Tensor) or targets.dtype.is_floating_point or targets.dtype == torch.bool:
+        return None
+    return targets.long().flatten()
+
+
+def probabilities(
+    network: torch.nn.Module,
+    batches: Iterable[AnyBatch],
+    *,
+    option: str = "--data",
+    forward: Forward | None = None,
+    positions: bool = False,
+) -> torch.Tensor:
     """Class probabilities: the softmax of `logits`.
 
     Args:
-        network: Maps images to a (B, C) tensor. It is not changed.
-        batches: Images float32 (B, channels, height, width) with labels int64 (B,) or None.
+        network: Maps a batch to a (B, C) tensor. It is not changed.
+        batches: Batches, or images float32 (B, channels, height, width) with labels int64 (B,) or None.
         option: The option that names the data, for messages.
+        forward: How the network is run, and which output counts. Default: it is called with the inputs.
+        positions: Whether outputs may have further axes, (B, C, ...); then each position counts as an input.
 
     Returns:
         float64 (N, C) on the CPU.
@@ -65,7 +135,7 @@ def probabilities(network: torch.nn.Module, batches: Iterable[Batch], *, option:
         ArchitectureError: The network fails on the images, or its outputs are no finite logits of two or more classes.
         DataError: Wrong number of channels, labels beyond the network's classes, or no batch.
     """
-    found = logits(network, batches, option=option)
+    found = logits(network, batches, option=option, forward=forward, positions=positions)
     require_classes(found.shape[1], option=option)
     return found.double().softmax(dim=1)
 
@@ -154,16 +224,28 @@ def _renew_list(layer: Any, inputs: object) -> None:
     layer._flat_weights = [getattr(layer, name, None) for name in layer._flat_weights_names]
 
 
-def _forward(network: torch.nn.Module, images: torch.Tensor, *, option: str) -> torch.Tensor:
-    try:
-        output = network(images)
-    except Exception as error:  # whatever the user's own network raises
-        raise _refusal(error, images, option=option) from error
-    _check_output(output, images, option=option)
-    return output
+def _logits(forward: Forward, outputs: Any) -> Any:
+    """The one output that counts; all outputs if there are several, for `_check_output` to refuse."""
+    import torch
+
+    if isinstance(outputs, torch.Tensor) and forward.output is None:
+        return outputs
+    if not any(tensor.is_floating_point() for tensor in by_name(outputs).values()):
+        return outputs
+    chosen = list(forward.chosen(outputs).values())
+    return chosen[0] if len(chosen) == 1 else outputs
 
 
-def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnError:
+def _refusal(error: Exception, batch: Batch, *, option: str) -> GbnnError:
+    import torch
+
+    images = batch.inputs
+    if not isinstance(images, torch.Tensor):
+        shapes = ", ".join(str(tuple(each.shape)) for each in tensors_in(images)) or "no tensor"
+        return ArchitectureError(
+            f"the network fails on a batch from `{option}` ({one_line(error)}; shapes: {shapes}); name the inputs after"
+            " the arguments of its `forward`, or say how it is run (`--forward`)"
+        )
     message = " ".join(str(error).split())
     channels = re.search(r"to have (\d+) channels, but got (\d+) channels", message)
     if channels and int(channels[2]) == images.shape[1]:  # else torch has taken the batch axis for the channels
@@ -177,23 +259,23 @@ def _refusal(error: Exception, images: torch.Tensor, *, option: str) -> GbnnErro
     )
 
 
-def _check_output(output: object, images: torch.Tensor, *, option: str) -> None:
+def _check_output(output: object, inputs: Any, n_inputs: int, *, option: str) -> None:
     import torch
 
-    n_images, way_out = len(images), "give an `--arch` that is a classifier"
+    way_out = "give an `--arch` that is a classifier"
     if not isinstance(output, torch.Tensor):
         got = f"`{type(output).__name__}`"
         way_out = "give an `--arch` (models.py:callable) that returns only its logits"
-    elif output.ndim != 2 or len(output) != n_images:
+    elif output.ndim != 2 or len(output) != n_inputs:
         got = f"shape {tuple(output.shape)}"
     elif not torch.isfinite(output).all():
-        if not torch.isfinite(images).all():
+        if not all(torch.isfinite(each).all() for each in tensors_in(inputs)):
             raise DataError(f"`{option}` has infinite or NaN values; give finite inputs")
         got = "infinite or NaN values"
     else:
         return
     raise ArchitectureError(
-        f"the network must return finite logits of shape ({n_images}, classes) for {n_images} image(s),"
+        f"the network must return finite logits of shape ({n_inputs}, classes) for {n_inputs} image(s),"
         f" got {got}; {way_out}"
     )
 
@@ -202,16 +284,19 @@ def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) ->
     """Refuse labels that the network has no class for.
 
     Args:
-        labels: int64 (N,), or None.
+        labels: int64 (N,), or None. IGNORED is no class, as in torch's `cross_entropy`.
         n_classes: Number of the network's classes.
         option: The option that names the data, for messages.
 
     Raises:
-        DataError: A label is `n_classes` or more.
+        DataError: A label is `n_classes` or more, or below 0.
     """
-    if labels is None:
+    if labels is None or not labels.numel():
         return
-    largest = int(labels.max())
+    labels = labels[labels != IGNORED]
+    if labels.numel() and int(labels.min()) < 0:
+        raise DataError(f"`{option}`: expected labels of 0 or above (or {IGNORED}: no label), got {int(labels.min())}")
+    largest = int(labels.max()) if labels.numel() else -1
     if largest >= n_classes:
         way_out = "; if they start at 1, subtract 1 from each" if largest == n_classes else ""
         raise DataError(

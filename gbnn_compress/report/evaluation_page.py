@@ -1,4 +1,4 @@
-"""An evaluation as a page: measures, reliability diagrams, and out-of-distribution detection."""
+"""An evaluation as a page: measures, reliability diagrams, out-of-distribution detection; or errors of outputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class EvaluationPage:
     Attributes:
         name: File name of the model.
         result: What `evaluate` returns.
-        reliability: Reliability diagrams of the model `as it is`, and `scaled` where a temperature was fitted.
+        reliability: Reliability diagrams of the model `as it is`, and `scaled` where a temperature was fitted;
+            empty for networks that are no classifiers.
         ood: Specification of the out-of-distribution data.
         spreads: Histograms of the detection scores by name; empty without such data.
         reference: Name of the checkpoint that the model was compared with.
@@ -32,7 +33,7 @@ class EvaluationPage:
 
     name: str
     result: Mapping[str, Any]
-    reliability: Mapping[str, Reliability]
+    reliability: Mapping[str, Reliability] = field(default_factory=dict)
     ood: str | None = None
     spreads: Mapping[str, Histogram] = field(default_factory=dict)
     reference: str | None = None
@@ -41,6 +42,8 @@ class EvaluationPage:
 def render(page: EvaluationPage) -> str:
     """The page as HTML; the same page gives the same text."""
     result = page.result
+    if "accuracy" not in result:
+        return _render_outputs(page)
     columns = {name: result if name == "as it is" else result[name] for name in page.reliability}
     return filled(
         "evaluation.html",
@@ -57,6 +60,20 @@ def render(page: EvaluationPage) -> str:
             name: figures.histogram_figure(spread, title=f"{name} (nats)") for name, spread in page.spreads.items()
         },
         detection=dict(detection(result)) if page.spreads else {},
+    )
+
+
+def _render_outputs(page: EvaluationPage) -> str:
+    """The page of a network that is no classifier."""
+    result = page.result
+    rows = {f"{result['samples']} posterior draws": result, "posterior mean": result.get("mean", {})}
+    return filled(
+        "outputs.html",
+        page=page,
+        result=result,
+        measures={key: words.OUTPUT_MEASURES[key] for key in ("relative_error", "cosine")},
+        rows=rows if result["samples"] > 1 else {"as it is": result},
+        errors=words.output_errors(result),
     )
 
 
@@ -97,3 +114,6 @@ def _facts(page: EvaluationPage) -> Iterator[tuple[str, str]]:
             f"against {page.reference}",
             f"the same top class for {agreement} of inputs, mean KL {result['logit_kl']:.4f} nats",
         )
+    for text in words.changed(result):
+        name, _, numbers = text.partition(": ")
+        yield name, numbers

@@ -74,6 +74,9 @@ def render(page: Page) -> str:
         facts=list(statements.facts(report, arch=page.arch)),
         meanings=statements.SECTION_MEANINGS,
         measures=MEASURES,
+        output_measures=_output_measures(evaluation),
+        changed=list(words.changed(report["damage"])),
+        output_errors=words.output_errors(report["damage"]),
         planes=_planes(page),
         has_spread=_has_spread(page.plane),
         stems=None if _has_spread(page.plane) else figures.stem_figure(page.plane),
@@ -94,6 +97,14 @@ def write(page: Page, path: Path) -> None:
         OutputError: The file cannot be written.
     """
     write_atomically(path, render(page).encode())
+
+
+def _output_measures(evaluation: Mapping[str, Any]) -> dict[str, str]:
+    """Titles of the measures of outputs that an evaluation has; empty for classifiers."""
+    if not evaluation or "accuracy" in evaluation["before"]:
+        return {}
+    found = [evaluation[name] for name in ("before", "after", "mean")]
+    return {key: title for key, title in words.OUTPUT_MEASURES.items() if any(key in each for each in found)}
 
 
 def _planes(page: Page) -> list[tuple[str, dict[str, Any]]]:

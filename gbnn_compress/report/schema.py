@@ -16,7 +16,7 @@ SCHEMA = 1
 class CheckpointEntry(TypedDict):
     """The checkpoint that a file was made from; a path and the candidates only where the checkpoint was opened."""
 
-    path: NotRequired[str]
+    path: NotRequired[str | None]
     sha256: str
     bytes: int
     parameters: int
@@ -76,6 +76,29 @@ class LayerEntry(TypedDict):
     components: int
 
 
+class ComparedOutput(TypedDict):
+    """One output of a network that is no classifier, compared with the reference's."""
+
+    relative_error: float | None
+
+
+class OutputMeasures(TypedDict):
+    """Measures of a network that is no classifier."""
+
+    relative_error: NotRequired[float | None]
+    cosine: NotRequired[float | None]
+    outputs: NotRequired[dict[str, ComparedOutput]]
+    loss: NotRequired[float]
+    metric: NotRequired[float]
+
+
+class ChangedNumber(TypedDict):
+    """The value of a measure of the user."""
+
+    before: float | None
+    after: float
+
+
 class DamageEntry(TypedDict):
     """Predicted or measured damage."""
 
@@ -86,6 +109,9 @@ class DamageEntry(TypedDict):
     safe_ratio: float | None
     relative_error: NotRequired[float | None]
     cosine: NotRequired[float | None]
+    outputs: NotRequired[dict[str, ComparedOutput]]
+    metric: NotRequired[ChangedNumber]
+    loss: NotRequired[ChangedNumber]
     assumes: NotRequired[str]
 
 
@@ -110,9 +136,9 @@ class EvaluationEntry(TypedDict):
 
     data: str
     samples: int
-    before: Summary
-    after: Summary
-    mean: Summary
+    before: Summary | OutputMeasures
+    after: Summary | OutputMeasures
+    mean: Summary | OutputMeasures
 
 
 class LastEpoch(TypedDict):
@@ -178,6 +204,7 @@ class Report(TypedDict):
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
+    max_error: NotRequired[float]
     temperature: NotRequired[float]
     training: NotRequired[TrainingEntry]
     timings: NotRequired[Timings]
@@ -270,6 +297,29 @@ class EvaluationReport(Measures):
     logit_kl: NotRequired[float]
     temperature: NotRequired[float]
     scaled: NotRequired[ScaledMeasures]
+    metric: NotRequired[ChangedNumber]
+    loss: NotRequired[ChangedNumber]
+
+
+class OutputEvaluationReport(TypedDict):
+    """What `evaluate` measures of a network that is no classifier."""
+
+    schema: int
+    model: str
+    data: str
+    inputs: int
+    reference: str | None
+    samples: int
+    seed: int | None
+    task: str
+    relative_error: NotRequired[float | None]
+    cosine: NotRequired[float | None]
+    outputs: NotRequired[dict[str, ComparedOutput]]
+    mean: NotRequired[OutputMeasures]
+    metric: NotRequired[ChangedNumber]
+    loss: NotRequired[ChangedNumber]
+    notes: NotRequired[list[str]]
+    warnings: list[str]
 
 
 class TensorDifference(TypedDict):
@@ -293,6 +343,12 @@ class DiffReport(TypedDict):
     agreement: NotRequired[float]
     logit_kl: NotRequired[float]
     metrics: NotRequired[list[Summary]]
+    relative_error: NotRequired[float | None]
+    cosine: NotRequired[float | None]
+    outputs: NotRequired[dict[str, ComparedOutput]]
+    metric: NotRequired[ChangedNumber]
+    loss: NotRequired[ChangedNumber]
+    warnings: NotRequired[list[str]]
 
 
 class OnnxEntry(TypedDict):
@@ -313,6 +369,14 @@ class CheckEntry(TypedDict):
     onnxruntime: str
 
 
+class OnnxInput(TypedDict):
+    """One input of an ONNX file; an axis of free size has a name."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
 class ExportReport(TypedDict):
     """What `export` wrote."""
 
@@ -320,7 +384,8 @@ class ExportReport(TypedDict):
     onnx: OnnxEntry
     samples: int | None
     seed: int | None
-    input_shape: list[int]
+    input_shape: list[int] | None
+    inputs: list[OnnxInput]
     outputs: list[str]
     temperature: NotRequired[float]
     notes: NotRequired[list[str]]

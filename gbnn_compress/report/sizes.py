@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import cast
+from collections.abc import Mapping
+from typing import Any, cast
 
 import numpy as np
 
@@ -63,6 +64,8 @@ def report(artifact: Artifact) -> Report:
         "seed": facts["seed"],
         "versions": dict(facts["versions"]),
     }
+    if facts.get("max_error") is not None:
+        made["max_error"] = facts["max_error"]
     if "temperature" in facts:
         made["temperature"] = facts["temperature"]
     if "training" in facts:
@@ -103,7 +106,7 @@ def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
     """Whether the file meets its target."""
     facts = artifact.facts
     if facts["max_drop"] is not None:
-        drop = facts["damage"]["drop"]
+        drop = metric_drop(facts["damage"])
         return drop is not None and bool(drop <= facts["max_drop"])
     if facts["target_ratio"] is None:
         error = facts["damage"].get("relative_error")
@@ -111,6 +114,15 @@ def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
     by_bytes = facts["ratio_of"] == "artifact"
     ratio = floating_bytes(artifact) / artifact.size_bytes if by_bytes else parameter_ratio(artifact, weights)
     return bool(ratio >= facts["target_ratio"] * (1 - 1e-12))
+
+
+def metric_drop(damage: Mapping[str, Any]) -> float | None:
+    """The drop that `max_drop` limits: of the user's metric, in its own units, or else of accuracy, in points."""
+    metric = damage.get("metric")
+    if metric is None or metric["before"] is None:
+        drop: float | None = damage["drop"]
+        return drop
+    return float(metric["before"] - metric["after"])
 
 
 def floating_bytes(artifact: Artifact) -> int:

@@ -17,6 +17,9 @@ SECTION_MEANINGS = {
     "header": "names, shapes, provenance, checksums",
 }
 
+MOST_OUTPUTS = 5
+"""Outputs whose relative errors are listed, the largest first."""
+
 
 def measured_on(report: Report) -> str | None:
     """The data on which the damage was measured; None where they are unknown."""
@@ -24,13 +27,18 @@ def measured_on(report: Report) -> str | None:
         return str(report["evaluation"]["data"])
     if "training" in report:
         return words.VALIDATION
-    return words.CALIBRATION if report["max_drop"] is None else None
+    return words.CALIBRATION if report["target_ratio"] is not None else None
 
 
 def damage(report: Report) -> Iterator[str]:
     """The damage to the outputs, and the predicted safe ratio."""
     values = report["damage"]
     yield words.damage(values, measured_on=measured_on(report))
+    yield from words.changed(values)
+    if errors := words.output_errors(values):
+        yield "relative error of each output: " + ", ".join(
+            f"`{name}` {error}" for name, error in errors[:MOST_OUTPUTS]
+        )
     if values["safe_ratio"] is not None:
         condition = "if so, " if values.get("assumes") and not values["measured"] else ""
         yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"
@@ -45,7 +53,12 @@ def verdict(report: Report) -> str:
     """The target, and whether the file meets it."""
     target, ratio = words.target_and_ratio(report)
     if target is None:
+        met = "" if report["target_met"] else ", missed"
+        if "max_error" in report:
+            return f"target: relative output error of at most {report['max_error']:g}{met}"
         assert report["max_drop"] is not None
+        if "metric" in report["damage"]:
+            return f"target: metric lower by at most {report['max_drop']:g}{met}"
         return f"target: at most {words.counted_points(report['max_drop'])} lost"
     what = "" if report["ratio_of"] == "artifact" else " of parameters"
     met = "met" if report["target_met"] else f"missed, {words.times(ratio)} reached"
@@ -119,8 +132,15 @@ def missed_target(report: Report) -> str:
     """A warning that the target was missed, with the reason if it is known."""
     written = "the file is written nevertheless"
     target, ratio = words.target_and_ratio(report)
+    if target is None and "max_error" in report:
+        error = words.decimals(report["damage"].get("relative_error"))
+        return f"target missed: relative output error {error}, target at most {report['max_error']:.2g}; {written}"
     if target is None:
         drop, wanted = report["damage"]["drop"], report["max_drop"]
+        metric = report["damage"].get("metric")
+        if metric is not None and metric["before"] is not None:
+            lower = metric["before"] - metric["after"]
+            return f"target missed: metric lower by {lower:.3g}, target at most {wanted:.3g}; {written}"
         how = "measured" if report["damage"]["measured"] else "predicted"
         return f"target missed: {how} drop of {drop:.2g} points, target at most {wanted:.2g}; {written}"
     missed = f"target missed: ratio {words.times(ratio)}, target {words.times(target)}"

@@ -53,6 +53,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=lambda value: words.printable(value) if type(value) is str else value,
     )
-    for shown in (words.size, words.times, words.percent, words.points, words.decimals, words.shape):
+    filters = (words.size, words.times, words.percent, words.points, words.decimals, words.shape, words.output_measure)
+    for shown in filters:
         environment.filters[shown.__name__] = shown
     return environment

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from gbnn_compress.report.schema import DamageEntry, Report
 
@@ -17,6 +18,9 @@ MEASURES = {
 }
 """Titles of the measures of predictions, in the order of tables."""
 
+OUTPUT_MEASURES = {"relative_error": "relative error", "cosine": "cosine", "metric": "metric", "loss": "loss"}
+"""Titles of the measures of outputs, in the order of tables."""
+
 
 def printable(text: str) -> str:
     """The text with control characters escaped: names come from foreign files, and terminals run escape sequences."""
@@ -25,8 +29,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def name_of(path: str | Path) -> str:
-    """The last part of a path, resolved if it is `.` or ends in `..`; printable."""
+def path_of(model: object) -> str:
+    """A path or specification as given; of an object, the name of its type."""
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
+
+
+def name_of(path: object) -> str:
+    """The last part of a path, resolved if it is `.` or ends in `..`; of an object, the name of its type. Printable."""
+    if not isinstance(path, str | Path):
+        return printable(type(path).__name__)
     found = Path(path).name
     return printable(Path(path).resolve().name or str(path) if found in ("", "..") else found)
 
@@ -131,9 +142,44 @@ def _difference(values: DamageEntry) -> str:
     error, cosine = values.get("relative_error"), values.get("cosine")
     if not values["measured"]:
         return f"relative output error of the layers {decimals(error)} on average"
+    if error is None and cosine is None and "outputs" in values:
+        return "the outputs are not finite, or all of them are zero"
     if error is None:
         return "the checkpoint's outputs do not vary, so the damage cannot be measured"
     return f"relative output error {decimals(error)}, cosine {decimals(cosine, 4)}"
+
+
+def changed(values: Mapping[str, Any]) -> Iterator[str]:
+    """The user's metric and loss before and after, one sentence each.
+
+    Args:
+        values: A report with `metric` or `loss`, or its `damage`.
+    """
+    for name in ("metric", "loss"):
+        if name in values:
+            before, after = values[name]["before"], values[name]["after"]
+            yield f"{name}: {after:.4g}" if before is None else f"{name}: {before:.4g} before, {after:.4g} after"
+
+
+def output_errors(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and relative error of each output if there are several, the largest error first.
+
+    Args:
+        values: A report with `outputs`, or its `damage`.
+    """
+    found = values.get("outputs", {})
+    if len(found) < 2:
+        return []
+    errors = {name: each["relative_error"] for name, each in found.items()}
+    ordered = sorted(errors.items(), key=lambda pair: float("-inf") if pair[1] is None else -pair[1])
+    return [(printable(name), decimals(error)) for name, error in ordered]
+
+
+def output_measure(key: str, value: float | None) -> str:
+    """A measure of outputs as text; a dash for None."""
+    if value is None:
+        return "-"
+    return decimals(value, 4) if key == "cosine" else decimals(value) if key == "relative_error" else f"{value:.4g}"
 
 
 UNKNOWN = (

@@ -12,6 +12,7 @@ from gbnn_compress.checkpoint.arrays import raw_bytes_of, rounded
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.parallel import in_order
+from gbnn_compress.predict.differences import OutputDifference
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
 from gbnn_compress.rate.damage import Difference
 from gbnn_compress.rate.divided import with_parts_kept
@@ -35,6 +36,7 @@ class Assigned:
         maps: One index map per shared tensor.
         statistics: Name -> corrected unshared tensor, such as re-centred batch-norm statistics.
         damage: Damage measured on the inputs; None without inputs, or if they did not reach every shared tensor.
+        measured: Further measures of the damage, such as the user's metric before and after.
         warnings: Warnings about the outputs of the compressed network.
         noise: Trained posterior noise, the argument of `noise_deviation`; None for the recipe's.
         facts: Further entries of the manifest.
@@ -44,7 +46,8 @@ class Assigned:
 
     maps: Sequence[IndexMap]
     statistics: Mapping[str, torch.Tensor]
-    damage: Damage | Difference | None
+    damage: Damage | Difference | OutputDifference | None
+    measured: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     noise: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -206,7 +209,14 @@ def _encoded(cut: Cut) -> bytes:
         raw=[raw_bytes_of(meant[name]) for name in selection.raw],
         facts={
             **prepared.facts,
-            **damage_facts(prepared, book, assigned.damage, safe_ratio=cut.safe_ratio, warnings=assigned.warnings),
+            **damage_facts(
+                prepared,
+                book,
+                assigned.damage,
+                safe_ratio=cut.safe_ratio,
+                warnings=assigned.warnings,
+                further=assigned.measured,
+            ),
             "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,
             **({"blends": book.blends.tolist()} if len(book.blends) else {}),
             **assigned.facts,

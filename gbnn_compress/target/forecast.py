@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gbnn_compress.predict.differences import LOST as LOST
+from gbnn_compress.predict.differences import OutputDifference, as_json, left_out_note, lost_warnings
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import (
@@ -27,9 +29,6 @@ from gbnn_compress.types import Damage
 
 MARGIN = 0.998
 """Fraction of the budget that each attempt aims for."""
-
-LOST = "the network is lost"
-"""Start of the warning that the outputs are unrelated to the checkpoint's."""
 
 NO_FORECAST = dict.fromkeys(("drop", "agreement", "logit_kl"))
 """The predicted damage of a network that is not known to be a classifier: None for each number."""
@@ -76,10 +75,11 @@ def find_safe_ratio(prepared: Prepared) -> float | None:
 def damage_facts(
     prepared: Prepared,
     book: Codebook,
-    measured: Damage | Difference | None,
+    measured: Damage | Difference | OutputDifference | None,
     *,
     safe_ratio: float | None,
     warnings: Sequence[str],
+    further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest's entries on damage. Lost points are recorded only for known or assumed classifiers.
 
@@ -89,6 +89,7 @@ def damage_facts(
         measured: Damage measured on inputs; None to predict it.
         safe_ratio: Predicted safe ratio; None if it cannot be predicted.
         warnings: Warnings to record, to which those on the damage are added.
+        further: Further entries of `damage`, which are not rounded because a target is compared with them.
     """
     damage = measured or (predicted_damage(prepared, book) if prepared.kind.has_forecast else None)
     facts: dict[str, Any] = {**NO_FORECAST, "measured": measured is not None, "safe_ratio": safe_ratio}
@@ -96,22 +97,28 @@ def damage_facts(
         facts |= asdict(damage)
         if measured is None and prepared.kind.assumes is not None:
             facts["assumes"] = prepared.kind.assumes
-        further = damage_warnings(damage.drop, safe_ratio, measured=measured is not None, assumes=facts.get("assumes"))
+        found = damage_warnings(damage.drop, safe_ratio, measured=measured is not None, assumes=facts.get("assumes"))
+    elif isinstance(damage, OutputDifference):
+        facts |= as_json(damage)
+        note = left_out_note(damage)
+        found = [*lost_warnings(damage, inputs="the data that it was measured on"), *([note] if note else [])]
     elif damage is not None:
         facts |= asdict(damage)
-        further = []
+        found = []
     else:
         facts["relative_error"] = layer_error(layer_errors(prepared, book))
-        further = layer_warnings(facts["relative_error"])
+        found = layer_warnings(facts["relative_error"])
     return {
         "components_before_merging": prepared.problem.mixture_size,
-        "damage": {key: _recorded(value) for key, value in facts.items()},
-        "warnings": [*warnings, *further],
+        "damage": {**{key: _recorded(value) for key, value in facts.items()}, **(further or {})},
+        "warnings": [*warnings, *found],
     }
 
 
 def _recorded(value: Any) -> Any:
     """A float rounded to three significant digits; None for infinity and NaN, which JSON lacks."""
+    if isinstance(value, Mapping):
+        return {key: _recorded(each) for key, each in value.items()}
     if type(value) is not float:
         return value
     return float(f"{value:.3g}") if np.isfinite(value) else None

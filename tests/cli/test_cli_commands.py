@@ -208,12 +208,12 @@ def test_export(run, files, weights):
     assert [path.name for path in Path().iterdir()] == ["tiny.onnx"]
 
 
-def test_export_takes_the_input_shape_from_the_architecture(run, monkeypatch):
+def test_export_takes_the_input_shape_from_the_architecture(run):
     from gbnn_compress.data.architectures import build_network
-    from gbnn_compress.onnx_files import export
+    from gbnn_compress.onnx_files.given import input_shape
 
     spec = "timm/test_vit"
-    assert export._input_shape(None, build_network(spec), spec) == (3, 160, 160)
+    assert input_shape(None, build_network(spec), spec) == (3, 160, 160)
 
 
 def test_recipes(run):

@@ -34,6 +34,11 @@ ASSUMED = Kind(assumes=IMAGE_CLASSIFIER)
         ({"indexed_classes": 10, "outputs": 1}, OTHER),
         ({"outputs": 10}, CLASSIFIER),
         ({"outputs": 0}, OTHER),
+        ({"outputs": 10, "images": False}, OTHER),
+        ({"outputs": 10, "images": False, "labels": True}, CLASSIFIER),
+        ({"outputs": 10, "labels": True, "recorded": "other"}, OTHER),
+        ({"outputs": 0, "recorded": "classifier"}, CLASSIFIER),
+        ({"task": "other", "recorded": "classifier"}, OTHER),
     ],
 )
 def test_what_settles_the_kind(said: dict, expected: Kind) -> None:
@@ -114,9 +119,8 @@ def test_no_points_of_what_is_no_classifier(measured: bool) -> None:
         require_forecast(OTHER, measured=measured)
 
 
-def test_labelled_data_of_what_is_said_to_be_no_classifier_are_refused() -> None:
-    with pytest.raises(GbnnError, match=r"`--task other`.*leave out labelled data"):
-        settle_kind("other", labels=True, indexed_classes=None, outputs=10, tensors=IMAGES)
+def test_labelled_data_of_what_is_said_to_be_no_classifier() -> None:
+    assert settle_kind("other", labels=True, indexed_classes=None, outputs=10, tensors=IMAGES) == OTHER
 
 
 def test_an_unknown_task_is_refused() -> None:

@@ -65,13 +65,29 @@ def test_every_field_is_an_argument(function: object) -> None:
         ({"target_ratio": True}, "`target_ratio`: expected a number, got bool"),
         ({"target_ratio": "8x"}, "`target_ratio`: expected a number, got str"),
         ({"target_ratio": 8, "seed": "a"}, "`seed`: expected a whole number, got str"),
-        ({"target_ratio": 8, "arch": torch.nn.Linear(2, 2)}, "`arch`: expected text, got Linear"),
+        ({"target_ratio": 8, "arch": 5}, "`arch`: expected text .*, a torch.nn.Module or a callable .*, got `int`"),
+        ({"target_ratio": 8, "checkpoint": 5}, "`checkpoint`: expected a path, a torch.nn.Module .*, got `int`"),
+        ({"target_ratio": 8, "checkpoint": torch.nn.Linear}, "got `Linear`; give an instance"),
+        ({"target_ratio": 8, "data": 5}, "`data`: expected a specification, a DataLoader.*, got `int`"),
+        ({"target_ratio": 8, "data": torch.nn.Linear(2, 2)}, "`data`: expected a specification.*, got `Linear`"),
+        ({"target_ratio": 8, "data": iter([1])}, "`data`: expected data that can be read several times"),
+        ({"target_ratio": 8, "eval_data": iter([1])}, "`eval_data`: expected data that can be read several times"),
+        ({"target_ratio": 8, "forward": 5}, r"`forward`: expected a function f\(network, batch\)"),
+        ({"target_ratio": 8, "metric": 5}, r"`metric`: expected a function g\(network, data\) -> float"),
+        ({"target_ratio": 8, "loss": 5}, r"`loss`: expected a function l\(outputs, batch\)"),
+        ({"target_ratio": 8, "output": -1}, "`output`: expected the name of one of the network's outputs"),
+        ({"target_ratio": 8, "output": 0}, "`--output`: used only on inputs; give `--data`"),
+        ({"target_ratio": 8, "output": "a.safetensors", "file": "b.safetensors"}, "`output` and `file`"),
+        ({"target_ratio": 8, "keep": [1]}, "`keep`: expected patterns of names, got int"),
+        ({"max_error": 0.1}, "`--max-error`: the error is measured on inputs; give `--val-data` or `--data`"),
+        ({"max_error": 1.0, "data": "digits"}, "`--max-error`: expected a relative error above 0 and below 1"),
+        ({"max_error": 0.1, "max_drop": 1.0}, "give either `--target-ratio`.*`--max-drop`.*or `--max-error`"),
         ({"target_ratio": 8, "settings": "noise=1"}, "`settings`: expected a mapping, got str"),
     ],
 )
 def test_values_of_another_type(checkpoint: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(GbnnError, match=message):
-        Request(checkpoint=checkpoint, **options)
+        Request(**{"checkpoint": checkpoint, **options})
 
 
 @pytest.mark.parametrize("output", [{"output": "FILE"}, {"html": "FILE"}])

@@ -1,0 +1,151 @@
+"""A trial run on the first batch: whether the network takes the data, and what kind of outputs it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gbnn_compress.data.batches import Batch, arguments, read_batch, tensors_in
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.errors import ArchitectureError, DataError, listed
+from gbnn_compress.predict.outputs import is_same
+from gbnn_compress.predict.running import evaluating, outputs_of
+from gbnn_compress.predict.task import is_images
+
+if TYPE_CHECKING:
+    import torch
+
+    from gbnn_compress.predict.bench import Bench
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a run on the first batch says of a network.
+
+    Attributes:
+        columns: C if the outputs that count are one floating (N, C) tensor, else 0.
+        images: Whether the inputs are images: of a data set of images, or floating (N, 1 or 3, H, W).
+        labelled: Whether the data have integer labels that fit one floating output (N, C >= 2, ...).
+    """
+
+    columns: int
+    images: bool
+    labelled: bool
+
+
+def try_first(bench: Bench) -> Trial:
+    """Run the network on the first batch, twice if the data are no images of a specification.
+
+    Raises:
+        GbnnError: The network fails, lacks an argument or the chosen output, returns NaN or Inf, or returns other
+            outputs for the same inputs.
+    """
+    batch = first_batch(bench)
+    outputs = run_first(bench, batch)
+    if not isinstance(bench.data, Dataset):
+        _check_same(outputs, run_first(bench, batch), option=bench.option)
+    lone = next(iter(outputs.values())) if len(outputs) == 1 else None
+    columns = lone.shape[1] if lone is not None and lone.dim() == 2 and len(lone) == batch.size else 0
+    return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, lone))
+
+
+def first_batch(bench: Bench) -> Batch:
+    """The first batch; of a data set of images, one image."""
+    if isinstance(bench.data, Dataset):
+        return read_batch(bench.inputs(at_most=1))
+    return bench.data.first
+
+
+def run_first(bench: Bench, batch: Batch) -> dict[str, torch.Tensor]:
+    """The outputs that count for one batch, by name, on the CPU. Random draws of the network are seeded.
+
+    Raises:
+        GbnnError: The network fails, lacks an argument or the chosen output, or returns NaN or Inf.
+    """
+    import torch
+
+    if bench.forward.function is None:
+        check_arguments(bench.network, batch, option=bench.option)
+    how: dict[str, Any] = {"forward": bench.forward, "device": bench.device, "option": bench.option}
+    with evaluating(bench.network), torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        outputs = outputs_of(bench.network, batch, **how)
+    found = {name: tensor.detach().cpu() for name, tensor in bench.forward.chosen(outputs).items()}
+    for name, tensor in found.items():
+        _check_finite(name, tensor, batch, option=bench.option)
+    return found
+
+
+def check_arguments(network: torch.nn.Module, batch: Batch, *, option: str) -> None:
+    """Refuse a batch that lacks an argument of the network's `forward`, or has one that it does not take.
+
+    Raises:
+        DataError: As described; the message names the arguments.
+    """
+    try:
+        parameters = dict(inspect.signature(network.forward).parameters)
+        args, kwargs = arguments(network, batch)
+    except (TypeError, ValueError):  # a `forward` without a signature, such as a compiled one
+        return
+    named = [name for name, each in parameters.items() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    strange = [name for name in kwargs if name not in named and not takes_any]
+    given = {*named[: len(args)], *kwargs}
+    lacking = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in given]
+    whose, way_out = f"`forward` of `{type(network).__name__}`", "or give a function with `--forward`"
+    if lacking:
+        has = f"only {listed(kwargs)}" if kwargs else "one input per batch"
+        raise DataError(
+            f"`{option}`: {whose} needs {listed(lacking)}, but the data have {has}; add arrays of these names,"
+            f" {way_out}"
+        )
+    if strange:
+        raise DataError(
+            f"`{option}`: {whose} does not take {listed(strange)}; it takes {listed(named, most=9)}; name the arrays"
+            f" so, {way_out}"
+        )
+
+
+def _check_finite(name: str, tensor: torch.Tensor, batch: Batch, *, option: str) -> None:
+    """Refuse outputs with NaN or Inf."""
+    import torch
+
+    bad = ~torch.isfinite(tensor)
+    if not bad.any():
+        return
+    if any(each.is_floating_point() and not torch.isfinite(each).all() for each in tensors_in(batch.inputs)):
+        raise DataError(f"`{option}` has infinite or NaN values; give finite inputs")
+    per_input = tensor.dim() > 0 and len(tensor) == batch.size
+    rows = bad.flatten(1).any(dim=1).nonzero().flatten().tolist() if per_input and tensor.dim() > 1 else []
+    where = f"for input(s) {listed(rows, quote='')} of the first batch" if rows else "for the first batch"
+    raise ArchitectureError(
+        f"`{option}`: expected finite outputs, got infinite or NaN values in `{name}` {where}; leave such inputs out,"
+        " choose another output with `--output`, or check `--arch`"
+    )
+
+
+def _check_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor], *, option: str) -> None:
+    """Refuse a network whose outputs depend on earlier calls."""
+    for name, tensor in one.items():
+        if not is_same(tensor, other.get(name)):
+            raise ArchitectureError(
+                f"`{option}`: the network returns another `{name}` when it is run again on the same inputs, so it keeps"
+                " state between calls; give a function with `--forward` that resets it first"
+            )
+
+
+def _fits(bench: Bench, batch: Batch, output: torch.Tensor | None) -> bool:
+    """Whether the data have integer labels for the classes on axis 1 of an output."""
+    import torch
+
+    if output is None or output.dim() < 2 or output.shape[1] < 2:
+        return False
+    if isinstance(bench.data, Dataset):
+        return bench.data.labels is not None and output.dim() == 2
+    targets = batch.targets
+    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
+        return False
+    shape = (output.shape[0], *output.shape[2:])
+    return targets.shape == shape and int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]
