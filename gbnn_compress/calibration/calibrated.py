@@ -10,8 +10,11 @@ import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
-from gbnn_compress.calibration.survey import LayerStatistics, survey
+from gbnn_compress.calibration.survey import LayerStatistics, Trace, survey, trace
+from gbnn_compress.calibration.twins import Twin, make_twin
+from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
+from gbnn_compress.predict.forward import Forward
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import Difference, drop_at, output_difference
 from gbnn_compress.types import Damage, IndexMap, Posterior
@@ -33,19 +36,33 @@ class Calibration:
 
     Attributes:
         network: In evaluation mode, holding the original weights.
-        tensors: The network's own tensors by their names in the checkpoint.
-        inputs: (N, ...), preprocessed.
+        names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
+        batches: The inputs.
+        forward: How the network is run.
         synthetic: Whether the inputs are noise.
-        layers: Name -> statistics of every layer that one pass uses once.
-        columns: C if the network returns one floating (N, C) tensor; 0 otherwise.
+        traced: Order in which the layers run.
+        layers: Name -> statistics of every layer that the inputs reach.
     """
 
     network: torch.nn.Module
-    tensors: Mapping[str, torch.Tensor]
-    inputs: torch.Tensor
+    names: Mapping[str, str]
+    batches: Sequence[Batch]
+    forward: Forward
     synthetic: bool
+    traced: Trace
     layers: Mapping[str, LayerStatistics]
-    columns: int
+
+    @property
+    def columns(self) -> int:
+        """C if the network returns one floating (N, C) tensor; 0 otherwise."""
+        outputs = list(self.traced.outputs.values())
+        is_one = len(outputs) == 1 and outputs[0].dim() == 2 and len(outputs[0]) == self.batches[0].size
+        return int(outputs[0].shape[1]) if is_one else 0
+
+    @property
+    def lookups(self) -> Mapping[str, np.ndarray]:
+        """Name of an embedding's table -> int64 (rows,), how often the inputs use each row."""
+        return self.traced.lookups
 
     @property
     def gain(self) -> float:
@@ -54,35 +71,27 @@ class Calibration:
 
 
 def calibrate(
-    network: torch.nn.Module, inputs: torch.Tensor, *, names: Mapping[str, str], synthetic: bool
+    network: torch.nn.Module,
+    batches: Sequence[Batch],
+    *,
+    names: Mapping[str, str],
+    forward: Forward = Forward(),
+    synthetic: bool = False,
 ) -> Calibration:
     """Survey a network.
 
     Args:
         network: In evaluation mode, holding the original weights; it is not changed.
-        inputs: (N, ...), preprocessed.
+        batches: The inputs.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
+        forward: How the network is run.
         synthetic: Whether the inputs are noise; batch norm then uses their statistics.
     """
-    own = network.state_dict(keep_vars=True)
-    tensors = {name: own[mine] for name, mine in names.items()}
     with single_thread():
-        layers = survey(
-            network,
-            tensors,
-            inputs,
-            damping=_damping(synthetic),
-            match_batch_norm=synthetic,
-        )
-    once = {name: layer for name, layer in layers.items() if layer.calls == 1}
-    return Calibration(network, tensors, inputs, synthetic, once, _columns(network, inputs[:2]))
-
-
-@torch.no_grad()
-def _columns(network: torch.nn.Module, inputs: torch.Tensor) -> int:
-    output = network(inputs)
-    is_one = isinstance(output, torch.Tensor) and output.is_floating_point() and output.dim() == 2
-    return int(output.shape[1]) if is_one and len(output) == len(inputs) else 0
+        twin = make_twin(network, names, own_weights=False)
+        traced = trace(twin, batches, forward)
+        layers = survey(twin, batches, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
+    return Calibration(network, names, batches, forward, synthetic, traced, layers)
 
 
 def compress_in_lockstep(
@@ -105,11 +114,12 @@ def compress_in_lockstep(
             alphabet=Alphabet(book.bank.means, book.counts[t, :size]),
             scale=posterior.scale,
             rows=np.exp(-2 * posterior.log_sigma),
-            unit=1 / calibration.layers[posterior.name].column,
+            unit=1 / calibration.layers[posterior.name].column if posterior.name in calibration.layers else 1.0,
             exact=maps[t].ids == size,
+            ids=maps[t].ids,
         )
         for t, posterior in enumerate(posteriors)
-        if posterior.name in calibration.layers
+        if posterior.name in calibration.names
     }
     options = LockstepOptions(
         penalty=book.penalty,
@@ -119,7 +129,9 @@ def compress_in_lockstep(
         synthetic=calibration.synthetic,
     )
     with single_thread():
-        return run_in_lockstep(calibration.network, calibration.tensors, calibration.inputs, sharing, options)
+        twins = tuple(make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True))
+        batches, forward = calibration.batches, calibration.forward
+        return run_in_lockstep(twins, batches, forward, calibration.traced, sharing, options)
 
 
 def n_paths(n_weights: int) -> int:
@@ -127,32 +139,27 @@ def n_paths(n_weights: int) -> int:
     return min(max(PATH_WEIGHTS // n_weights, 1), MOST_PATHS)
 
 
-def measured_damage(logits: torch.Tensor) -> Damage:
+def measured_damage(outcome: SideBySide) -> Damage:
     """Damage on the inputs of a lockstep pass, without labels; the drop is the usual one at this agreement.
 
     Args:
-        logits: (2N, C), first of the original network, then of the compressed one; C >= 2.
+        outcome: Of a network with one output, (N, C); C >= 2.
     """
-    before, after = logits.double().log_softmax(dim=1).chunk(2)
+    before, after = (
+        torch.cat([next(iter(each.values())) for each in outputs]).double().log_softmax(dim=1)
+        for outputs in (outcome.before, outcome.after)
+    )
     agreement = float((before.argmax(dim=1) == after.argmax(dim=1)).double().mean())
     divergence = float((before.exp() * (before - after)).sum(dim=1).mean())
     return Damage(drop_at(agreement), agreement, max(divergence, 0.0))
 
 
-def measured_difference(outputs: object) -> Difference | None:
-    """How the outputs of a lockstep pass differ.
-
-    Args:
-        outputs: (2N, ...), first of the original network, then of the compressed one.
-
-    Returns:
-        None if the outputs are not one floating tensor with 2N rows.
-    """
-    if not isinstance(outputs, torch.Tensor) or not outputs.is_floating_point() or outputs.dim() < 2:
+def measured_difference(outcome: SideBySide) -> Difference | None:
+    """How the outputs of a lockstep pass differ; None if they are not one floating tensor with an input per row."""
+    sides = [[list(each.values()) for each in outputs] for outputs in (outcome.before, outcome.after)]
+    if any(len(each) != 1 or each[0].dim() < 2 for each in sides[0] + sides[1]):
         return None
-    if len(outputs) % 2:
-        return None
-    before, after = outputs.double().flatten(1).chunk(2)
+    before, after = (torch.cat([each[0] for each in side]).double().flatten(1) for side in sides)
     return output_difference(before.numpy(), after.numpy())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.select import Selection
+from gbnn_compress.data.batches import read_batch
 from gbnn_compress.errors import ArchitectureError, GbnnError
 from gbnn_compress.predict.models import OpenedNetwork, open_network
 from gbnn_compress.predict.running import check_labels, logits
@@ -45,7 +46,7 @@ def calibration_on(bench: Bench, checkpoint: Checkpoint, selection: Selection) -
     network, first = bench.network.cpu(), bench.inputs(at_most=1)
     logits(network, [(first, None)])  # what does not fit is said in one line
     inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
-    return calibrate(network, inputs, names=_names(network, checkpoint, selection, bench.fit), synthetic=False)
+    return calibrate(network, [read_batch(inputs)], names=_names(network, checkpoint, selection, bench.fit))
 
 
 def synthetic_calibration(
@@ -79,7 +80,7 @@ def synthetic_calibration(
     names = _names(opened.network, checkpoint, selection, opened.fit)
     tensors = {name: own[mine] for name, mine in names.items()}
     inputs = synthetic_inputs(opened.network, tensors, channels=kernels[0].shape[1])
-    return None if inputs is None else calibrate(opened.network, inputs, names=names, synthetic=True)
+    return None if inputs is None else calibrate(opened.network, [read_batch(inputs)], names=names, synthetic=True)
 
 
 def precisions_on(

@@ -2,72 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
+from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.parallel import single_thread
-from gbnn_compress.predict.running import own_names, run_with
+from gbnn_compress.predict.running import copied
+
+if TYPE_CHECKING:
+    from gbnn_compress.calibration.calibrated import Calibration
+
+    Outputs = Mapping[str, torch.Tensor]
 
 MOST_GRADIENTS, MOST_PIXELS = 256, 2_600_000
-"""Most inputs that are used, and most pixels of all of them: each input takes one forward and one backward pass."""
+"""Most inputs that are used, and most pixels of all of them, if inputs are taken one by one."""
 
-
-def _label_gradients(
-    network: torch.nn.Module, weights: Mapping[str, torch.Tensor], inputs: torch.Tensor
-) -> Iterator[tuple[torch.Tensor | None, ...]]:
-    """Gradients of -log p(y | x), input by input, with the label y drawn from the network itself.
-
-    Args:
-        network: In evaluation mode.
-        weights: Name in the network -> what takes the place of its own tensor, requiring gradients.
-        inputs: (N, ...), preprocessed; the network gets a copy of each, should it work in place.
-
-    Yields:
-        For each input one gradient per weight tensor, in their order; None where the output does not depend on it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for part in inputs.split(1):
-        scores = run_with(network, weights, part.clone()).log_softmax(dim=1)
-        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
-        likelihood = functional.nll_loss(scores, labels, reduction="sum")
-        yield torch.autograd.grad(likelihood, list(weights.values()), allow_unused=True)
+FEWEST_GRADIENTS = 64
+"""Fewest gradients if batches are taken whole; each batch then gets several random directions of the outputs."""
 
 
 def error_costs(
-    network: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    inputs: torch.Tensor,
-    errors: Mapping[str, torch.Tensor],
+    calibration: Calibration, errors: Mapping[str, torch.Tensor], *, classifier: bool
 ) -> tuple[dict[str, float], int]:
-    """KL from the network's own predictions that an error of one tensor alone causes, to second order.
+    """Change of the outputs that an error of one tensor alone causes, to second order.
 
-    KL(p_w || p_w+e) = 1/2 E_x E_y~p(y | x) [(e . d log p(y | x) / dw)^2], the Fisher information along e (Amari 1998,
-    "Natural gradient works efficiently in learning"), with one label drawn for each input.
+    For a classifier it is the KL from the network's own predictions: KL(p_w || p_w+e) = 1/2 E_x E_y~p(y | x)
+    [(e . d log p(y | x) / dw)^2], the Fisher information along e (Amari 1998, "Natural gradient works efficiently in
+    learning"), with one label drawn for each input. For other networks it is half the squared change of each output
+    over the output's variance, from random directions of the outputs (Hutchinson 1989).
 
     Args:
-        network: In evaluation mode, holding the original weights.
-        tensors: The network's own tensors by their names in the checkpoint.
-        inputs: (N, ...), preprocessed.
+        calibration: The network and its inputs.
         errors: Name -> error of a tensor, of the tensor's shape.
+        classifier: Whether the network returns logits.
 
     Returns:
-        Name -> nats per input, of the tensors that the output depends on, empty if the network gives no gradients; and
+        Name -> cost per input, of the tensors that the outputs depend on, empty if the network gives no gradients; and
         the number of inputs that were used.
     """
-    own = own_names(network, {name: tensors[name] for name in errors if name in tensors})
-    weights = {own[name]: tensors[name].detach().clone().requires_grad_() for name in own}
-    along = {name: errors[name].to(tensors[name].dtype) for name in own}
-    count = min(len(inputs), MOST_GRADIENTS, max(MOST_PIXELS // inputs[0, 0].numel(), 1))
+    network, forward = copied(calibration.network).requires_grad_(requires_grad=False), calibration.forward
+    own = network.state_dict(keep_vars=True)
+    weights = {name: own[calibration.names[name]] for name in errors if name in calibration.names}
+    for weight in weights.values():
+        weight.requires_grad_()
+    along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
+    parts, repeats = _parts(calibration)
+    scalar = _drawn_labels() if classifier else _drawn_directions(calibration.traced.outputs)
     sums: dict[str, float] = {}
+    count = repeats * sum(part.size for part in parts)
     with single_thread():
         try:
-            for gradients in _label_gradients(network, weights, inputs[:count]):
-                for name, gradient in zip(own, gradients, strict=True):
+            for part in parts * repeats:
+                value = scalar(forward.chosen(forward(network, part.on(torch.device("cpu")))))
+                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+                for name, gradient in zip(weights, gradients, strict=True):
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope
         except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
             return {}, count
     return {name: total / (2 * count) for name, total in sums.items()}, count
+
+
+def _parts(calibration: Calibration) -> tuple[list[Batch], int]:
+    """Single inputs of the calibration if it has one tensor, else its batches; and how often each is used."""
+    first = calibration.batches[0]
+    if len(calibration.batches) == 1 and isinstance(first.value, torch.Tensor) and calibration.forward.function is None:
+        pixels = first.value[0, 0].numel() if first.value.dim() > 1 else 1
+        count = min(len(first.value), MOST_GRADIENTS, max(MOST_PIXELS // pixels, 1))
+        return [read_batch(part) for part in first.value[:count].split(1)], 1
+    return list(calibration.batches), max(1, -(-FEWEST_GRADIENTS // len(calibration.batches)))
+
+
+def _drawn_labels() -> Callable[[Outputs], torch.Tensor]:
+    """-log p(y | x), summed, with labels y drawn from the network itself."""
+    generator = torch.Generator().manual_seed(0)
+
+    def scalar(outputs: Outputs) -> torch.Tensor:
+        (logits,) = outputs.values()
+        scores = logits.log_softmax(dim=1)
+        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
+        return functional.nll_loss(scores, labels, reduction="sum")
+
+    return scalar
+
+
+def _drawn_directions(outputs: Outputs) -> Callable[[Outputs], torch.Tensor]:
+    """Sums of the outputs over their deviations, with random normal factors.
+
+    Args:
+        outputs: Outputs by name, from which their deviations are taken.
+    """
+    generator = torch.Generator().manual_seed(0)
+    scales = dict(_scales(outputs))
+
+    def scalar(outputs: Outputs) -> torch.Tensor:
+        parts = []
+        for name, y in outputs.items():
+            factors = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y.dtype)
+            parts.append((factors * y).sum() / scales.get(name, 1.0))
+        return torch.stack([part.double() for part in parts]).sum()
+
+    return scalar
+
+
+def _scales(outputs: Outputs) -> Iterator[tuple[str, float]]:
+    """Deviation of each output from its mean over the inputs, times the root of its number of values per input."""
+    for name, y in outputs.items():
+        centred = y.double() - y.double().mean(dim=0, keepdim=True) if y.dim() and len(y) > 1 else y.double()
+        spread = float(centred.square().sum()) / max(len(y) if y.dim() else 1, 1)
+        yield name, spread**0.5 or 1.0

@@ -1,23 +1,49 @@
-"""Original and compressed network side by side, in one forward pass that compresses on its way.
+"""Original and compressed network side by side, in forward passes that compress on their way.
 
-The batch holds every input twice. Layers use the original weights for the first half and shared weights for the second.
-When the pass first reaches a layer, it chooses the layer's shared weights so that the outputs of the second half are as
-near as possible to those of the first half, given the inputs of each half. So a layer compensates for the errors of the
-layers before it. Statistics of batch norms compensate for changed means and variances, and biases for changed means.
+Each batch runs through both networks. They stop at each layer until all batches are there. Then the layer's shared
+weights are chosen so that the compressed network's outputs are as near as possible to the original's, given the inputs
+of each. So a layer compensates for the errors of the layers before it. Statistics of batch norms compensate for changed
+means and variances, and biases for changed means.
+
+A layer that acts several times in a pass, such as a recurrent one, is chosen after a pass that has collected its inputs
+over all calls; the next pass goes on with its shared weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 
+from gbnn_compress.calibration.blocks import Block, places_of
 from gbnn_compress.calibration.feedback import Alphabet, assign_with_feedback
-from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
-from gbnn_compress.calibration.survey import column_blocks, covariance, normaliser, trusted
+from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.survey import (
+    Key,
+    Piece,
+    Sampler,
+    Trace,
+    channel_moments,
+    column_blocks,
+    covariance,
+    key_of,
+    matched,
+    run,
+    source_factors,
+    trusted,
+)
+from gbnn_compress.calibration.turns import Wait, take_turns
+from gbnn_compress.calibration.twins import Twin
+from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
+from gbnn_compress.data.batches import Batch
+from gbnn_compress.predict.forward import Forward
 from gbnn_compress.rate.recentre import VARIANCE_RANGE
+
+MOST_PASSES = 24
+"""Most passes that collect inputs; with more layers that act several times, several are chosen after one pass."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +56,7 @@ class Sharing:
         rows: float64 (rows,), h_f of `assign_with_feedback`, mean about 1.
         unit: Cost of a squared output error of s_t^2, in the unit of lambda.
         exact: bool (n,), weights that are kept exactly.
+        ids: int64 (n,), choices without feedback, for weights that feedback does not reach.
     """
 
     alphabet: Alphabet
@@ -37,6 +64,7 @@ class Sharing:
     rows: np.ndarray
     unit: float
     exact: np.ndarray
+    ids: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -61,113 +89,283 @@ class LockstepOptions:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What a lockstep pass found.
+    """What the passes found.
 
     Attributes:
-        ids: Name -> int64 (n,) of every tensor that was reached.
+        ids: Name -> int64 (n,) of every tensor that feedback reached.
         statistics: Name -> corrected vector (running means, running variances, biases).
-        logits: float32 (2N, C): of the original network, then of the compressed one.
+        before: Outputs of the original network that count, by name, for each batch.
+        after: The same of the compressed network.
     """
 
     ids: Mapping[str, np.ndarray]
     statistics: Mapping[str, torch.Tensor]
-    logits: torch.Tensor
+    before: Sequence[Mapping[str, torch.Tensor]]
+    after: Sequence[Mapping[str, torch.Tensor]]
 
 
+@torch.no_grad()
 def run_in_lockstep(
-    network: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    inputs: torch.Tensor,
+    twins: tuple[Twin, Twin],
+    batches: Sequence[Batch],
+    forward: Forward,
+    traced: Trace,
     sharing: Mapping[str, Sharing],
     options: LockstepOptions,
 ) -> SideBySide:
     """Compress the layers in the order in which they run.
 
     Args:
-        network: In evaluation mode, holding the original weights.
-        tensors: The network's own tensors by their names in the checkpoint.
-        inputs: (N, ...), preprocessed.
-        sharing: Name -> what its weights may become; layers without an entry keep their weights.
+        twins: The original network, and one with weights of its own, which are replaced by shared ones.
+        batches: The inputs.
+        forward: How the networks are run.
+        traced: Result of `trace` of the original network on these inputs.
+        sharing: Name -> what its weights may become; other tensors keep their weights.
         options: How ids are chosen.
     """
-    names = {id(tensor): name for name, tensor in tensors.items()}
-    lockstep = _Lockstep(options, sharing, names, rows=2 * len(inputs))
-    with torch.no_grad(), Interceptor(tensors, on_layer=lockstep.on_layer, on_norm=lockstep.on_norm):
-        logits = network(torch.cat([inputs, inputs]))
-    return SideBySide(lockstep.ids, lockstep.statistics, logits)
+    lockstep = _Lockstep(twins, traced, sharing, options)
+    lockstep.share_without_feedback()
+    places = {key: place for place, key in enumerate(traced.order)}
+    reused = [key for key in traced.pieces if traced.calls[key] > 1 and traced.pieces[key].name in sharing]
+    size = max(1, -(-len(reused) // MOST_PASSES))
+    groups = [reused[start : start + size] for start in range(0, len(reused), size)]
+    for group in groups:
+        lockstep.run(batches, forward, limit=places[group[0]], collecting=group)
+        for key in group:
+            lockstep.choose_collected(key)
+    before, after = lockstep.run(batches, forward, limit=len(places), collecting=())
+    return lockstep.found(before, after)
 
 
 @dataclass(frozen=True)
 class _Lockstep:
-    """One pass: the first half of every batch is the original network, the second half the compressed one.
+    """Both networks, and what has been chosen so far.
 
     Attributes:
-        options: How ids are chosen.
+        twins: The original and the compressed network.
+        traced: Order and pieces.
         sharing: Name -> what its weights may become.
-        names: id of a tensor -> its name.
-        rows: Length of the doubled batch.
-        ids: Name -> int64 (n,), filled as layers are reached.
-        statistics: Name -> corrected vector, filled on the way.
-        shared: Name -> shared weights, filled as layers are reached.
-        shifts: Name of a bias -> what is added to it, filled as layers are reached.
+        options: How ids are chosen.
+        ids: Name -> int64 (n,), of tensors that feedback has reached.
+        done: Keys of uses that are settled.
+        corrected: Names of vectors that were corrected.
+        samplers: Key -> samples of the original and of the compressed network's inputs, while they are collected.
     """
 
-    options: LockstepOptions
+    twins: tuple[Twin, Twin]
+    traced: Trace
     sharing: Mapping[str, Sharing]
-    names: Mapping[int, str]
-    rows: int
+    options: LockstepOptions
     ids: dict[str, np.ndarray] = field(default_factory=dict)
-    statistics: dict[str, torch.Tensor] = field(default_factory=dict)
-    shared: dict[str, torch.Tensor] = field(default_factory=dict)
-    shifts: dict[str, torch.Tensor] = field(default_factory=dict)
+    done: set[Key] = field(default_factory=set)
+    corrected: set[str] = field(default_factory=set)
+    samplers: dict[Key, tuple[Sampler, Sampler]] = field(default_factory=dict)
 
-    def on_layer(self, call: Call) -> torch.Tensor:
-        """The layer's output with original weights for the first half and shared weights for the second."""
-        if call.name not in self.sharing or not self._is_doubled(call.x):
-            return call.run(call.x, call.weight, call.bias)
-        before, after = call.x.chunk(2)
-        if call.name not in self.shared:
-            found = _share(call, before, after, self.sharing[call.name], self.options)
-            self.ids[call.name], self.shared[call.name] = found
-        weight = self.shared[call.name]
-        wanted = call.run(before, call.weight, call.bias)
-        got = call.run(after, weight, call.bias)
-        name = self.names.get(id(call.bias))
-        if call.bias is not None and name is not None:
-            got = call.run(after, weight, call.bias + self._shift(name, call, call.bias, wanted, got))
-        return torch.cat([wanted, got])
+    def share_without_feedback(self) -> None:
+        """Replace the tensors that feedback does not reach."""
+        reached = {piece.name for piece in self.traced.pieces.values()}
+        for name, sharing in self.sharing.items():
+            if name not in reached and name in self.twins[1].tensors:
+                self._replace(name, sharing, sharing.ids)
 
-    def on_norm(self, call: NormCall) -> torch.Tensor:
-        """The batch norm's output, with corrected statistics for the second half."""
-        synthetic = self.options.synthetic
-        if not self._is_doubled(call.x):
-            return normaliser(match=synthetic)(call)
-        before, after = call.x.chunk(2)
-        seen, seen_after = (channel_moments(x, linear=False) for x in (before, after))
-        factor = _variance_factor(seen[1], seen_after[1])
-        mean, variance = _corrected(call, seen[0], seen_after[0], factor, synthetic=synthetic)
-        self.statistics[call.prefix + "running_mean"] = mean.to(call.mean.dtype)
-        self.statistics[call.prefix + "running_var"] = variance.to(call.variance.dtype)
-        if synthetic:
-            pairs = ((before, *seen), (after, seen_after[0], seen[1] * factor))
+    def run(
+        self, batches: Sequence[Batch], forward: Forward, *, limit: int, collecting: Sequence[Key]
+    ) -> tuple[list[Mapping[str, torch.Tensor]], list[Mapping[str, torch.Tensor]]]:
+        """One pass over all batches.
+
+        Args:
+            batches: The inputs.
+            forward: How the networks are run.
+            limit: Uses from this place of the order on are not chosen in this pass.
+            collecting: Pieces whose inputs are collected.
+
+        Returns:
+            Outputs of both networks for each batch.
+        """
+        places = {key: place for place, key in enumerate(self.traced.order)}
+        self.samplers.clear()
+        self.samplers.update({key: (Sampler(self.traced.pieces[key]), Sampler(self.traced.pieces[key])) for key in collecting})
+
+        def stops(use: AnyUse) -> bool:
+            key = key_of(use)
+            open_ = key in places and places[key] < limit and self.traced.calls[key] == 1
+            if isinstance(use, Use):
+                return open_ and key not in self.done and use.name in self.sharing
+            return open_ and (key not in self.done or (self.options.synthetic and isinstance(use, NormUse)))
+
+        def on_use(use: AnyUse, wait: Wait, batch: int, side: int) -> torch.Tensor | None:
+            if isinstance(use, Lookup):
+                return None
+            if stops(use):
+                return wait(use)  # type: ignore[no-any-return]
+            if isinstance(use, Use) and key_of(use) in self.samplers:
+                self.samplers[key_of(use)][side].add(batch, use)
+            if isinstance(use, NormUse) and self.options.synthetic:
+                return matched(use)
+            return None
+
+        def job(batch: int, side: int) -> Callable[[Wait], Mapping[str, torch.Tensor]]:
+            twin = self.twins[side]
+
+            def passed(wait: Wait) -> Mapping[str, torch.Tensor]:
+                with intercepted(twin.tensors, lambda use: on_use(use, wait, batch, side)):
+                    return run(twin, batches[batch], forward)
+
+            return passed
+
+        def answer(waiting: Mapping[int, AnyUse]) -> Mapping[int, torch.Tensor]:
+            return self._answer(waiting, places)
+
+        jobs = [job(batch, side) for batch in range(len(batches)) for side in (0, 1)]
+        with unfused():
+            outputs = take_turns(jobs, answer)
+        return outputs[::2], outputs[1::2]
+
+    def choose_collected(self, key: Key) -> None:
+        """Choose a piece after a pass that has collected its inputs."""
+        piece, (before, after) = self.traced.pieces[key], self.samplers[key]
+        if not (before.complete and after.complete):
+            return
+        self._choose(key, piece, before, after)
+        name = None if piece.bias is None else _name_of(piece.bias, self.twins[0])
+        if name is not None and name not in self.corrected and len(piece.blocks) == 1:
+            own = self.twins[1].view(piece.bias, name, self.twins[0])
+            own += self._mean_shift(piece, before.patches(0), after.patches(0)).to(own.dtype)
+            self.corrected.add(name)
+
+    def _mean_shift(self, piece: Piece, before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+        """What is added to a bias so that the mean output of a piece with one block stays, float64 (rows,)."""
+        operands = piece.operand, self.twins[1].view(piece.operand, piece.name, self.twins[0])
+        means = [
+            (piece.blocks[0].arrange(operand.detach()).double() @ x.double().mean(dim=1)[:, :, None])[:, :, 0]
+            for operand, x in zip(operands, (before, after), strict=True)
+        ]
+        shift, bias = means[0] - means[1], piece.bias
+        assert bias is not None
+        return shift.reshape(len(shift), len(bias) // len(shift), -1).mean(dim=2).reshape(-1)
+
+    def found(
+        self, before: Sequence[Mapping[str, torch.Tensor]], after: Sequence[Mapping[str, torch.Tensor]]
+    ) -> SideBySide:
+        """What has been chosen."""
+        own = self.twins[1].tensors
+        statistics = {name: own[name].detach().clone() for name in sorted(self.corrected)}
+        return SideBySide(self.ids, statistics, before, after)
+
+    def _answer(self, waiting: Mapping[int, AnyUse], places: Mapping[Key, int]) -> Mapping[int, torch.Tensor]:
+        """Outputs of the earliest use that some of the runs wait for; runs are numbered 2 * batch + side."""
+        keys = {i: key_of(use) for i, use in waiting.items()}
+        first = min(set(keys.values()), key=lambda key: places[key])
+        there = {i: use for i, use in waiting.items() if keys[i] == first}
+        pairs = {i // 2: (there[i], there[i + 1]) for i in there if i % 2 == 0 and i + 1 in there}
+        # Where the two networks take different ways, a use may have no partner.
+        alone = {i: self._as_it_is(use) for i, use in there.items() if i // 2 not in pairs}
+        if not pairs:
+            return alone
+        if isinstance(next(iter(there.values())), NormUse):
+            outputs = self._norms(pairs)
+        elif isinstance(next(iter(there.values())), BiasUse):
+            outputs = self._sums(pairs)
         else:
-            pairs = ((before, call.mean, call.variance), (after, mean, variance))
-        return torch.cat([call.normalise(x, m.to(x.dtype), v.to(x.dtype)) for x, m, v in pairs])
+            outputs = self._products(first, pairs)
+        self.done.add(first)
+        for batch, (before, after) in zip(pairs, outputs, strict=True):
+            alone |= {2 * batch: before, 2 * batch + 1: after}
+        return alone
 
-    def _is_doubled(self, x: torch.Tensor) -> bool:
-        """Whether the first axis is the batch, or windows of it."""
-        return len(x) % self.rows == 0
+    def _as_it_is(self, use: AnyUse) -> torch.Tensor:
+        if isinstance(use, NormUse):
+            return matched(use) if self.options.synthetic else use.normalise(use.mean, use.variance)
+        assert isinstance(use, Use | BiasUse)
+        return use.run()
 
-    def _shift(
-        self, name: str, call: Call, bias: torch.Tensor, wanted: torch.Tensor, got: torch.Tensor
-    ) -> torch.Tensor:
-        """What is added to a bias so that output means stay, from the first layer that uses it."""
-        if name not in self.shifts:
-            linear = call.geometry is None
-            mean, mean_after = (channel_moments(y, linear=linear)[0] for y in (wanted, got))
-            self.shifts[name] = (mean - mean_after).to(bias.dtype)
-            self.statistics[name] = bias.detach() + self.shifts[name]
-        return self.shifts[name]
+    def _products(self, key: Key, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Outputs of both networks, with newly chosen weights in the compressed one, and means corrected by the bias."""
+        piece = self.traced.pieces[key]
+        samplers = Sampler(piece), Sampler(piece)
+        for batch, uses in pairs.items():
+            for sampler, use in zip(samplers, uses, strict=True):
+                sampler.add(batch, use)
+        self._choose(key, piece, *samplers)
+        wanted = [before.run() for before, _ in pairs.values()]
+        got = [after.run() for _, after in pairs.values()]
+        first = next(iter(pairs.values()))[1]
+        if first.bias is not None and self._correct(first.bias, wanted, got, axis=first.axis):
+            got = [after.run() for _, after in pairs.values()]
+        return list(zip(wanted, got, strict=True))
+
+    def _sums(self, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Sums of outputs and a bias, which corrects the means."""
+        wanted = [before.run() for before, _ in pairs.values()]
+        got = [after.run() for _, after in pairs.values()]
+        if self._correct(next(iter(pairs.values()))[1].bias, wanted, got, axis=-1):
+            got = [after.run() for _, after in pairs.values()]
+        return list(zip(wanted, got, strict=True))
+
+    def _correct(
+        self, bias: torch.Tensor, wanted: Sequence[torch.Tensor], got: Sequence[torch.Tensor], *, axis: int
+    ) -> bool:
+        """Add the difference of the channels' means to a bias, unless another use has done so."""
+        name = _name_of(bias, self.twins[1])
+        if name is None or name in self.corrected:
+            return False
+        mean, mean_after = (channel_moments(ys, axis=axis)[0] for ys in (wanted, got))
+        bias.copy_(bias + (mean - mean_after).to(bias.dtype))
+        self.corrected.add(name)
+        return True
+
+    def _norms(self, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The batch norm's outputs, with corrected statistics in the compressed network."""
+        befores, afters = zip(*pairs.values(), strict=True)
+        first, synthetic = afters[0], self.options.synthetic
+        seen, seen_after = (channel_moments([use.x for use in uses], axis=1) for uses in (befores, afters))
+        factor = _variance_factor(seen[1], seen_after[1])
+        mean, variance = _corrected(befores[0], seen[0], seen_after[0], factor, synthetic=synthetic)
+        for name, value in (("running_mean", mean), ("running_var", variance)):
+            self.twins[1].tensors[first.prefix + name].copy_(value)
+            self.corrected.add(first.prefix + name)
+        if synthetic:
+            moments = (seen, (seen_after[0], seen[1] * factor))
+        else:
+            moments = ((befores[0].mean, befores[0].variance), (mean, variance))
+        return [
+            (_normalised(before, *moments[0]), _normalised(after, *moments[1])) for before, after in pairs.values()
+        ]
+
+    def _choose(self, key: Key, piece: Piece, before: Sampler, after: Sampler) -> None:
+        """Choose shared weights of a piece, and put them into the compressed network."""
+        sharing, original = self.sharing[piece.name], self.twins[0]
+        ids = self.ids.setdefault(piece.name, sharing.ids.astype(np.int64))
+        tensor = original.tensors[piece.name]
+        places = places_of(piece.operand, tensor)
+        for i, block in enumerate(piece.blocks):
+            where = block.arrange(places).numpy()
+            samples = before.patches(i), after.patches(i)
+            ids[where] = _share(_Problem(piece, block, where, samples, sharing, self.options), original)
+        self._replace(piece.name, sharing, ids)
+        self.done.add(key)
+
+    def _replace(self, name: str, sharing: Sharing, ids: np.ndarray) -> None:
+        original = _stored(self.twins[0], name)
+        table = np.append(sharing.alphabet.means, np.nan)
+        kept = original.double().numpy().ravel() / sharing.scale
+        values = np.where(sharing.exact, kept, table[ids]) * sharing.scale
+        self.twins[1].replace(name, torch.from_numpy(values).to(original.dtype).reshape(original.shape))
+
+
+def _name_of(vector: torch.Tensor, twin: Twin) -> str | None:
+    """Name of the tensor of a network that a vector is a part of."""
+    storage = vector.untyped_storage().data_ptr()
+    return next((name for name, own in twin.tensors.items() if own.untyped_storage().data_ptr() == storage), None)
+
+
+def _stored(twin: Twin, name: str) -> torch.Tensor:
+    """The tensor that the file holds: the source of a computed weight, else the weight."""
+    return (twin.sources[name] if name in twin.sources else twin.tensors[name]).detach()
+
+
+def _normalised(use: NormUse, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    return use.normalise(mean.to(use.x.dtype), variance.to(use.x.dtype))
 
 
 def _variance_factor(variance: torch.Tensor, variance_after: torch.Tensor) -> torch.Tensor:
@@ -177,38 +375,61 @@ def _variance_factor(variance: torch.Tensor, variance_after: torch.Tensor) -> to
 
 
 def _corrected(
-    call: NormCall, mean: torch.Tensor, mean_after: torch.Tensor, factor: torch.Tensor, *, synthetic: bool
+    use: NormUse, mean: torch.Tensor, mean_after: torch.Tensor, factor: torch.Tensor, *, synthetic: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Running mean and variance, float64 (channels,), with which the batch norm's output keeps its moments.
 
     Args:
-        call: The batch norm.
+        use: The batch norm of the original network.
         mean: float64 (channels,), of the original network's inputs.
         mean_after: float64 (channels,), of the compressed network's inputs.
         factor: float64 (channels,), by which variances moved.
         synthetic: Whether the inputs are noise.
     """
-    variance = call.variance.double() * factor
+    variance = use.variance.double() * factor
     # Away from the running mean, another variance moves the output's mean too; on noise the distance means nothing.
-    away = torch.zeros(()) if synthetic else mean - call.mean.double()
-    stretched = ((variance + call.eps) / (call.variance.double() + call.eps)).sqrt()
-    return call.mean.double() + (mean_after - mean) + away * (1 - stretched), variance
+    away = torch.zeros(()) if synthetic else mean - use.mean.double()
+    stretched = ((variance + use.eps) / (use.variance.double() + use.eps)).sqrt()
+    return use.mean.double() + (mean_after - mean) + away * (1 - stretched), variance
 
 
-def _share(
-    call: Call, before: torch.Tensor, after: torch.Tensor, sharing: Sharing, options: LockstepOptions
-) -> tuple[np.ndarray, torch.Tensor]:
-    """Ids (n,) of a layer's weights, and its shared weights at the layer's dtype."""
-    patches, patches_after = sampled_patches(call, [before, after], seed=0)
-    groups, _, width = patches.shape
-    original = call.weight.detach().double().numpy().reshape(groups, -1, width) / sharing.scale
-    exact = sharing.exact.reshape(original.shape)
-    rows = sharing.rows.reshape(groups, -1) * sharing.unit
-    ids = np.empty(original.shape, dtype=np.int64)
-    for block in column_blocks(width):
-        pair, kept = (patches[:, :, block], patches_after[:, :, block]), exact[:, :, block]
-        target, hessian = _target(original[:, :, block], *pair, kept, options)
-        ids[:, :, block] = assign_with_feedback(
+@dataclass(frozen=True)
+class _Problem:
+    """One block of a piece, with its inputs.
+
+    Attributes:
+        piece: The piece.
+        block: The block.
+        where: int64 (G, r, d), positions of the weights in the tensor.
+        samples: (G, n, d) inputs of the original and of the compressed network.
+        sharing: What the weights may become.
+        options: How ids are chosen.
+    """
+
+    piece: Piece
+    block: Block
+    where: np.ndarray
+    samples: tuple[torch.Tensor, torch.Tensor]
+    sharing: Sharing
+    options: LockstepOptions
+
+
+def _share(problem: _Problem, original: Twin) -> np.ndarray:
+    """Ids of a block's weights, int64 (G, r, d)."""
+    sharing, options, where = problem.sharing, problem.options, problem.where
+    before, after = problem.samples
+    stored = _stored(original, problem.piece.name)
+    weights = stored.double().numpy().ravel()[where] / sharing.scale
+    row_factors, column_factors = source_factors(original, problem.piece.name, problem.piece.operand, problem.block)
+    if (column_factors != 1).any():
+        before, after = (each * torch.from_numpy(column_factors[:, None]).to(each) for each in (before, after))
+    exact = sharing.exact[where]
+    rows = _row_values(sharing.rows, where, len(sharing.exact)) * sharing.unit * row_factors**2
+    ids = np.empty(where.shape, dtype=np.int64)
+    for part in column_blocks(where.shape[2]):
+        pair, kept = (before[:, :, part], after[:, :, part]), exact[:, :, part]
+        target, hessian = _target(weights[:, :, part], *pair, kept, options, centred=problem.piece.centred)
+        ids[:, :, part] = assign_with_feedback(
             target,
             hessian,
             rows,
@@ -218,13 +439,24 @@ def _share(
             paths=options.paths,
             sweeps=options.sweeps,
         )
-    table = np.append(sharing.alphabet.means, np.nan)
-    values = np.where(exact, original, table[ids]) * sharing.scale
-    return ids.ravel(), torch.from_numpy(values).to(call.weight.dtype).reshape(call.weight.shape)
+    return ids
+
+
+def _row_values(rows: np.ndarray, where: np.ndarray, size: int) -> np.ndarray:
+    """float64 (G, r): values per row of the tensor's first axis, as means over the weights of each filter."""
+    of_weights = rows[where // (size // len(rows))]
+    first = of_weights[:, :, 0]
+    return first if (of_weights == first[:, :, None]).all() else of_weights.mean(axis=2)
 
 
 def _target(
-    original: np.ndarray, before: torch.Tensor, after: torch.Tensor, exact: np.ndarray, options: LockstepOptions
+    original: np.ndarray,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    exact: np.ndarray,
+    options: LockstepOptions,
+    *,
+    centred: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (G, r, d) that compensate for the change of inputs, and the damped covariance (G, d, d) of the inputs.
 
@@ -234,17 +466,20 @@ def _target(
         after: (G, n, d), the compressed network's inputs.
         exact: bool (G, r, d), weights that are kept as they are.
         options: Damping; on noise the target is the original weights.
+        centred: Whether a bias or a batch norm corrects the mean of the outputs.
     """
-    seen = covariance(after)
+    seen = covariance(after, centred=centred)
     hessian = trusted(seen, n_samples=after.shape[1], damping=options.damping)
     if options.synthetic:
         return original, hessian
-    change = covariance(before, after) - seen
-    factor = _held_factor(original, before, after, options.damping)
+    change = covariance(before, after, centred=centred) - seen
+    factor = _held_factor(original, before, after, options.damping, centred=centred)
     return np.where(exact, original, original + factor * _least_squares(original @ change, hessian)), hessian
 
 
-def _held_factor(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float) -> float:
+def _held_factor(
+    weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float, *, centred: bool
+) -> float:
     """Fraction of the least-squares change of weights that is best on other samples, in [0, 1].
 
     With original inputs x, changed inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change of weights that
@@ -253,16 +488,19 @@ def _held_factor(weights: np.ndarray, before: torch.Tensor, after: torch.Tensor,
 
     Args:
         weights: float64 (G, r, d).
-        before: (G, n, d), original inputs, in the order of the images.
+        before: (G, n, d), original inputs, in the order of the inputs.
         after: (G, n, d), changed inputs, in the same order.
         damping: Damping of the covariance (`survey.trusted`).
+        centred: Whether the covariance is.
     """
     half = before.shape[1] // 2
-    seen, others = covariance(after[:, :half]), covariance(after[:, half:])
+    if half == 0:
+        return 0.0
+    seen, others = (covariance(each, centred=centred) for each in (after[:, :half], after[:, half:]))
     hessian = trusted(seen, n_samples=half, damping=damping)
-    first = _least_squares(weights @ (covariance(before[:, :half], after[:, :half]) - seen), hessian)
+    first = _least_squares(weights @ (covariance(before[:, :half], after[:, :half], centred=centred) - seen), hessian)
     power = float(((first @ others) * first).sum())
-    missing = weights @ (covariance(before[:, half:], after[:, half:]) - others)
+    missing = weights @ (covariance(before[:, half:], after[:, half:], centred=centred) - others)
     factor = float((first * missing).sum()) / power if power > 0 else 0.0
     return min(max(factor, 0.0), 1.0)
 

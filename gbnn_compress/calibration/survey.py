@@ -1,24 +1,75 @@
-"""The cost of errors in every layer, with and without feedback, from the network's own activations."""
+"""What the layers of a network see on given inputs: their order, how often they act, and the cost of their errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 
+from gbnn_compress.calibration.blocks import Block, blocks_of, chosen
 from gbnn_compress.calibration.feedback import by_falling_variance, damped, inverse_factor, reordered
-from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
+from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.twins import Twin
+from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
+from gbnn_compress.data.batches import Batch
+from gbnn_compress.predict.forward import Forward
 
 LONGEST_BLOCK = 1024
 """Most columns whose errors are fed back together; wider layers are cut into equal blocks."""
 
+Key = tuple[Any, ...]
+"""Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A weight, or a part of it, as one kind of use sees it.
+
+    Attributes:
+        name: Name of the tensor in the checkpoint.
+        operand: The original network's tensor, or the view of it that is used.
+        blocks: Its least-squares problems.
+        calls: Most calls in one batch.
+        counts: int64 (batches, blocks), number of input patches.
+        bias: The bias that is added to the output, a tensor of the original network or a view of it; None without.
+        centred: Whether the mean of the output's error can be corrected, by the bias or by a batch norm.
+    """
+
+    name: str
+    operand: torch.Tensor
+    blocks: Sequence[Block]
+    calls: int
+    counts: np.ndarray
+    bias: torch.Tensor | None
+    centred: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of the original network.
+
+    Attributes:
+        order: Keys of all uses, in the order of their first call.
+        calls: Key -> most calls in one batch.
+        pieces: Key -> piece of a weight.
+        lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
+        outputs: Outputs of the first batch that count, by name.
+    """
+
+    order: Sequence[Key]
+    calls: Mapping[Key, int]
+    pieces: Mapping[Key, Piece]
+    lookups: Mapping[str, np.ndarray]
+    outputs: Mapping[str, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """What the survey measures of one layer.
+    """What the survey measures of one tensor.
 
     Attributes:
         column: Squared output error of one weight's unit error after feedback, averaged over the weights.
@@ -31,56 +82,213 @@ class LayerStatistics:
     gain: float
 
 
+def key_of(use: AnyUse) -> Key:
+    """The key of a use."""
+    if isinstance(use, Use):
+        return use.piece
+    if isinstance(use, NormUse):
+        return ("norm", use.prefix)
+    return ("bias" if isinstance(use, BiasUse) else "lookup", use.name)
+
+
+def trace(twin: Twin, batches: Sequence[Batch], forward: Forward) -> Trace:
+    """Run the original network on all batches, and count."""
+    tracer = _Tracer(twin.tensors)
+    first: Mapping[str, torch.Tensor] = {}
+    for i, batch in enumerate(batches):
+        tracer.begin(i)
+        with unfused(), intercepted(twin.tensors, tracer.on_use):
+            outputs = run(twin, batch, forward)
+        first = first or outputs
+    return tracer.result(len(batches), first)
+
+
+def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
+    """Outputs of a fresh copy of a network, by name; the batch is not changed."""
+    return forward.chosen(forward(twin.copied(), batch.on(torch.device("cpu"))))
+
+
+@dataclass
+class _Tracer:
+    """Counts the uses of one network."""
+
+    tensors: Mapping[str, torch.Tensor]
+    first: dict[Key, Use] = field(default_factory=dict)
+    blocks: dict[Key, list[Block]] = field(default_factory=dict)
+    counts: dict[Key, dict[int, np.ndarray]] = field(default_factory=dict)
+    biases: dict[Key, torch.Tensor] = field(default_factory=dict)
+    normed: set[Key] = field(default_factory=set)
+    calls: dict[Key, dict[int, int]] = field(default_factory=dict)
+    lookups: dict[str, np.ndarray] = field(default_factory=dict)
+    batch: int = 0
+    latest: tuple[Key, int] | None = None
+
+    def begin(self, batch: int) -> None:
+        self.batch, self.latest = batch, None
+
+    def on_use(self, use: AnyUse) -> torch.Tensor | None:
+        key = key_of(use)
+        calls = self.calls.setdefault(key, {})
+        calls[self.batch] = calls.get(self.batch, 0) + 1
+        if isinstance(use, Lookup):
+            rows = len(self.tensors[use.name])
+            found = torch.bincount(use.indices.reshape(-1).clamp(0, rows - 1), minlength=rows).numpy()
+            self.lookups[use.name] = self.lookups.get(use.name, 0) + found
+            return None
+        if not isinstance(use, Use):
+            if self.latest is not None and use.x.untyped_storage().data_ptr() == self.latest[1]:
+                if isinstance(use, BiasUse):
+                    self.biases.setdefault(self.latest[0], use.bias)
+                else:
+                    self.normed.add(self.latest[0])
+            return None
+        if key not in self.first:
+            self.first[key] = use
+            self.blocks[key] = blocks_of(use)
+            self.counts[key] = {}
+            if use.bias is not None:
+                self.biases[key] = use.bias
+        count = np.array([block.count(use) for block in self.blocks[key]])
+        self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
+        output = use.run()
+        self.latest = (key, output.untyped_storage().data_ptr())
+        return output
+
+    def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:
+        pieces = {}
+        for key in self._kept():
+            use, blocks = self.first[key], self.blocks[key]
+            counts = np.stack([self.counts[key].get(i, np.zeros(len(blocks), dtype=int)) for i in range(n_batches)])
+            most = max(self.calls[key].values())
+            bias = self.biases.get(key)
+            centred = bias is not None or (key in self.normed and most == 1)
+            pieces[key] = Piece(use.name, use.weight, blocks, most, counts, bias, centred)
+        dropped = self.first.keys() - pieces.keys()
+        order = [key for key in self.calls if key not in dropped and key[0] != "lookup"]
+        calls = {key: max(self.calls[key].values()) for key in order}
+        of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
+        return Trace(order, calls, pieces, of_tables, outputs)
+
+    def _kept(self) -> list[Key]:
+        """The pieces, without those that overlap with one that sees more inputs."""
+        taken: dict[str, list[tuple[int, int]]] = {}
+        kept = set()
+        for key in sorted(self.first, key=lambda key: -sum(int(each.sum()) for each in self.counts[key].values())):
+            operand, name = self.first[key].weight, self.first[key].name
+            steps = zip(operand.shape, operand.stride(), strict=True)
+            start = operand.storage_offset()
+            stop = start + 1 + sum((n - 1) * step for n, step in steps)
+            if all(stop <= a or b <= start for a, b in taken.get(name, ())):
+                taken.setdefault(name, []).append((start, stop))
+                kept.add(key)
+        return [key for key in self.first if key in kept]
+
+
+class Sampler:
+    """Input patches of one piece over all its calls, at positions that are chosen in advance."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._blocks = piece.blocks
+        starts = np.cumsum(piece.counts, axis=0) - piece.counts
+        self._starts, self._seen = starts, np.zeros_like(starts)
+        self._chosen = [chosen(int(piece.counts[:, i].sum()), block.wanted) for i, block in enumerate(piece.blocks)]
+        self._parts: list[dict[int, list[torch.Tensor]]] = [{} for _ in piece.blocks]
+        self._total = piece.counts.sum(axis=0)
+
+    def add(self, batch: int, use: Use) -> None:
+        """Take the patches of one call."""
+        for i, block in enumerate(self._blocks):
+            count = block.count(use)
+            start = int(self._starts[batch, i] + self._seen[batch, i])
+            self._seen[batch, i] += count
+            edges = torch.tensor([start, start + count])
+            low, high = torch.searchsorted(self._chosen[i], edges).tolist()
+            if high > low:
+                self._parts[i].setdefault(batch, []).append(block.patches(use, self._chosen[i][low:high] - start))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all calls were seen."""
+        return bool((self._seen.sum(axis=0) >= self._total).all())
+
+    def patches(self, i: int) -> torch.Tensor:
+        """(groups, m, d), patches of block i in the order of batches and calls."""
+        parts = [part for batch in sorted(self._parts[i]) for part in self._parts[i][batch]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def survey(
-    network: torch.nn.Module,
-    tensors: Mapping[str, torch.Tensor],
-    inputs: torch.Tensor,
+    twin: Twin,
+    batches: Sequence[Batch],
+    forward: Forward,
+    traced: Trace,
     *,
     damping: float,
     match_batch_norm: bool,
 ) -> dict[str, LayerStatistics]:
-    """Measure every linear and 2-D convolutional layer whose weight is among the tensors.
+    """Measure every layer whose weight is among the tensors.
 
     Args:
-        network: In evaluation mode, holding the original weights.
-        tensors: The network's own tensors by their names in the checkpoint.
-        inputs: (N, ...), preprocessed.
+        twin: The original network.
+        batches: The inputs.
+        forward: How the network is run.
+        traced: Result of `trace` on these inputs.
         damping: Damping of the inputs' covariance (`feedback.damped`).
         match_batch_norm: Whether batch norm normalises with the inputs' own statistics. Each layer then sees
             activations of the mean and variance that it saw in training, whatever the inputs.
     """
-    seen: dict[str, LayerStatistics] = {}
+    samplers = {key: Sampler(piece) for key, piece in traced.pieces.items()}
+    costs: dict[str, list[tuple[int, float, float, int]]] = {}
 
-    def on_layer(call: Call) -> torch.Tensor:
-        if call.name in seen:
-            seen[call.name] = replace(seen[call.name], calls=seen[call.name].calls + 1)
-        else:
-            column, plain = _costs(call, damping)
-            seen[call.name] = LayerStatistics(column, calls=1, gain=plain / column)
-        return call.run(call.x, call.weight, call.bias)
+    def on_use(use: AnyUse, batch: int) -> torch.Tensor | None:
+        if isinstance(use, NormUse):
+            return matched(use) if match_batch_norm else None
+        sampler = samplers.get(key_of(use)) if isinstance(use, Use) else None
+        if sampler is not None and isinstance(use, Use):
+            sampler.add(batch, use)
+            if sampler.complete:
+                piece = traced.pieces[key_of(use)]
+                del samplers[key_of(use)]
+                costs.setdefault(piece.name, []).append(_costs(piece, sampler, twin, damping))
+        return None
 
-    with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=match_batch_norm)):
-        network(inputs.clone())  # a copy: the network may work in place
-    return seen
-
-
-def normaliser(*, match: bool) -> Callable[[NormCall], torch.Tensor]:
-    """The batch norm of the original network: with its running statistics, or with the inputs' own."""
-
-    def on_norm(call: NormCall) -> torch.Tensor:
-        if not match:
-            return call.normalise(call.x, call.mean, call.variance)
-        mean, variance = channel_moments(call.x, linear=False)
-        return call.normalise(call.x, mean.to(call.x.dtype), variance.to(call.x.dtype))
-
-    return on_norm
+    for i, batch in enumerate(batches):
+        with unfused(), intercepted(twin.tensors, _bound(on_use, i)):
+            run(twin, batch, forward)
+    return {name: _joined(each) for name, each in costs.items()}
 
 
-def covariance(patches: torch.Tensor, other: torch.Tensor | None = None) -> np.ndarray:
-    """float64 (G, d, d), mean of the outer products of centred patches (G, n, d) with others."""
-    centred = patches - patches.mean(dim=1, keepdim=True)
-    right = centred if other is None else other - other.mean(dim=1, keepdim=True)
-    return (centred.transpose(1, 2) @ right / patches.shape[1]).double().numpy()
+def _bound(on_use: Callable[[AnyUse, int], torch.Tensor | None], batch: int) -> Callable[[AnyUse], torch.Tensor | None]:
+    return lambda use: on_use(use, batch)
+
+
+def matched(use: NormUse) -> torch.Tensor:
+    """The output of a batch norm that normalises with the inputs' own statistics."""
+    mean, variance = channel_moments([use.x], axis=1)
+    return use.normalise(mean.to(use.x.dtype), variance.to(use.x.dtype))
+
+
+def channel_moments(ys: Sequence[torch.Tensor], *, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means and variances of the channels along an axis over several tensors, float64 (channels,)."""
+    pairs = []
+    for y in ys:
+        others = [i for i in range(y.dim()) if i != axis % y.dim()]
+        variance, mean = torch.var_mean(y.double() if y.numel() < 1 << 22 else y, dim=others, correction=0)
+        pairs.append((mean.double(), variance.double()))
+    if len(pairs) == 1:
+        return pairs[0]
+    shares = torch.tensor([y.numel() for y in ys], dtype=torch.float64)
+    shares = (shares / shares.sum())[:, None]
+    means, variances = (torch.stack(each) for each in zip(*pairs, strict=True))
+    mean = (shares * means).sum(dim=0)
+    return mean, (shares * (variances + (means - mean) ** 2)).sum(dim=0)
+
+
+def covariance(patches: torch.Tensor, other: torch.Tensor | None = None, *, centred: bool = True) -> np.ndarray:
+    """float64 (G, d, d), mean of the outer products of patches (G, n, d), centred or not, with others."""
+    left = patches - patches.mean(dim=1, keepdim=True) if centred else patches
+    right = left if other is None else other - other.mean(dim=1, keepdim=True) if centred else other
+    return (left.transpose(1, 2) @ right / patches.shape[1]).double().numpy()
 
 
 def trusted(seen: np.ndarray, *, n_samples: int, damping: float) -> np.ndarray:
@@ -94,13 +302,62 @@ def column_blocks(width: int) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def _costs(call: Call, damping: float) -> tuple[float, float]:
-    """Squared output error of one weight's unit error, averaged over the weights: with and without feedback."""
-    (patches,) = sampled_patches(call, [call.x], seed=0)
+def source_factors(twin: Twin, name: str, operand: torch.Tensor, block: Block) -> tuple[np.ndarray, np.ndarray]:
+    """Factors from errors of a tensor to errors of the weight: float64 (G, r) of the rows, (G, d) of the columns.
+
+    They are 1 unless the weight is computed from the tensor, as in `weight_norm`: then a row or a column of the weight
+    is a multiple of the tensor's.
+    """
+    weight = block.arrange(operand.detach()).double().numpy()
+    ones = np.ones(weight.shape[:2]), np.ones((weight.shape[0], weight.shape[2]))
+    if name not in twin.sources:
+        return ones
+    source = block.arrange(seen_alike(twin.sources[name].detach(), operand)).double().numpy()
+    powers = source**2
+    by_row = (weight * source).sum(axis=2) / np.maximum(powers.sum(axis=2), 1e-300)
+    by_column = (weight * source).sum(axis=1) / np.maximum(powers.sum(axis=1), 1e-300)
+    row_error = ((by_row[:, :, None] * source - weight) ** 2).sum()
+    column_error = ((by_column[:, None] * source - weight) ** 2).sum()
+    return (np.abs(by_row), ones[1]) if row_error <= column_error else (ones[0], np.abs(by_column))
+
+
+def seen_alike(tensor: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
+    """The view of a tensor that an operand is of a contiguous tensor of the same shape."""
+    return tensor.contiguous().as_strided(operand.shape, operand.stride(), operand.storage_offset())
+
+
+def _costs(piece: Piece, sampler: Sampler, twin: Twin, damping: float) -> tuple[int, float, float, int]:
+    """Number of weights, squared output error of one weight's unit error with and without feedback, and calls."""
     fed_back, plain = [], []
-    for block in column_blocks(patches.shape[2]):
-        hessian = trusted(covariance(patches[:, :, block]), n_samples=patches.shape[1], damping=damping)
-        factor = inverse_factor(reordered(hessian, by_falling_variance(hessian)))
-        fed_back.append((1 / np.einsum("gjj->gj", factor) ** 2).ravel())
-        plain.append(np.einsum("gjj->gj", hessian).ravel())
-    return float(np.concatenate(fed_back).mean()), float(np.concatenate(plain).mean())
+    for i, block in enumerate(piece.blocks):
+        patches = sampler.patches(i)
+        rows, columns = source_factors(twin, piece.name, piece.operand, block)
+        power = float((rows**2).mean())
+        repeats = rows.shape[1] * power
+        for part in column_blocks(patches.shape[2]):
+            seen = covariance(patches[:, :, part], centred=piece.centred)
+            hessian = trusted(seen, n_samples=patches.shape[1], damping=damping)
+            hessian = hessian * columns[:, part, None] * columns[:, None, part]
+            factor = inverse_factor(reordered(hessian, by_falling_variance(hessian)))
+            fed_back.append((repeats, (1 / np.einsum("gjj->gj", factor) ** 2).ravel()))
+            plain.append((repeats, np.einsum("gjj->gj", hessian).ravel()))
+    size = piece.operand.numel()
+    return size, _mean(fed_back, piece), _mean(plain, piece), piece.calls
+
+
+def _mean(parts: Sequence[tuple[float, np.ndarray]], piece: Piece) -> float:
+    """Mean over the columns of all blocks, weighed by the rows."""
+    if len(piece.blocks) == 1:
+        rows = parts[0][0] / piece.blocks[0].arrange(piece.operand).shape[1]
+        return rows * float(np.concatenate([each for _, each in parts]).mean())
+    return sum(rows * float(each.sum()) for rows, each in parts) / sum(rows * each.size for rows, each in parts)
+
+
+def _joined(costs: Sequence[tuple[int, float, float, int]]) -> LayerStatistics:
+    if len(costs) == 1:
+        _, column, plain, calls = costs[0]
+        return LayerStatistics(column, calls, gain=plain / column)
+    total = sum(size for size, *_ in costs)
+    column = sum(size * fed_back for size, fed_back, _, _ in costs) / total
+    plain = sum(size * each for size, _, each, _ in costs) / total
+    return LayerStatistics(column, calls=max(calls for *_, calls in costs), gain=plain / column)

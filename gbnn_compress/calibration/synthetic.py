@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from gbnn_compress.calibration.interceptor import Call, Interceptor
-from gbnn_compress.calibration.survey import normaliser
+from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.uses import AnyUse, Use
 
 SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)
 
@@ -75,18 +75,21 @@ def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs
     """Smallest side that a convolution wider than 1 x 1 sees, and products per input; zeros if the network fails."""
     sides, products = [WANTED_MAP], 0
 
-    def on_layer(call: Call) -> torch.Tensor:
+    def on_use(use: AnyUse) -> torch.Tensor | None:
         nonlocal products
-        y = call.run(call.x, call.weight, call.bias)
-        if call.geometry is not None and max(call.weight.shape[2:]) > 1:
-            sides.append(min(call.x.shape[2:]))
-        if not call.x.isfinite().all():
+        if not isinstance(use, Use):
+            return None
+        y = use.run()
+        if use.geometry is not None and max(use.weight.shape[2:]) > 1:
+            sides.append(min(use.x.shape[2:]))
+        if not use.x.isfinite().all():
             sides.append(0)
-        products += y.numel() // len(inputs) * call.weight[0].numel()
+        width = use.weight.shape[-2] if use.transposed else use.weight[0].numel()
+        products += y.numel() // len(inputs) * width
         return y
 
     try:
-        with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=normaliser(match=False)):
+        with unfused(), intercepted(tensors, on_use):
             network(inputs)
     except Exception:  # whatever the user's own network raises: it does not take this size
         return 0, 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.rate.codebook import ideal_lengths
 from gbnn_compress.rate.control import codebook_at
 from gbnn_compress.rate.maps import index_maps
@@ -139,7 +140,8 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
         posterior.name: _errors(tensors[posterior.name], posterior, index_map, book.bank.means)
         for posterior, index_map in zip(posteriors, maps, strict=True)
     }
-    costs, n_inputs = error_costs(calibration.network, calibration.tensors, calibration.inputs, errors)
+    classifier = prepared.kind.task == CLASSIFIER
+    costs, n_inputs = error_costs(calibration, errors, classifier=classifier)
     names = [name for name, cost in costs.items() if 0 < cost < np.inf]
     if not names:
         return {}

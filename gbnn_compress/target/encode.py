@@ -162,10 +162,10 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}
-    difference = measured_difference(outcome.logits)
+    difference = measured_difference(outcome)
     damage: Damage | Difference | None = None
     if not prepared.calibration.synthetic and len(outcome.ids) == len(maps):
-        damage = measured_damage(outcome.logits) if prepared.kind.task == CLASSIFIER else difference
+        damage = measured_damage(outcome) if prepared.kind.task == CLASSIFIER else difference
     inputs = "noise" if prepared.calibration.synthetic else "the calibration inputs"
     warnings = () if difference is None else tuple(dead_warnings(difference, inputs=inputs))
     return Assigned(maps, statistics, damage, warnings=warnings)
