@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gbnn_compress.data.architectures import load_weights
+from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.rebuild import rebuild
@@ -34,15 +36,23 @@ class Choice:
     facts: dict[str, Any]
 
 
-def better(trained: Trained, calibrated: Result, bench: Bench) -> Choice:
+def better(trained: Trained, make: Callable[[], Result], bench: Bench) -> Choice:
     """Measure both files on the validation data at the posterior mean, and choose.
 
     Args:
         trained: What training came to.
-        calibrated: The file of the same target without training.
+        make: Makes the file of the same target without training.
         bench: The network on the validation data; its weights stay as they are.
+
+    Returns:
+        The choice. It is the trained file, with a note, if the other one cannot be made.
     """
     validation = trained.validation
+    try:
+        calibrated = make()
+    except GbnnError as error:
+        note = f"not compared with calibration alone, which is not possible: {error}"
+        return Choice(replace(trained.result, notes=(*trained.result.notes, note)), {})
     scores = [_score(result, validation, bench) for result in (trained.result, calibrated)]
     ours, other = processes.from_first(scores)
     kept = TRAINED if ours <= other else CALIBRATED
