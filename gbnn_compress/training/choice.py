@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -56,7 +57,7 @@ def better(trained: Trained, make: Callable[[], Result], bench: Bench) -> Choice
     scores = [_score(result, validation, bench) for result in (trained.result, calibrated)]
     ours, other = processes.from_first(scores)
     kept = TRAINED if ours <= other else CALIBRATED
-    facts = {"kept": kept, "measure": validation.measure, TRAINED: ours, CALIBRATED: other}
+    facts = {"kept": kept, "measure": validation.measure, TRAINED: _finite(ours), CALIBRATED: _finite(other)}
     if kept == TRAINED:
         return Choice(trained.result, facts)
     note = (
@@ -65,6 +66,10 @@ def better(trained: Trained, make: Callable[[], Result], bench: Bench) -> Choice
     )
     notes = (note, *trained.result.notes, *calibrated.notes)
     return Choice(replace(calibrated, notes=notes, training=trained.result.training), facts)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _score(result: Result, validation: Validation, bench: Bench) -> float:
