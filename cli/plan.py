@@ -141,7 +141,7 @@ def _view(plan: "PlanReport", *, max_drop: float | None, arch: str | None, verbo
         yield tables.line(f"{source}{condition}: {words.safe(plan['safe_ratio'], trained=trained)}", "bold")
     elif plan["task"] is None:
         yield tables.line(words.UNKNOWN, "bold")
-    if max_drop is not None:
+    if max_drop is not None and has_forecast:
         yield tables.line(_within(rates, max_drop))
     before = ", before training" if trained else ""
     yield f"compressing takes about {words.size(plan['memory_bytes'])} of memory and {_seconds(plan)}{before}"

@@ -15,6 +15,9 @@ from gbnn_compress.calibration.uses import Geometry, Use
 SAMPLES_PER_WEIGHT, FEWEST_SAMPLES = 16, 1024
 """A layer's covariance is estimated from so many input patches per weight of a filter, and no fewer than the second."""
 
+LONGEST_BLOCK = 1024
+"""Most columns whose errors are fed back together; wider layers are cut into equal blocks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Block:
@@ -35,7 +38,7 @@ class Block:
     @property
     def wanted(self) -> int:
         """Number of patches from which the covariance is estimated."""
-        return max(FEWEST_SAMPLES, SAMPLES_PER_WEIGHT * self.width)
+        return max(FEWEST_SAMPLES, SAMPLES_PER_WEIGHT * min(self.width, LONGEST_BLOCK))
 
 
 def blocks_of(use: Use) -> list[Block]:
@@ -99,9 +102,7 @@ def _of_convolution(shape: torch.Size, geometry: Geometry) -> Block:
 
     def patches(use: Use, positions: torch.Tensor) -> torch.Tensor:
         image, *corner = _unravelled(positions, size(use))
-        starts = [
-            at * stride - pad for at, stride, pad in zip(corner, geometry.stride, geometry.padding, strict=True)
-        ]
+        starts = [at * stride - pad for at, stride, pad in zip(corner, geometry.stride, geometry.padding, strict=True)]
         coordinates = [start[:, None] + tap for start, tap in zip(starts, taps, strict=True)]
         return _gathered(use.x, image, coordinates, groups)
 
@@ -124,9 +125,9 @@ def _of_transposed(shape: torch.Size, geometry: Geometry) -> list[Block]:
     per_axis = []
     for k, stride in zip(kernel, strides, strict=True):
         counts = sorted({-(-(k - phase) // stride) for phase in range(min(stride, k))}, reverse=True)
-        per_axis.append([
-            (n, [phase for phase in range(min(stride, k)) if -(-(k - phase) // stride) == n]) for n in counts
-        ])
+        per_axis.append(
+            [(n, [phase for phase in range(min(stride, k)) if -(-(k - phase) // stride) == n]) for n in counts]
+        )
     return [_phases(shape[0], geometry, strides, combination) for combination in itertools.product(*per_axis)]
 
 

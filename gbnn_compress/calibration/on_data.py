@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from gbnn_compress.checkpoint.select import Selection
-from gbnn_compress.data.batches import read_batch
-from gbnn_compress.errors import ArchitectureError, GbnnError
+from gbnn_compress.data.batches import Batch, read_batch
+from gbnn_compress.data.datasets import Dataset
+from gbnn_compress.errors import ArchitectureError, GbnnError, one_line
 from gbnn_compress.predict.models import OpenedNetwork, open_network
 from gbnn_compress.predict.running import check_labels, logits
 
@@ -26,6 +28,9 @@ MOST_WEIGHTS = 16_000_000
 MOST_PIXELS = 6_500_000
 """Height times width times number of the inputs that are used: all layers' activations of a block are in memory."""
 
+MOST_BATCHES = 256
+"""Batches of data of any kind that are used."""
+
 MOST_INPUTS = 2048
 """Inputs by which sigma is found."""
 
@@ -43,10 +48,24 @@ def calibration_on(bench: Bench, checkpoint: Checkpoint, selection: Selection) -
     """
     from gbnn_compress.calibration.calibrated import calibrate
 
-    network, first = bench.network.cpu(), bench.inputs(at_most=1)
-    logits(network, [(first, None)])  # what does not fit is said in one line
-    inputs = bench.inputs(at_most=max(MOST_PIXELS // first[0, 0].numel(), 1))
-    return calibrate(network, [read_batch(inputs)], names=_names(network, checkpoint, selection, bench.fit))
+    network, names = bench.network.cpu(), _names(bench.network, checkpoint, selection, bench.fit)
+    try:
+        return calibrate(network, _batches(bench), names=names, forward=bench.forward)
+    except GbnnError:
+        raise
+    except Exception as error:  # whatever the user's own network raises
+        raise ArchitectureError(
+            f"the network fails on `{bench.option}` ({type(error).__name__}: {one_line(error)}); check `--arch`,"
+            " `--forward` and the inputs"
+        ) from error
+
+
+def _batches(bench: Bench) -> list[Batch]:
+    """The inputs that calibration uses: a sample of images as one batch, of other data the first batches."""
+    if isinstance(bench.data, Dataset):
+        pixels = bench.inputs(at_most=1)[0, 0].numel()
+        return [read_batch(bench.inputs(at_most=max(MOST_PIXELS // pixels, 1)))]
+    return list(islice(bench.batches(), MOST_BATCHES))
 
 
 def synthetic_calibration(

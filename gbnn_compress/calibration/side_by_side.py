@@ -184,7 +184,9 @@ class _Lockstep:
         """
         places = {key: place for place, key in enumerate(self.traced.order)}
         self.samplers.clear()
-        self.samplers.update({key: (Sampler(self.traced.pieces[key]), Sampler(self.traced.pieces[key])) for key in collecting})
+        self.samplers.update(
+            {key: (Sampler(self.traced.pieces[key]), Sampler(self.traced.pieces[key])) for key in collecting}
+        )
 
         def stops(use: AnyUse) -> bool:
             key = key_of(use)
@@ -328,9 +330,7 @@ class _Lockstep:
             moments = (seen, (seen_after[0], seen[1] * factor))
         else:
             moments = ((befores[0].mean, befores[0].variance), (mean, variance))
-        return [
-            (_normalised(before, *moments[0]), _normalised(after, *moments[1])) for before, after in pairs.values()
-        ]
+        return [(_normalised(before, *moments[0]), _normalised(after, *moments[1])) for before, after in pairs.values()]
 
     def _choose(self, key: Key, piece: Piece, before: Sampler, after: Sampler) -> None:
         """Choose shared weights of a piece, and put them into the compressed network."""

@@ -10,16 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.blocks import Block, blocks_of, chosen
+from gbnn_compress.calibration.blocks import LONGEST_BLOCK, Block, blocks_of, chosen
 from gbnn_compress.calibration.feedback import by_falling_variance, damped, inverse_factor, reordered
 from gbnn_compress.calibration.interceptor import intercepted, unfused
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.predict.forward import Forward
-
-LONGEST_BLOCK = 1024
-"""Most columns whose errors are fed back together; wider layers are cut into equal blocks."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""

@@ -189,7 +189,9 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ow
     def run() -> torch.Tensor:
         return func(*args, **kwargs)  # type: ignore[no-any-return]
 
-    return Use(name, run, x, weight, transposed=False, bias=bias if owners.name_of(bias) else None, axis=1, geometry=geometry)
+    return Use(
+        name, run, x, weight, transposed=False, bias=bias if owners.name_of(bias) else None, axis=1, geometry=geometry
+    )
 
 
 def _norm(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners: Owners) -> NormUse | None:

@@ -160,11 +160,13 @@ def require_forecast(kind: Kind, *, measured: bool, metric: bool = False) -> Non
     if metric and measured:
         return
     if metric:
-        raise GbnnError("`--max-drop`: the loss of a metric is measured; give `--val-data`, or `--target-ratio`")
+        raise GbnnError(
+            "`--max-drop`: the drop of a metric is measured; give `--val-data` or `--data`, or `--target-ratio`"
+        )
     if kind.task == OTHER:
         raise GbnnError(
             "`--max-drop`: expected a classifier, and this network is none; give `--target-ratio` instead, or"
-            " `--max-error` with data, or `--metric` with `--val-data`"
+            " `--max-error` with data, or `--metric` with data"
         )
     if not measured and kind.task != CLASSIFIER:
         raise GbnnError(

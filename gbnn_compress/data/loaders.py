@@ -281,12 +281,13 @@ def _collated(data: Any, *, option: str) -> Any:
     import torch
     from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-    if isinstance(data, DataLoader | list | tuple | str | bytes | range | set | torch.nn.Module):
+    if isinstance(data, DataLoader | list | tuple | str | bytes | range | set | type | torch.nn.Module):
         return None
     single = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if not single and not isinstance(data, IterableDataset):
         return None
-    if single and len(data) == 0:
+    lacking = f"`{option}`: `{type(data).__name__}` has no length"
+    if single and attempt(lacking, lambda: len(data), error=DataError) == 0:
         raise DataError(f"`{option}`: `{type(data).__name__}` is empty, expected at least one input")
     return DataLoader(data, batch_size=COLLATED, collate_fn=default_collate)
 

@@ -283,7 +283,9 @@ def _converted(
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
         size = given.calls[0].size
-        return _Made(attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",))
+        return _Made(
+            attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",)
+        )
 
 
 def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
@@ -324,9 +326,7 @@ def _write_checked(target: Path, data: bytes, calls: Sequence[Call], expected: S
     """Write the file if it passes the check, and return the largest relative difference."""
     from gbnn_compress.onnx_files.check import largest_over_runs, require_equal, run_onnx
 
-    feeds = [
-        {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)} for call in calls
-    ]
+    feeds = [{name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)} for call in calls]
     differences: list[float] = []
 
     def verify(path: Path) -> None:

@@ -25,7 +25,7 @@ from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import LOST, damage_warnings
-from gbnn_compress.target.measured_drop import meet_measured_drop
+from gbnn_compress.target.measured_drop import meet_measured_drop, meet_measured_error
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
@@ -107,6 +107,8 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
 
 def _cut(request: Request, opened: RunInputs, prepared: Prepared) -> Result:
     """The file that meets the target, without training."""
+    if opened.validation is not None and request.max_error is not None:
+        return meet_measured_error(prepared, opened.validation, max_error=request.max_error)
     if opened.validation is not None and request.max_drop is not None:
         return meet_measured_drop(prepared, opened.validation, max_drop=request.max_drop)
     return meet(prepared, target_ratio=request.ratio, max_drop=request.max_drop, ratio_of=request.ratio_of)
@@ -223,16 +225,15 @@ def _evaluated(
     report: Report, bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The report with measured instead of predicted damage, and the reliability of both networks if it was measured."""
-    settled = bench.settled_for(artifact)
     reliability: Mapping[str, Reliability] = {}
-    if settled.task == OTHER:
-        evaluation, measured, found = evaluate_output_compression(settled, checkpoint, artifact, seed=seed)
+    if bench.task == OTHER:
+        evaluation, measured, found = evaluate_output_compression(bench, checkpoint, artifact, seed=seed)
         damage = cast("DamageEntry", measured)
     else:
-        evaluation, measured, reliability = evaluate_compression(settled, checkpoint, artifact, seed=seed)
+        evaluation, measured, reliability = evaluate_compression(bench, checkpoint, artifact, seed=seed)
         damage = cast("DamageEntry", {**report["damage"], **measured})
         found = [
-            *baseline_warnings(settled, evaluation["before"], name="the checkpoint"),
+            *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
             *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
         ]
     warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]

@@ -11,9 +11,10 @@ from gbnn_compress.checkpoint.objects import read_any
 from gbnn_compress.checkpoint.select import Selection, select
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, settle_kind
-from gbnn_compress.data.loaders import load_data
+from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.errors import CheckpointError, DataError
 from gbnn_compress.predict.bench import Bench, as_evaluation
+from gbnn_compress.predict.measuring import measure, weights_of
 from gbnn_compress.predict.models import (
     OpenedNetwork,
     extra_notes,
@@ -22,12 +23,17 @@ from gbnn_compress.predict.models import (
     match_of,
     open_network,
 )
+from gbnn_compress.predict.output_evaluation import BEFORE
 from gbnn_compress.predict.trial import Trial, try_first
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.types import Checkpoint
 
 if TYPE_CHECKING:
     from gbnn_compress.pipeline.request import Request
+
+
+FEWEST_HELD_OUT = 4
+"""Smallest number of images of which a part is held out."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ def open_request(request: Request) -> RunInputs:
     trial = _trial(benches)
     if trial is not None:
         benches = _with_kind(request, benches, trial, match=match, checkpoint=checkpoint)
+        if request.measures_on_data:
+            benches, reused = _with_held_out(benches, seed=request.seed)
+            warnings += reused
     return RunInputs(
         checkpoint=checkpoint,
         selection=selection,
@@ -110,7 +119,8 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
     # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
     separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
-    labels = True if request.configuration.posterior == "variational" else None if training else False
+    optional = training or request.measures_on_data
+    labels = True if request.configuration.posterior == "variational" else None if optional else False
     use = use_of(
         forward=request.forward, output=request.chosen, metric=request.metric, loss=request.loss, task=request.task
     )
@@ -162,7 +172,34 @@ def _with_kind(
         if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):
             _require_labels(bench)
         bench.require_usable()
+        if name != "data" and (isinstance(bench.data, Batches) or bench.metric is not None or bench.loss is not None):
+            _measure_once(bench, checkpoint)
     return found
+
+
+def _with_held_out(benches: Mapping[str, Bench | None], *, seed: int) -> tuple[dict[str, Bench | None], list[str]]:
+    """The benches with a held-out part of `--data` as validation data, and a warning if no part can be held out."""
+    data = benches["data"]
+    assert data is not None
+    few = isinstance(data.data, Dataset) and len(data.data) < FEWEST_HELD_OUT
+    if few:
+        rest = held = data
+    else:
+        from gbnn_compress.training.train import training_benches
+
+        rest, held = training_benches(data, None, seed=seed)
+    reused = few or rest.data is held.data
+    warning = "`--data` has too few inputs to hold some out: the target is measured on the inputs that calibrated"
+    return {**benches, "data": rest, "validation": held.with_own_network()}, [warning] if reused else []
+
+
+def _measure_once(bench: Bench, checkpoint: Checkpoint) -> None:
+    """Run the checkpoint on all data, its loss and its metric included, so that what fails is refused before any work.
+
+    Raises:
+        GbnnError: The data, the network or a function of the user fails, or outputs are NaN for some inputs.
+    """
+    measure(bench, {BEFORE: weights_of(bench, checkpoint, samples=0)}, reference=BEFORE)
 
 
 def _require_labels(bench: Bench) -> None:

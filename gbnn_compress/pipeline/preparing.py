@@ -58,7 +58,7 @@ def prepare_request(
         tensors=read.tensors,
     )
     if request.max_drop is not None:
-        require_forecast(kind, measured=request.val_data is not None, metric=request.metric is not None)
+        require_forecast(kind, measured=opened.validation is not None, metric=request.metric is not None)
     on_progress(f"fitting the mixture to {sum(read.tensors[name].numel() for name in selection.shared):,} weights")
     fitted = partial(
         prepare,
@@ -89,7 +89,7 @@ def _by_costs(
 ) -> Prepared:
     """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it."""
     calibration = prepared.calibration
-    wanted = request.configuration.allocation == "costs" and prepared.kind.task == CLASSIFIER
+    wanted = request.configuration.allocation == "costs"
     if not wanted or calibration is None or calibration.synthetic:
         return prepared
     on_progress("measuring the cost of errors in each layer, and fitting the mixture again")

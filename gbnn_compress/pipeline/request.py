@@ -168,6 +168,12 @@ class Request:
         return self.checkpoint if self.arch is None and is_module(self.checkpoint) else self.arch
 
     @property
+    def measures_on_data(self) -> bool:
+        """Whether the target is measured on `data`, because there is no `val_data`."""
+        by_metric = self.max_drop is not None and self.metric is not None
+        return self.val_data is None and self.data is not None and (self.max_error is not None or by_metric)
+
+    @property
     def byte_ratio(self) -> float | None:
         """The target ratio if it is one of bytes, else None."""
         return self.ratio if self.ratio_of == "artifact" else None
@@ -287,7 +293,8 @@ def _check_data(request: Request) -> None:
     idle = [option for option, each in {**functions, "--loss": request.loss}.items() if each is not None]
     if idle and not any_data:
         raise GbnnError(f"{listed(idle)}: used only on inputs; give `--data` or `--eval-data`, or leave out the option")
-    if data is not None and not epochs and not recipe.feedback and recipe.posterior == "data_free":
+    calibrates = recipe.feedback or recipe.posterior != "data_free"
+    if data is not None and not epochs and not calibrates and not request.measures_on_data:
         raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")
 
 

@@ -16,20 +16,10 @@ from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.draws import sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import OpenedNetwork, dense, match_of, open_network
+from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
-from gbnn_compress.predict.outputs import require_steady
 from gbnn_compress.predict.prediction import Prediction, average
-from gbnn_compress.predict.running import (
-    check_labels,
-    class_labels,
-    evaluating,
-    logits,
-    outputs_of,
-    probabilities,
-    require_classes,
-)
-from gbnn_compress.predict.task import settled_task
+from gbnn_compress.predict.running import check_labels, class_labels, copied, logits, probabilities, require_classes
 from gbnn_compress.predict.use import Use
 from gbnn_compress.types import Artifact, Checkpoint, Fit
 
@@ -102,6 +92,10 @@ class _Values:
 
     def __iter__(self) -> Iterator[Any]:
         return (batch.value for batch in self.bench.batches())
+
+    def __call__(self) -> Iterator[Any]:
+        """A new iterator, as the function returns it that the user gave as data."""
+        return iter(self)
 
 
 class Bench:
@@ -189,9 +183,10 @@ class Bench:
 
     @property
     def user_data(self) -> Any:
-        """The data as the user's `metric` takes them: the user's object, or of a file, an iterable of batches."""
-        if isinstance(self.data, Batches) and self.data.loader is not None:
-            return self.data.loader
+        """The data as the user's `metric` takes them: the user's object; of files, functions and parts, all batches."""
+        data = self.data
+        if isinstance(data, Batches) and data.chosen is None and isinstance(data.loader, Iterable):
+            return data.loader
         return _Values(self)
 
     def with_task(self, task: str | None) -> Bench:
@@ -202,6 +197,12 @@ class Bench:
         """The same bench, run and measured in another way."""
         other = copy.copy(self)
         other.use = use
+        return other
+
+    def with_own_network(self) -> Bench:
+        """The same bench with a copy of the network, whose weights other benches do not change."""
+        other = copy.copy(self)
+        other.network = copied(self.network)
         return other
 
     def on(self, data: Dataset | Batches, *, option: str) -> Bench:
@@ -228,49 +229,20 @@ class Bench:
             raise ArchitectureError(f"`{option} {name}`: {error}") from None
 
     def require_usable(self) -> None:
-        """Check that the network runs on the first input; a classifier, that it has a class for each label.
+        """Check that a classifier runs on the first input and has a class for each label.
 
         Raises:
-            GbnnError: The network fails on the input, or keeps a state between calls; of a classifier, it has a single
-                output, or lacks the class of a label.
+            GbnnError: The network fails on the input, has a single output, or lacks the class of a label.
         """
         import torch
 
-        (first,) = self.first_batches()
-        if self.settled_for(None).task == OTHER:
-            require_steady(self.network, first, forward=self.forward, option=self.option)
+        if self.task == OTHER:
             return
+        first = read_batch(self.inputs(at_most=1)) if isinstance(self.data, Dataset) else self.data.first
         n_classes = self._logits([first]).shape[1]
         require_classes(n_classes, option=self.option)
         if self.data.labels is not None:
             check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
-
-    def first_batches(self) -> Iterator[Batch]:
-        """One image without its label, or the first batch of other data."""
-        if isinstance(self.data, Dataset):
-            yield read_batch(self.inputs(at_most=1))
-        else:
-            yield self.data.first
-
-    def settled_for(self, model: Checkpoint | Artifact | None) -> Bench:
-        """The same bench with the task of a model, `classifier` or `other`.
-
-        Args:
-            model: Weights of this network. An artifact may record the task, and the index may know the tensors. None:
-                data and outputs decide.
-        """
-        facts = model.facts if isinstance(model, Artifact) else None
-        (first,) = self.first_batches()
-
-        def outputs() -> Mapping[str, torch.Tensor]:
-            with evaluating(self.network):
-                raw = outputs_of(self.network, first, forward=self.forward, device=self.device, option=self.option)
-            return self.forward.chosen(raw)
-
-        labelled = self.data.labels is not None if isinstance(self.data, Dataset) else self.data.has_labels
-        indexed = model is not None and match_of(model).n_classes is not None
-        task = settled_task(first, outputs, task=self.task, facts=facts, labelled=labelled, indexed=indexed)
-        return self.with_task(task)
 
     def class_labels(self) -> np.ndarray | None:
         """Labels of the rows that `predict` returns, int64 (N,) with IGNORED where there is none; None without labels.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.data.kind import OTHER
@@ -17,6 +16,7 @@ from gbnn_compress.predict.models import arch_of, dense, read_model
 from gbnn_compress.predict.output_evaluation import AFTER, BEFORE, MEAN, changed_numbers, measured_outputs
 from gbnn_compress.predict.running import IGNORED
 from gbnn_compress.predict.task import recorded_task
+from gbnn_compress.predict.trial import settled
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import words
 from gbnn_compress.report.schema import SCHEMA, DiffReport, TensorDifference
@@ -72,9 +72,9 @@ def diff(
         GbnnError: A model, the architecture or the data cannot be read or do not fit.
     """
     require_seed(seed)
-    given = tuple(Path(each) if isinstance(each, str) else each for each in (first, second))
+    given = (first, second)
     models = tuple(
-        read_model(each, key=key, argument=argument) for argument, each in zip(("first", "second"), given, strict=True)
+        read_model(each, key=key, argument=name) for each, name in zip(given, ("first", "second"), strict=True)
     )
     a, b = (dense(model) for model in models)
     b = _named_alike(b, a)
@@ -90,9 +90,9 @@ def diff(
         return result
     use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
     network = arch_of(first, arch_of(second, arch))
-    bench = open_bench(models[0], as_evaluation(data, samples=samples), network, labels=None, use=use)
     recorded = next((model for model in models if _records_task(model)), models[0])
-    bench = bench.settled_for(recorded)
+    evaluation = as_evaluation(data, samples=samples)
+    bench = settled(open_bench(models[0], evaluation, network, labels=None, use=use), recorded)
     on_data = _outputs(bench, models, seed=seed) if bench.task == OTHER else _classes(bench, models, seed=seed)
     return cast("DiffReport", {**result, **on_data})
 

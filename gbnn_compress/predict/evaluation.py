@@ -26,6 +26,7 @@ from gbnn_compress.predict.output_evaluation import (
 from gbnn_compress.predict.prediction import Prediction, at_temperature, average
 from gbnn_compress.predict.reliability import reliability
 from gbnn_compress.predict.running import IGNORED
+from gbnn_compress.predict.trial import settled
 from gbnn_compress.predict.use import use_of
 from gbnn_compress.report import evaluation_page, words
 from gbnn_compress.report.evaluation_page import EvaluationPage
@@ -119,12 +120,13 @@ def evaluate(
     if html is not None:
         _require_page(Path(html), model, paths)
     require_seed(seed)
-    loaded = read_model(_path(model), key=key)
+    loaded = read_model(model, key=key)
     use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
-    bench = open_bench(loaded, evaluation, arch_of(model, arch), labels=None, use=use).settled_for(loaded)
-    compared = None if reference is None else read_model(_path(reference), argument="reference")
+    bench = open_bench(loaded, evaluation, arch_of(model, arch), labels=None, use=use)
+    compared = None if reference is None else read_model(reference, argument="reference")
     if compared is not None:
-        bench.require_fitting(compared, name=words.name_of(reference), option="--reference")
+        bench.require_fitting(compared, name=words.path_of(reference), option="--reference")
+    bench = settled(bench, loaded)
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": words.path_of(model),
@@ -160,10 +162,6 @@ def evaluate(
         )
         evaluation_page.write(shown, Path(html))
     return cast("EvaluationReport", result)
-
-
-def _path(model: Any) -> Any:
-    return Path(model) if isinstance(model, str) else model
 
 
 def _require_page(path: Path, model: Any, reads: Sequence[str | Path]) -> None:

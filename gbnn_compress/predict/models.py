@@ -78,7 +78,7 @@ def open_network(
         network = build_network(spec, n_classes=match.n_classes)
     else:
         network = made_network(arch)
-        spec = published_name(network, match) or name_of_arch(arch)
+        spec = published_name(network, match) or type(network).__name__
     return OpenedNetwork(network, spec, load_weights(network, dense(model), spec=spec, strict=strict))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.differences import OutputDifference, left_out_note, lost_warnings
 from gbnn_compress.predict.measuring import Measured, measure, weights_of
-from gbnn_compress.predict.outputs import require_steady
 from gbnn_compress.report.schema import ChangedNumber, EvaluationEntry
 from gbnn_compress.types import Artifact, Checkpoint
 
@@ -40,8 +39,7 @@ def measured_outputs(
         The measures `after` and `mean`; with a reference, also `before`.
 
     Raises:
-        GbnnError: There is neither a reference nor a metric; the network keeps a state between calls; or a network, the
-            loss or the metric fails.
+        GbnnError: There is neither a reference nor a metric; or a network, the loss or the metric fails.
     """
     if reference is None and bench.metric is None and bench.loss is None:
         raise GbnnError(
@@ -50,9 +48,6 @@ def measured_outputs(
             " classifier` if it is one"
         )
     compare = compare and reference is not None
-    if compare:
-        (first,) = bench.first_batches()
-        require_steady(bench.network, first, forward=bench.forward, option=bench.option)
     after = weights_of(bench, model, samples=bench.evaluation.samples, seed=seed)
     models = {AFTER: after, MEAN: after.at_mean()}
     if reference is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 SAME = 1e-3
-"""Largest difference of two runs on the same inputs, relative to the largest output, that a GPU may show."""
+"""Largest difference of two runs on the same inputs, relative to the largest output, that is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,27 +125,6 @@ def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, op
                 else:
                     found[position] = _with_draw(found[position], chosen)
     return found
-
-
-def require_steady(network: torch.nn.Module, batch: Batch, *, forward: Forward, option: str = "--data") -> None:
-    """Check that a network runs on a batch, and that it returns the same twice.
-
-    Args:
-        network: The network. It is not changed.
-        batch: The batch.
-        forward: How the network is run, and which outputs count.
-        option: The option that names the data, for messages.
-
-    Raises:
-        ArchitectureError: The network fails, returns no floating output, or keeps a state between calls.
-    """
-    first, second = (averaged(of_network(network), [batch], forward=forward, option=option)[0].mean for _ in range(2))
-    for name, one in first.items():
-        if not is_same(one, second.get(name)):
-            raise ArchitectureError(
-                f"`{option}`: the network returns another `{name}` when it runs again on the same inputs, so it keeps a"
-                " state or draws random numbers; reset it in a function of your own (`--forward`)"
-            )
 
 
 def prediction(draws: Draws, *, forward: Forward) -> OutputPrediction:

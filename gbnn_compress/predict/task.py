@@ -21,7 +21,7 @@ def settled_task(
     labelled: bool = False,
     indexed: bool = False,
 ) -> str:
-    """Settle the task of a network: the first of the arguments that says something decides.
+    """Settle the task of a network that predicts a batch: the first of the arguments that says something decides.
 
     Args:
         batch: A batch of inputs.

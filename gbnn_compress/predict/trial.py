@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch, arguments, read_batch, tensors_in
 from gbnn_compress.data.datasets import Dataset
-from gbnn_compress.errors import ArchitectureError, DataError, listed
+from gbnn_compress.data.kind import check_task, settle_kind
+from gbnn_compress.data.loaders import labels_of
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed
+from gbnn_compress.predict.models import match_of
 from gbnn_compress.predict.outputs import is_same
 from gbnn_compress.predict.running import evaluating, outputs_of
-from gbnn_compress.predict.task import is_images
+from gbnn_compress.predict.task import is_images, recorded_task
+from gbnn_compress.types import Artifact, Checkpoint
 
 if TYPE_CHECKING:
     import torch
@@ -27,12 +31,39 @@ class Trial:
     Attributes:
         columns: C if the outputs that count are one floating (N, C) tensor, else 0.
         images: Whether the inputs are images: of a data set of images, or floating (N, 1 or 3, H, W).
-        labelled: Whether the data have integer labels that fit one floating output (N, C >= 2, ...).
+        labelled: Whether the data have one integer label per input that fits one floating output (N, C >= 2).
     """
 
     columns: int
     images: bool
     labelled: bool
+
+
+def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
+    """Run a network on its first batch, and settle its task.
+
+    Args:
+        bench: The network and the data.
+        model: Weights of this network. An artifact may record the task, and the index may know the tensors.
+
+    Returns:
+        The same bench with the task `classifier` or `other`.
+
+    Raises:
+        GbnnError: The network does not run on the data, or the user's choice does not fit the outputs.
+    """
+    check_task(bench.task)
+    trial = try_first(bench)
+    kind = settle_kind(
+        bench.task,
+        labels=trial.labelled,
+        indexed_classes=match_of(model).n_classes,
+        outputs=trial.columns,
+        images=trial.images,
+        tensors={},
+        recorded=recorded_task(model.facts) if isinstance(model, Artifact) else None,
+    )
+    return bench.with_task(kind.task)
 
 
 def try_first(bench: Bench) -> Trial:
@@ -48,7 +79,7 @@ def try_first(bench: Bench) -> Trial:
         _check_same(outputs, run_first(bench, batch), option=bench.option)
     lone = next(iter(outputs.values())) if len(outputs) == 1 else None
     columns = lone.shape[1] if lone is not None and lone.dim() == 2 and len(lone) == batch.size else 0
-    return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, lone))
+    return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, columns))
 
 
 def first_batch(bench: Bench) -> Batch:
@@ -71,7 +102,10 @@ def run_first(bench: Bench, batch: Batch) -> dict[str, torch.Tensor]:
     how: dict[str, Any] = {"forward": bench.forward, "device": bench.device, "option": bench.option}
     with evaluating(bench.network), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        outputs = outputs_of(bench.network, batch, **how)
+        try:
+            outputs = outputs_of(bench.network, batch, **how)
+        except GbnnError as error:
+            raise _misnamed(bench, batch) or error from error.__cause__
     found = {name: tensor.detach().cpu() for name, tensor in bench.forward.chosen(outputs).items()}
     for name, tensor in found.items():
         _check_finite(name, tensor, batch, option=bench.option)
@@ -108,6 +142,20 @@ def check_arguments(network: torch.nn.Module, batch: Batch, *, option: str) -> N
         )
 
 
+def _misnamed(bench: Bench, batch: Batch) -> DataError | None:
+    """The error of a mapping none of whose names is an argument, and which the network does not take as one input."""
+    if bench.forward.function is not None or not isinstance(batch.inputs, Mapping):
+        return None
+    args, _ = arguments(bench.network, batch)
+    if not args:
+        return None
+    named = list(inspect.signature(bench.network.forward).parameters)
+    return DataError(
+        f"`{bench.option}`: `forward` of `{type(bench.network).__name__}` needs {listed(named)}, but the data have only"
+        f" {listed(batch.inputs)}; name them so, or give a function with `--forward`"
+    )
+
+
 def _check_finite(name: str, tensor: torch.Tensor, batch: Batch, *, option: str) -> None:
     """Refuse outputs with NaN or Inf."""
     import torch
@@ -136,16 +184,11 @@ def _check_same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tenso
             )
 
 
-def _fits(bench: Bench, batch: Batch, output: torch.Tensor | None) -> bool:
-    """Whether the data have integer labels for the classes on axis 1 of an output."""
-    import torch
-
-    if output is None or output.dim() < 2 or output.shape[1] < 2:
+def _fits(bench: Bench, batch: Batch, columns: int) -> bool:
+    """Whether the data have one integer label per input, each of which is one of the columns."""
+    if columns < 2:
         return False
     if isinstance(bench.data, Dataset):
-        return bench.data.labels is not None and output.dim() == 2
-    targets = batch.targets
-    if not isinstance(targets, torch.Tensor) or targets.is_floating_point() or targets.dtype == torch.bool:
-        return False
-    shape = (output.shape[0], *output.shape[2:])
-    return targets.shape == shape and int(targets.min()) >= 0 and int(targets.max()) < output.shape[1]
+        return bench.data.labels is not None
+    labels = labels_of(batch)
+    return labels is not None and labels.min() >= 0 and labels.max() < columns

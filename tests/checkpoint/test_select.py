@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from gbnn_compress.checkpoint.select import (
     select,
     with_coded_tables,
 )
-from gbnn_compress.errors import CheckpointError
+from gbnn_compress.errors import CheckpointError, GbnnError
 from gbnn_compress.types import Checkpoint
 
 
@@ -190,3 +191,40 @@ def test_masks_are_kept_bit_for_bit(infinity: float, finite: float, dtype: torch
 def test_other_infinities_are_refused(values: list[float]) -> None:
     with pytest.raises(CheckpointError, match="`mask`: expected finite values"):
         select(checkpoint({"w": torch.ones(3, 3), "mask": torch.tensor(values).repeat(5)}))
+
+
+def test_tensors_that_are_kept_bit_for_bit() -> None:
+    tensors = {
+        "body.weight": torch.randn(20, 30),
+        "body.bias": torch.randn(20),
+        "head.weight": torch.randn(20, 30),
+        "head.bias": torch.randn(20),
+        "again.weight": torch.randn(20, 30),
+    }
+    tensors["again.weight"] = tensors["head.weight"]
+    read = checkpoint(tensors, ties={"again.weight": "head.weight"})
+    found = select(read, keep=("head.*",))
+    assert (found.shared, found.unshared, found.raw) == (
+        ("body.weight",),
+        ("body.bias",),
+        ("head.weight", "head.bias"),
+    )
+    assert select(read, keep=("again.*",)).raw == ("head.weight",)
+    assert select(read, keep=("*.bias",)).unshared == ()
+    with pytest.raises(GbnnError, match=r"`--keep` `\*`: no tensor is left to compress"):
+        select(read, keep=("*",))
+
+
+def test_kept_tensors_may_hold_nan() -> None:
+    tensors = {"body.weight": torch.randn(20, 30), "table.weight": torch.full((20, 30), torch.nan)}
+    assert select(checkpoint(tensors), keep=("table*",)).raw == ("table.weight",)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [("head", "`head.weight`, `head.bias`"), ("haed.weight", "`head.weight`"), ("x*", "`body.weight`")],
+)
+def test_a_pattern_that_matches_nothing(pattern: str, near: str) -> None:
+    names = ("body.weight", "head.weight", "head.bias")
+    with pytest.raises(GbnnError, match=rf"`--keep {re.escape(pattern)}` matches no tensor; there are {near}"):
+        select(checkpoint({name: torch.randn(20, 30) for name in names}), keep=(pattern,))

@@ -13,8 +13,6 @@ from torch import nn
 
 from gbnn_compress import compress, diff, evaluate, load
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
-from gbnn_compress.predict.bench import as_evaluation, open_bench
-from gbnn_compress.predict.models import read_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,9 +208,12 @@ def test_boxes_whose_number_differs(files: Files) -> None:
 
 def test_a_network_of_nan_inputs_is_refused(files: Files) -> None:
     x = files.x.clone()
-    x[3] = torch.nan
+    x[30] = torch.nan
+    options = {"arch": files.arch, "reference": files.checkpoint}
     with pytest.raises(DataError, match=r"`value` of the network before compression is NaN for some inputs"):
-        evaluate(files.artifact, [x], arch=files.arch, reference=files.checkpoint)
+        evaluate(files.artifact, list(x.split(16)), **options)
+    with pytest.raises(DataError, match="`--data` has infinite or NaN values"):
+        evaluate(files.artifact, [x], **options)
 
 
 def test_outputs_that_are_lost_or_do_not_vary_are_warned_of(files: Files) -> None:
@@ -299,13 +300,8 @@ def test_a_classifier_on_batches_with_labels(files: Files) -> None:
 
 
 def test_a_network_that_keeps_a_state_is_refused(files: Files) -> None:
-    arch, words = files.arch_of("stateful"), r"`--data`: the network returns another `output`.*`--forward`"
-    model = read_model(files.checkpoint)
-    bench = open_bench(model, as_evaluation([files.x], samples=1), arch, labels=None)
-    with pytest.raises(ArchitectureError, match=words):
-        bench.require_usable()
-    with pytest.raises(ArchitectureError, match=words):
-        evaluate(files.artifact, [files.x], arch=arch, reference=files.checkpoint)
+    with pytest.raises(ArchitectureError, match=r"`--data`: the network returns another `output`.*`--forward`"):
+        evaluate(files.artifact, [files.x], arch=files.arch_of("stateful"), reference=files.checkpoint)
 
 
 def test_the_page_shows_outputs_and_no_classes(files: Files, tmp_path: Path) -> None:

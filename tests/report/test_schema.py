@@ -48,6 +48,7 @@ HEADINGS = {
     "Score": schema.Detected,
     "Tensor difference": schema.TensorDifference,
     "ONNX file": schema.OnnxEntry,
+    "ONNX input": schema.OnnxInput,
     "Check": schema.CheckEntry,
 }
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
@@ -183,6 +184,9 @@ RUNS = {
     "evaluated": {"eval_data": "labelled", "arch": "arch"},
     "trained": {"data": "labelled", "val_data": "labelled", "arch": "arch", **TRAINED},
 }
+OF_THE_RUN = {"last_epoch", "kept", "measure", "trained", "calibrated"}
+"""What the report of a file does not say of its training."""
+
 FROM_MADE = ("data", "val_data", "eval_data", "arch")
 """Options whose values are attributes of `Made`."""
 
@@ -208,7 +212,7 @@ def test_compress_and_report(made: Made, tmp_path: Path, run: str) -> None:
     assert report["checkpoint"].keys() - again["checkpoint"].keys() == only_then
     assert report.keys() - again.keys() == {"timings"}
     assert (run == "trained") == ("temperature" in again) == ("training" in again)
-    assert run != "trained" or report["training"].keys() - again["training"].keys() == {"last_epoch"}
+    assert run != "trained" or report["training"].keys() - again["training"].keys() == OF_THE_RUN
     assert (report["evaluation"] is not None) == (run == "evaluated")
 
 
