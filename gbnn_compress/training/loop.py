@@ -124,7 +124,8 @@ class FineTuning:
         self._network, self._shared, self._schedule, self._control = network, shared, schedule, control
         self._seed, self._on_progress, self._keep = seed + processes.rank(), on_progress, keep
         self._goal = goal or Goal()
-        self._teacher = copied(network if teacher is None else teacher).eval().requires_grad_(requires_grad=False)
+        original = copied(network if teacher is None else teacher).to(shared.device)  # calibration runs on the CPU
+        self._teacher = original.eval().requires_grad_(requires_grad=False)
         self._generator = torch.Generator(device=shared.device).manual_seed(self._seed)
         self._epoch, self._step, self._parts, self._losses = 0, 0, 1, dict[str, float]()
         self._good = start
