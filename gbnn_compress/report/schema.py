@@ -163,8 +163,8 @@ class TrainingEntry(TypedDict):
     last_epoch: NotRequired[LastEpoch]
     kept: NotRequired[str]
     measure: NotRequired[str]
-    trained: NotRequired[float]
-    calibrated: NotRequired[float]
+    trained: NotRequired[float | None]
+    calibrated: NotRequired[float | None]
 
 
 class Timings(TypedDict):

@@ -104,6 +104,8 @@ def _trained(training: TrainingEntry) -> str:
     said = f"{words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
         said += f", warm-up over the first {100 * training['warm_up']:g} % of the steps"
+    if training.get("kept") == "calibrated":
+        said += "; not used, because calibration alone is better"
     last = training.get("last_epoch")
     if not last:
         return said
