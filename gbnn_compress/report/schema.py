@@ -197,6 +197,7 @@ class Report(TypedDict):
     sections: SectionBytes
     layers: list[LayerEntry]
     not_shared: list[str]
+    not_calibrated: NotRequired[list[str]]
     task: str | None
     damage: DamageEntry
     evaluation: EvaluationEntry | None

@@ -39,6 +39,10 @@ def damage(report: Report) -> Iterator[str]:
         yield "relative error of each output: " + ", ".join(
             f"`{name}` {error}" for name, error in errors[:MOST_OUTPUTS]
         )
+    if missed := report.get("not_calibrated"):
+        sizes = {layer["name"]: layer["parameters"] for layer in report["layers"]}
+        share = sum(sizes[name] for name in missed) / max(sum(sizes.values()), 1)
+        yield f"not reached by calibration: {words.percent(share)} of the shared weights ({listed(missed)})"
     if values["safe_ratio"] is not None:
         condition = "if so, " if values.get("assumes") and not values["measured"] else ""
         yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"
