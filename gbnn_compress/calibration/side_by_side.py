@@ -282,7 +282,7 @@ class _Lockstep:
         return use.run()
 
     def _products(self, key: Key, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Outputs of both networks, with newly chosen weights in the compressed one, and means corrected by the bias."""
+        """Outputs of both networks, with newly chosen weights in the compressed one; a bias corrects the means."""
         piece = self.traced.pieces[key]
         samplers = Sampler(piece), Sampler(piece)
         for batch, uses in pairs.items():
