@@ -131,9 +131,11 @@ def compress_in_lockstep(
         synthetic=calibration.synthetic,
     )
     with single_thread():
-        twins = tuple(make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True))
+        original, compressed = (
+            make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True)
+        )
         batches, forward = calibration.batches, calibration.forward
-        return run_in_lockstep(twins, batches, forward, calibration.traced, sharing, options)
+        return run_in_lockstep((original, compressed), batches, forward, calibration.traced, sharing, options)
 
 
 def n_paths(n_weights: int) -> int:
