@@ -207,9 +207,7 @@ def _file_and_output(file: str | Path | None, output: str | int | Path | None) -
     return Path(file), output
 
 
-def _check_request(
-    target: Path, artifact: Path, *, weights: str, samples: int, reads: Sequence[str]
-) -> None:
+def _check_request(target: Path, artifact: Path, *, weights: str, samples: int, reads: Sequence[str]) -> None:
     if weights not in FORMS:
         raise GbnnError(f"`--weights`: expected {', '.join(FORMS[:-1])} or {FORMS[-1]}, got `{weights}`")
     if samples < 1:
@@ -282,8 +280,8 @@ def _converted(
         if given.required or not any(signature.axes):
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
-        size = given.calls[0].size
-        return _Made(*attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",))
+        note = f"The file takes batches of {given.calls[0].size} input(s) only: {error}."
+        return _Made(*attempt(fixed, given.calls[0]), fixed, (note,))
 
 
 def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
@@ -324,9 +322,7 @@ def _write_checked(target: Path, data: bytes, calls: Sequence[Call], expected: S
     """Write the file if it passes the check, and return the largest relative difference."""
     from gbnn_compress.onnx_files.check import largest_over_runs, require_equal, run_onnx
 
-    feeds = [
-        {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)} for call in calls
-    ]
+    feeds = [{name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)} for call in calls]
     differences: list[float] = []
 
     def verify(path: Path) -> None:

@@ -26,6 +26,7 @@ HEADINGS = {
     "`evaluate`": schema.EvaluationReport,
     "`diff`": schema.DiffReport,
     "`export`": schema.ExportReport,
+    "ONNX input": schema.OnnxInput,
     "Checkpoint": schema.CheckpointEntry,
     "Artifact": schema.ArtifactEntry,
     "Bank": schema.BankEntry,
