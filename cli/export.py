@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def command(
     artifact: options.Artifact,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="FILE.onnx", help="The file to write.", show_default=False)
-    ],
+    file: Annotated[
+        str | None, typer.Option("-o", metavar="FILE.onnx", help="The file to write.", show_default=False)
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(
@@ -34,6 +34,27 @@ def command(
             help="Shape of one input, such as 3,32,32. Default: that of the architecture's weights.",
         ),
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            metavar="NAME:DTYPE:SHAPE",
+            help="An input of the network, such as input_ids:int64:batch,sequence; axes with a name are free."
+            " Repeatable.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="SPEC",
+            help="Inputs for the check, which also tell names and shapes: npz:FILE, safetensors:FILE, data.py:callable"
+            " or images.",
+        ),
+    ] = None,
+    forward: options.Forward = None,
+    output: options.Output = None,
+    task: options.Task = None,
     arch: options.Architecture = None,
     samples: Annotated[
         int,
@@ -48,17 +69,35 @@ def command(
 ) -> int:
     """Write an artifact as ONNX, checked in ONNX Runtime.
 
-    The input is `input`, float32, preprocessed, of any batch size. The outputs are `logits` (mean, codebook), or
-    `probabilities`, `entropy` and `mutual_information` (samples).
+    Of an image classifier, the input is `input`, float32, preprocessed, of any batch size. The outputs are `logits`
+    (mean, codebook), or `probabilities`, `entropy` and `mutual_information` (samples). Other networks need `--input` or
+    `--data`. Their outputs have the names of the network's own, such as `value` or `parts.0`; with samples, each is the
+    mean, and NAME.std the standard deviation.
     """
-    console.check_json_target(json, the_artifact=artifact, the_model=output)
+    if file is None and output is not None and output.endswith(".onnx"):
+        file, output = output, None
+    if file is None:
+        raise GbnnError("`export`: missing option `-o FILE.onnx`")
+    console.check_json_target(json, reads=(data, forward), the_artifact=artifact, the_model=file)
     shape = None if input_shape is None else _parse_shape(input_shape)
     with console.progress(quiet=quiet) as tell:
         tell(f"exporting {words.name_of(artifact)} and running it in ONNX Runtime")
         import gbnn_compress
+        from gbnn_compress.predict.use import parse_output
 
         result = gbnn_compress.export_onnx(
-            artifact, output, weights=weights, arch=arch, input_shape=shape, samples=samples, seed=seed
+            artifact,
+            file,
+            weights=weights,
+            arch=arch,
+            input_shape=shape,
+            inputs=inputs or (),
+            data=data,
+            forward=forward,
+            output=parse_output(output),
+            task=task,
+            samples=samples,
+            seed=seed,
         )
     if console.write_json(result, json):
         console.write_stdout(_view(result))
@@ -81,12 +120,13 @@ def _view(result: "ExportReport") -> str:
         "codebook": f"codebooks and ids, {words.size(made['dense_bytes'])} once decoded",
         "samples": f"{result['samples']} posterior samples",
     }[made["weights"]]
-    shape = ", ".join(["batch", *map(str, result["input_shape"])])
+    inputs = [f"`{each['name']}` {each['dtype']} ({', '.join(map(str, each['shape']))})" for each in result["inputs"]]
     scaled = f", at temperature {result['temperature']:.4g}" if "temperature" in result else ""
     return (
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"
-        f"opset {made['opset']}, input `input` float32 ({shape}), outputs {', '.join(result['outputs'])}{scaled}\n"
+        f"opset {made['opset']}, {'input' if len(inputs) == 1 else 'inputs'} {', '.join(inputs)},"
+        f" outputs {', '.join(result['outputs'])}{scaled}\n"
         + "".join(f"{note}\n" for note in result.get("notes", []))
         + f"wrote {console.printable(made['path'])}: {words.size(made['bytes'])}, {kind}\n"
     )

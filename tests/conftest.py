@@ -27,3 +27,13 @@ def fewer_stages() -> Iterator[None]:
 
     with trained_with(pacing=Pacing(stages=4, checks=4)):
         yield
+
+
+@pytest.fixture(scope="module")
+def training_is_kept() -> Iterator[None]:
+    """The trained file is written even where a few steps are worse than calibration, which is not run."""
+    from gbnn_compress.training import choice
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "better", lambda trained, make, bench: choice.Choice(trained.result, {}))
+        yield

@@ -11,7 +11,7 @@ import torch
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, Trace, survey, trace
-from gbnn_compress.calibration.twins import Twin, make_twin
+from gbnn_compress.calibration.twins import make_twin
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch

@@ -126,7 +126,8 @@ def made_batches(
         network: Runs on the CPU, in evaluation mode; it is not changed.
         seed: Seed of the first batch's values; batch i has seed + i.
         batch_sizes: Size of the first named axis in each batch. The first size must run; of the others, only those
-            with which the network runs are yielded.
+            with which the network runs are yielded. In every second batch, other named axes are twice as long, if the
+            network takes that.
         run: `run(network, batch)`, a forward pass. None: the network is called with the batch's inputs.
 
     Raises:
@@ -140,9 +141,11 @@ def made_batches(
     ranges = attempt.largest_ranges(_sizes(specs, batch_sizes[0], size), seed)
     yield attempt.batch(_sizes(specs, batch_sizes[0], size), ranges, seed)
     for number, batch_size in enumerate(batch_sizes[1:], start=1):
-        sizes = _sizes(specs, batch_size, size)
-        if attempt.error(sizes, ranges, seed + number) is None:
-            yield attempt.batch(sizes, ranges, seed + number)
+        for length in dict.fromkeys((size * (1 + number % 2), size)):
+            sizes = _sizes(specs, batch_size, length)
+            if attempt.error(sizes, ranges, seed + number) is None:
+                yield attempt.batch(sizes, ranges, seed + number)
+                break
 
 
 @dataclass(frozen=True)

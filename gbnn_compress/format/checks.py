@@ -126,6 +126,8 @@ def _check_optional(facts: Mapping[str, Any]) -> None:
     _require("task", task, task in (None, "classifier", "other"))
     blends = facts.get("blends", [])
     _require("blends", blends, isinstance(blends, list) and all(_is_count(k) for k in blends))
+    missed = facts.get("not_calibrated", [])
+    _require("not_calibrated", missed, _are_texts(missed))
     temperature = facts.get("temperature", 1.0)
     _require("temperature", temperature, _is_number(temperature) and temperature > 0)
     training = facts.get("training", {"epochs": 1, "beta": 1.0})

@@ -12,28 +12,28 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.kind import CLASSIFIER, check_task
 from gbnn_compress.data.made_inputs import parse_inputs
-from gbnn_compress.errors import ArchitectureError, GbnnError, one_line, require_seed
-from gbnn_compress.files import require_writable, same_file, write_atomically
+from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
+from gbnn_compress.files import refuse_inputs, require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.onnx_files.call import Call
 from gbnn_compress.onnx_files.given import Given, from_data, made_inputs, random_images
 from gbnn_compress.onnx_files.graph import OPSET, FixedAxisError
-from gbnn_compress.onnx_files.reference import Outputs, Reference, run
+from gbnn_compress.onnx_files.reference import Outputs, Reference, require_steady, run
 from gbnn_compress.onnx_files.signature import Signature, signature_of
 from gbnn_compress.predict.draws import place, sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import known_architecture
-from gbnn_compress.predict.network import CompressedNetwork
+from gbnn_compress.predict.models import extra_notes, open_network
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.predict.running import copied, logits
+from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.task import settled_task
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
+from gbnn_compress.predict.use import use_of
 from gbnn_compress.report.schema import SCHEMA, ExportReport, OnnxInput
 from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     import torch
 
@@ -44,15 +44,15 @@ FORMS = ("mean", "codebook", "samples")
 
 def export_onnx(
     artifact: str | Path,
-    path: str | Path,
+    file: str | Path | None = None,
     *,
     weights: str = "mean",
     arch: Any = None,
     input_shape: Sequence[int] | None = None,
     inputs: Sequence[str] = (),
     data: Any = None,
-    forward: Callable[[torch.nn.Module, Any], Any] | None = None,
-    output: str | int | None = None,
+    forward: Callable[[torch.nn.Module, Any], Any] | str | None = None,
+    output: str | int | Path | None = None,
     task: str | None = None,
     samples: int = 16,
     seed: int = 0,
@@ -64,7 +64,7 @@ def export_onnx(
 
     Args:
         artifact: The artifact.
-        path: The file to write; its name ends in `.onnx`.
+        file: The file to write; its name ends in `.onnx`.
         weights: `mean`: dense posterior means. `codebook`: the same as ids and codebooks, which the graph decodes. Both
             have the outputs of the network: a lone one is `logits` of classifiers and `output` of others, several have
             the names of the network's nesting (`value`, `parts.0`). `samples`: posterior samples with common ids. Of
@@ -78,8 +78,9 @@ def export_onnx(
         data: In place of `input_shape` and `inputs`: data whose first batches are the inputs of the check: a
             specification, or an object that yields batches. The batch axis is free, and so are axes whose sizes differ
             between batches.
-        forward: `f(network, batch) -> outputs`, where calling the network with the batch does not fit.
-        output: Name or position of the one output to export. Default: all.
+        forward: `f(network, batch) -> outputs`, where calling the network with the batch does not fit; or text
+            `path.py:callable`.
+        output: Name or position of the one output to export. Default: all. In place of `file`: the file to write.
         task: `classifier` or `other`. Default: what the artifact records, or what inputs and outputs suggest.
         samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
         seed: Seed of the first sample.
@@ -88,10 +89,11 @@ def export_onnx(
         The report; docs/reports.md describes every key.
 
     Raises:
-        GbnnError: The artifact, architecture, inputs or path are invalid, or the network cannot be exported.
+        GbnnError: The artifact, architecture, inputs or file are invalid, or the network cannot be exported.
     """
-    target = Path(path)
-    _check_request(target, Path(artifact), weights=weights, samples=samples)
+    target, chosen = _file_and_output(file, output)
+    reads = [each for each in (arch, data, forward) if isinstance(each, str)]
+    _check_request(target, Path(artifact), weights=weights, samples=samples, reads=reads)
     require_seed(seed)
     check_task(task)
     specs = parse_inputs(inputs)
@@ -99,7 +101,7 @@ def export_onnx(
         raise GbnnError("expected one of `--input-shape`, `--input` and `--data`, got several; leave out the others")
     loaded = read_artifact(Path(artifact))
     module, spec, notes = _network(loaded, arch)
-    how = Forward(forward, output)
+    how = use_of(forward=forward, output=chosen).forward
     if data is not None:
         given = from_data(module, how, data, spec=spec)
     elif specs:
@@ -126,7 +128,7 @@ def export_onnx(
         "samples": len(seeds) or None,
         "seed": seed if seeds else None,
         "input_shape": list(given.calls[0].tensors[0].shape[1:]) if given.images else None,
-        "inputs": _inputs(given.calls[0], made.signature),
+        "inputs": _inputs(given.calls[0], made.signature, made.inputs),
         "outputs": list(expected[0]),
         "check": {
             "inputs": sum(given.calls[number].size for number in kept),
@@ -143,32 +145,8 @@ def export_onnx(
 
 def _network(artifact: Artifact, arch: Any) -> tuple[torch.nn.Module, str, list[str]]:
     """The network in float32 with the posterior mean, its name, and notes; the caller's module is not changed."""
-    import torch
-
-    network = CompressedNetwork(artifact)
-    if arch is None or isinstance(arch, str):
-        spec = arch or known_architecture(artifact)
-        return network.to_module(spec).float(), spec, list(network.notes)
-    if not isinstance(arch, torch.nn.Module):
-        arch = _made(arch)
-    return network.to_module(copied(arch).cpu()).float(), type(arch).__name__, list(network.notes)
-
-
-def _made(arch: Any) -> torch.nn.Module:
-    """The module that a callable makes."""
-    import torch
-
-    if not callable(arch):
-        raise GbnnError(
-            f"`arch`: expected a specification, a module or a callable that makes one, got `{type(arch).__name__}`"
-        )
-    try:
-        found = arch()
-    except Exception as error:  # whatever the user's own code raises
-        raise ArchitectureError(f"`arch` fails when called without arguments ({one_line(error)})") from error
-    if not isinstance(found, torch.nn.Module):
-        raise ArchitectureError(f"`arch` must return a torch.nn.Module, got `{type(found).__name__}`")
-    return found
+    opened = open_network(artifact, arch)
+    return opened.network.float().eval(), opened.spec, list(extra_notes(opened.fit, spec=opened.spec))
 
 
 def _signature(
@@ -182,6 +160,8 @@ def _signature(
             logits(module, [given.batch], option=given.option)  # the message names channels and sizes
         raise
 
+    require_steady(module, given.calls[0], outputs, option=given.option)
+
     def floating() -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
 
@@ -191,8 +171,8 @@ def _signature(
     return signature_of(given.names, given.axes, outputs, classifier=settled == CLASSIFIER)
 
 
-def _inputs(call: Call, signature: Signature) -> list[OnnxInput]:
-    """Name, dtype and shape of each input."""
+def _inputs(call: Call, signature: Signature, kept: Collection[str]) -> list[OnnxInput]:
+    """Name, dtype and shape of each input that the file has."""
     return [
         {
             "name": name,
@@ -200,6 +180,7 @@ def _inputs(call: Call, signature: Signature) -> list[OnnxInput]:
             "shape": [axes.get(axis, size) for axis, size in enumerate(tensor.shape)],
         }
         for name, tensor, axes in zip(signature.inputs, call.tensors, signature.axes, strict=True)
+        if name in kept
     ]
 
 
@@ -212,7 +193,21 @@ def _fits(call: Call, signature: Signature, traced: Call) -> bool:
     )
 
 
-def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) -> None:
+def _file_and_output(file: str | Path | None, output: str | int | Path | None) -> tuple[Path, str | int | None]:
+    """The file to write, and the output to export."""
+    names_file = isinstance(output, Path) or (isinstance(output, str) and output.endswith(".onnx"))
+    if names_file and file is not None:
+        raise GbnnError(f"`-o {file}` and `--output {output}`: expected one file to write; leave out one")
+    if file is None and not names_file:
+        raise GbnnError("`file`: expected the file to write, a name that ends in .onnx, got none")
+    if names_file:
+        return Path(str(output)), None
+    assert file is not None
+    assert not isinstance(output, Path)
+    return Path(file), output
+
+
+def _check_request(target: Path, artifact: Path, *, weights: str, samples: int, reads: Sequence[str]) -> None:
     if weights not in FORMS:
         raise GbnnError(f"`--weights`: expected {', '.join(FORMS[:-1])} or {FORMS[-1]}, got `{weights}`")
     if samples < 1:
@@ -223,6 +218,7 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int) 
         raise GbnnError(f"`-o {target}`: ONNX Runtime cannot open a path that is not valid UTF-8; choose another")
     if same_file(target, artifact):
         raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
+    refuse_inputs(target, *reads, option="-o")
     require_writable(target)
 
 
@@ -241,11 +237,13 @@ class _Made:
 
     Attributes:
         data: The bytes.
+        inputs: Names of its inputs.
         signature: Inputs and outputs, with the axes that are free in the file.
         notes: Sentences on axes that are fixed.
     """
 
     data: bytes
+    inputs: tuple[str, ...]
     signature: Signature
     notes: tuple[str, ...] = ()
 
@@ -259,7 +257,7 @@ def _converted(
     given, signature = reference.given, reference.signature
     shared = _own_names(module, artifact, spec=spec)
 
-    def attempt(signature: Signature, traced: Call) -> bytes:
+    def attempt(signature: Signature, traced: Call) -> tuple[bytes, tuple[str, ...]]:
         try:
             return onnx_bytes(
                 module,
@@ -277,14 +275,14 @@ def _converted(
             raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
 
     try:
-        return _Made(attempt(signature, given.traced), signature)
+        return _Made(*attempt(signature, given.traced), signature)
     except ArchitectureError as error:
         if given.required or not any(signature.axes):
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
         size = given.calls[0].size
         return _Made(
-            attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",)
+            *attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",)
         )
 
 

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.onnx_files.call import TARGET
 from gbnn_compress.onnx_files.decode import constant, decode, tables
 from gbnn_compress.onnx_files.graph import TEMPERATURE, network_graph
 from gbnn_compress.onnx_files.samples import sampled
@@ -37,7 +38,7 @@ def onnx_bytes(
     weights: str,
     seeds: Sequence[int],
     temperature: float,
-) -> bytes:
+) -> tuple[bytes, tuple[str, ...]]:
     """Serialise a network.
 
     Args:
@@ -50,6 +51,9 @@ def onnx_bytes(
         seeds: Seeds of the posterior samples; ignored by the other forms.
         temperature: Divisor of a classifier's logits, or for samples of the logarithm of their mean probabilities; 1
             for none.
+
+    Returns:
+        The bytes of the file, and the names of its inputs: those of the signature, but for targets that are not used.
 
     Raises:
         GbnnError: The file would be larger than ONNX allows, or `samples` is asked of a network without shared tensors.
@@ -71,7 +75,8 @@ def onnx_bytes(
         model = sampled(
             model, inputs, shared_tables, signature=signature, n_samples=len(seeds), temperature=temperature
         )
-    return _serialised(model)
+    _drop_unused_targets(model.graph)
+    return _serialised(model), tuple(str(value.name) for value in model.graph.inputs)
 
 
 def _fill_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifact) -> None:
@@ -88,6 +93,13 @@ def _decode_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifa
     for table in tables(artifact, inputs, [None]):
         held = {kind: constant(graph, f"{table.name}/{kind}", draws[0]) for kind, draws in table.drawn.items()}
         decode(graph, inputs[table.name], table, held)
+
+
+def _drop_unused_targets(graph: ir.Graph) -> None:
+    """Remove the targets among the inputs that a `forward` of the user gets and does not use."""
+    for value in list(graph.inputs):
+        if str(value.name).split(".")[0] == TARGET and not value.uses() and not value.is_graph_output():
+            graph.inputs.remove(value)
 
 
 def _divide(graph: ir.Graph, signature: Signature, temperature: float) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +101,10 @@ def made_inputs(module: torch.nn.Module, forward: Forward, specs: Sequence[Input
     Raises:
         GbnnError: The network has no such inputs, or does not run on those that were made.
     """
+    specs = [replace(spec, dtype="float32") if "float" in spec.dtype else spec for spec in specs]
     lone = specs[0].name if len(specs) == 1 else INPUT
     run = forward if forward.function is not None else None
-    batches = list(made_batches(specs, module.float(), batch_sizes=MADE_BATCH_SIZES, run=run))
+    batches = list(made_batches(specs, module, batch_sizes=MADE_BATCH_SIZES, run=run))
     calls = tuple(call_of(module, batch, forward, lone=lone) for batch in batches)
     free = {spec.name: spec.axes for spec in specs}
     return Given(calls[0], calls, batches[0], tuple(free[name] for name in calls[0].names), "--input")

@@ -7,7 +7,7 @@ import logging
 import re
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
@@ -56,7 +56,7 @@ def network_graph(
     import torch
 
     free = tuple(dict.fromkeys(axes, torch.export.Dim.AUTO) for axes in signature.axes)
-    with _quiet():
+    with _quiet(), _fresh_kernels():
         program = torch.onnx.export(
             Flat(module, call, signature.keys),
             call.tensors,
@@ -81,25 +81,22 @@ def network_graph(
     return program.model, weights
 
 
-def _fixed_symbols(program: torch.export.ExportedProgram | None) -> dict[str, int]:
-    """Symbol of an axis (`s95`) -> its size, for those that have one size only."""
+def _fixed_symbols(program: torch.export.ExportedProgram | None) -> set[str]:
+    """Symbols of axes (`s95`) that have one size only."""
     ranges = {} if program is None else program.range_constraints
-    return {str(symbol): int(each.lower) for symbol, each in ranges.items() if each.lower == each.upper}
+    return {str(symbol) for symbol, each in ranges.items() if each.lower == each.upper}
 
 
-def _require_free(inputs: Collection[ir.Value], signature: Signature, fixed: Mapping[str, int]) -> None:
+def _require_free(inputs: Collection[ir.Value], signature: Signature, fixed: Collection[str]) -> None:
     for value, name, axes in zip(inputs, signature.inputs, signature.axes, strict=True):
         for axis in axes:
             assert value.shape is not None
-            found = value.shape[axis]
-            size = found if isinstance(found, int) else fixed.get(str(found.value))
-            if size is None:
-                continue
-            raise FixedAxisError(
-                f"axis {axis} (`{axes[axis]}`) of the input `{name}` cannot be exported with a free size: the exporter"
-                f" has fixed it at {size}, because the network loops over it, branches on its size or holds it as a"
-                " constant"
-            )
+            size = value.shape[axis]
+            if isinstance(size, int) or str(size.value) in fixed:
+                raise FixedAxisError(
+                    f"axis {axis} (`{axes[axis]}`) of the input `{name}` cannot be exported with a free size, because"
+                    " the network loops over it, branches on its size or holds it as a constant"
+                )
 
 
 def _name_axes(values: Collection[ir.Value], inputs: Collection[ir.Value], signature: Signature) -> None:
@@ -182,6 +179,31 @@ def _strip(graph: ir.Graph) -> None:
         value.type = value.shape = None
     for value in (*inner, *graph.initializers.values(), *graph.inputs, *graph.outputs):
         value.metadata_props.clear()
+
+
+@contextmanager
+def _fresh_kernels() -> Iterator[None]:
+    """Let the exporter's own kernels of recurrent layers take effect.
+
+    It registers kernels that keep the time axis free. torch caches the kernel that it ran before, if a recurrent layer
+    has run or was exported in this process, and does not look again.
+    """
+    import torch
+
+    aten = torch.ops.aten
+    operators = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+
+    def forget() -> None:
+        for operator in operators:
+            cache = getattr(operator, "_dispatch_cache", None)
+            if cache is not None:
+                cache.clear()
+
+    forget()
+    try:
+        yield
+    finally:
+        forget()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,32 @@ def run(network: torch.nn.Module, call: Call, *, option: str) -> dict[str, torch
         raise
     except Exception as error:  # whatever the user's own network raises
         raise failed(error, call, option=option) from error
-    return {name: each.float() if each.is_floating_point() else each for name, each in found.items()}
+    detached = {name: each.detach().cpu().clone() for name, each in found.items()}
+    return {name: each.float() if each.is_floating_point() else each for name, each in detached.items()}
+
+
+def require_steady(network: torch.nn.Module, call: Call, first: Mapping[str, torch.Tensor], *, option: str) -> None:
+    """Refuse a network that returns other outputs when it is called again.
+
+    Args:
+        network: The network.
+        call: A call.
+        first: Its outputs.
+        option: The option that names the inputs, for messages.
+
+    Raises:
+        ArchitectureError: The outputs differ.
+    """
+    import torch
+
+    second = run(network, call, option=option)
+    for name, its in first.items():
+        mine = second.get(name)
+        if mine is None or mine.shape != its.shape or not torch.allclose(mine, its, rtol=1e-3, equal_nan=True):
+            raise ArchitectureError(
+                f"the network returns another `{name}` when it is called again with the same inputs: one with random"
+                " outputs cannot be checked, and one that keeps a state cannot be exported; take state as an input"
+            )
 
 
 def _of_classifier(draws: Sequence[torch.Tensor], temperature: float) -> Outputs:

@@ -36,9 +36,12 @@ class Signature:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs in the file. A lone one is `logits` or `output`; none has the name of an input."""
-        lone = LOGITS if self.classifier else LONE
-        names = (lone,) if len(self.keys) == 1 else self.keys
+        """Names of the outputs in the file: those of the nesting, but that none has the name of an input.
+
+        A lone output that has no name there is `logits` of classifiers and `output` of others.
+        """
+        nameless = len(self.keys) == 1 and (self.keys[0] == LONE or self.keys[0].isdecimal())
+        names = (LOGITS if self.classifier else LONE,) if nameless else self.keys
         return tuple(f"{LONE}.{name}" if name in self.inputs else name for name in names)
 
     @property

@@ -126,7 +126,8 @@ def _trained(
     from gbnn_compress.training.train import train_to_target, training_benches
 
     assert opened.data is not None
-    assert request.ratio is not None
+    target = request.ratio
+    assert target is not None
     recipe, epochs, seed = request.configuration, request.passes, request.seed
     train, validation = training_benches(opened.data, opened.validation, seed=seed)
     run = run_of(train, validation, facts=prepared.facts, recipe=recipe, epochs=epochs)
@@ -138,52 +139,46 @@ def _trained(
         validation,
         recipe=recipe,
         epochs=epochs,
-        target_ratio=request.ratio,
+        target_ratio=target,
         ratio_of=request.ratio_of,
         seed=seed,
         on_progress=on_progress,
         state=state,
         restart=request.restart,
-        calibrated=lambda: calibrated.file,
+        calibrated=calibrated.at,
     )
     result, facts = trained.result, dict[str, Any]()
     if state.epoch_read and not is_comparable(train.data):
         result = replace(result, notes=(*result.notes, INCOMPARABLE))
     if result.unfinished:
         return result, state, facts
-    if calibrated.file is None:
-        note = f"not compared with calibration alone, which is not possible: {calibrated.refusal}"
-        return replace(result, notes=(*result.notes, note)), state, facts
-    choice = better(replace(trained, result=result), calibrated.file, validation)
+    choice = better(replace(trained, result=result), lambda: calibrated.at(target), validation)
     return choice.result, state, choice.facts
 
 
 class _Calibrated:
-    """The file of the target without training, made when it is first asked for.
-
-    Attributes:
-        refusal: Why there is none.
-    """
+    """Files without training, on the same data; calibration runs when the first is asked for."""
 
     def __init__(self, request: Request, opened: RunInputs, on_progress: OnProgress) -> None:
-        self._request, self._opened, self._on_progress = request, opened, on_progress
-        self.refusal = ""
+        given = request.data if request.configuration.feedback else None
+        self._request, self._opened = replace(request, epochs=0, val_data=None, data=given), opened
+        self._on_progress = on_progress
+
+    def at(self, ratio: float) -> Result:
+        """The file of a ratio, at least that of the request.
+
+        Raises:
+            GbnnError: Calibration is not possible.
+        """
+        self._on_progress(f"calibrating to {ratio:.3g}x without training")
+        return _cut(replace(self._request, target_ratio=ratio), self._opened, self._prepared)
 
     @cached_property
-    def file(self) -> Result | None:
-        """The file; None if it cannot be made."""
-        given = self._request.data if self._request.configuration.feedback else None
-        request = replace(self._request, epochs=0, val_data=None, data=given)
-        self._on_progress("calibrating to the same target without training")
-        try:
-            finest = request.byte_ratio or FINEST_RATIO
-            prepared = prepare_request(
-                request, self._opened, finest_ratio=finest, rescue=True, on_progress=lambda line: None
-            )
-            return _cut(request, self._opened, prepared)
-        except GbnnError as error:
-            self.refusal = str(error)
-            return None
+    def _prepared(self) -> Prepared:
+        finest = self._request.byte_ratio or FINEST_RATIO
+        return prepare_request(
+            self._request, self._opened, finest_ratio=finest, rescue=True, on_progress=self._on_progress
+        )
 
 
 def _reported(

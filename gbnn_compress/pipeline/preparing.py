@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.calibration.on_data import calibration_on, precisions_on, synthetic_calibration
 from gbnn_compress.checkpoint.select import Selection, floating_values, matching
-from gbnn_compress.data.kind import CLASSIFIER, FACT, Kind, require_forecast, settle_kind
+from gbnn_compress.data.kind import FACT, Kind, require_forecast, settle_kind
 from gbnn_compress.pipeline.opening import RunInputs
 from gbnn_compress.pipeline.progress import OnProgress
 from gbnn_compress.target.allocation import cost_factors, cost_of_errors, rescue_factors

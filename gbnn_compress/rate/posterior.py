@@ -44,6 +44,7 @@ def data_free_posterior(
     size_power: float = 1.0,
     precisions: Mapping[str, np.ndarray] | None = None,
     importances: Mapping[str, float] | None = None,
+    usage: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Posterior, ...]:
     """(mu, sigma) for every weight of the shared tensors.
 
@@ -56,6 +57,8 @@ def data_free_posterior(
             filters' relative curvatures. They do not change the scales: weighed by gradients, layers that a small
             change upsets get far too many bits (docs/method.md).
         importances: Name -> factor of the cost of the tensor's errors beside the norm (`target/allocation.py`).
+        usage: Name of an embedding's table -> int64 (rows,), how often inputs use each row. Rows that are used more
+            often than the mean row cost more, up to CURVATURE_RANGE; no row costs less than without.
 
     Returns:
         One posterior per tensor. `scale` is |W_t| / sqrt(n_t) * (n_t / n)^(p / 2) over the root of the importance, with
@@ -63,17 +66,20 @@ def data_free_posterior(
     """
     sizes = {name: tensors[name].numel() for name in shared}
     typical, smaller = typical_size(list(sizes.values())), (1 - size_power) / 2
-    weighed = importances or {}
+    weighed, used = importances or {}, usage or {}
 
     def one(name: str) -> Posterior:
         norm = _trimmed_norm(tensors[name], rows=_usual_rows(name, tensors))
         return Posterior(
             name=name,
             scale=storable_scale(norm / np.sqrt(typical * weighed.get(name, 1.0)) * (typical / sizes[name]) ** smaller),
-            log_sigma=-0.25 * np.log(_row_curvatures(name, tensors))
-            if precisions is None or name not in precisions
-            else -0.5 * np.log(_relative(precisions[name])),
+            log_sigma=_log_sigma(name) - 0.5 * np.log(_usage_factors(used[name]) if name in used else 1.0),
         )
+
+    def _log_sigma(name: str) -> np.ndarray:
+        if precisions is None or name not in precisions:
+            return np.asarray(-0.25 * np.log(_row_curvatures(name, tensors)))
+        return np.asarray(-0.5 * np.log(_relative(precisions[name])))
 
     return tuple(in_order(one, shared, weights=sum(sizes.values())))
 
@@ -121,6 +127,11 @@ def _relative(precisions: np.ndarray) -> np.ndarray:
     mean = float(precisions.mean())
     kept = np.clip(precisions / mean, 1 / CURVATURE_RANGE, CURVATURE_RANGE) if mean > 0 else np.ones(len(precisions))
     return kept / kept.mean()
+
+
+def _usage_factors(counts: np.ndarray) -> np.ndarray:
+    """float64 (rows,), how much more often than the mean row each row is used, within 1 and CURVATURE_RANGE."""
+    return np.clip(counts / max(float(counts.mean()), 1e-300), 1.0, CURVATURE_RANGE)
 
 
 def _norm(vector: np.ndarray) -> float:

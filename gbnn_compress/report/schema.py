@@ -163,8 +163,8 @@ class TrainingEntry(TypedDict):
     last_epoch: NotRequired[LastEpoch]
     kept: NotRequired[str]
     measure: NotRequired[str]
-    trained: NotRequired[float]
-    calibrated: NotRequired[float]
+    trained: NotRequired[float | None]
+    calibrated: NotRequired[float | None]
 
 
 class Timings(TypedDict):
@@ -197,6 +197,7 @@ class Report(TypedDict):
     sections: SectionBytes
     layers: list[LayerEntry]
     not_shared: list[str]
+    not_calibrated: NotRequired[list[str]]
     task: str | None
     damage: DamageEntry
     evaluation: EvaluationEntry | None

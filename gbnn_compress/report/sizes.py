@@ -66,6 +66,8 @@ def report(artifact: Artifact) -> Report:
     }
     if facts.get("max_error") is not None:
         made["max_error"] = facts["max_error"]
+    if "not_calibrated" in facts:
+        made["not_calibrated"] = list(facts["not_calibrated"])
     if "temperature" in facts:
         made["temperature"] = facts["temperature"]
     if "training" in facts:

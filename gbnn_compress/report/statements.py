@@ -39,6 +39,10 @@ def damage(report: Report) -> Iterator[str]:
         yield "relative error of each output: " + ", ".join(
             f"`{name}` {error}" for name, error in errors[:MOST_OUTPUTS]
         )
+    if missed := report.get("not_calibrated"):
+        sizes = {layer["name"]: layer["parameters"] for layer in report["layers"]}
+        share = sum(sizes[name] for name in missed) / max(sum(sizes.values()), 1)
+        yield f"not reached by calibration: {words.percent(share)} of the shared weights ({listed(missed)})"
     if values["safe_ratio"] is not None:
         condition = "if so, " if values.get("assumes") and not values["measured"] else ""
         yield f"{condition}predicted {words.safe(values['safe_ratio'], trained='training' in report)}"
@@ -104,6 +108,8 @@ def _trained(training: TrainingEntry) -> str:
     said = f"{words.counted(training['epochs'], 'epoch')}, beta {training['beta']:g}"
     if "warm_up" in training:
         said += f", warm-up over the first {100 * training['warm_up']:g} % of the steps"
+    if training.get("kept") == "calibrated":
+        said += "; not used, because calibration alone is better"
     last = training.get("last_epoch")
     if not last:
         return said

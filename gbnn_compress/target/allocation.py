@@ -142,7 +142,8 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     }
     classifier = prepared.kind.task == CLASSIFIER
     costs, n_inputs = error_costs(calibration, errors, classifier=classifier)
-    names = [name for name, cost in costs.items() if 0 < cost < np.inf]
+    # Inputs use few rows of an embedding; the others must not get fewer bits for that.
+    names = [name for name, cost in costs.items() if 0 < cost < np.inf and name not in calibration.lookups]
     if not names:
         return {}
     sizes = np.array([tensors[name].numel() for name in names], dtype=np.float64)

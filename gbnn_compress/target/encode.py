@@ -10,6 +10,7 @@ import numpy as np
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of, rounded
 from gbnn_compress.data.kind import CLASSIFIER
+from gbnn_compress.errors import listed
 from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.parallel import in_order
 from gbnn_compress.predict.differences import OutputDifference, lost_warnings
@@ -26,6 +27,13 @@ from gbnn_compress.types import Damage, IndexMap
 
 if TYPE_CHECKING:
     import torch
+
+
+NOT_CALIBRATED = "not_calibrated"
+"""Key of the manifest's entry with the names of shared tensors that calibration does not reach."""
+
+MOST_PLAIN = 0.2
+"""Fraction of the shared weights that calibration may miss before a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -167,8 +175,30 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     if not prepared.calibration.synthetic and all(each.name in prepared.calibration.names for each in maps):
         inputs = "the calibration inputs"
         damage = measured_damage(outcome) if prepared.kind.task == CLASSIFIER else difference
-    warnings = () if damage is difference else tuple(lost_warnings(difference, inputs=inputs))
-    return Assigned(maps, statistics, damage, warnings=warnings)
+    warnings = [] if damage is difference else lost_warnings(difference, inputs=inputs)
+    missed = [] if prepared.calibration.synthetic else _not_reached(prepared, outcome.ids)
+    facts = {NOT_CALIBRATED: missed} if missed else {}
+    warnings += _plain_warnings(prepared, missed)
+    return Assigned(maps, statistics, damage, warnings=tuple(warnings), facts=facts)
+
+
+def _not_reached(prepared: Prepared, ids: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of shared tensors that calibration does not reach: neither by error feedback nor, as a table, by usage."""
+    assert prepared.calibration is not None
+    reached = {*ids, *prepared.calibration.lookups}
+    return [posterior.name for posterior in prepared.posteriors if posterior.name not in reached]
+
+
+def _plain_warnings(prepared: Prepared, names: Sequence[str]) -> list[str]:
+    """A warning if calibration does not reach more than MOST_PLAIN of the weights."""
+    tensors = prepared.checkpoint.tensors
+    share = sum(tensors[name].numel() for name in names) / max(float(prepared.sizes.sum()), 1.0)
+    if share <= MOST_PLAIN:
+        return []
+    return [
+        f"calibration does not reach {100 * share:.0f} % of the shared weights ({listed(names)}): the inputs do not use"
+        " them, or the network uses them in a way that is not known"
+    ]
 
 
 def _within_range(prepared: Prepared, book: Codebook) -> Codebook:

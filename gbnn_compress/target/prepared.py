@@ -129,7 +129,12 @@ def prepare(
     counted = floating_bytes(tensors, checkpoint.ties)
     selection = with_coded_tables(selection, tensors, file_bytes=counted / finest_ratio)
     posteriors = data_free_posterior(
-        tensors, selection.shared, size_power=size_power, precisions=precisions, importances=importances
+        tensors,
+        selection.shared,
+        size_power=size_power,
+        precisions=precisions,
+        importances=importances,
+        usage=None if calibration is None else calibration.lookups,
     )
     paper = paper or paper_rules(recipe)
     if paper is not None:

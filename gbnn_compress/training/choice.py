@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gbnn_compress.data.architectures import load_weights
+from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.rebuild import rebuild
@@ -34,19 +37,27 @@ class Choice:
     facts: dict[str, Any]
 
 
-def better(trained: Trained, calibrated: Result, bench: Bench) -> Choice:
+def better(trained: Trained, make: Callable[[], Result], bench: Bench) -> Choice:
     """Measure both files on the validation data at the posterior mean, and choose.
 
     Args:
         trained: What training came to.
-        calibrated: The file of the same target without training.
+        make: Makes the file of the same target without training.
         bench: The network on the validation data; its weights stay as they are.
+
+    Returns:
+        The choice. It is the trained file, with a note, if the other one cannot be made.
     """
     validation = trained.validation
+    try:
+        calibrated = make()
+    except GbnnError as error:
+        note = f"not compared with calibration alone, which is not possible: {error}"
+        return Choice(replace(trained.result, notes=(*trained.result.notes, note)), {})
     scores = [_score(result, validation, bench) for result in (trained.result, calibrated)]
     ours, other = processes.from_first(scores)
     kept = TRAINED if ours <= other else CALIBRATED
-    facts = {"kept": kept, "measure": validation.measure, TRAINED: ours, CALIBRATED: other}
+    facts = {"kept": kept, "measure": validation.measure, TRAINED: _finite(ours), CALIBRATED: _finite(other)}
     if kept == TRAINED:
         return Choice(trained.result, facts)
     note = (
@@ -55,6 +66,10 @@ def better(trained: Trained, calibrated: Result, bench: Bench) -> Choice:
     )
     notes = (note, *trained.result.notes, *calibrated.notes)
     return Choice(replace(calibrated, notes=notes, training=trained.result.training), facts)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _score(result: Result, validation: Validation, bench: Bench) -> float:

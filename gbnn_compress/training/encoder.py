@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -158,6 +159,13 @@ class Trainer:
         prepared = replace(self.prepared, posteriors=coding.posteriors)
         cut = Cut(prepared, book, coding.exponent, assigned, self.safe_ratio)
         return Result(cut.encoded(), cut)
+
+    def first_ratio(self) -> float:
+        """Ratio of a file to start from: it leaves room for what training changes and adds."""
+        if self.ratio_of != "artifact":
+            return self.target_ratio
+        limit, later = self._budget().limit, len(json.dumps(self.facts)) + self.fitting.later_bytes
+        return self.prepared.floating_bytes / max(limit / self.fitting.room - later, 0.8 * limit)
 
     def relative_size(self) -> float:
         """Bytes of the current file over the wanted bytes; 1 for a ratio of parameters, which lambda does not move."""

@@ -104,15 +104,22 @@ class Goal:
     def error(self, outputs: Any, wanted: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Mean over the outputs of their squared error over their variance: a scalar, with gradients.
 
+        Outputs whose shape depends on the weights, such as lists of detections, are left out.
+
         Raises:
-            ArchitectureError: An output has another shape than the checkpoint's.
+            ArchitectureError: No output has the shape of the checkpoint's.
         """
         got = self.forward.chosen(outputs)
-        parts = []
-        for name, target in wanted.items():
-            require_same_shape(name, got.get(name), target)
-            parts.append((got[name].float() - target.float()).square().mean() / self.variances.get(name, 1.0))
-        return torch.stack(parts).mean()
+        same = [name for name, target in wanted.items() if name in got and got[name].shape == target.shape]
+        if not same:
+            raise ArchitectureError(
+                f"the shapes of {listed(wanted)} depend on the weights, so that they cannot be compared with the"
+                " checkpoint's; choose another output (`--output`), or return others (`--forward`)"
+            )
+        errors = ((got[name].float() - wanted[name].float()).square().mean() for name in same)
+        return torch.stack(
+            [error / self.variances.get(name, 1.0) for name, error in zip(same, errors, strict=True)]
+        ).mean()
 
     def loss_of(self, outputs: Any, batch: Batch) -> torch.Tensor:
         """The user's loss.
@@ -153,20 +160,6 @@ class _Runner(torch.nn.Module):
         return self._forward_pass(self.network, batch)
 
 
-def require_same_shape(name: str, got: torch.Tensor | None, wanted: torch.Tensor) -> None:
-    """Refuse an output that cannot be compared with the checkpoint's.
-
-    Raises:
-        ArchitectureError: The output is missing, or its shape differs.
-    """
-    if got is None or got.shape != wanted.shape:
-        found = "none" if got is None else f"shape {tuple(got.shape)}"
-        raise ArchitectureError(
-            f"output `{name}`: the checkpoint's has shape {tuple(wanted.shape)}, the compressed network's {found}; choose"
-            " an output whose shape does not depend on the weights with `--output`, or with a `forward` of your own"
-        )
-
-
 def require_finite(outputs: Mapping[str, torch.Tensor], *, option: str) -> None:
     """Refuse outputs of the checkpoint that nothing can be trained towards.
 
@@ -176,8 +169,8 @@ def require_finite(outputs: Mapping[str, torch.Tensor], *, option: str) -> None:
     for name, output in outputs.items():
         if not bool(output.isfinite().all()):
             raise DataError(
-                f"the checkpoint's output `{name}` has infinite or NaN values on a batch of `{option}`: leave such inputs"
-                " out, or choose another output with `--output`"
+                f"the checkpoint's output `{name}` has infinite or NaN values on a batch of `{option}`: leave such"
+                " inputs out, or choose another output with `--output`"
             )
 
 
@@ -208,21 +201,14 @@ def output_variances(answers: Iterable[Mapping[str, torch.Tensor]]) -> dict[str,
 def centred(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Outputs of several batches without their mean over the inputs at each place.
 
-    Where shapes differ between batches, the mean is over all axes but the channels, the first axis after the batch that
-    has one size in all batches, or else over everything.
+    Where shapes differ between batches, the mean is over everything.
     """
     outputs = [output if output.dim() else output[None] for output in outputs]
-    if len({output.shape[1:] for output in outputs}) == 1:
-        mean = sum(output.sum(dim=0) for output in outputs) / max(sum(len(output) for output in outputs), 1)
-        return [output - mean for output in outputs]
-    axes = [axis for axis in (1, -1) if all(axis < output.dim() for output in outputs)]
-    axis = next((axis for axis in axes if len({output.shape[axis] for output in outputs}) == 1), None)
-    if axis is None:
+    if len({output.shape[1:] for output in outputs}) == 1 and sum(map(len, outputs)) > 1:
+        mean = sum(output.sum(dim=0) for output in outputs) / sum(map(len, outputs))
+    else:
         mean = sum(output.sum() for output in outputs) / max(sum(output.numel() for output in outputs), 1)
-        return [output - mean for output in outputs]
-    rows = [output.movedim(axis, -1) for output in outputs]
-    flat = torch.cat([row.reshape(-1, row.shape[-1]) for row in rows])
-    return [(row - flat.mean(dim=0)).movedim(-1, axis) for row in rows]
+    return [output - mean for output in outputs]
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 
 from gbnn_compress.data.batches import Batch, read_batch
-from gbnn_compress.errors import GbnnError
+from gbnn_compress.errors import GbnnError, one_line
 from gbnn_compress.predict.running import copied
 from gbnn_compress.training import processes
 from gbnn_compress.training.batch_norm import running_statistics
@@ -124,7 +124,8 @@ class FineTuning:
         self._network, self._shared, self._schedule, self._control = network, shared, schedule, control
         self._seed, self._on_progress, self._keep = seed + processes.rank(), on_progress, keep
         self._goal = goal or Goal()
-        self._teacher = copied(network if teacher is None else teacher).eval().requires_grad_(requires_grad=False)
+        original = copied(network if teacher is None else teacher).to(shared.device)  # calibration runs on the CPU
+        self._teacher = original.eval().requires_grad_(requires_grad=False)
         self._generator = torch.Generator(device=shared.device).manual_seed(self._seed)
         self._epoch, self._step, self._parts, self._losses = 0, 0, 1, dict[str, float]()
         self._good = start
@@ -285,16 +286,28 @@ class FineTuning:
         if not bool(mean.isfinite()):
             step = self._step + 1
             raise _DivergedError(f"the loss became {float(mean)} at step {step}: lower `finetune.learning_rate`")
+        self._follow(total)
+        processes.average_(running_statistics(self._network))
+        self._losses = {
+            name: KEPT * self._losses.get(name, value) + (1 - KEPT) * value for name, value in loss.values().items()
+        }
+
+    def _follow(self, total: torch.Tensor) -> None:
+        """A step of the optimisers."""
         if not total.requires_grad:
             raise GbnnError(
                 "the outputs do not depend on the weights that are trained: the network gives no gradients"
                 " (torch.no_grad or detach), or `forward` does not call the network that it is given; use `--epochs 0`"
             )
-        self._optimisers.step(total)
-        processes.average_(running_statistics(self._network))
-        self._losses = {
-            name: KEPT * self._losses.get(name, value) + (1 - KEPT) * value for name, value in loss.values().items()
-        }
+        try:
+            self._optimisers.step(total)
+        except RuntimeError as error:
+            if out_of_memory(error) or processes.count() > 1:
+                raise
+            raise GbnnError(
+                f"the network gives no gradients ({one_line(error)}): do nothing in place that gradients need, or use"
+                " `--epochs 0`"
+            ) from error
 
     def _progress(self, pace: float) -> Progress:
         coding = self._shared.coding

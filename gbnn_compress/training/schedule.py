@@ -106,7 +106,7 @@ class Schedule:
 
     def has_settled(self, step: int) -> bool:
         """Whether thresholds stay where they are from this step on."""
-        return step > self._last_unsettled
+        return self.coded or step > self._last_unsettled
 
     def checks_size(self, step: int) -> bool:
         """Whether a size check is due at a step."""

@@ -40,8 +40,8 @@ RUN, TREE, SCHEMA = "gbnn-compress training", "tree", "schema"
 """Keys of the metadata. A file without the first is not ours."""
 
 LOOKED_AT = 16
-"""Images of a data set, evenly spaced, whose pixels are part of its fingerprint; all labels are. Of other data, the first
-batches."""
+"""Images of a data set, evenly spaced, whose pixels are part of its fingerprint; all labels are. Of other data, the
+first batches."""
 
 FROZEN = {kind.__name__: kind for kind in (Bank, Codebook, Posterior)}
 """Dataclasses that a state may hold; no other class is ever built from a file."""

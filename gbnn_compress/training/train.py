@@ -17,7 +17,7 @@ import torch
 
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.loaders import Batches
-from gbnn_compress.errors import ArchitectureError, DataError
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.running import copied
 from gbnn_compress.recipe import Recipe, TrainingSettings
@@ -120,7 +120,7 @@ def train_to_target(
     restart: bool,
     pacing: Pacing | None = None,
     fitting: SizeFitting | None = None,
-    calibrated: Callable[[], Result | None] = lambda: None,
+    calibrated: Callable[[float], Result] | None = None,
 ) -> Trained:
     """Fine-tune a checkpoint into a file of the target ratio.
 
@@ -138,8 +138,8 @@ def train_to_target(
         restart: Whether to start over even if there is a state.
         pacing: When rate control acts; default `Pacing()`.
         fitting: How the size comes close to the target; default `SizeFitting()`.
-        calibrated: Makes the file of the target without training, if that is possible. Training without labels starts
-            from it.
+        calibrated: Makes the file of a ratio without training, which training without labels starts from; None starts
+            from the checkpoint.
 
     Raises:
         GbnnError: Bad data, another file where the state belongs, or a loss that is not finite in the first epoch.
@@ -161,11 +161,9 @@ def train_to_target(
         facts=_facts(recipe.finetune, epochs),
         fitting=fitting or SizeFitting(),
     )
-    begun = None if goal.labelled else calibrated()
-    if begun is not None:
-        start_from(trainer, begun.cut)
+    begun = not goal.labelled and calibrated is not None and _begun(trainer, calibrated)
     schedule = _schedule(recipe, goal, epochs=epochs, data=data, device=train.device, pacing=pacing or Pacing())
-    schedule = replace(schedule, coded=begun is not None)
+    schedule = replace(schedule, coded=begun)
     tuning = FineTuning(
         trainer.network,
         trainer.shared,
@@ -203,6 +201,16 @@ def progress_line(progress: Progress, *, score: str, target_ratio: float) -> str
         f"{progress.bits_per_weight:.2f} bits per weight; {target_ratio / progress.relative_size:.3g}x now; {score}; "
         f"{words.seconds(progress.seconds_left)} left"
     )
+
+
+def _begun(trainer: Trainer, calibrated: Callable[[float], Result]) -> bool:
+    """Start from a calibrated file; False if there can be none."""
+    try:
+        begun = calibrated(trainer.first_ratio())
+    except GbnnError:  # said again, as a note, when the trained file is compared
+        return False
+    start_from(trainer, begun.cut)
+    return True
 
 
 def _loaded(train: Bench, *, seed: int) -> LoadedData:

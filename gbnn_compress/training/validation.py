@@ -13,7 +13,7 @@ import torch
 from gbnn_compress.data.batches import Batch, copied_to, read_batch
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import ArchitectureError
-from gbnn_compress.predict import metrics
+from gbnn_compress.predict import differences, metrics
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.nesting import by_name, put_back
 from gbnn_compress.predict.prediction import average
@@ -21,7 +21,7 @@ from gbnn_compress.predict.running import check_labels, evaluating, require_clas
 from gbnn_compress.predict.temperature import fit_temperature, temperature_fact
 from gbnn_compress.rate.damage import Difference, drop_at
 from gbnn_compress.training.encoder import Trainer
-from gbnn_compress.training.goal import Goal, centred, class_rows, require_finite, require_same_shape
+from gbnn_compress.training.goal import Goal, class_rows, require_finite
 from gbnn_compress.types import Damage
 
 MOST_INPUTS, MOST_PIXELS = 2000, 25_000_000
@@ -105,7 +105,7 @@ class Validation:
     def distance(self, before: Sequence[Any], after: Sequence[Any]) -> float:
         """KL (nats) or relative error between the outputs of two networks; infinite if the second's are not finite."""
         if not self.goal.classifier:
-            return difference(self.goal, before, after).relative_error or 0.0
+            return difference(self.goal, before, after, option=self.option).relative_error or 0.0
         first, second = (self.logits(each).log_softmax(dim=1) for each in (before, after))
         found = float((first.exp() * (first - second)).sum(dim=1).mean())
         return found if np.isfinite(found) else float("inf")
@@ -125,7 +125,7 @@ class Validation:
             answers: A network's outputs on each batch.
         """
         if not self.goal.classifier:
-            return difference(self.goal, self.before, answers)
+            return difference(self.goal, self.before, answers, option=self.option)
         before, after = self.before_probabilities, self.probabilities(answers)
         if self.goal.labelled:
             known = self.labels >= 0
@@ -189,8 +189,8 @@ def choose_noise(trainer: Trainer, validation: Validation, *, seed: int) -> None
     """Set the posterior noise of the file.
 
     With labels it has the least NLL of Monte-Carlo predictions: training weighs noise on inputs that it fits, and on
-    other inputs the network is overconfident, so that more noise helps. With a loss it has the least loss, if the recipe
-    asks for noise. Otherwise nothing says that noise helps: it changes outputs by no more than compression did.
+    other inputs the network is overconfident, so that more noise helps. With a loss it has the least loss, if the
+    recipe asks for noise. Otherwise nothing says that noise helps: it changes outputs by no more than compression did.
     """
     trained, scores = trainer.shared.coding.noise, dict[float, float]()
     asked = trainer.recipe.noise is not None
@@ -288,33 +288,24 @@ def run_batch(
         return copied_to(goal.run(network, batch.on(device), weights), torch.device("cpu"))
 
 
-def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any]) -> Difference:
+def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any], *, option: str) -> Difference:
     """Relative error over all outputs that count, and their mean cosine.
 
     Args:
         goal: Says which outputs count.
         before: The checkpoint's outputs on each batch.
         after: Another network's.
+        option: The option that names the data, for messages.
+
+    Raises:
+        DataError: No output has the same shape in both networks.
     """
-    wanted = [goal.forward.chosen(each) for each in before]
-    got = [goal.forward.chosen(each) for each in after]
-    error = spread = 0.0
-    cosines: list[torch.Tensor] = []
-    for name in wanted[0]:
-        for target, found in zip(wanted, got, strict=True):
-            require_same_shape(name, found.get(name), target[name])
-        targets, outputs = ([each[name].double() for each in answers] for answers in (wanted, got))
-        if not all(bool(output.isfinite().all()) for output in outputs):
-            return Difference(float("inf"), None)
-        error += sum(float((output - target).square().sum()) for output, target in zip(outputs, targets, strict=True))
-        spread += sum(float(part.square().sum()) for part in centred(targets))
-        pairs = zip(targets, outputs, strict=True)
-        cosines += [torch.cosine_similarity(*pair, dim=-1).reshape(-1) for pair in pairs if pair[0].dim()]
-    alive = torch.cat(cosines) if cosines else torch.zeros(0)
-    return Difference(
-        relative_error=float(np.sqrt(error / spread)) if spread > 0 else None,
-        cosine=float(alive.mean()) if len(alive) else None,
-    )
+    running: differences.Running = {}
+    for pair in zip(before, after, strict=True):
+        running = differences.with_batch(running, *(goal.forward.chosen(each) for each in pair))
+    found = differences.difference(running)
+    differences.require_compared(found, option=option)
+    return Difference(found.relative_error, found.cosine)
 
 
 def _check_classes(goal: Goal, answer: Any, batch: Batch, *, option: str) -> None:

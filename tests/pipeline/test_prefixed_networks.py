@@ -145,6 +145,7 @@ def test_draws_are_placed_in_memory_whatever_the_names_are(folder: Path, options
     assert source.names == (("0.weight",), ("4.weight",))
 
 
+@pytest.mark.usefixtures("training_is_kept")
 @pytest.mark.parametrize("name", ["plain", "lightning"])
 def test_training_trains_all_of_it(folder: Path, options: dict, name: str) -> None:
     before = torch.load(folder / f"{name}.pth")

@@ -9,9 +9,9 @@ import pytest
 import torch
 from gbnn_compress_cli.digits_network import digits_cnn
 
+from gbnn_compress.data.batches import read_batch
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.bench import device_named
-from gbnn_compress.data.batches import read_batch
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.objective import Loss, loss_of
 from gbnn_compress.training.shared_weights import SharedWeights

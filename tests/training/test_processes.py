@@ -23,7 +23,7 @@ from gbnn_compress.predict.evaluation import evaluate
 from gbnn_compress.training import processes
 from gbnn_compress.training.state import state_path
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "training_is_kept")
 
 MODELS = """
 from torch import nn

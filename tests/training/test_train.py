@@ -17,7 +17,7 @@ from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.report import statements
 from gbnn_compress.training.encoder import SizeFitting
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
+pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages", "training_is_kept")
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 QUICK = {"n_components": 64, "em_iterations": 5, "finetune.precision": "float32"}
@@ -37,7 +37,11 @@ def trained(checkpoint: Path, folder: Path, name: str = "out", **options: Any) -
 
 @pytest.fixture(scope="module")
 def usual(
-    checkpoint: Path, one_thread: None, fewer_stages: None, tmp_path_factory: pytest.TempPathFactory
+    checkpoint: Path,
+    one_thread: None,
+    fewer_stages: None,
+    training_is_kept: None,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """The report of a training with nothing special."""
     return trained(checkpoint, tmp_path_factory.mktemp("usual"))
@@ -175,11 +179,10 @@ def test_too_little_memory_halves_the_batch(checkpoint: Path, tmp_path: Path) ->
     [
         (np.zeros(64, dtype=np.int64), "one class only"),
         (np.arange(64) % 11, "expected labels in 0..9 for a network with 10 classes, got 10"),
-        (None, "expected an array `y`"),
     ],
 )
 def test_labels_that_training_cannot_use(checkpoint: Path, tmp_path: Path, y: Any, message: str) -> None:
-    np.savez(tmp_path / "d.npz", x=np.zeros((64, 8, 8), dtype=np.uint8), **({} if y is None else {"y": y}))
+    np.savez(tmp_path / "d.npz", x=np.zeros((64, 8, 8), dtype=np.uint8), y=y)
     with pytest.raises(DataError, match=message):
         trained(checkpoint, tmp_path, data=f"npz:{tmp_path / 'd.npz'}")
 

@@ -21,7 +21,7 @@ from gbnn_compress.training.shared_weights import SharedWeights
 from gbnn_compress.types import Bank, Posterior
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "training_is_kept"),
     pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated"),
 ]
 
