@@ -76,7 +76,7 @@ def calibrate(
     batches: Sequence[Batch],
     *,
     names: Mapping[str, str],
-    forward: Forward = Forward(),
+    forward: Forward | None = None,
     synthetic: bool = False,
 ) -> Calibration:
     """Survey a network.
@@ -85,9 +85,10 @@ def calibrate(
         network: In evaluation mode, holding the original weights; it is not changed.
         batches: The inputs.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
-        forward: How the network is run.
+        forward: How the network is run. Default: called with the inputs.
         synthetic: Whether the inputs are noise; batch norm then uses their statistics.
     """
+    forward = forward or Forward()
     with single_thread():
         twin = make_twin(network, names, own_weights=False)
         traced = trace(twin, batches, forward)
@@ -130,9 +131,11 @@ def compress_in_lockstep(
         synthetic=calibration.synthetic,
     )
     with single_thread():
-        twins = tuple(make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True))
+        original, compressed = (
+            make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True)
+        )
         batches, forward = calibration.batches, calibration.forward
-        return run_in_lockstep(twins, batches, forward, calibration.traced, sharing, options)
+        return run_in_lockstep((original, compressed), batches, forward, calibration.traced, sharing, options)
 
 
 def n_paths(n_weights: int) -> int:

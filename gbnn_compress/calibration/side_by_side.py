@@ -199,7 +199,7 @@ class _Lockstep:
             if isinstance(use, Lookup):
                 return None
             if stops(use):
-                return wait(use)  # type: ignore[no-any-return]
+                return wait(use)
             if isinstance(use, Use) and key_of(use) in self.samplers:
                 self.samplers[key_of(use)][side].add(batch, use)
             if isinstance(use, NormUse) and self.options.synthetic:
@@ -229,8 +229,10 @@ class _Lockstep:
         if not (before.complete and after.complete):
             return
         self._choose(key, piece, before, after)
-        name = None if piece.bias is None else _name_of(piece.bias, self.twins[0])
-        if name is not None and name not in self.corrected and len(piece.blocks) == 1:
+        if piece.bias is None or len(piece.blocks) > 1:
+            return
+        name = _name_of(piece.bias, self.twins[0])
+        if name is not None and name not in self.corrected:
             own = self.twins[1].view(piece.bias, name, self.twins[0])
             own += self._mean_shift(piece, before.patches(0), after.patches(0)).to(own.dtype)
             self.corrected.add(name)
@@ -282,7 +284,7 @@ class _Lockstep:
         return use.run()
 
     def _products(self, key: Key, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Outputs of both networks, with newly chosen weights in the compressed one, and means corrected by the bias."""
+        """Outputs of both networks, with newly chosen weights in the compressed one; a bias corrects the means."""
         piece = self.traced.pieces[key]
         samplers = Sampler(piece), Sampler(piece)
         for batch, uses in pairs.items():

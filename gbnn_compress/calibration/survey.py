@@ -14,7 +14,7 @@ from gbnn_compress.calibration.blocks import LONGEST_BLOCK, Block, blocks_of, ch
 from gbnn_compress.calibration.feedback import by_falling_variance, damped, inverse_factor, reordered
 from gbnn_compress.calibration.interceptor import intercepted, unfused
 from gbnn_compress.calibration.twins import Twin
-from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
+from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.predict.forward import Forward
 
@@ -171,12 +171,10 @@ class _Tracer:
         taken: dict[str, list[tuple[int, int]]] = {}
         kept = set()
         for key in sorted(self.first, key=lambda key: -sum(int(each.sum()) for each in self.counts[key].values())):
-            operand, name = self.first[key].weight, self.first[key].name
-            steps = zip(operand.shape, operand.stride(), strict=True)
-            start = operand.storage_offset()
-            stop = start + 1 + sum((n - 1) * step for n, step in steps)
-            if all(stop <= a or b <= start for a, b in taken.get(name, ())):
-                taken.setdefault(name, []).append((start, stop))
+            first, last = extent(self.first[key].weight)
+            ranges = taken.setdefault(self.first[key].name, [])
+            if all(last < start or stop < first for start, stop in ranges):
+                ranges.append((first, last))
                 kept.add(key)
         return [key for key in self.first if key in kept]
 

@@ -136,4 +136,4 @@ def _computed(module: nn.Module, weight: str) -> torch.Tensor:
         if isinstance(hook, WeightNorm | SpectralNorm) and hook.name == weight:
             hook(module, None)
     value: Any = getattr(module, weight)
-    return value.detach()  # type: ignore[no-any-return]
+    return value.detach()

@@ -114,6 +114,12 @@ class NormUse:
 AnyUse = Use | BiasUse | Lookup | NormUse
 
 
+def extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last place of a tensor's values in its storage."""
+    first = int(tensor.storage_offset())
+    return first, first + sum((int(n) - 1) * int(step) for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
 class Owners:
     """Finds the tensor of the network that an operand is, or is a view of."""
 
@@ -126,8 +132,7 @@ class Owners:
         self._by_storage: dict[int, list[tuple[str, int, int]]] = {}
         for name, tensor in tensors.items():
             if tensor.numel():
-                first = tensor.storage_offset()
-                last = first + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+                first, last = extent(tensor)
                 self._by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append((name, first, last))
 
     def name_of(self, operand: Any) -> str | None:
@@ -171,7 +176,7 @@ def _product(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners
         x = x.transpose(-1, -2)
 
     def run() -> torch.Tensor:
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        return func(*args, **kwargs)
 
     axis = left.dim() - 1 if second else left.dim() - 2
     return Use(name, run, x, weight, transposed=second is not None, bias=bias, axis=axis)
@@ -187,7 +192,7 @@ def _convolution(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], ow
     geometry = Geometry(spread[0], spread[1], spread[2], groups, transposed)
 
     def run() -> torch.Tensor:
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        return func(*args, **kwargs)
 
     return Use(
         name, run, x, weight, transposed=False, bias=bias if owners.name_of(bias) else None, axis=1, geometry=geometry

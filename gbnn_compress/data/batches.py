@@ -43,8 +43,8 @@ class Batch:
 def read_batch(value: Any) -> Batch:
     """Split what a loader yields into inputs and targets.
 
-    A tuple or list of two is `(inputs, targets)`, and one of one holds the inputs. Of a mapping, the keys in TARGETS are
-    targets.
+    A tuple or list of two is `(inputs, targets)`, and one of one holds the inputs. Of a mapping, the keys in TARGETS
+    are targets.
     """
     if isinstance(value, list | tuple) and not hasattr(value, "_fields") and len(value) in (1, 2):
         return Batch(value, value[0], value[1] if len(value) == 2 else None)
@@ -93,7 +93,7 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 
 
 def copied_to(value: Any, device: torch.device) -> Any:
-    """A copy of a nesting with its tensors copied to a device. Other objects are copied, then moved by their own `to`."""
+    """A copy of a nesting on a device. Objects that are no tensors are copied, then moved by their own `to`."""
     return mapped(value, lambda tensor: tensor.detach().to(device, copy=True), lambda other: _copy(other, device))
 
 

@@ -248,6 +248,7 @@ def _runs(call: Call, module: torch.nn.Module) -> bool:
 
 
 def input_shape(given: Sequence[int] | None, module: torch.nn.Module, spec: str) -> tuple[int, ...]:
+    """Shape of one input: the given one, or the size of the architecture's published weights."""
     if given is not None:
         if not given or not all(size >= 1 for size in given):
             raise GbnnError(f"`--input-shape`: expected sizes of at least 1, such as 3,32,32, got {list(given)}")

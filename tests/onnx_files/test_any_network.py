@@ -183,7 +183,7 @@ def test_bert(tmp_path: Path, form: str) -> None:
     artifact = made(network, tmp_path)
     names = ("input_ids", "attention_mask")
     report = export(artifact, network, weights=form, inputs=[f"{name}:int64:batch,sequence" for name in names])
-    assert shapes(report) == dict.fromkeys(names, ["batch", "sequence"])
+    assert shapes(report) == {name: ["batch", "sequence"] for name in names}
     means = [name for name in report["outputs"] if not name.endswith(".std")]
     assert means == ["last_hidden_state", "pooler_output"]
     ids = torch.randint(100, (3, 11))

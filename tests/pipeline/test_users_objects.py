@@ -110,7 +110,7 @@ def test_a_module_that_fails_stays_as_it_was_and_nothing_is_written(folder: Path
     network = odd_module()
     network.fail = True
     before = facts_of(network)
-    with pytest.raises(GbnnError, match="the network fails on a batch.*this network fails") as caught:
+    with pytest.raises(GbnnError, match=r"the network fails on a batch.*this network fails") as caught:
         compress(network, target_ratio=4, data=[X], settings=QUICK)
     assert "\n" not in str(caught.value)
     assert_unchanged(before, network)
