@@ -87,7 +87,14 @@ def _deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Modul
     """A deep copy that shares some tensors, also of networks whose hooks compute a weight from others."""
     values = (value for module in network.modules() for value in vars(module).values())
     made = {id(each): each.detach() for each in values if isinstance(each, torch.Tensor) and not each.is_leaf}
-    return copy.deepcopy(network, {**made, **kept})
+    copied = copy.deepcopy(network, {**made, **kept})
+    own = dict(copied.named_modules(remove_duplicate=False))
+    for path, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):  # it copies all of its tensors
+            for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+                if id(tensor) in kept:
+                    setattr(own[path], name, kept[id(tensor)])
+    return copied
 
 
 def _made_plain(network: nn.Module) -> dict[str, tuple[str, str]]:
@@ -110,7 +117,7 @@ def _made_plain(network: nn.Module) -> dict[str, tuple[str, str]]:
 def _computed_weights(module: nn.Module) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Names of a module's computed weights, each with the tensors that it is computed from, by name."""
     if parametrize.is_parametrized(module):
-        for weight, steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+        for weight, steps in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
             sources = dict(steps.named_parameters(recurse=False))
             yield weight, {f"parametrizations.{weight}.{name}": each for name, each in sources.items()}
     for hook in list(module._forward_pre_hooks.values()):
@@ -121,7 +128,13 @@ def _computed_weights(module: nn.Module) -> Iterator[tuple[str, dict[str, torch.
 
 def _make_plain(module: nn.Module, weight: str) -> None:
     if parametrize.is_parametrized(module, weight):
-        parametrize.remove_parametrizations(module, weight, leave_parametrized=True)
+        value = getattr(module, weight).detach()
+        steps: Any = module.parametrizations
+        del steps[weight]
+        if not steps:  # torch's own way back would change the class, which is the user's network's, too
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+        module._parameters[weight] = nn.Parameter(value)
         return
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm) and hook.name == weight:
