@@ -126,7 +126,8 @@ def run_in_lockstep(
     lockstep = _Lockstep(twins, traced, sharing, options)
     lockstep.share_without_feedback()
     places = {key: place for place, key in enumerate(traced.order)}
-    reused = [key for key in traced.pieces if traced.calls[key] > 1 and traced.pieces[key].name in sharing]
+    reused = [key for key in places if key in traced.pieces and traced.calls[key] > 1]
+    reused = [key for key in reused if traced.pieces[key].name in sharing]
     size = max(1, -(-len(reused) // MOST_PASSES))
     groups = [reused[start : start + size] for start in range(0, len(reused), size)]
     for group in groups:

@@ -50,8 +50,8 @@ class Trace:
     """One run of the original network.
 
     Attributes:
-        order: Keys of all uses, in the order of their first call.
-        calls: Key -> most calls in one batch.
+        order: Keys of all uses, in the order in which their tensors are used first.
+        calls: Key -> most calls in one batch, and one more if the tensor is also looked up or used in another way.
         pieces: Key -> piece of a weight.
         lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
         outputs: Outputs of the first batch that count, by name.
@@ -118,7 +118,7 @@ class _Tracer:
     calls: dict[Key, dict[int, int]] = field(default_factory=dict)
     lookups: dict[str, np.ndarray] = field(default_factory=dict)
     batch: int = 0
-    latest: tuple[Key, int] | None = None
+    latest: tuple[Key, torch.Tensor] | None = None
 
     def begin(self, batch: int) -> None:
         self.batch, self.latest = batch, None
@@ -133,7 +133,8 @@ class _Tracer:
             self.lookups[use.name] = self.lookups.get(use.name, 0) + found
             return None
         if not isinstance(use, Use):
-            if self.latest is not None and use.x.untyped_storage().data_ptr() == self.latest[1]:
+            # The output is held, so that no other tensor gets its memory.
+            if self.latest is not None and _same_memory(use.x, self.latest[1]):
                 if isinstance(use, BiasUse):
                     self.biases.setdefault(self.latest[0], use.bias)
                 else:
@@ -148,7 +149,7 @@ class _Tracer:
         count = np.array([block.count(use) for block in self.blocks[key]])
         self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
         output = use.run()
-        self.latest = (key, output.untyped_storage().data_ptr())
+        self.latest = (key, output)
         return output
 
     def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:
@@ -160,11 +161,32 @@ class _Tracer:
             bias = self.biases.get(key)
             centred = bias is not None or (key in self.normed and most == 1)
             pieces[key] = Piece(use.name, use.weight, blocks, most, counts, bias, centred)
-        dropped = self.first.keys() - pieces.keys()
-        order = [key for key in self.calls if key not in dropped and key[0] != "lookup"]
-        calls = {key: max(self.calls[key].values()) for key in order}
+        order = self._order(pieces)
+        calls = {key: max(self.calls[key].values()) + (key in pieces and self._also_used(key, pieces)) for key in order}
         of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
         return Trace(order, calls, pieces, of_tables, outputs)
+
+    def _order(self, pieces: Mapping[Key, Piece]) -> list[Key]:
+        """Keys by their first call; a tensor that is also used otherwise has its place at its first use of any kind."""
+        moved: dict[str | None, list[Key]] = {}
+        for key, piece in pieces.items():
+            if self._also_used(key, pieces):
+                moved.setdefault(piece.name, []).append(key)
+        found: dict[Key, None] = {}
+        for key in self.calls:
+            found |= dict.fromkeys(moved.get(self._name(key), [key]))
+        return [key for key in found if key in pieces or (key not in self.first and key[0] != "lookup")]
+
+    def _also_used(self, key: Key, pieces: Mapping[Key, Piece]) -> bool:
+        """Whether a piece's tensor is looked up, or used in a way for which it is not chosen."""
+        dropped = {self.first[other].name for other in self.first.keys() - pieces.keys()}
+        return pieces[key].name in self.lookups or pieces[key].name in dropped
+
+    def _name(self, key: Key) -> str | None:
+        """Name of the weight or table of a use."""
+        if key in self.first:
+            return self.first[key].name
+        return str(key[1]) if key[0] == "lookup" else None
 
     def _kept(self) -> list[Key]:
         """The pieces, without those that overlap with one that sees more inputs."""
@@ -251,6 +273,10 @@ def survey(
         with unfused(), intercepted(twin.tensors, _bound(on_use, i)):
             run(twin, batch, forward)
     return {name: _joined(each) for name, each in costs.items()}
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _bound(on_use: Callable[[AnyUse, int], torch.Tensor | None], batch: int) -> Callable[[AnyUse], torch.Tensor | None]:
