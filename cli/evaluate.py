@@ -41,7 +41,9 @@ def command(
     ] = None,
     reference: Annotated[
         str | None,
-        typer.Option("--reference", metavar="CHECKPOINT", help="A checkpoint to compare predictions with."),
+        typer.Option(
+            "--reference", metavar="CHECKPOINT", help="A checkpoint to compare predictions, or outputs, with."
+        ),
     ] = None,
     task: options.Task = None,
     forward: options.Forward = None,
@@ -57,7 +59,11 @@ def command(
     json: options.Json = None,
     html: Annotated[
         str | None,
-        typer.Option("--html", metavar="FILE", help="Write a page with reliability diagrams and OOD histograms."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Write a page with reliability diagrams and OOD histograms, or with the errors of outputs.",
+        ),
     ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -67,6 +73,9 @@ def command(
     Accuracy, NLL (nats), ECE and adaptive ECE (15 bins), Brier score, and coverage at 5 % risk: the largest fraction of
     inputs, the most confident first, with at most 5 % errors. `--ood` adds AUROC and FPR95 of out-of-distribution
     detection, `--reference` agreement and KL with a checkpoint, `--val-data` all measures at a fitted temperature.
+
+    Of networks that are no classifiers: relative error and cosine of the outputs against those of `--reference`, and
+    the value of `--metric`. One of the two is needed.
     """
     reads = (data, ood, val_data, reference, arch, forward, metric, loss)
     console.check_json_target(json, reads=reads, the_model=model, the_page=html)

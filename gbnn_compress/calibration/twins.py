@@ -18,6 +18,10 @@ Produced = Mapping[str, tuple[str, str]]
 """Name of a tensor in the network -> path of the module and name of the weight that is computed from the tensor."""
 
 
+STATISTICS = ("running_mean", "running_var")
+"""Ends of the names of buffers that copies share; other vectors may be states, which a pass changes."""
+
+
 @dataclass(frozen=True)
 class Twin:
     """A network in evaluation mode whose copies share its weights.
@@ -35,8 +39,9 @@ class Twin:
     produced: Mapping[str, tuple[nn.Module, str]]
 
     def copied(self) -> nn.Module:
-        """A copy with the same weights, and with states of its own."""
-        kept = chain(self.network.parameters(), self.tensors.values())
+        """A copy with the same weights and norm statistics, and with states of its own."""
+        buffers = (each for name, each in self.tensors.items() if each.dim() > 1 or name.endswith(STATISTICS))
+        kept = chain(self.network.parameters(), buffers)
         return _deep_copy(self.network, {id(tensor): tensor for tensor in kept})
 
     def view(self, operand: torch.Tensor, name: str, other: Twin) -> torch.Tensor:

@@ -23,7 +23,7 @@ BATCH_SIZE = 2
 """Default number of inputs in a batch: more than 1, because exporters take an axis of size 1 for a fixed one."""
 
 AXIS_SIZES = (8, 32, 64, 128, 256, 512, 1024, 4096, 16384)
-"""Sizes that are tried for named axes except the batch axis; the second such axis gets twice the size, and so on."""
+"""Sizes that are tried for named axes other than the batch axis; the second such axis gets twice the size, ..."""
 
 INTEGER_RANGES = (1000, 100, 10, 2)
 """Ranges that are tried for integer inputs, largest first; values are below the range. Any embedding takes the last."""

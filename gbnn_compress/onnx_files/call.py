@@ -87,7 +87,8 @@ def call_of(network: torch.nn.Module, batch: Batch, forward: Forward, *, lone: s
     args, kwargs = ((batch.value,), {}) if forward.function is not None else arguments(network, batch)
     value = args[0] if args else kwargs
     names = tuple(_input_name(name, value, batch, forward, lone) for name in by_name(value))
-    call = Call(names, *mapped((args, kwargs), _as_float32), forward)
+    args, kwargs = mapped((args, kwargs), _as_float32)
+    call = Call(names, args, kwargs, forward)
     if not names:
         raise DataError(
             f"a batch of type `{type(value).__name__}` has no tensors that ONNX could take as inputs; give a tensor, or"

@@ -280,10 +280,8 @@ def _converted(
         if given.required or not any(signature.axes):
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
-        size = given.calls[0].size
-        return _Made(
-            *attempt(fixed, given.calls[0]), fixed, (f"The file takes batches of {size} input(s) only: {error}.",)
-        )
+        note = f"The file takes batches of {given.calls[0].size} input(s) only: {error}."
+        return _Made(*attempt(fixed, given.calls[0]), fixed, (note,))
 
 
 def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:

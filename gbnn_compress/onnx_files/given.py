@@ -248,7 +248,11 @@ def _runs(call: Call, module: torch.nn.Module) -> bool:
 
 
 def input_shape(given: Sequence[int] | None, module: torch.nn.Module, spec: str) -> tuple[int, ...]:
-    """Shape of one input: the given one, or the size of the architecture's published weights."""
+    """Shape of one image: the given one, or that of the architecture's published weights.
+
+    Raises:
+        GbnnError: The given shape is invalid, or there are no published weights.
+    """
     if given is not None:
         if not given or not all(size >= 1 for size in given):
             raise GbnnError(f"`--input-shape`: expected sizes of at least 1, such as 3,32,32, got {list(given)}")

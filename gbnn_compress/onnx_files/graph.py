@@ -75,6 +75,7 @@ def network_graph(
         _name_weights(graph)
         weights = _weights_as_inputs(graph, shared)
         _own_outputs(graph)
+        _forget_shapes_after_recurrent_layers(graph)
         program.optimize()
     _strip(graph)
     _name_ends(graph, graph.inputs[: len(signature.inputs)], signature)
@@ -153,6 +154,18 @@ def _own_outputs(graph: ir.Graph) -> None:
             graph.append(node)
             graph.outputs[position] = copy
         seen.add(id(value))
+
+
+def _forget_shapes_after_recurrent_layers(graph: ir.Graph) -> None:
+    """Remove inferred shapes in graphs with recurrent layers, so that the optimiser infers them again.
+
+    The exporter takes the time axis of their outputs for fixed, and the optimiser would write its size into the graph.
+    """
+    nodes = list(graph.all_nodes())
+    if any(node.op_type in ("LSTM", "GRU", "RNN") for node in nodes):
+        for node in nodes:
+            for value in node.outputs:
+                value.shape = None
 
 
 def _name_ends(graph: ir.Graph, inputs: Collection[ir.Value], signature: Signature) -> None:

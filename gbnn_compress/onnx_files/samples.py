@@ -63,8 +63,8 @@ def sampled(
         decode(body, inputs[table.name], table, held)
     each = _sizes_of(body, signature)
     tape = Tape(outer)
-    attributes = {"body": body, "num_scan_inputs": len(scanned)}
-    stacked = tape.op_multi_out("Scan", scanned, attributes, num_outputs=len(signature.outputs))
+    n_outputs = len(signature.outputs)
+    stacked = tape.op_multi_out("Scan", scanned, {"body": body, "num_scan_inputs": len(scanned)}, num_outputs=n_outputs)
     for position, (value, (dtype, shape)) in enumerate(zip(stacked, each, strict=True)):
         name = signature.outputs[position]
         if not signature.floating[position]:

@@ -24,7 +24,7 @@ from gbnn_compress.predict.outputs import OutputPrediction, averaged, joined, of
 from gbnn_compress.predict.prediction import Prediction
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import copied
-from gbnn_compress.predict.task import settled_task
+from gbnn_compress.predict.task import recorded_task, settled_task
 from gbnn_compress.report import sizes
 from gbnn_compress.report.schema import Report
 from gbnn_compress.types import Artifact
@@ -169,9 +169,8 @@ class CompressedNetwork:
         source = self._sampler(_device(x))
         settled = self._task(source, batches[0], how, task=task)
         if settled == CLASSIFIER:
-            return monte_carlo(
-                source, batches, samples=samples, seed=seed, option="x", forward=how, positions=task == CLASSIFIER
-            )
+            known = CLASSIFIER in (task, recorded_task(self.artifact.facts))
+            return monte_carlo(source, batches, samples=samples, seed=seed, option="x", forward=how, positions=known)
         weights = of_posterior(source, samples=samples, seed=seed)
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])

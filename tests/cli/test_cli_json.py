@@ -11,7 +11,7 @@ from gbnn_compress_cli import console
 from gbnn_compress.errors import OutputError
 from gbnn_compress.report.schema import ExportReport, Report
 
-ONLY_OF_SOME_FILES = {"max_error", "temperature", "training"}
+ONLY_OF_SOME_FILES = {"max_error", "not_calibrated", "temperature", "training"}
 
 
 def test_compress_prints_the_schema_and_nothing_else(run, files):

@@ -9,15 +9,17 @@ from torch import nn
 
 
 class Speaker(nn.Module):
-    """An LSTM, its last frames through an LSTMCell; one output."""
+    """An LSTM, a GRU and an LSTMCell, one after the other; one output."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lstm = nn.LSTM(10, 16, num_layers=2, batch_first=True)
-        self.cell = nn.LSTMCell(16, 16)
+        self.gru = nn.GRU(16, 16, batch_first=True, bidirectional=True)
+        self.cell = nn.LSTMCell(32, 16)
 
     def forward(self, mels: torch.Tensor) -> torch.Tensor:
         frames, _ = self.lstm(mels)
+        frames, _ = self.gru(frames)
         return self.cell(frames[:, -1])[0]
 
 

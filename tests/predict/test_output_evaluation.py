@@ -284,6 +284,11 @@ def test_positions_of_a_classifier_count_as_inputs(files: Files) -> None:
     assert result["agreement"] == 1.0
     with pytest.raises(GbnnError, match="no classifier"):
         evaluate(path, loader, arch=files.arch_of("classes"))
+    artifact = files.folder / "classes.gbnn.safetensors"
+    compress(path, target_ratio=1, output=artifact, task="classifier", settings={"n_components": 16})
+    compressed = load(artifact)
+    compressed.to_module(network)
+    assert compressed.predict(x, samples=0).shape == (12 * 5 * 6, 4)
 
 
 def test_a_classifier_on_batches_with_labels(files: Files) -> None:

@@ -27,6 +27,7 @@ HEADINGS = {
     "`evaluate`, no classifier": schema.OutputEvaluationReport,
     "`diff`": schema.DiffReport,
     "`export`": schema.ExportReport,
+    "ONNX input": schema.OnnxInput,
     "Checkpoint": schema.CheckpointEntry,
     "Artifact": schema.ArtifactEntry,
     "Bank": schema.BankEntry,

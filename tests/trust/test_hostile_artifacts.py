@@ -190,6 +190,9 @@ def test_a_file_may_name_a_library_s_network(tmp_path: Path) -> None:
     assert gbnn_compress.load(path).report()["checkpoint"]["architecture"] == "timm/resnet18"
 
 
+HARMLESS = {"drop": 1, "agreement": 1, "logit_kl": 1, "measured": False, "safe_ratio": 1}
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -202,6 +205,12 @@ def test_a_file_may_name_a_library_s_network(tmp_path: Path) -> None:
         ("damage", {"drop": "3", "agreement": 1, "logit_kl": 1, "measured": False, "safe_ratio": 1}),
         ("damage", {"drop": 1, "agreement": 1, "logit_kl": 1, "measured": False, "safe_ratio": 1, "assumes": 7}),
         ("damage", {"drop": 1, "agreement": 1, "logit_kl": 1, "measured": False, "safe_ratio": 1, "cosine": [1]}),
+        ("damage", {**HARMLESS, "outputs": [1]}),
+        ("damage", {**HARMLESS, "outputs": {"a": 0.5}}),
+        ("damage", {**HARMLESS, "outputs": {"a": {"relative_error": "0"}}}),
+        ("damage", {**HARMLESS, "metric": 0.5}),
+        ("damage", {**HARMLESS, "metric": {"before": 1, "after": None}}),
+        ("damage", {**HARMLESS, "loss": {"before": "1", "after": 1}}),
         ("task", "detector"),
         ("max_error", 0.05),
         ("damage", {"drop": 1e999, "agreement": 1, "logit_kl": 1, "measured": False, "safe_ratio": 1}),
