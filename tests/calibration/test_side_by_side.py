@@ -379,7 +379,7 @@ class Deciding(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.gate(x)
-        return self.left(y) if float(y.sum()) > 0 else self.right(y)
+        return self.left(y) if bool(y.sum() > 0) else self.right(y)
 
 
 def test_the_networks_may_go_different_ways() -> None:
