@@ -20,8 +20,8 @@ from gbnn_compress.data.batches import Batch
 from gbnn_compress.predict.forward import Forward
 
 MOST_BYTES, COPIES = 2_000_000_000, 4
-"""Memory for the activations of all batches, and how many times the widest layer's input and output each batch needs: in
-two networks, with what the layer is computed from."""
+"""Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
+both networks."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
