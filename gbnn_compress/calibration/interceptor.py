@@ -20,6 +20,7 @@ _COMPOSITE = {
         *("linear", "matmul", "einsum", "batch_norm", "lstm", "gru", "rnn_tanh", "rnn_relu", "embedding_bag"),
         *("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"),
         *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        *("_convolution_mode", "tensordot", "inner"),
     )
 }
 """Operations that torch makes of others, among them the products and convolutions that are looked for."""
@@ -78,21 +79,30 @@ def _lstm_in_steps(
     x: torch.Tensor,
     w_input: torch.Tensor,
     w_hidden: torch.Tensor,
-    b_input: torch.Tensor,
-    b_hidden: torch.Tensor,
+    b_input: torch.Tensor | None,
+    b_hidden: torch.Tensor | None,
     hidden: torch.Tensor,
     cell: torch.Tensor,
     reverse: bool,
+    sizes: Any,
+    mode: int,
+    hidden_size: int,
+    n_layers: int,
+    has_biases: bool,
     *rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One layer and direction of an LSTM, (T, B, F) -> (T, B, H), as products (Hochreiter & Schmidhuber 1997).
 
     oneDNN computes it in one operation, which hides the products.
     """
+    shape = hidden.shape  # (B, H), or (1, B, H) in inference mode
+    hidden, cell = (each.reshape(-1, hidden_size) for each in (hidden, cell))
+    b_input, b_hidden = (b_input, b_hidden) if has_biases else (None, None)
     gates, outputs = functional.linear(x, w_input, b_input), []
     for gate in reversed(gates.unbind()) if reverse else gates.unbind():
         i, f, g, o = (gate + functional.linear(hidden, w_hidden, b_hidden)).chunk(4, dim=1)
         cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
         hidden = o.sigmoid() * cell.tanh()
         outputs.append(hidden)
-    return torch.stack(outputs[::-1] if reverse else outputs), hidden, cell, x.new_empty(0)
+    states = torch.stack(outputs[::-1] if reverse else outputs)
+    return states, hidden.reshape(shape), cell.reshape(shape), x.new_empty(0)

@@ -53,7 +53,8 @@ def error_costs(
     scalar = _drawn_labels() if classifier else _drawn_directions(calibration.traced.outputs)
     sums: dict[str, float] = {}
     count = repeats * sum(part.size for part in parts)
-    with single_thread():
+    with single_thread(), torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
         try:
             for part in parts * repeats:
                 value = scalar(forward.chosen(forward(network, part.on(torch.device("cpu")))))

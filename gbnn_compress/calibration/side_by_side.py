@@ -12,7 +12,7 @@ over all calls; the next pass goes on with its shared weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,8 @@ def run_in_lockstep(
     lockstep = _Lockstep(twins, traced, sharing, options)
     lockstep.share_without_feedback()
     places = {key: place for place, key in enumerate(traced.order)}
-    reused = [key for key in traced.pieces if traced.calls[key] > 1 and traced.pieces[key].name in sharing]
+    reused = [key for key in places if key in traced.pieces and traced.calls[key] > 1]
+    reused = [key for key in reused if traced.pieces[key].name in sharing]
     size = max(1, -(-len(reused) // MOST_PASSES))
     groups = [reused[start : start + size] for start in range(0, len(reused), size)]
     for group in groups:
@@ -135,6 +136,20 @@ def run_in_lockstep(
             lockstep.choose_collected(key)
     before, after = lockstep.run(batches, forward, limit=len(places), collecting=())
     return lockstep.found(before, after)
+
+
+@torch.no_grad()
+def run_after(found: SideBySide, twins: tuple[Twin, Twin], batches: Sequence[Batch], forward: Forward) -> SideBySide:
+    """The same with the outputs of both networks on other batches.
+
+    Args:
+        found: Result of `run_in_lockstep`.
+        twins: The networks that it was given.
+        batches: Other inputs.
+        forward: How the networks are run.
+    """
+    before, after = ([run(twin, batch, forward) for batch in batches] for twin in twins)
+    return replace(found, before=before, after=after)
 
 
 @dataclass(frozen=True)

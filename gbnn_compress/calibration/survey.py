@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -17,6 +18,10 @@ from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.predict.forward import Forward
+
+MOST_BYTES, COPIES = 2_000_000_000, 4
+"""Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
+both networks."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
@@ -50,8 +55,8 @@ class Trace:
     """One run of the original network.
 
     Attributes:
-        order: Keys of all uses, in the order of their first call.
-        calls: Key -> most calls in one batch.
+        order: Keys of all uses, in the order in which their tensors are used first.
+        calls: Key -> most calls in one batch, and one more if the tensor is also looked up or used in another way.
         pieces: Key -> piece of a weight.
         lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
         outputs: Outputs of the first batch that count, by name.
@@ -88,16 +93,31 @@ def key_of(use: AnyUse) -> Key:
     return ("bias" if isinstance(use, BiasUse) else "lookup", use.name)
 
 
-def trace(twin: Twin, batches: Sequence[Batch], forward: Forward) -> Trace:
-    """Run the original network on all batches, and count."""
+def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace, list[Batch]]:
+    """Run the original network, and count.
+
+    Args:
+        twin: The original network.
+        batches: The inputs. They are read as far as both networks can hold all batches at their widest layers in
+            MOST_BYTES.
+        forward: How the network is run.
+
+    Returns:
+        What was counted, and the batches that were used, at least one.
+    """
     tracer = _Tracer(twin.tensors)
     first: Mapping[str, torch.Tensor] = {}
-    for i, batch in enumerate(batches):
-        tracer.begin(i)
-        with unfused(), intercepted(twin.tensors, tracer.on_use):
+    used, needed = list[Batch](), 0
+    for batch in batches:
+        tracer.begin(len(used))
+        with _seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
             outputs = run(twin, batch, forward)
         first = first or outputs
-    return tracer.result(len(batches), first)
+        used.append(batch)
+        needed += COPIES * tracer.widest
+        if needed > MOST_BYTES:
+            break
+    return tracer.result(len(used), first), used
 
 
 def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
@@ -118,10 +138,11 @@ class _Tracer:
     calls: dict[Key, dict[int, int]] = field(default_factory=dict)
     lookups: dict[str, np.ndarray] = field(default_factory=dict)
     batch: int = 0
-    latest: tuple[Key, int] | None = None
+    latest: tuple[Key, torch.Tensor] | None = None
+    widest: int = 0
 
     def begin(self, batch: int) -> None:
-        self.batch, self.latest = batch, None
+        self.batch, self.latest, self.widest = batch, None, 0
 
     def on_use(self, use: AnyUse) -> torch.Tensor | None:
         key = key_of(use)
@@ -133,7 +154,8 @@ class _Tracer:
             self.lookups[use.name] = self.lookups.get(use.name, 0) + found
             return None
         if not isinstance(use, Use):
-            if self.latest is not None and use.x.untyped_storage().data_ptr() == self.latest[1]:
+            # The output is held, so that no other tensor gets its memory.
+            if self.latest is not None and _same_memory(use.x, self.latest[1]):
                 if isinstance(use, BiasUse):
                     self.biases.setdefault(self.latest[0], use.bias)
                 else:
@@ -148,7 +170,8 @@ class _Tracer:
         count = np.array([block.count(use) for block in self.blocks[key]])
         self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
         output = use.run()
-        self.latest = (key, output.untyped_storage().data_ptr())
+        self.latest = (key, output)
+        self.widest = max(self.widest, use.x.nbytes + output.nbytes)
         return output
 
     def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:
@@ -160,11 +183,32 @@ class _Tracer:
             bias = self.biases.get(key)
             centred = bias is not None or (key in self.normed and most == 1)
             pieces[key] = Piece(use.name, use.weight, blocks, most, counts, bias, centred)
-        dropped = self.first.keys() - pieces.keys()
-        order = [key for key in self.calls if key not in dropped and key[0] != "lookup"]
-        calls = {key: max(self.calls[key].values()) for key in order}
+        order = self._order(pieces)
+        calls = {key: max(self.calls[key].values()) + (key in pieces and self._also_used(key, pieces)) for key in order}
         of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
         return Trace(order, calls, pieces, of_tables, outputs)
+
+    def _order(self, pieces: Mapping[Key, Piece]) -> list[Key]:
+        """Keys by their first call; a tensor that is also used otherwise has its place at its first use of any kind."""
+        moved: dict[str | None, list[Key]] = {}
+        for key, piece in pieces.items():
+            if self._also_used(key, pieces):
+                moved.setdefault(piece.name, []).append(key)
+        found: dict[Key, None] = {}
+        for key in self.calls:
+            found |= dict.fromkeys(moved.get(self._name(key), [key]))
+        return [key for key in found if key in pieces or (key not in self.first and key[0] != "lookup")]
+
+    def _also_used(self, key: Key, pieces: Mapping[Key, Piece]) -> bool:
+        """Whether a piece's tensor is looked up, or used in a way for which it is not chosen."""
+        dropped = {self.first[other].name for other in self.first.keys() - pieces.keys()}
+        return pieces[key].name in self.lookups or pieces[key].name in dropped
+
+    def _name(self, key: Key) -> str | None:
+        """Name of the weight or table of a use."""
+        if key in self.first:
+            return self.first[key].name
+        return str(key[1]) if key[0] == "lookup" else None
 
     def _kept(self) -> list[Key]:
         """The pieces, without those that overlap with one that sees more inputs."""
@@ -248,9 +292,21 @@ def survey(
         return None
 
     for i, batch in enumerate(batches):
-        with unfused(), intercepted(twin.tensors, _bound(on_use, i)):
+        with _seeded(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
             run(twin, batch, forward)
     return {name: _joined(each) for name, each in costs.items()}
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Within this context, random numbers of torch are always the same; the user's are not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        yield
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def _bound(on_use: Callable[[AnyUse, int], torch.Tensor | None], batch: int) -> Callable[[AnyUse], torch.Tensor | None]:

@@ -89,7 +89,7 @@ def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs
         return y
 
     try:
-        with unfused(), intercepted(tensors, on_use):
+        with torch.random.fork_rng(devices=[]), unfused(), intercepted(tensors, on_use):
             network(inputs)
     except Exception:  # whatever the user's own network raises: it does not take this size
         return 0, 0

@@ -18,6 +18,10 @@ Produced = Mapping[str, tuple[str, str]]
 """Name of a tensor in the network -> path of the module and name of the weight that is computed from the tensor."""
 
 
+STATISTICS = ("running_mean", "running_var")
+"""Ends of the names of buffers that copies share; other vectors may be states, which a pass changes."""
+
+
 @dataclass(frozen=True)
 class Twin:
     """A network in evaluation mode whose copies share its weights.
@@ -35,8 +39,9 @@ class Twin:
     produced: Mapping[str, tuple[nn.Module, str]]
 
     def copied(self) -> nn.Module:
-        """A copy with the same weights, and with states of its own."""
-        kept = chain(self.network.parameters(), self.tensors.values())
+        """A copy with the same weights and norm statistics, and with states of its own."""
+        buffers = (each for name, each in self.tensors.items() if each.dim() > 1 or name.endswith(STATISTICS))
+        kept = chain(self.network.parameters(), buffers)
         return _deep_copy(self.network, {id(tensor): tensor for tensor in kept})
 
     def view(self, operand: torch.Tensor, name: str, other: Twin) -> torch.Tensor:
@@ -87,7 +92,14 @@ def _deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Modul
     """A deep copy that shares some tensors, also of networks whose hooks compute a weight from others."""
     values = (value for module in network.modules() for value in vars(module).values())
     made = {id(each): each.detach() for each in values if isinstance(each, torch.Tensor) and not each.is_leaf}
-    return copy.deepcopy(network, {**made, **kept})
+    copied = copy.deepcopy(network, {**made, **kept})
+    own = dict(copied.named_modules(remove_duplicate=False))
+    for path, module in network.named_modules(remove_duplicate=False):
+        if isinstance(module, torch.jit.ScriptModule):  # it copies all of its tensors
+            for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+                if id(tensor) in kept:
+                    setattr(own[path], name, kept[id(tensor)])
+    return copied
 
 
 def _made_plain(network: nn.Module) -> dict[str, tuple[str, str]]:
@@ -110,7 +122,7 @@ def _made_plain(network: nn.Module) -> dict[str, tuple[str, str]]:
 def _computed_weights(module: nn.Module) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Names of a module's computed weights, each with the tensors that it is computed from, by name."""
     if parametrize.is_parametrized(module):
-        for weight, steps in module.parametrizations.items():  # type: ignore[union-attr, operator]
+        for weight, steps in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
             sources = dict(steps.named_parameters(recurse=False))
             yield weight, {f"parametrizations.{weight}.{name}": each for name, each in sources.items()}
     for hook in list(module._forward_pre_hooks.values()):
@@ -121,7 +133,13 @@ def _computed_weights(module: nn.Module) -> Iterator[tuple[str, dict[str, torch.
 
 def _make_plain(module: nn.Module, weight: str) -> None:
     if parametrize.is_parametrized(module, weight):
-        parametrize.remove_parametrizations(module, weight, leave_parametrized=True)
+        value = getattr(module, weight).detach()
+        steps: Any = module.parametrizations
+        del steps[weight]
+        if not steps:  # torch's own way back would change the class, which is the user's network's, too
+            del module.parametrizations
+            module.__class__ = type(module).__bases__[0]
+        module._parameters[weight] = nn.Parameter(value)
         return
     for hook in list(module._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm) and hook.name == weight:

@@ -1,4 +1,4 @@
-"""Layers caught in a forward pass, and what their filters see."""
+"""Uses caught in a forward pass, whatever the network's modules look like."""
 
 from __future__ import annotations
 
@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from layer_kinds import KINDS
+from lockstep_runs import read, twin_of
 from torch import nn
 from torch.nn import functional
 
-from gbnn_compress.calibration import interceptor
-from gbnn_compress.calibration.interceptor import Call, Interceptor, NormCall, channel_moments, sampled_patches
+from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
+from gbnn_compress.predict.forward import Forward
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*deprecated", "ignore:.*even kernel", "ignore:LSTM with projections"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -21,88 +29,48 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def caught(network: nn.Module, *inputs: Any, without: tuple[str, ...] = ()) -> tuple[list[Call], list[NormCall], Any]:
-    """All calls in a forward pass, each answered as torch would, and the output."""
-    layers: list[Call] = []
-    norms: list[NormCall] = []
+def answered(use: AnyUse) -> torch.Tensor | None:
+    """As torch would."""
+    if isinstance(use, NormUse):
+        return use.normalise(use.mean, use.variance)
+    return None if isinstance(use, Lookup) else use.run()
 
-    def on_layer(call: Call) -> torch.Tensor:
-        layers.append(call)
-        return call.run(call.x, call.weight, call.bias)
 
-    def on_norm(call: NormCall) -> torch.Tensor:
-        norms.append(call)
-        return call.normalise(call.x, call.mean, call.variance)
+def caught(network: nn.Module, *inputs: Any, without: tuple[str, ...] = ()) -> tuple[list[AnyUse], Any]:
+    """All uses in a forward pass, each answered as torch would, and the output."""
+    uses: list[AnyUse] = []
+
+    def on_use(use: AnyUse) -> torch.Tensor | None:
+        uses.append(use)
+        return answered(use)
 
     own = network.state_dict(keep_vars=True)
-    tensors = {name: tensor for name, tensor in own.items() if name not in without}
-    with torch.no_grad(), Interceptor(tensors, on_layer=on_layer, on_norm=on_norm):
+    with intercepted({name: tensor for name, tensor in own.items() if name not in without}, on_use):
         output = network(*inputs)
-    return layers, norms, output
+    return uses, output
 
 
-def outputs_from_patches(call: Call, patches: torch.Tensor) -> torch.Tensor:
-    """float64 (n, rows): what filters make of the patches (groups, n, d)."""
-    groups, n, width = patches.shape
-    filters = call.weight.detach().double().reshape(groups, -1, width)
-    return torch.einsum("gnd,grd->ngr", patches.double(), filters).reshape(n, -1)
+def products(uses: list[AnyUse]) -> list[Use]:
+    return [use for use in uses if isinstance(use, Use)]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"stride": 2},
-        {"stride": (1, 3), "padding": (2, 0)},
-        {"padding": 1, "dilation": 2},
-        {"padding": "valid", "dilation": (1, 2)},
-        {"groups": 2, "padding": 1},
-        {"groups": 4, "stride": 2, "padding": 1},
-    ],
-)
-@pytest.mark.parametrize("kernel", [3, (2, 3), 1])
-def test_patches_of_a_convolution_are_those_of_unfold(kernel: Any, options: dict[str, Any]) -> None:
-    layer = nn.Conv2d(4, 8, kernel, bias=False, **options)
-    x = torch.randn(3, 4, 9, 10)
-    (call,), _, y = caught(layer, x)
-    assert torch.equal(y, layer(x))
-    (patches,) = sampled_patches(call, [x], seed=0)
-    groups, width = layer.groups, layer.weight[0].numel()
-    assert patches.shape == (groups, y[:, 0].numel(), width)
-    assert patches.dtype == x.dtype
-    padding = 0 if layer.padding == "valid" else layer.padding
-    unfolded = functional.unfold(x, layer.kernel_size, layer.dilation, padding, layer.stride)  # n, groups * d, places
-    expected = unfolded.reshape(3, groups, width, -1).permute(1, 0, 3, 2).reshape(groups, -1, width)
-    assert torch.equal(patches, expected)
-    made = outputs_from_patches(call, patches)
-    torch.testing.assert_close(made, y.double().permute(0, 2, 3, 1).reshape(len(made), -1), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_caught_uses_give_the_outputs_that_torch_gives(kind: Any) -> None:
+    network, batch, forward = kind.network().eval(), read(kind.batches())[0], Forward()
+    twin, uses = twin_of(network), list[AnyUse]()
 
+    def on_use(use: AnyUse) -> torch.Tensor | None:
+        uses.append(use)
+        return answered(use)
 
-@pytest.mark.parametrize("shape", [(5, 6), (5, 7, 6), (2, 3, 4, 6)])
-def test_patches_of_a_linear_layer_are_its_inputs(shape: tuple[int, ...]) -> None:
-    x = torch.randn(*shape)
-    (call,), _, _ = caught(nn.Linear(6, 2), x)
-    (patches,) = sampled_patches(call, [x], seed=0)
-    assert call.geometry is None
-    assert call.groups == 1
-    assert torch.equal(patches, x.reshape(1, -1, 6))
-
-
-@pytest.mark.parametrize("layer", [nn.Conv2d(2, 3, 3, padding=1, stride=2), nn.Linear(11, 3)])
-def test_many_positions_are_sampled_alike_in_every_input(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(interceptor, "FEWEST_SAMPLES", 0)
-    monkeypatch.setattr(interceptor, "SAMPLES_PER_WEIGHT", 2)
-    x = torch.randn(8, 2, 11, 11)
-    (call,), _, y = caught(layer, x)
-    first, second = sampled_patches(call, [x, 4 * x], seed=0)
-    assert first.shape[1] == 2 * call.weight[0].numel()
-    assert torch.equal(second, 4 * first)
-    assert torch.equal(first, sampled_patches(call, [x], seed=0)[0])
-    assert not torch.equal(first, sampled_patches(call, [x], seed=1)[0])
-    everything = y.movedim(1, -1) if call.geometry else y
-    made = outputs_from_patches(call, first) + layer.bias.detach().double()
-    distances = torch.cdist(made, everything.reshape(-1, 3).double()).min(dim=1).values
-    assert float(distances.max()) < 1e-5
+    with torch.no_grad(), unfused():
+        wanted = next(iter(forward.chosen(forward(network, batch)).values()))
+        with intercepted(twin.tensors, on_use):
+            got = next(iter(forward.chosen(forward(twin.copied(), batch)).values()))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert {use.name for use in products(uses)} == set(kind.reached)
+    for use in products(uses):
+        assert use.run().shape[use.axis] % use.weight.shape[-1 if use.transposed else 0] == 0 or use.geometry
 
 
 class Functional(nn.Module):
@@ -132,64 +100,125 @@ class Subclass(nn.Conv2d):
 
 def test_functional_calls_are_caught_and_foreign_weights_are_not() -> None:
     network, x = Functional(), torch.randn(2, 3, 6, 6)
-    layers, norms, y = caught(network, x, without=("foreign",))
-    assert [call.name for call in layers] == ["kernel", "matrix"]
-    assert [norm.prefix for norm in norms] == [""]
-    assert layers[0].geometry == ((1, 1), (0, 0), (1, 1), 1)
-    assert layers[0].weight is network.kernel
-    assert torch.equal(y, network(x))
+    uses, y = caught(network, x, without=("foreign",))
+    assert [use.name for use in products(uses)] == ["kernel", "matrix"]
+    assert [use.prefix for use in uses if isinstance(use, NormUse)] == [""]
+    geometry = products(uses)[0].geometry
+    assert geometry is not None
+    assert (geometry.stride, geometry.padding, geometry.dilation, geometry.groups) == ((1, 1), (0, 0), (1, 1), 1)
+    assert torch.equal(products(uses)[0].weight, network.kernel)
+    torch.testing.assert_close(y, network(x))
 
 
 def test_layers_are_known_by_their_weights_whatever_their_class() -> None:
     network = nn.Sequential(Subclass(3, 4, 3), nn.BatchNorm2d(4, eps=0.1), nn.Flatten(), nn.LazyLinear(2)).eval()
     network(torch.randn(2, 3, 5, 5))
-    layers, norms, y = caught(network, torch.ones(2, 3, 5, 5))
-    assert [call.name for call in layers] == ["0.weight", "3.weight"]
-    assert [(norm.prefix, norm.eps) for norm in norms] == [("1.", 0.1)]
-    assert torch.equal(layers[0].x, torch.full((2, 3, 5, 5), 2.0))
-    assert torch.equal(y, network(torch.ones(2, 3, 5, 5)))
+    uses, y = caught(network, torch.ones(2, 3, 5, 5))
+    assert [use.name for use in products(uses)] == ["0.weight", "3.weight"]
+    assert [(use.prefix, use.eps) for use in uses if isinstance(use, NormUse)] == [("1.", 0.1)]
+    assert torch.equal(products(uses)[0].x, torch.full((2, 3, 5, 5), 2.0))
+    torch.testing.assert_close(y, network(torch.ones(2, 3, 5, 5)))
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("layer", "inputs"),
     [
-        (nn.Conv1d(3, 4, 3), (2, 3, 8)),
-        (nn.Conv3d(3, 4, 3), (2, 3, 5, 5, 5)),
-        (nn.ConvTranspose2d(3, 4, 3), (2, 3, 8, 8)),
-        (nn.Conv2d(3, 4, 3, padding="same"), (2, 3, 8, 8)),
-        (nn.Conv2d(3, 4, 3), (3, 8, 8)),
-        (nn.Bilinear(3, 3, 4), None),
-        (nn.BatchNorm2d(3, track_running_stats=False), (2, 3, 8, 8)),
-        (nn.LayerNorm(8), (2, 3, 8)),
+        (nn.Bilinear(3, 3, 4, bias=False), lambda: (torch.randn(2, 3), torch.randn(2, 3))),
+        (nn.BatchNorm2d(3, track_running_stats=False), lambda: (torch.randn(2, 3, 8, 8),)),
+        (nn.BatchNorm2d(3).train(), lambda: (torch.randn(2, 3, 8, 8),)),
+        (nn.LayerNorm(8), lambda: (torch.randn(2, 3, 8),)),
+        (nn.GroupNorm(1, 3), lambda: (torch.randn(2, 3, 8),)),
+        (nn.PReLU(3), lambda: (torch.randn(2, 3, 8),)),
     ],
+    ids=lambda each: type(each).__name__,
 )
-def test_other_layers_are_left_alone(layer: nn.Module, shape: tuple[int, ...] | None) -> None:
-    inputs = (torch.randn(2, 3), torch.randn(2, 3)) if shape is None else (torch.randn(*shape),)
-    layers, norms, y = caught(layer, *inputs)
-    assert (layers, norms) == ([], [])
-    assert torch.equal(y, layer(*inputs))
+def test_other_layers_are_left_alone(layer: nn.Module, inputs: Any) -> None:
+    given = inputs()
+    uses, y = caught(layer, *given)
+    assert products(uses) == []
+    assert not any(isinstance(use, NormUse) for use in uses)
+    assert torch.equal(y, layer(*given))
+
+
+def test_a_product_of_two_weights_is_left_alone() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 5))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (self.left @ self.right)
+
+    assert products(caught(Both(), torch.randn(2, 3))[0]) == []
+
+
+def test_rows_that_are_looked_up() -> None:
+    tokens = torch.tensor([[1, 2, 2], [5, 1, 0]])
+    uses, _ = caught(nn.Embedding(6, 4), tokens)
+    assert [(type(use), use.name) for use in uses] == [(Lookup, "weight")]
+    assert torch.equal(uses[0].indices, tokens)
+    uses, _ = caught(nn.EmbeddingBag(6, 4), tokens)
+    assert [torch.equal(use.indices, tokens.reshape(-1)) for use in uses if isinstance(use, Lookup)] == [True]
+
+
+def test_a_bias_that_is_added_by_itself() -> None:
+    layer = nn.Linear(4, 3)
+    uses, y = caught(layer, torch.randn(2, 4)[:, None].expand(2, 5, 4).transpose(0, 1))
+    biases = [use.name for use in uses if isinstance(use, BiasUse)]
+    biases += [use.name for use in products(uses) if use.bias is not None]
+    assert biases in (["bias"], ["weight"])
+    assert y.shape == (5, 2, 3)
 
 
 def test_outside_the_context_nothing_is_caught() -> None:
-    layer, seen = nn.Linear(2, 2), []
-
-    def on_layer(call: Call) -> torch.Tensor:
-        seen.append(call.name)
-        return call.x
-
-    interceptor = Interceptor(layer.state_dict(keep_vars=True), on_layer=on_layer, on_norm=lambda call: call.x)
-    with interceptor:
+    layer, seen = nn.Linear(2, 2), list[AnyUse]()
+    with intercepted(layer.state_dict(keep_vars=True), seen.append):
         layer(torch.ones(1, 2))
     layer(torch.ones(1, 2))
-    assert seen == ["weight"]
+    assert [use.name for use in products(seen)] == ["weight"]
 
 
-@pytest.mark.parametrize(
-    ("shape", "linear", "axis"), [((4, 3, 5, 5), False, 1), ((4, 5, 3), True, 2), ((6, 3), True, 1)]
-)
-def test_channel_moments(shape: tuple[int, ...], linear: bool, axis: int) -> None:
-    y = torch.randn(*shape) + torch.arange(3.0).reshape([3 if i == axis else 1 for i in range(len(shape))])
-    mean, variance = channel_moments(y, linear=linear)
-    channels = y.double().movedim(axis, 0).reshape(3, -1)
-    torch.testing.assert_close(mean, channels.mean(dim=1))
-    torch.testing.assert_close(variance, channels.var(dim=1, correction=0))
+def test_an_answer_takes_the_place_of_the_output() -> None:
+    layer, answer = nn.Linear(2, 2), torch.full((1, 2), 7.0)
+    with intercepted(layer.state_dict(keep_vars=True), lambda use: answer):
+        assert torch.equal(layer(torch.ones(1, 2)), answer)
+
+
+def test_no_gradients_are_kept_even_where_the_network_wants_them() -> None:
+    layer = nn.Linear(2, 2)
+    with intercepted(layer.state_dict(keep_vars=True), answered):
+        assert not layer(torch.ones(1, 2)).requires_grad
+
+
+def test_exceptions_of_the_network_come_through_and_end_the_interception() -> None:
+    class Fails(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no")
+
+    layer, seen = Fails(2, 2), list[AnyUse]()
+    with pytest.raises(ValueError, match="no"), intercepted(layer.state_dict(keep_vars=True), seen.append):
+        layer(torch.ones(1, 2))
+    functional.linear(torch.ones(1, 2), layer.weight)
+    assert seen == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_transformers_run_layer_by_layer_only_within_the_context(enabled: bool) -> None:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(enabled)
+    try:
+        with unfused():
+            assert not torch.backends.mha.get_fastpath_enabled()
+        assert torch.backends.mha.get_fastpath_enabled() is enabled
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"bidirectional": True, "num_layers": 2}])
+def test_steps_of_an_lstm_are_those_of_torch(options: dict[str, Any]) -> None:
+    layer, x = nn.LSTM(5, 4, **options).eval(), torch.randn(7, 3, 5)
+    uses, (y, (hidden, cell)) = caught(layer, x)
+    wanted, (wanted_hidden, wanted_cell) = layer(x)
+    for got, each in ((y, wanted), (hidden, wanted_hidden), (cell, wanted_cell)):
+        torch.testing.assert_close(got, each, rtol=1e-5, atol=1e-6)
+    assert sum(use.name == "weight_hh_l0" for use in products(uses)) == 7
