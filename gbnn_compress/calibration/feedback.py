@@ -36,9 +36,6 @@ CURVATURE_STEPS = 8
 NEIGHBOURS = np.array([0, -1, 1])
 """Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
 
-VANISHED = float(np.finfo(np.float32).tiny / np.finfo(np.float32).eps)
-"""Mean squares of inputs up to this, 1e-31, have lost digits: they are sums of float32 products."""
-
 REACH = 1000.0
 """Targets beyond the means by more than so many times the means' range are treated alike."""
 
@@ -66,9 +63,9 @@ def inverse_factor(hessian: np.ndarray) -> np.ndarray:
 
 
 def damped(hessian: np.ndarray, *, damping: float) -> np.ndarray:
-    """H + damping * (its mean diagonal) * I, float64 (G, d, d); the identity where H is zero, or too small for float32."""
+    """H + damping * (its mean diagonal) * I, float64 (G, d, d); the identity where H is zero."""
     diagonal = np.einsum("gii->gi", hessian).mean(axis=1)
-    lift = np.where(diagonal > VANISHED, damping * diagonal, 1.0)
+    lift = np.where(diagonal > 0, damping * diagonal, 1.0)
     return hessian + lift[:, None, None] * np.eye(hessian.shape[1])
 
 
