@@ -36,6 +36,9 @@ DRAWS = 8
 NOISE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Candidates for the posterior noise of the file, over the noise of training, which follows from the tied curvature."""
 
+ALLOWED = 0.02
+"""Fraction of the user's loss that noise may cost."""
+
 HARMLESS_FACTORS = (1.0, 0.5, 0.25, 0.125, 1 / 16, 1 / 32, 1 / 64, 0.0)
 """The same where nothing says that noise helps."""
 
@@ -189,8 +192,9 @@ def choose_noise(trainer: Trainer, validation: Validation, *, seed: int) -> None
     """Set the posterior noise of the file.
 
     With labels it has the least NLL of Monte-Carlo predictions: training weighs noise on inputs that it fits, and on
-    other inputs the network is overconfident, so that more noise helps. With a loss it has the least loss, if the
-    recipe asks for noise. Otherwise nothing says that noise helps: it changes outputs by no more than compression did.
+    other inputs the network is overconfident, so that more noise helps. With a loss, and a recipe that asks for noise,
+    it is the most that costs at most `ALLOWED` of the loss: the loss of an average of draws hardly depends on noise.
+    Otherwise nothing says that noise helps: it changes outputs by no more than compression did.
     """
     trained, scores = trainer.shared.coding.noise, dict[float, float]()
     asked = trainer.recipe.noise is not None
@@ -198,12 +202,18 @@ def choose_noise(trainer: Trainer, validation: Validation, *, seed: int) -> None
         if not asked:
             _choose_harmless(trainer, validation, seed=seed)
         return
+    most = None
+    if validation.measure == "loss":
+        plain = validation.score(mean_answers(trainer, validation))
+        most = plain + ALLOWED * abs(plain)
     for factor in NOISE_FACTORS:
         trainer.shared.set_noise(trained * factor)
         scores[factor] = _monte_carlo_score(trainer, validation, seed=seed)
-        if scores[factor] > min(scores.values()):
+        if scores[factor] > (min(scores.values()) if most is None else most):
             break
-    trainer.shared.set_noise(trained * min(scores, key=lambda factor: scores[factor]))
+    least = min(scores, key=lambda factor: scores[factor])
+    allowed = [factor for factor, score in scores.items() if most is not None and score <= most]
+    trainer.shared.set_noise(trained * max(allowed, default=least))
 
 
 def _choose_harmless(trainer: Trainer, validation: Validation, *, seed: int) -> None:
