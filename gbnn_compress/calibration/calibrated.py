@@ -10,8 +10,8 @@ import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
-from gbnn_compress.calibration.survey import LayerStatistics, Trace, survey, trace
-from gbnn_compress.calibration.twins import make_twin
+from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, seeded, survey, trace
+from gbnn_compress.calibration.twins import STATISTICS, make_twin
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch
@@ -37,7 +37,7 @@ class Calibration:
 
     Attributes:
         network: In evaluation mode, holding the original weights.
-        names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
+        names: Name in the checkpoint -> name in the network, of the tensors that may be touched, without states.
         batches: The inputs.
         forward: How the network is run.
         synthetic: Whether the inputs are noise.
@@ -90,10 +90,28 @@ def calibrate(
     """
     forward = forward or Forward()
     with single_thread():
+        names = _without_states(network, batches[0], names, forward)
         twin = make_twin(network, names, own_weights=False)
         traced = trace(twin, batches, forward)
         layers = survey(twin, batches, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
     return Calibration(network, names, batches, forward, synthetic, traced, layers)
+
+
+def _without_states(
+    network: torch.nn.Module, batch: Batch, names: Mapping[str, str], forward: Forward
+) -> Mapping[str, str]:
+    """The names without those of buffers that a pass changes."""
+    own = network.state_dict(keep_vars=True)
+    buffers = {name: mine for name, mine in names.items() if not isinstance(own[mine], torch.nn.Parameter)}
+    buffers = {name: mine for name, mine in buffers.items() if not mine.endswith(STATISTICS)}
+    if not buffers:
+        return names
+    twin = make_twin(network, buffers, own_weights=False)
+    versions = {name: tensor._version for name, tensor in twin.tensors.items()}
+    with seeded(), torch.no_grad():
+        run(twin, batch, forward)
+    changed = {name for name, tensor in twin.tensors.items() if tensor._version != versions[name]}
+    return {name: mine for name, mine in names.items() if name not in changed}
 
 
 def compress_in_lockstep(

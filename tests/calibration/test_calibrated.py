@@ -148,6 +148,31 @@ def test_compression_in_lockstep_from_posteriors_and_a_bank() -> None:
     assert all(np.array_equal(ids, again.ids[name]) for name, ids in outcome.ids.items())
 
 
+class Stream(nn.Module):
+    """A matrix that each pass changes in place, and one that none changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(4, 4))
+        self.register_buffer("basis", torch.randn(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x) @ self.basis + x @ self.state
+        self.state.mul_(0.5).add_(y.mean())
+        return y
+
+
+def test_matrices_that_a_pass_changes_are_states_of_each_run() -> None:
+    torch.manual_seed(0)
+    network, batches = Stream().eval(), read([correlated(n, 4) for n in (6, 9, 6)])
+    untouched = Snapshot.of(network)
+    calibration = calibrate(network, batches, names=names_of(network))
+    assert calibration.layers.keys() == {"layer.weight", "basis"}
+    assert "state" not in calibration.names
+    assert untouched.equals(network)
+
+
 def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
     with single_thread():
