@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
+from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_after, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, seeded, survey, trace
 from gbnn_compress.calibration.twins import STATISTICS, make_twin
 from gbnn_compress.data.batches import Batch
@@ -23,6 +24,9 @@ from gbnn_compress.types import Damage, IndexMap, Posterior
 MOST_PATHS, PATH_WEIGHTS = 16, 2**24
 """Most paths of each filter's search, and the largest product of paths and weights of the network: feedback then takes
 up to a third of a pass, and up to 0.6 GB if one layer has all the weights."""
+
+HELD_OUT = 16
+"""One batch of so many is held out, to measure the damage on."""
 
 SWEEPS = 2
 """Rounds of coordinate descent in a layer; more rounds do not lower the damage."""
@@ -39,6 +43,7 @@ class Calibration:
         network: In evaluation mode, holding the original weights.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched, without states.
         batches: The inputs.
+        held: Further inputs, on which the damage is measured; empty if there are too few.
         forward: How the network is run.
         synthetic: Whether the inputs are noise.
         traced: Order in which the layers run.
@@ -48,6 +53,7 @@ class Calibration:
     network: torch.nn.Module
     names: Mapping[str, str]
     batches: Sequence[Batch]
+    held: Sequence[Batch]
     forward: Forward
     synthetic: bool
     traced: Trace
@@ -73,7 +79,7 @@ class Calibration:
 
 def calibrate(
     network: torch.nn.Module,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     *,
     names: Mapping[str, str],
     forward: Forward | None = None,
@@ -83,18 +89,25 @@ def calibrate(
 
     Args:
         network: In evaluation mode, holding the original weights; it is not changed.
-        batches: The inputs.
+        batches: The inputs, at least one batch. Of HELD_OUT batches or more, every HELD_OUT-th is held out.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
         forward: How the network is run. Default: called with the inputs.
         synthetic: Whether the inputs are noise; batch norm then uses their statistics.
     """
     forward = forward or Forward()
     with single_thread():
-        names = _without_states(network, batches[0], names, forward)
+        given = iter(batches)
+        first = next(given)
+        names = _without_states(network, first, names, forward)
         twin = make_twin(network, names, own_weights=False)
-        traced = trace(twin, batches, forward)
-        layers = survey(twin, batches, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
-    return Calibration(network, names, batches, forward, synthetic, traced, layers)
+        _, used = found = trace(twin, chain([first], given), forward)
+        held = used[HELD_OUT - 1 :: HELD_OUT]
+        if held:
+            rest = [batch for i, batch in enumerate(used) if i % HELD_OUT != HELD_OUT - 1]
+            found = trace(twin, rest, forward)
+        traced, used = found
+        layers = survey(twin, used, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
+    return Calibration(network, names, used, held, forward, synthetic, traced, layers)
 
 
 def _without_states(
@@ -152,8 +165,9 @@ def compress_in_lockstep(
         original, compressed = (
             make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True)
         )
-        batches, forward = calibration.batches, calibration.forward
-        return run_in_lockstep((original, compressed), batches, forward, calibration.traced, sharing, options)
+        twins, forward = (original, compressed), calibration.forward
+        found = run_in_lockstep(twins, calibration.batches, forward, calibration.traced, sharing, options)
+        return run_after(found, twins, calibration.held, forward) if calibration.held else found
 
 
 def n_paths(n_weights: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from itertools import islice
+from types import NoneType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from gbnn_compress.checkpoint.select import Selection
 from gbnn_compress.data.batches import Batch, read_batch
@@ -13,9 +16,8 @@ from gbnn_compress.predict.models import OpenedNetwork, open_network
 from gbnn_compress.predict.running import check_labels, logits
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
-    import numpy as np
     import torch
 
     from gbnn_compress.calibration.calibrated import Calibration
@@ -63,12 +65,20 @@ def calibration_on(
         ) from error
 
 
-def _batches(bench: Bench) -> list[Batch]:
-    """The inputs that calibration uses: a sample of images as one batch, of other data the first batches."""
+def _batches(bench: Bench) -> Iterable[Batch]:
+    """The inputs that calibration may use.
+
+    Images are sampled and make one batch. Batches that are in memory come in random order, because data may be sorted;
+    those of a loader come in its order.
+    """
     if isinstance(bench.data, Dataset):
         pixels = bench.inputs(at_most=1)[0, 0].numel()
         return [read_batch(bench.inputs(at_most=max(MOST_PIXELS // pixels, 1)))]
-    return list(islice(bench.batches(), MOST_BATCHES))
+    if not isinstance(bench.data.loader, NoneType | list | tuple):
+        return islice(bench.batches(), MOST_BATCHES)
+    batches = list(bench.batches())
+    order = np.random.RandomState(0).permutation(len(batches))[:MOST_BATCHES]
+    return [batches[i] for i in order]
 
 
 def synthetic_calibration(

@@ -12,7 +12,7 @@ over all calls; the next pass goes on with its shared weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from gbnn_compress.calibration.survey import (
     key_of,
     matched,
     run,
+    seeded,
     source_factors,
     trusted,
 )
@@ -136,6 +137,25 @@ def run_in_lockstep(
             lockstep.choose_collected(key)
     before, after = lockstep.run(batches, forward, limit=len(places), collecting=())
     return lockstep.found(before, after)
+
+
+@torch.no_grad()
+def run_after(found: SideBySide, twins: tuple[Twin, Twin], batches: Sequence[Batch], forward: Forward) -> SideBySide:
+    """The same with the outputs of both networks on other batches.
+
+    Args:
+        found: Result of `run_in_lockstep`.
+        twins: The networks that it was given.
+        batches: Other inputs.
+        forward: How the networks are run.
+    """
+
+    def outputs(twin: Twin, batch: Batch) -> Mapping[str, torch.Tensor]:
+        with seeded():
+            return run(twin, batch, forward)
+
+    before, after = ([outputs(twin, batch) for batch in batches] for twin in twins)
+    return replace(found, before=before, after=after)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +18,10 @@ from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.predict.forward import Forward
+
+MOST_BYTES, COPIES = 2_000_000_000, 4
+"""Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
+both networks."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
@@ -89,16 +93,31 @@ def key_of(use: AnyUse) -> Key:
     return ("bias" if isinstance(use, BiasUse) else "lookup", use.name)
 
 
-def trace(twin: Twin, batches: Sequence[Batch], forward: Forward) -> Trace:
-    """Run the original network on all batches, and count."""
+def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace, list[Batch]]:
+    """Run the original network, and count.
+
+    Args:
+        twin: The original network.
+        batches: The inputs. They are read as far as both networks can hold all batches at their widest layers in
+            MOST_BYTES.
+        forward: How the network is run.
+
+    Returns:
+        What was counted, and the batches that were used, at least one.
+    """
     tracer = _Tracer(twin.tensors)
     first: Mapping[str, torch.Tensor] = {}
-    for i, batch in enumerate(batches):
-        tracer.begin(i)
+    used, needed = list[Batch](), 0
+    for batch in batches:
+        tracer.begin(len(used))
         with seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
             outputs = run(twin, batch, forward)
         first = first or outputs
-    return tracer.result(len(batches), first)
+        used.append(batch)
+        needed += COPIES * tracer.widest
+        if needed > MOST_BYTES:
+            break
+    return tracer.result(len(used), first), used
 
 
 @contextmanager
@@ -128,9 +147,10 @@ class _Tracer:
     lookups: dict[str, np.ndarray] = field(default_factory=dict)
     batch: int = 0
     latest: tuple[Key, torch.Tensor] | None = None
+    widest: int = 0
 
     def begin(self, batch: int) -> None:
-        self.batch, self.latest = batch, None
+        self.batch, self.latest, self.widest = batch, None, 0
 
     def on_use(self, use: AnyUse) -> torch.Tensor | None:
         key = key_of(use)
@@ -159,6 +179,7 @@ class _Tracer:
         self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
         output = use.run()
         self.latest = (key, output)
+        self.widest = max(self.widest, use.x.nbytes + output.nbytes)
         return output
 
     def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:

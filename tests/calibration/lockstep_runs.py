@@ -77,7 +77,7 @@ def in_lockstep(
     defaults: dict[str, Any] = {"penalty": 0.0, "damping": 0.02, "paths": 2, "sweeps": 1, "synthetic": False}
     twins = tuple(twin_of(network, names, own_weights=own) for own in (False, True))
     how = forward or Forward()
-    traced = trace(twins[0], read(batches), how)
+    traced, _ = trace(twins[0], read(batches), how)
     chosen = LockstepOptions(**{**defaults, **options})
     return run_in_lockstep((twins[0], twins[1]), read(batches), how, traced, sharing, chosen)
 

@@ -33,18 +33,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def surveyed(network: nn.Module, batches: Any, **options: Any) -> dict[str, LayerStatistics]:
     defaults = {"damping": 0.0, "match_batch_norm": False}
     twin = twin_of(network)
-    traced = trace(twin, read(batches), Forward())
+    traced, _ = trace(twin, read(batches), Forward())
     return survey(twin, read(batches), Forward(), traced, **{**defaults, **options})
 
 
 def traced(network: nn.Module, batches: Any) -> Trace:
-    return trace(twin_of(network), read(batches), Forward())
+    return trace(twin_of(network), read(batches), Forward())[0]
 
 
 def sampled(network: nn.Module, batches: Any, name: str) -> torch.Tensor:
     """All patches that a weight sees, (groups, n, d)."""
     twin, forward = twin_of(network), Forward()
-    (piece,) = (each for each in trace(twin, read(batches), forward).pieces.values() if each.name == name)
+    (piece,) = (each for each in trace(twin, read(batches), forward)[0].pieces.values() if each.name == name)
     sampler = Sampler(piece)
     for i, batch in enumerate(read(batches)):
 

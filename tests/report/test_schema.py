@@ -49,7 +49,6 @@ HEADINGS = {
     "Score": schema.Detected,
     "Tensor difference": schema.TensorDifference,
     "ONNX file": schema.OnnxEntry,
-    "ONNX input": schema.OnnxInput,
     "Check": schema.CheckEntry,
 }
 WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
