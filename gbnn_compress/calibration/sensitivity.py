@@ -45,7 +45,7 @@ def error_costs(
     """
     network, forward = copied(calibration.network), calibration.forward
     for parameter in network.parameters():  # a scripted module has no `requires_grad_`
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
     own = network.state_dict(keep_vars=True)
     weights = {name: own[calibration.names[name]] for name in errors if name in calibration.names}
     for weight in weights.values():
