@@ -3,7 +3,8 @@
 A fenced block of Python is run, and so is each line that starts with `$ gbnn-compress`; all of them in one folder,
 which docs/quickstart.md fills with stand-ins. The lines below a command, or of a `text` block after one of Python, are
 lines of what it prints, in that order; `...` marks those left out, and numbers are refreshed. `$ echo $?` shows the
-exit code where it is not 0. Blocks marked `slow` are run here and by the slow tests, blocks marked `shown` never.
+exit code where it is not 0. Blocks marked `slow` are run here and by the slow tests, blocks marked `shown` never. Blocks
+marked `setup` are run before the others. A block of Python that is marked with a file name is written to that file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RUN = (DOCS / "quickstart.md", ROOT / "README.md", DOCS / "python-api.md", DOCS / "faq.md")
+RUN = (DOCS / "quickstart.md", ROOT / "README.md", DOCS / "any-network.md", DOCS / "python-api.md", DOCS / "faq.md")
 """Pages that are run, the one that makes the stand-ins first."""
 
 PROMPT = "$ gbnn-compress "
@@ -101,8 +102,11 @@ def run(step: Step, names: dict[str, Any]) -> list[str]:
     from gbnn_compress_cli.main import main
 
     printed = io.StringIO()
+    file = next((mark for mark in step.marks if mark.endswith(".py")), None)
     with redirect_stdout(printed), redirect_stderr(printed):
-        if step.language == "python":
+        if file is not None:
+            Path(file).write_text(step.code, encoding="utf-8")
+        elif step.language == "python":
             exec(compile(step.code, "docs", "exec"), names)
         elif (code := main(shlex.split(step.code))) != step.exit_code:
             raise Different(f"`{step.code}`: exit code {code}\n{printed.getvalue()}")
@@ -148,8 +152,10 @@ def main(pages: Sequence[str]) -> None:
         sys.path.insert(0, folder)
         for page in [RUN[0], *(each for each in RUN[1:] if each in wanted)]:
             text, names = page.read_text(encoding="utf-8"), {}
-            done = [(step, refreshed(step, run(step, names))) for step in steps(text) if "shown" not in step.marks]
-            for step, lines in reversed(done):
+            chosen = [step for step in steps(text) if "shown" not in step.marks]
+            chosen.sort(key=lambda step: "setup" not in step.marks)
+            done = [(step, refreshed(step, run(step, names))) for step in chosen]
+            for step, lines in sorted(done, key=lambda each: each[0].span, reverse=True):
                 text = text[: step.span[0]] + "".join(f"{line}\n" for line in lines) + text[step.span[1] :]
             page.write_text(text, encoding="utf-8")
             print(f"{page.relative_to(ROOT)}: {len(done)} steps run")

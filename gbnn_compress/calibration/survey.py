@@ -23,6 +23,9 @@ MOST_BYTES, COPIES = 2_000_000_000, 4
 """Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
 both networks."""
 
+SMALL = 1e-12
+"""Squares of inputs below this lose digits in float32."""
+
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
 
@@ -336,7 +339,12 @@ def channel_moments(ys: Sequence[torch.Tensor], *, axis: int) -> tuple[torch.Ten
 
 
 def covariance(patches: torch.Tensor, other: torch.Tensor | None = None, *, centred: bool = True) -> np.ndarray:
-    """float64 (G, d, d), mean of the outer products of patches (G, n, d), centred or not, with others."""
+    """float64 (G, d, d), mean of the outer products of patches (G, n, d), centred or not, with others.
+
+    Products of inputs below `SMALL` would lose digits in float32: they are taken in float64.
+    """
+    if float(patches.abs().amax()) < SMALL:
+        patches, other = patches.double(), None if other is None else other.double()
     left = patches - patches.mean(dim=1, keepdim=True) if centred else patches
     right = left if other is None else other - other.mean(dim=1, keepdim=True) if centred else other
     return (left.transpose(1, 2) @ right / patches.shape[1]).double().numpy()

@@ -291,3 +291,9 @@ def test_correlated_inputs_are_cheaper_by_the_gain() -> None:
     torch.manual_seed(0)
     assert surveyed(nn.Linear(16, 4), correlated(400, 16))["weight"].gain > 2
     assert surveyed(nn.Linear(16, 4), torch.randn(4000, 16))["weight"].gain == pytest.approx(1, abs=0.05)
+
+
+def test_covariance_of_inputs_that_all_but_vanish_keeps_its_digits() -> None:
+    inputs = torch.randn(1, 50, 6, generator=torch.Generator().manual_seed(0))
+    expected = covariance(inputs.double())
+    np.testing.assert_allclose(covariance(1e-22 * inputs) * 1e44, expected, rtol=1e-5)

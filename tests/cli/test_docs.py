@@ -27,6 +27,8 @@ TEXTS = {name: page.read_text(encoding="utf-8") for name, page in PAGES.items()}
 RUN = [page.relative_to(ROOT).as_posix() for page in run_docs.RUN]
 SLOW = [name for name in RUN if any("slow" in step.marks for step in run_docs.steps(TEXTS[name]))]
 
+OWN = ("models", "mine", "reading")
+"""Modules that the pages write into their folder."""
 
 FEWEST = 20
 """With fewer commands in all pages, either they lost them or this test no longer finds them."""
@@ -113,10 +115,12 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        patch.delitem(sys.modules, "models", raising=False)
+        for name in OWN:
+            patch.delitem(sys.modules, name, raising=False)
         run_docs.run(setup, {})
         yield folder
-    sys.modules.pop("models", None)
+    for name in OWN:
+        sys.modules.pop(name, None)
 
 
 def check(page: str, *, chosen: Callable[[run_docs.Step], bool]) -> None:
@@ -172,6 +176,13 @@ def test_steps_of_a_page() -> None:
     assert EXAMPLE[slice(*python.span)] == "one 7\n...\nthree\n"
     assert (refused.code, refused.exit_code, refused.shown) == ("report no.safetensors", 2, ())
     assert (listed.code, listed.exit_code, listed.shown, listed.marks) == ("recipe ls", 0, ("default",), {"slow"})
+
+
+def test_a_block_with_a_file_name_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (step,) = run_docs.steps("```python own.py\nprint(1)\n```\n")
+    assert run_docs.run(step, {}) == []
+    assert Path("own.py").read_text(encoding="utf-8") == "print(1)\n"
 
 
 def test_shown_lines_are_refreshed() -> None:
