@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_after, run_in_lockstep
-from gbnn_compress.calibration.survey import LayerStatistics, Trace, survey, trace
-from gbnn_compress.calibration.twins import make_twin
+from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, seeded, survey, trace
+from gbnn_compress.calibration.twins import STATISTICS, make_twin
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch
@@ -40,7 +41,7 @@ class Calibration:
 
     Attributes:
         network: In evaluation mode, holding the original weights.
-        names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
+        names: Name in the checkpoint -> name in the network, of the tensors that may be touched, without states.
         batches: The inputs.
         held: Further inputs, on which the damage is measured; empty if there are too few.
         forward: How the network is run.
@@ -88,15 +89,18 @@ def calibrate(
 
     Args:
         network: In evaluation mode, holding the original weights; it is not changed.
-        batches: The inputs. Of HELD_OUT batches or more, every HELD_OUT-th is held out.
+        batches: The inputs, at least one batch. Of HELD_OUT batches or more, every HELD_OUT-th is held out.
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
         forward: How the network is run. Default: called with the inputs.
         synthetic: Whether the inputs are noise; batch norm then uses their statistics.
     """
     forward = forward or Forward()
     with single_thread():
+        given = iter(batches)
+        first = next(given)
+        names = _without_states(network, first, names, forward)
         twin = make_twin(network, names, own_weights=False)
-        _, used = found = trace(twin, batches, forward)
+        _, used = found = trace(twin, chain([first], given), forward)
         held = used[HELD_OUT - 1 :: HELD_OUT]
         if held:
             rest = [batch for i, batch in enumerate(used) if i % HELD_OUT != HELD_OUT - 1]
@@ -104,6 +108,23 @@ def calibrate(
         traced, used = found
         layers = survey(twin, used, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
     return Calibration(network, names, used, held, forward, synthetic, traced, layers)
+
+
+def _without_states(
+    network: torch.nn.Module, batch: Batch, names: Mapping[str, str], forward: Forward
+) -> Mapping[str, str]:
+    """The names without those of buffers that a pass changes."""
+    own = network.state_dict(keep_vars=True)
+    buffers = {name: mine for name, mine in names.items() if not isinstance(own[mine], torch.nn.Parameter)}
+    buffers = {name: mine for name, mine in buffers.items() if not mine.endswith(STATISTICS)}
+    if not buffers:
+        return names
+    twin = make_twin(network, buffers, own_weights=False)
+    versions = {name: tensor._version for name, tensor in twin.tensors.items()}
+    with seeded(), torch.no_grad():
+        run(twin, batch, forward)
+    changed = {name for name, tensor in twin.tensors.items() if tensor._version != versions[name]}
+    return {name: mine for name, mine in names.items() if name not in changed}
 
 
 def compress_in_lockstep(

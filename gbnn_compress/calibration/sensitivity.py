@@ -43,7 +43,9 @@ def error_costs(
         Name -> cost per input, of the tensors that the outputs depend on, empty if the network gives no gradients; and
         the number of inputs that were used.
     """
-    network, forward = copied(calibration.network).requires_grad_(requires_grad=False), calibration.forward
+    network, forward = copied(calibration.network), calibration.forward
+    for parameter in network.parameters():  # a scripted module has no `requires_grad_`
+        parameter.requires_grad_(False)
     own = network.state_dict(keep_vars=True)
     weights = {name: own[calibration.names[name]] for name in errors if name in calibration.names}
     for weight in weights.values():

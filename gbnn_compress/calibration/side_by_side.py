@@ -32,6 +32,7 @@ from gbnn_compress.calibration.survey import (
     key_of,
     matched,
     run,
+    seeded,
     source_factors,
     trusted,
 )
@@ -148,7 +149,12 @@ def run_after(found: SideBySide, twins: tuple[Twin, Twin], batches: Sequence[Bat
         batches: Other inputs.
         forward: How the networks are run.
     """
-    before, after = ([run(twin, batch, forward) for batch in batches] for twin in twins)
+
+    def outputs(twin: Twin, batch: Batch) -> Mapping[str, torch.Tensor]:
+        with seeded():
+            return run(twin, batch, forward)
+
+    before, after = ([outputs(twin, batch) for batch in batches] for twin in twins)
     return replace(found, before=before, after=after)
 
 

@@ -113,7 +113,7 @@ def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace
     used, needed = list[Batch](), 0
     for batch in batches:
         tracer.begin(len(used))
-        with _seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
+        with seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
             outputs = run(twin, batch, forward)
         first = first or outputs
         used.append(batch)
@@ -121,6 +121,14 @@ def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace
         if needed > MOST_BYTES:
             break
     return tracer.result(len(used), first), used
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Within this context, random numbers of torch are always the same; the user's are not touched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        yield
 
 
 def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
@@ -295,17 +303,9 @@ def survey(
         return None
 
     for i, batch in enumerate(batches):
-        with _seeded(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
+        with seeded(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
             run(twin, batch, forward)
     return {name: _joined(each) for name, each in costs.items()}
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Within this context, random numbers of torch are always the same; the user's are not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(0)
-        yield
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -92,7 +92,8 @@ def _deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Modul
     """A deep copy that shares some tensors, also of networks whose hooks compute a weight from others."""
     values = (value for module in network.modules() for value in vars(module).values())
     made = {id(each): each.detach() for each in values if isinstance(each, torch.Tensor) and not each.is_leaf}
-    copied = copy.deepcopy(network, {**made, **kept})
+    with torch.no_grad():  # with gradients, copies of a scripted module's tensors are no leaves
+        copied = copy.deepcopy(network, {**made, **kept})
     own = dict(copied.named_modules(remove_duplicate=False))
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):  # it copies all of its tensors

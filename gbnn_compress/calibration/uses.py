@@ -159,12 +159,12 @@ def read_use(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners
 
 
 def _product(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners: Owners) -> Use | None:
-    """`mm`, `bmm`, `addmm` and `baddbmm`: the weight may be either factor."""
+    """`mm`, `bmm`, `addmm` and `baddbmm`: the weight is the factor that is the network's; the second if both are."""
     has_bias = func in (aten.addmm.default, aten.baddbmm.default)
     left, right = args[1:3] if has_bias else args[:2]
     first, second = owners.name_of(left), owners.name_of(right)
     name = second or first
-    if name is None or (first and second):
+    if name is None:
         return None
     x, weight = (left, right) if second else (right, left)
     plain = all(kwargs.get(key, 1) == 1 for key in ("alpha", "beta"))
@@ -185,7 +185,7 @@ def _product(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners
 def _convolution(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], owners: Owners) -> Use | None:
     x, weight, bias, stride, padding, dilation, transposed, _, groups = args
     name = owners.name_of(weight)
-    if name is None or isinstance(owners.name_of(x), str):
+    if name is None:
         return None
     count = weight.dim() - 2
     spread = [tuple(each) * (count if len(each) == 1 else 1) for each in (stride, padding, dilation)]

@@ -201,7 +201,8 @@ def copied(network: torch.nn.Module) -> torch.nn.Module:
 
     made = (value for module in network.modules() for value in vars(module).values())
     memo = {id(value): value.detach() for value in made if isinstance(value, torch.Tensor) and not value.is_leaf}
-    return copy.deepcopy(network, memo)
+    with torch.no_grad():  # with gradients, copies of a scripted module's tensors are no leaves
+        return copy.deepcopy(network, memo)
 
 
 @contextmanager

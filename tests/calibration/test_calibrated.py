@@ -12,6 +12,7 @@ from lockstep_runs import Snapshot, correlated, names_of, read
 from torch import nn
 
 from gbnn_compress.calibration.calibrated import (
+    HELD_OUT,
     MOST_PATHS,
     PATH_WEIGHTS,
     calibrate,
@@ -146,6 +147,44 @@ def test_compression_in_lockstep_from_posteriors_and_a_bank() -> None:
     assert measured_difference(outcome).relative_error < 0.5
     again = compress_in_lockstep(calibration, book, posteriors, maps)
     assert all(np.array_equal(ids, again.ids[name]) for name, ids in outcome.ids.items())
+
+
+def test_of_many_batches_some_are_held_out() -> None:
+    torch.manual_seed(0)
+    network, batches = Reused().eval(), read([torch.randn(n, 4) for n in range(1, 2 * HELD_OUT + 1)])
+    calibration = calibrate(network, iter(batches), names=names_of(network))
+    assert [batch.size for batch in calibration.held] == [HELD_OUT, 2 * HELD_OUT]
+    assert len(calibration.batches) == 2 * HELD_OUT - 2
+    book = Codebook(Bank(np.linspace(-2, 2, 9), np.full(9, -3.0)), np.zeros((0, 10)), 0.0, np.ones(0))
+    weight = IndexMap("again.weight", np.full(16, 9), np.zeros(0))
+    outcome = compress_in_lockstep(calibration, book, (), (weight,))
+    for before, batch in zip(outcome.before, calibration.held, strict=True):
+        torch.testing.assert_close(before["output"], network(batch.inputs).detach())
+
+
+class Stream(nn.Module):
+    """A matrix that each pass changes in place, and one that none changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("state", torch.zeros(4, 4))
+        self.register_buffer("basis", torch.randn(4, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x) @ self.basis + x @ self.state
+        self.state.mul_(0.5).add_(y.mean())
+        return y
+
+
+def test_matrices_that_a_pass_changes_are_states_of_each_run() -> None:
+    torch.manual_seed(0)
+    network, batches = Stream().eval(), read([correlated(n, 4) for n in (6, 9, 6)])
+    untouched = Snapshot.of(network)
+    calibration = calibrate(network, batches, names=names_of(network))
+    assert calibration.layers.keys() == {"layer.weight", "basis"}
+    assert "state" not in calibration.names
+    assert untouched.equals(network)
 
 
 def test_threads_are_given_back() -> None:

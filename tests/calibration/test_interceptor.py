@@ -140,7 +140,23 @@ def test_other_layers_are_left_alone(layer: nn.Module, inputs: Any) -> None:
     assert torch.equal(y, layer(*given))
 
 
-def test_a_product_of_two_weights_is_left_alone() -> None:
+class Queries(nn.Module):
+    """Learned queries, which are the only inputs of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.layer = nn.Parameter(torch.randn(3, 4)), nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.queries.expand(len(x), 3, 4)) + x[:, None]
+
+
+def test_a_layer_may_see_parameters() -> None:
+    uses, _ = caught(Queries(), torch.randn(2, 5))
+    assert [use.name for use in products(uses)] == ["layer.weight"]
+
+
+def test_of_two_factors_the_second_is_the_weight() -> None:
     class Both(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -149,7 +165,8 @@ def test_a_product_of_two_weights_is_left_alone() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x @ (self.left @ self.right)
 
-    assert products(caught(Both(), torch.randn(2, 3))[0]) == []
+    uses, _ = caught(Both(), torch.randn(2, 3))
+    assert [use.name for use in products(uses)] == ["right"]
 
 
 def test_rows_that_are_looked_up() -> None:

@@ -206,6 +206,16 @@ def test_every_weight_that_outputs_depend_on_has_a_cost(network: Any, names: set
     assert before.equals(made)
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_errors_of_a_traced_network_cost_what_they_cost_in_its_source() -> None:
+    network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    traced, errors = torch.jit.trace(network, inputs(8)), noise(network, size=0.1)
+    before = Snapshot.of(traced)
+    costs, _ = costs_of(traced, inputs(8), errors)
+    assert costs == pytest.approx(costs_of(network, inputs(8), errors)[0], rel=1e-4)
+    assert before.equals(traced)
+
+
 def test_a_network_that_draws_random_numbers_takes_none_of_the_users() -> None:
     class Noisy(Deep):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -165,7 +165,7 @@ def test_bad_architectures(arch: Any, words: str, folder: Path) -> None:
 
 def test_a_module_that_cannot_be_copied(folder: Path) -> None:
     network = made()
-    network.stream = Path(__file__).open()
+    network.stream = Path(__file__).open()  # noqa: SIM115
     with network.stream, pytest.raises(GbnnError, match=r"`Net` cannot be copied.*give its state_dict\(\)"):
         compress(network, target_ratio=4, data=[X])
     assert not list(folder.iterdir())
