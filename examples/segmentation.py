@@ -44,7 +44,12 @@ def main(weights: str | None = None, folder: str | None = None) -> None:
         return torch.cat([(a == b).flatten() for a, b in pairs]).double().mean().item()
 
     report = gbnn_compress.compress(
-        network, target_ratio=6, data=DataLoader(seen, 16), eval_data=DataLoader(unseen, 16), metric=same_class, samples=2
+        network,
+        target_ratio=6,
+        data=DataLoader(seen, 16),
+        eval_data=DataLoader(unseen, 16),
+        metric=same_class,
+        samples=2,
     )
     print(f"{report['artifact']['path']}: {report['artifact']['bytes']:,} bytes, {report['ratio']:.1f}x smaller")
     print(f"relative error of the outputs {report['damage']['relative_error']:.3f}")

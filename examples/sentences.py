@@ -57,7 +57,11 @@ def main(folder: str, text: str | None = None) -> None:
     network, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     sentences = Path(text).read_text(encoding="utf-8").splitlines() if text else list(made())
     report = gbnn_compress.compress(
-        network, target_ratio=8, data=batches(tokenizer, sentences), forward=pooled, output=Path("sentences.safetensors")
+        network,
+        target_ratio=8,
+        data=batches(tokenizer, sentences),
+        forward=pooled,
+        output=Path("sentences.safetensors"),
     )
     small = gbnn_compress.load(report["artifact"]["path"]).to_module(AutoModel.from_config(network.config)).eval()
     (batch,) = batches(tokenizer, OTHERS)
