@@ -3,8 +3,9 @@
 A fenced block of Python is run, and so is each line that starts with `$ gbnn-compress`; all of them in one folder,
 which docs/quickstart.md fills with stand-ins. The lines below a command, or of a `text` block after one of Python, are
 lines of what it prints, in that order; `...` marks those left out, and numbers are refreshed. `$ echo $?` shows the
-exit code where it is not 0. Blocks marked `slow` are run here and by the slow tests, blocks marked `shown` never. Blocks
-marked `setup` are run before the others. A block of Python that is marked with a file name is written to that file.
+exit code where it is not 0. Blocks marked `slow` are run here and by the slow tests, blocks marked `shown` never.
+Blocks marked `setup` are run before the others. A block of Python that is marked with a file name is written to that
+file.
 """
 
 from __future__ import annotations
