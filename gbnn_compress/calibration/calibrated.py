@@ -72,6 +72,11 @@ class Calibration:
         return self.traced.lookups
 
     @property
+    def filters(self) -> frozenset[str]:
+        """Names of the tensors whose rows (axis 0) are filters: each row sees the same inputs as the others."""
+        return frozenset(piece.name for piece in self.traced.pieces.values() if piece.has_filters)
+
+    @property
     def gain(self) -> float:
         """Cost of an error without feedback over its cost with feedback: the geometric mean over the layers."""
         return float(np.exp(np.mean([np.log(layer.gain) for layer in self.layers.values()]))) if self.layers else 1.0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -24,9 +26,23 @@ FEWEST_GRADIENTS = 64
 """Fewest gradients if batches are taken whole; each batch then gets several random directions of the outputs."""
 
 
-def error_costs(
-    calibration: Calibration, errors: Mapping[str, torch.Tensor], *, classifier: bool
-) -> tuple[dict[str, float], int]:
+@dataclass(frozen=True)
+class ErrorCosts:
+    """What errors cost, by name of the tensor. Empty if the network gives no gradients.
+
+    Attributes:
+        costs: Cost per input of an error of the whole tensor.
+        rows: float64 (rows,), mean squared gradient of each row of the tensor, for which an error of all its weights
+            costs so much in proportion.
+        n_inputs: Number of inputs that were used.
+    """
+
+    costs: Mapping[str, float]
+    rows: Mapping[str, np.ndarray]
+    n_inputs: int
+
+
+def error_costs(calibration: Calibration, errors: Mapping[str, torch.Tensor], *, classifier: bool) -> ErrorCosts:
     """Change of the outputs that an error of one tensor alone causes, to second order.
 
     For a classifier it is the KL from the network's own predictions: KL(p_w || p_w+e) = 1/2 E_x E_y~p(y | x)
@@ -40,8 +56,7 @@ def error_costs(
         classifier: Whether the network returns logits.
 
     Returns:
-        Name -> cost per input, of the tensors that the outputs depend on, empty if the network gives no gradients; and
-        the number of inputs that were used.
+        The costs of the tensors that the outputs depend on.
     """
     network, forward = copied(calibration.network), calibration.forward
     for parameter in network.parameters():  # a scripted module has no `requires_grad_`
@@ -54,6 +69,7 @@ def error_costs(
     parts, repeats = _parts(calibration)
     scalar = _drawn_labels() if classifier else _drawn_directions(calibration.traced.outputs)
     sums: dict[str, float] = {}
+    rows: dict[str, np.ndarray] = {}
     count = repeats * sum(part.size for part in parts)
     with single_thread(), torch.random.fork_rng(devices=[]):
         torch.random.manual_seed(0)
@@ -65,9 +81,12 @@ def error_costs(
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope
+                        powers = gradient.double().flatten(1).square().mean(dim=1).numpy()
+                        rows[name] = rows.get(name, 0.0) + powers
         except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
-            return {}, count
-    return {name: total / (2 * count) for name, total in sums.items()}, count
+            return ErrorCosts({}, {}, count)
+    costs = {name: total / (2 * count) for name, total in sums.items()}
+    return ErrorCosts(costs, {name: total / count for name, total in rows.items()}, count)
 
 
 def _parts(calibration: Calibration) -> tuple[list[Batch], int]:

@@ -52,6 +52,13 @@ class Piece:
     bias: torch.Tensor | None
     centred: bool
 
+    @property
+    def has_filters(self) -> bool:
+        """Whether the weights of a filter follow each other in the tensor, as in `Linear` and `Conv2d`."""
+        arranged = self.blocks[0].arrange(self.operand.detach())
+        is_view = arranged.data_ptr() == self.operand.data_ptr()
+        return len(self.blocks) == 1 and is_view and arranged.stride(1) == arranged.shape[2]
+
 
 @dataclass(frozen=True)
 class Trace:

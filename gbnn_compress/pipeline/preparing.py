@@ -14,7 +14,7 @@ from gbnn_compress.checkpoint.select import Selection, floating_values, matching
 from gbnn_compress.data.kind import FACT, Kind, require_forecast, settle_kind
 from gbnn_compress.pipeline.opening import RunInputs
 from gbnn_compress.pipeline.progress import OnProgress
-from gbnn_compress.target.allocation import cost_factors, cost_of_errors, rescue_factors
+from gbnn_compress.target.allocation import cost_of_errors, measured_costs, rescue_factors
 from gbnn_compress.target.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -93,12 +93,14 @@ def _by_costs(
     if not wanted or calibration is None or calibration.synthetic:
         return prepared
     on_progress("measuring the cost of errors in each layer, and fitting the mixture again")
-    factors = cost_factors(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
-    if not factors:
+    costs = measured_costs(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
+    if costs is None:
         on_progress("keeping costs by norms: the network gives no gradients (torch.no_grad or in-place operations)")
         return prepared
+    factors = {**costs.factors, **{name: costs.factors.get(name, 1.0) * factor for name, factor in weighed.items()}}
+    precisions = prepared.precisions or costs.rows or None
     del prepared
-    return fitted(importances=factors | {name: factors.get(name, 1.0) * factor for name, factor in weighed.items()})
+    return fitted(importances=factors, precisions=precisions)
 
 
 def _weighed(importance: Mapping[str, float], checkpoint: Checkpoint, selection: Selection) -> dict[str, float]:
@@ -124,7 +126,7 @@ def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, 
         return prepared
     on_progress("raising the cost of errors in layers that would vanish, and fitting the mixture again")
     importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
-    rescued = fitted(importances=importances)
+    rescued = fitted(importances=importances, precisions=prepared.precisions)
     better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
     return replace(rescued, before=prepared) if better else prepared
 

@@ -1,11 +1,12 @@
 """Bit allocation among layers, by the cost of each layer's errors at about the target ratio.
 
-With inputs the cost is measured (`cost_factors`). Without inputs, a relative output error e of a layer costs
+With inputs the cost is measured (`measured_costs`). Without inputs, a relative output error e of a layer costs
 -log(1 - e) (`rescue_factors`). That is about e for small errors, and unbounded for a layer that vanishes.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.target.forecast import codebook_of_size, layer_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from gbnn_compress.rate.codebook import Codebook
@@ -29,6 +32,10 @@ with 1, and no better with 0.75 (docs/method.md)."""
 
 HALF_TRUSTED = 16
 """Number of inputs at which the exponent is half of POWER."""
+
+ROW_POWER = 0.3
+"""Exponent of the measured costs of rows in networks that are no classifiers; 0.5 was worse with few inputs
+(docs/method.md)."""
 
 COST_RANGE = 2.0**8
 """Costs are clipped to this factor above and below their mean."""
@@ -113,8 +120,23 @@ def _bits(book: Codebook) -> np.ndarray:
     return np.where(book.counts > 0, book.counts * np.where(np.isfinite(lengths), lengths, 0.0), 0.0).sum(axis=1)
 
 
-def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
-    """Cost factors of the tensors, measured on inputs, relative to the costs that the norms of the layers predict.
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Costs of errors, measured on inputs.
+
+    Attributes:
+        factors: Name -> factor on the squared error's cost, relative to the cost that the layer's norm predicts. The
+            geometric mean over all weights is 1 unless factors are clipped. Tensors without a cost are left out.
+        rows: Name -> float64 (rows,), relative cost of the errors of each filter; empty for classifiers, whose filters
+            are weighed by their batch norms.
+    """
+
+    factors: Mapping[str, float]
+    rows: Mapping[str, np.ndarray]
+
+
+def measured_costs(prepared: Prepared, *, ratio: float) -> MeasuredCosts | None:
+    """Costs of errors of the tensors and their rows, measured on inputs.
 
     The weights are quantised to a ratio without error feedback. The Fisher information along each layer's errors
     (`calibration/sensitivity.py`), divided by the gain of feedback in that layer, is their cost. If costs are additive,
@@ -126,8 +148,7 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
         ratio: Approximate ratio of the file.
 
     Returns:
-        Name -> factor on the squared error's cost. The geometric mean over all weights is 1 unless factors are clipped.
-        Tensors without a cost are left out; empty if the network gives no gradients.
+        None if the network gives no gradients.
     """
     from gbnn_compress.calibration.sensitivity import error_costs
 
@@ -141,18 +162,21 @@ def cost_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
         for posterior, index_map in zip(posteriors, maps, strict=True)
     }
     classifier = prepared.kind.task == CLASSIFIER
-    costs, n_inputs = error_costs(calibration, errors, classifier=classifier)
+    found = error_costs(calibration, errors, classifier=classifier)
     # Inputs use few rows of an embedding; the others must not get fewer bits for that.
-    names = [name for name, cost in costs.items() if 0 < cost < np.inf and name not in calibration.lookups]
-    if not names:
-        return {}
+    costs = {name: cost for name, cost in found.costs.items() if 0 < cost < np.inf and name not in calibration.lookups}
+    if not costs:
+        return None
+    names = list(costs)
     sizes = np.array([tensors[name].numel() for name in names], dtype=np.float64)
     gains = np.array([calibration.layers[name].gain if name in calibration.layers else 1.0 for name in names])
     logs = np.log([costs[name] for name in names]) - np.log(gains * sizes)
     logs -= (sizes * logs).sum() / sizes.sum()
     clipped = logs.clip(-np.log(COST_RANGE), np.log(COST_RANGE))
-    log_factors = POWER * n_inputs / (n_inputs + HALF_TRUSTED) * clipped
-    return dict(zip(names, np.exp(log_factors).tolist(), strict=True))
+    log_factors = POWER * found.n_inputs / (found.n_inputs + HALF_TRUSTED) * clipped
+    filters = () if classifier else calibration.filters & costs.keys()
+    rows = {name: found.rows[name] ** ROW_POWER for name in names if name in filters}
+    return MeasuredCosts(dict(zip(names, np.exp(log_factors).tolist(), strict=True)), rows)
 
 
 def _errors(tensor: torch.Tensor, posterior: Posterior, index_map: IndexMap, means: np.ndarray) -> torch.Tensor:

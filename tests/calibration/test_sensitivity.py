@@ -45,9 +45,10 @@ def noise(network: nn.Module, *, size: float) -> dict[str, torch.Tensor]:
 
 def costs_of(
     network: nn.Module, batches: Any, errors: Mapping[str, torch.Tensor], *, classifier: bool = True, **options: Any
-) -> tuple[dict[str, float], int]:
+) -> tuple[Mapping[str, float], int]:
     calibration = calibrate(network, read(batches), names=names_of(network), **options)
-    return error_costs(calibration, errors, classifier=classifier)
+    found = error_costs(calibration, errors, classifier=classifier)
+    return found.costs, found.n_inputs
 
 
 @torch.no_grad()
@@ -226,3 +227,26 @@ def test_a_network_that_draws_random_numbers_takes_none_of_the_users() -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
     torch.rand(3)
     assert costs_of(network, inputs(8), noise(network, size=1)) == first
+
+
+def test_rows_that_are_hardly_heard_cost_little() -> None:
+    network = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)).eval()
+    with torch.no_grad():
+        network[1].weight[:, :2] *= 0.01
+    calibration = calibrate(network, read(inputs(64)), names=names_of(network))
+    rows = error_costs(calibration, noise(network, size=0.1), classifier=False).rows["0.weight"]
+    assert rows.shape == (6,)
+    assert rows[:2].max() < 1e-2 * rows[2:].min()
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "expected"),
+    [
+        (nn.Linear(4, 3), torch.randn(5, 4), True),
+        (nn.Conv1d(4, 6, 3, groups=2), torch.randn(2, 4, 9), True),
+        (nn.ConvTranspose1d(4, 3, 2, stride=2), torch.randn(2, 4, 9), False),
+    ],
+)
+def test_rows_are_filters_except_in_transposed_layers(layer: nn.Module, x: torch.Tensor, expected: bool) -> None:
+    calibration = calibrate(layer.eval(), read(x), names=names_of(layer))
+    assert ("weight" in calibration.filters) == expected
