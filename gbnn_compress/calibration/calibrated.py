@@ -17,6 +17,7 @@ from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import single_thread
 from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch
 from gbnn_compress.predict.forward import Forward
+from gbnn_compress.predict.running import logits_among
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import drop_at
 from gbnn_compress.types import Damage, IndexMap, Posterior
@@ -184,10 +185,10 @@ def measured_damage(outcome: SideBySide) -> Damage:
     """Damage on the inputs of a lockstep pass, without labels; the drop is the usual one at this agreement.
 
     Args:
-        outcome: Of a network with one output, (N, C); C >= 2.
+        outcome: Of a classifier: logits (N, C) or (N, C, ...), C >= 2.
     """
     before, after = (
-        torch.cat([next(iter(each.values())) for each in outputs]).double().log_softmax(dim=1)
+        torch.cat([logits_among(each) for each in outputs]).double().log_softmax(dim=1)
         for outputs in (outcome.before, outcome.after)
     )
     agreement = float((before.argmax(dim=1) == after.argmax(dim=1)).double().mean())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
 from types import NoneType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from gbnn_compress.checkpoint.select import Selection
 from gbnn_compress.data.batches import Batch, read_batch
@@ -16,9 +18,7 @@ from gbnn_compress.predict.models import OpenedNetwork, open_network
 from gbnn_compress.predict.running import check_labels, logits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    import torch
+    from collections.abc import Iterable
 
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.predict.bench import Bench
@@ -74,7 +74,7 @@ def _batches(bench: Bench) -> Iterable[Batch]:
     if isinstance(bench.data, Dataset):
         pixels = bench.inputs(at_most=1)[0, 0].numel()
         return [read_batch(bench.inputs(at_most=max(MOST_PIXELS // pixels, 1)))]
-    if not isinstance(bench.data.loader, NoneType | list | tuple):
+    if not isinstance(bench.data.loader, NoneType | list | tuple | Mapping | np.ndarray | torch.Tensor):
         return islice(bench.batches(), MOST_BATCHES)
     batches = list(bench.batches())
     order = np.random.RandomState(0).permutation(len(batches))[:MOST_BATCHES]
@@ -138,8 +138,6 @@ def precisions_on(
     Raises:
         GbnnError: No data, bad data or architecture.
     """
-    import torch
-
     if source == "data_free":
         return None
     if bench is None:

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.parallel import single_thread
-from gbnn_compress.predict.running import copied
+from gbnn_compress.predict.running import copied, logits_among
 
 if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
@@ -104,8 +104,7 @@ def _drawn_labels() -> Callable[[Outputs], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
 
     def scalar(outputs: Outputs) -> torch.Tensor:
-        (logits,) = outputs.values()
-        scores = logits.log_softmax(dim=1)
+        scores = logits_among(outputs).log_softmax(dim=1)
         labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
         return functional.nll_loss(scores, labels, reduction="sum")
 

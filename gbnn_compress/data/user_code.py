@@ -101,7 +101,7 @@ def attempt(what: str, action: Callable[[], Any], *, error: type[GbnnError]) -> 
 
 def _run_file(path: Path) -> Any:
     # The prefix keeps a user's `random.py` or `types.py` from shadowing other modules.
-    name = f"_gbnn_architecture_{path.stem}"
+    name = f"_gbnn_user_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None
     assert module_spec.loader is not None

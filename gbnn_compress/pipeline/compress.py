@@ -24,7 +24,7 @@ from gbnn_compress.report import page, sizes, statements, words
 from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
-from gbnn_compress.target.forecast import LOST, damage_warnings
+from gbnn_compress.target.forecast import damage_warnings
 from gbnn_compress.target.measured_drop import meet_measured_drop, meet_measured_error
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified
@@ -236,5 +236,7 @@ def _evaluated(
             *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
             *damage_warnings(measured["drop"], damage["safe_ratio"], measured=True),
         ]
-    warnings = [*(warning for warning in report["warnings"] if warning.startswith(LOST)), *found]
+    # Warnings that predict the damage, or measure it on other inputs, give way to what was measured here.
+    kept = (warning for warning in report["warnings"] if not warning.startswith(("predicted ", "measured ")))
+    warnings = [*kept, *found]
     return {**report, "evaluation": evaluation, "damage": damage, "warnings": warnings}, reliability

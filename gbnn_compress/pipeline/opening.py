@@ -13,7 +13,7 @@ from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, settle_kind
 from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.data.made_inputs import made_batches
-from gbnn_compress.errors import CheckpointError, DataError
+from gbnn_compress.errors import CheckpointError
 from gbnn_compress.predict.bench import Bench, as_evaluation
 from gbnn_compress.predict.measuring import measure, weights_of
 from gbnn_compress.predict.models import (
@@ -188,7 +188,7 @@ def _with_kind(
             continue
         on_accuracy = not request.passes and request.max_error is None and request.metric is None
         if kind.task == CLASSIFIER and (name == "evaluation" or (name == "validation" and on_accuracy)):
-            _require_labels(bench)
+            bench.required_labels()
         bench.require_usable()
         if name != "data" and (isinstance(bench.data, Batches) or bench.metric is not None or bench.loss is not None):
             _measure_once(bench, checkpoint)
@@ -218,19 +218,6 @@ def _measure_once(bench: Bench, checkpoint: Checkpoint) -> None:
         GbnnError: The data, the network or a function of the user fails, or outputs are NaN for some inputs.
     """
     measure(bench, {BEFORE: weights_of(bench, checkpoint, samples=0)}, reference=BEFORE)
-
-
-def _require_labels(bench: Bench) -> None:
-    """Refuse data without labels where the accuracy of a classifier is measured."""
-    data = bench.data
-    if isinstance(data, Dataset):
-        if data.labels is None:
-            load_data(data.spec, labels=True, option=bench.option)  # says what is missing
-    elif not data.has_targets:
-        raise DataError(
-            f"`{bench.option}`: the accuracy of a classifier is measured against labels, and `{data.spec}` has none;"
-            " yield (inputs, labels), or give `--task other` to compare outputs only"
-        )
 
 
 def _published(spec: str) -> tuple[str, ...]:

@@ -241,8 +241,9 @@ class Bench:
         first = read_batch(self.inputs(at_most=1)) if isinstance(self.data, Dataset) else self.data.first
         n_classes = self._logits([first]).shape[1]
         require_classes(n_classes, option=self.option)
-        if self.data.labels is not None:
-            check_labels(torch.as_tensor(self.data.labels), n_classes, option=self.option)
+        labels = self.class_labels()
+        if labels is not None:
+            check_labels(torch.as_tensor(labels), n_classes, option=self.option)
 
     def class_labels(self) -> np.ndarray | None:
         """Labels of the rows that `predict` returns, int64 (N,) with IGNORED where there is none; None without labels.

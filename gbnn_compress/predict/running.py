@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 IGNORED = -100
 """Label of positions that do not count."""
 
+CLASS_AXIS = 1
+"""Axis of a classifier's classes, as in torch's `cross_entropy`."""
+
+LOGITS = "logits"
+"""Name of a classifier's output among others, such as those of auxiliary heads."""
+
 
 def logits(
     network: torch.nn.Module,
@@ -304,3 +310,13 @@ def check_labels(labels: torch.Tensor | None, n_classes: int, *, option: str) ->
             f"`{option}`: expected labels in 0..{n_classes - 1} for a network with {n_classes} classes, got {largest}"
             f"{way_out}"
         )
+
+
+def class_rows(logits: torch.Tensor) -> torch.Tensor:
+    """Logits (B, C, ...) with one row for each position, (B * ..., C)."""
+    return logits if logits.dim() == CLASS_AXIS + 1 else logits.movedim(CLASS_AXIS, -1).flatten(0, -2)
+
+
+def logits_among(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """The logits of a classifier's outputs, one row for each position: those named `logits`, else the first."""
+    return class_rows(outputs.get(LOGITS, next(iter(outputs.values()))))

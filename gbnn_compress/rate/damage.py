@@ -8,8 +8,6 @@ guess. Its constants are fitted by hand to ResNet-20, ResNet-56 (CIFAR-10, devel
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from gbnn_compress.rate.codebook import Codebook
@@ -23,42 +21,6 @@ WARN_DROP = 2.0
 
 WARN_ERROR = 0.3
 """Smallest predicted mean relative output error of the layers that a warning is given for in other networks."""
-
-DEAD_ERROR = 1.0
-"""Relative error of outputs that are as far from the checkpoint's as the mean of the checkpoint's outputs is."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How compression changes the outputs of a network that is no classifier.
-
-    Attributes:
-        relative_error: Root of the squared error over the squared distance of the outputs from their mean. None if
-            the outputs do not vary; infinite if the outputs after compression are not finite.
-        cosine: Cosine of outputs before and after, mean over the inputs; None if outputs are zero or not finite.
-    """
-
-    relative_error: float | None
-    cosine: float | None
-
-
-def output_difference(before: np.ndarray, after: np.ndarray) -> Difference:
-    """Compare outputs of two networks on the same inputs.
-
-    Args:
-        before: float64 (N, C).
-        after: float64 (N, C).
-    """
-    if not np.isfinite(after).all():
-        return Difference(float("inf"), None)
-    spread = float(((before - before.mean(axis=0)) ** 2).sum())
-    norms = np.sqrt((before**2).sum(axis=1) * (after**2).sum(axis=1))
-    alive = norms > 0
-    cosines = (before * after).sum(axis=1)[alive] / norms[alive]
-    return Difference(
-        relative_error=float(np.sqrt(((after - before) ** 2).sum() / spread)) if spread > 0 else None,
-        cosine=float(cosines.mean()) if alive.any() else None,
-    )
 
 
 def layer_error(errors: np.ndarray) -> float:

@@ -15,7 +15,6 @@ from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.parallel import in_order
 from gbnn_compress.predict.differences import OutputDifference, lost_warnings
 from gbnn_compress.rate.codebook import Codebook, noise_deviation, relative_step
-from gbnn_compress.rate.damage import Difference
 from gbnn_compress.rate.divided import with_parts_kept
 from gbnn_compress.rate.maps import index_maps, squared_errors, with_outliers
 from gbnn_compress.rate.posterior import batch_norm_after
@@ -45,6 +44,7 @@ class Assigned:
         statistics: Name -> corrected unshared tensor, such as re-centred batch-norm statistics.
         damage: Damage measured on the inputs; None without inputs, or if they did not reach every shared tensor.
         measured: Further measures of the damage, such as the user's metric before and after.
+        inputs: The inputs that the damage was measured on, for messages.
         warnings: Warnings about the outputs of the compressed network.
         noise: Trained posterior noise, the argument of `noise_deviation`; None for the recipe's.
         facts: Further entries of the manifest.
@@ -54,8 +54,9 @@ class Assigned:
 
     maps: Sequence[IndexMap]
     statistics: Mapping[str, torch.Tensor]
-    damage: Damage | Difference | OutputDifference | None
+    damage: Damage | OutputDifference | None
     measured: Mapping[str, Any] = field(default_factory=dict)
+    inputs: str = "the validation data"
     warnings: tuple[str, ...] = ()
     noise: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -173,13 +174,13 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     difference, inputs = measured_difference(outcome), "noise"
     damage: Damage | OutputDifference | None = None
     if not prepared.calibration.synthetic and all(each.name in prepared.calibration.names for each in maps):
-        inputs = "the calibration inputs"
+        inputs = "held-out inputs" if prepared.calibration.held else "the calibration inputs"
         damage = measured_damage(outcome) if prepared.kind.task == CLASSIFIER else difference
     warnings = [] if damage is difference else lost_warnings(difference, inputs=inputs)
     missed = [] if prepared.calibration.synthetic else _not_reached(prepared, outcome.ids)
     facts = {NOT_CALIBRATED: missed} if missed else {}
     warnings += _plain_warnings(prepared, missed)
-    return Assigned(maps, statistics, damage, warnings=tuple(warnings), facts=facts)
+    return Assigned(maps, statistics, damage, inputs=inputs, warnings=tuple(warnings), facts=facts)
 
 
 def _not_reached(prepared: Prepared, ids: Mapping[str, np.ndarray]) -> list[str]:
@@ -245,6 +246,7 @@ def _encoded(cut: Cut) -> bytes:
                 assigned.damage,
                 safe_ratio=cut.safe_ratio,
                 warnings=assigned.warnings,
+                inputs=assigned.inputs,
                 further=assigned.measured,
             ),
             "noise": posterior_noise(prepared, book) if assigned.noise is None else assigned.noise,

@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gbnn_compress.predict.differences import LOST as LOST
 from gbnn_compress.predict.differences import OutputDifference, as_json, left_out_note, lost_warnings
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import (
-    DEAD_ERROR,
     SAFE_DROP,
     WARN_DROP,
     WARN_ERROR,
-    Difference,
     layer_error,
     predict_damage,
     relative_error,
@@ -75,10 +72,11 @@ def find_safe_ratio(prepared: Prepared) -> float | None:
 def damage_facts(
     prepared: Prepared,
     book: Codebook,
-    measured: Damage | Difference | OutputDifference | None,
+    measured: Damage | OutputDifference | None,
     *,
     safe_ratio: float | None,
     warnings: Sequence[str],
+    inputs: str,
     further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The manifest's entries on damage. Lost points are recorded only for known or assumed classifiers.
@@ -89,6 +87,7 @@ def damage_facts(
         measured: Damage measured on inputs; None to predict it.
         safe_ratio: Predicted safe ratio; None if it cannot be predicted.
         warnings: Warnings to record, to which those on the damage are added.
+        inputs: The inputs that the damage was measured on, for messages.
         further: Further entries of `damage`, which are not rounded because a target is compared with them.
     """
     damage = measured or (predicted_damage(prepared, book) if prepared.kind.has_forecast else None)
@@ -101,10 +100,7 @@ def damage_facts(
     elif isinstance(damage, OutputDifference):
         facts |= as_json(damage)
         note = left_out_note(damage)
-        found = [*lost_warnings(damage, inputs="the data that it was measured on"), *([note] if note else [])]
-    elif damage is not None:
-        facts |= asdict(damage)
-        found = []
+        found = [*lost_warnings(damage, inputs=inputs), *([note] if note else [])]
     else:
         facts["relative_error"] = layer_error(layer_errors(prepared, book))
         found = layer_warnings(facts["relative_error"])
@@ -154,24 +150,6 @@ def layer_warnings(error: float) -> list[str]:
     return [
         f"predicted relative output error of the layers: {error:.2g} on average; its effect on this network is not"
         " known; test the file before use, or ask for a smaller ratio"
-    ]
-
-
-def dead_warnings(difference: Difference, *, inputs: str) -> list[str]:
-    """A warning if the outputs of the compressed network are unrelated to the checkpoint's.
-
-    Args:
-        difference: Difference of the outputs.
-        inputs: The inputs on which the outputs were compared, for the message.
-    """
-    error = difference.relative_error
-    if error is None or error < DEAD_ERROR:
-        return []
-    if error == float("inf"):
-        return [f"{LOST}: on {inputs} its outputs are not finite; ask for a smaller ratio"]
-    return [
-        f"{LOST}: on {inputs} its outputs are no nearer to the checkpoint's than their mean"
-        f" (relative error {error:.2g}); ask for a smaller ratio"
     ]
 
 

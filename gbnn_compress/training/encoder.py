@@ -12,15 +12,15 @@ import torch
 
 from gbnn_compress.checkpoint.arrays import rounded
 from gbnn_compress.errors import listed
+from gbnn_compress.predict.differences import OutputDifference
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import solve_size
-from gbnn_compress.rate.damage import Difference
 from gbnn_compress.rate.divided import with_parts_kept
 from gbnn_compress.rate.maps import index_maps
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.target.budget import TOLERANCE, Budget, budget_of
 from gbnn_compress.target.encode import Assigned, Cut, Result, posterior_noise
-from gbnn_compress.target.forecast import MARGIN, dead_warnings
+from gbnn_compress.target.forecast import MARGIN
 from gbnn_compress.target.prepared import Prepared, prepare
 from gbnn_compress.training.schedule import fixed
 from gbnn_compress.training.shared_weights import SharedWeights
@@ -138,7 +138,7 @@ class Trainer:
         outliers = _outlier_masks(now, book, tensors)
         self.shared.adopt(book, now.posteriors, exponent=exponent, noise=posterior_noise(now, book), outliers=outliers)
 
-    def encoded(self, *, damage: Damage | Difference | None = None, finer: float = 1.0, **facts: Any) -> Result:
+    def encoded(self, *, damage: Damage | OutputDifference | None = None, finer: float = 1.0, **facts: Any) -> Result:
         """The current file.
 
         Args:
@@ -152,10 +152,7 @@ class Trainer:
         tensors = {**self.prepared.checkpoint.tensors, **self.shared.tensors()}
         maps = with_parts_kept(self.shared.maps(), tensors, means=book.bank.means, scales=scales)
         noise, said = float(f"{coding.noise:.4g}"), {**self.facts, **facts}
-        warnings = dead_warnings(damage, inputs="the validation data") if isinstance(damage, Difference) else []
-        assigned = Assigned(
-            maps, self.unshared(), damage, warnings=tuple(warnings), noise=noise, facts=said, finer=finer
-        )
+        assigned = Assigned(maps, self.unshared(), damage, noise=noise, facts=said, finer=finer)
         prepared = replace(self.prepared, posteriors=coding.posteriors)
         cut = Cut(prepared, book, coding.exponent, assigned, self.safe_ratio)
         return Result(cut.encoded(), cut)
@@ -204,7 +201,7 @@ class Trainer:
         if used > most and inside is not None:
             self.shared.reprice(2.0**inside, recount=False)
 
-    def filled(self, *, damage: Damage | Difference | None = None, **facts: Any) -> Result:
+    def filled(self, *, damage: Damage | OutputDifference | None = None, **facts: Any) -> Result:
         """The final file: its unshared values are as fine, or as coarse, as the target asks for.
 
         Args:

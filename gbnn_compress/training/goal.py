@@ -17,13 +17,7 @@ import torch
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed, one_line
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.running import run_with
-
-CLASS_AXIS = 1
-"""Axis of a classifier's classes, as in torch's `cross_entropy`."""
-
-LOGITS = "logits"
-"""Name of a classifier's output among others, such as those of auxiliary heads."""
+from gbnn_compress.predict.running import LOGITS, run_with
 
 LossFunction = Callable[[Any, Any], Any]
 """`l(outputs, batch) -> scalar tensor`, of the whole outputs and of the batch as the data yield it."""
@@ -172,11 +166,6 @@ def require_finite(outputs: Mapping[str, torch.Tensor], *, option: str) -> None:
                 f"the checkpoint's output `{name}` has infinite or NaN values on a batch of `{option}`: leave such"
                 " inputs out, or choose another output with `--output`"
             )
-
-
-def class_rows(logits: torch.Tensor) -> torch.Tensor:
-    """Logits (B, C, ...) with one row for each position, (B * ..., C)."""
-    return logits if logits.dim() == CLASS_AXIS + 1 else logits.movedim(CLASS_AXIS, -1).flatten(0, -2)
 
 
 def output_variances(answers: Iterable[Mapping[str, torch.Tensor]]) -> dict[str, float]:

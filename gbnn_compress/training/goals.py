@@ -14,7 +14,8 @@ from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, Kind
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.nesting import by_name
-from gbnn_compress.training.goal import CLASS_AXIS, Goal, output_variances, require_finite
+from gbnn_compress.predict.running import CLASS_AXIS
+from gbnn_compress.training.goal import Goal, output_variances, require_finite
 from gbnn_compress.training.loaded import LoadedData
 from gbnn_compress.training.validation import MOST_INPUTS, MOST_VALUES, run_batch
 

@@ -74,7 +74,7 @@ class LoadedData:
 
     def _ordered(self, epoch: int) -> Iterator[Batch]:
         if self.held is None:
-            yield from self.source
+            yield from self.source.pass_with(epoch) if isinstance(self.source, Batches) else self.source
             return
         generator = torch.Generator().manual_seed(self.seed + APART * epoch)
         for position in torch.randperm(len(self.held), generator=generator).tolist():

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional
 
-from gbnn_compress.training.goal import CLASS_AXIS, Goal, class_rows, require_finite
+from gbnn_compress.predict.running import CLASS_AXIS, class_rows
+from gbnn_compress.training.goal import Goal, require_finite
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

@@ -15,13 +15,14 @@ from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import ArchitectureError
 from gbnn_compress.predict import differences, metrics
 from gbnn_compress.predict.bench import Bench
+from gbnn_compress.predict.differences import OutputDifference
 from gbnn_compress.predict.nesting import by_name, put_back
 from gbnn_compress.predict.prediction import average
-from gbnn_compress.predict.running import check_labels, evaluating, require_classes
+from gbnn_compress.predict.running import check_labels, class_rows, evaluating, require_classes
 from gbnn_compress.predict.temperature import fit_temperature, temperature_fact
-from gbnn_compress.rate.damage import Difference, drop_at
+from gbnn_compress.rate.damage import drop_at
 from gbnn_compress.training.encoder import Trainer
-from gbnn_compress.training.goal import Goal, class_rows, require_finite
+from gbnn_compress.training.goal import Goal, require_finite
 from gbnn_compress.types import Damage
 
 MOST_INPUTS, MOST_PIXELS = 2000, 25_000_000
@@ -121,7 +122,7 @@ class Validation:
             self.measure
         ]
 
-    def damage(self, answers: Sequence[Any]) -> Damage | Difference:
+    def damage(self, answers: Sequence[Any]) -> Damage | OutputDifference:
         """How far outputs are from the checkpoint's.
 
         Args:
@@ -137,7 +138,7 @@ class Validation:
         return Damage(drop_at(agreement), agreement, metrics.logit_kl(before, after))
 
     def nll(self, probabilities: torch.Tensor) -> float:
-        """NLL of probabilities, float64 (N, C), at positions that have a label: torch ignores labels below 0."""
+        """NLL of probabilities, float64 (N, C), at positions that have a label; labels below 0 do not count."""
         known = self.labels >= 0
         return metrics.nll(probabilities[known], self.labels[known])
 
@@ -183,7 +184,8 @@ def mean_score(trainer: Trainer, validation: Validation) -> str:
     """How good the posterior-mean network is, in words."""
     answers = mean_answers(trainer, validation)
     if validation.measure == "nll":
-        accuracy = metrics.accuracy(validation.probabilities(answers), validation.labels)
+        known = validation.labels >= 0
+        accuracy = metrics.accuracy(validation.probabilities(answers)[known], validation.labels[known])
         return f"validation accuracy {100 * accuracy:.1f} %"
     return f"validation {validation.said(validation.score(answers))}"
 
@@ -298,7 +300,7 @@ def run_batch(
         return copied_to(goal.run(network, batch.on(device), weights), torch.device("cpu"))
 
 
-def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any], *, option: str) -> Difference:
+def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any], *, option: str) -> OutputDifference:
     """Relative error over all outputs that count, and their mean cosine.
 
     Args:
@@ -315,7 +317,7 @@ def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any], *, optio
         running = differences.with_batch(running, *(goal.forward.chosen(each) for each in pair))
     found = differences.difference(running)
     differences.require_compared(found, option=option)
-    return Difference(found.relative_error, found.cosine)
+    return found
 
 
 def _check_classes(goal: Goal, answer: Any, batch: Batch, *, option: str) -> None:

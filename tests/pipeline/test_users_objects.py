@@ -225,7 +225,7 @@ def test_labels_make_a_classifier() -> None:
     assert 0 <= report["evaluation"]["after"]["accuracy"] <= 1
     report = compress(made(), target_ratio=4, eval_data=data, task="other", settings=QUICK)
     assert report["task"] == "other"
-    with pytest.raises(GbnnError, match="`--eval-data`: the accuracy of a classifier is measured against labels"):
+    with pytest.raises(GbnnError, match="`--eval-data`: a classifier is measured by integer labels"):
         compress(made(), target_ratio=4, eval_data=[X], task="classifier", settings=QUICK)
 
 

@@ -16,11 +16,9 @@ from torch import nn
 import gbnn_compress
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.predict.differences import with_batch
-from gbnn_compress.rate.damage import Difference, output_difference
+from gbnn_compress.predict.differences import OutputDifference, lost_warnings, with_batch
 from gbnn_compress.report import page, sizes
 from gbnn_compress.report.statements import damage as damage_lines
-from gbnn_compress.target.forecast import dead_warnings
 
 QUICK = {"n_components": 128, "em_iterations": 4}
 POINTS = ("drop", "agreement", "logit_kl", "safe_ratio")
@@ -186,15 +184,6 @@ def test_a_file_of_the_first_release_shows_no_points_of_an_unknown_network(tmp_p
     assert sizes.report(replace(old, facts=named))["damage"] == guess
 
 
-def test_relative_error_and_cosine_by_hand() -> None:
-    before = np.array([[0.0, 2.0], [2.0, 0.0]])
-    assert output_difference(before, before) == Difference(0.0, 1.0)
-    found = output_difference(before, np.array([[0.0, 1.0], [1.0, 0.0]]))
-    assert found.relative_error == pytest.approx(np.sqrt(2 / 4))
-    assert found.cosine == pytest.approx(1.0)
-    assert output_difference(np.ones((3, 2)), np.zeros((3, 2))) == Difference(None, None)
-
-
 def test_outputs_that_are_not_finite_are_a_warning_and_null_in_the_facts(
     single: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,4 +203,4 @@ def test_outputs_that_are_not_finite_are_a_warning_and_null_in_the_facts(
 
 @pytest.mark.parametrize(("error", "warned"), [(None, False), (0.9, False), (1.0, True), (7.0, True)])
 def test_a_lost_network_is_warned_of(error: float | None, warned: bool) -> None:
-    assert len(dead_warnings(Difference(error, 0.5), inputs="noise")) == warned
+    assert len(lost_warnings(OutputDifference(error, 0.5), inputs="noise")) == warned

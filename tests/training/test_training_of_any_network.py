@@ -14,7 +14,8 @@ from torch import nn
 import gbnn_compress
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.training.goal import Goal, centred, class_rows, output_variances
+from gbnn_compress.predict.running import class_rows
+from gbnn_compress.training.goal import Goal, centred, output_variances
 from gbnn_compress.training.state import state_path
 from gbnn_compress.types import Artifact
 
