@@ -289,7 +289,9 @@ def _check_data(request: Request) -> None:
         raise GbnnError("`--epochs`: blends cannot be trained; add `-s blending=none`")
     measured = request.max_drop is not None or request.max_error is not None
     if request.val_data is not None and not epochs and not measured:
-        raise GbnnError("`--val-data`: it is used only with `--max-drop` or with `--epochs` above 0; give one of these")
+        raise GbnnError(
+            "`--val-data`: it is used only with `--max-drop`, `--max-error` or `--epochs` above 0; give one of these"
+        )
     any_data = any(each is not None for each in (data, request.val_data, request.eval_data)) or bool(request.inputs)
     functions = {"--forward": request.forward, "--output": request.chosen, "--metric": request.metric}
     idle = [option for option, each in {**functions, "--loss": request.loss}.items() if each is not None]
