@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class OutputError(GbnnError):
     """A file that cannot be written."""
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Type and message of another library's exception, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
@@ -62,11 +63,16 @@ def did_you_mean(suggestion: str | None) -> str:
     return f" (did you mean `{suggestion}`?)" if suggestion else ""
 
 
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, of Python or of numpy."""
+    return isinstance(value, Integral)
+
+
 def require_seed(seed: int | None, *, option: str = "--seed") -> None:
     """Check a seed; None is accepted and means no seed.
 
     Raises:
         GbnnError: The seed is below 0 or above LARGEST_SEED.
     """
-    if seed is not None and not 0 <= seed <= LARGEST_SEED:
+    if seed is not None and not (is_whole(seed) and 0 <= seed <= LARGEST_SEED):
         raise GbnnError(f"`{option}`: expected a whole number from 0 to {LARGEST_SEED}, got {seed}")

@@ -90,6 +90,7 @@ def calibrate(
     names: Mapping[str, str],
     forward: Forward | None = None,
     synthetic: bool = False,
+    option: str = "--data",
 ) -> Calibration:
     """Survey a network.
 
@@ -99,6 +100,10 @@ def calibrate(
         names: Name in the checkpoint -> name in the network, of the tensors that may be touched.
         forward: How the network is run. Default: called with the inputs.
         synthetic: Whether the inputs are noise; batch norm then uses their statistics.
+        option: The option that names the inputs, for messages.
+
+    Raises:
+        DataError: Outputs on given inputs are not finite.
     """
     forward = forward or Forward()
     with single_thread():
@@ -106,7 +111,7 @@ def calibrate(
         first = next(given)
         names = _without_states(network, first, names, forward)
         twin = make_twin(network, names, own_weights=False)
-        _, used = found = trace(twin, chain([first], given), forward)
+        _, used = found = trace(twin, chain([first], given), forward, option=None if synthetic else option)
         held = used[HELD_OUT - 1 :: HELD_OUT]
         if held:
             rest = [batch for i, batch in enumerate(used) if i % HELD_OUT != HELD_OUT - 1]

@@ -8,7 +8,6 @@ from types import NoneType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gbnn_compress.checkpoint.select import Selection
 from gbnn_compress.data.batches import Batch, read_batch
@@ -19,6 +18,8 @@ from gbnn_compress.predict.running import check_labels, logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    import torch
 
     from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.predict.bench import Bench
@@ -55,7 +56,9 @@ def calibration_on(
 
     network, names = bench.network.cpu(), _names(bench.network, checkpoint, selection, bench.fit)
     try:
-        return calibrate(network, _batches(bench), names=names, forward=bench.forward, synthetic=synthetic)
+        return calibrate(
+            network, _batches(bench), names=names, forward=bench.forward, synthetic=synthetic, option=bench.option
+        )
     except GbnnError:
         raise
     except Exception as error:  # whatever the user's own network raises
@@ -74,7 +77,8 @@ def _batches(bench: Bench) -> Iterable[Batch]:
     if isinstance(bench.data, Dataset):
         pixels = bench.inputs(at_most=1)[0, 0].numel()
         return [read_batch(bench.inputs(at_most=max(MOST_PIXELS // pixels, 1)))]
-    if not isinstance(bench.data.loader, NoneType | list | tuple | Mapping | np.ndarray | torch.Tensor):
+    loader = bench.data.loader
+    if not isinstance(loader, NoneType | list | tuple | Mapping) and not hasattr(loader, "__array__"):
         return islice(bench.batches(), MOST_BATCHES)
     batches = list(bench.batches())
     order = np.random.RandomState(0).permutation(len(batches))[:MOST_BATCHES]
@@ -138,6 +142,8 @@ def precisions_on(
     Raises:
         GbnnError: No data, bad data or architecture.
     """
+    import torch
+
     if source == "data_free":
         return None
     if bench is None:

@@ -17,14 +17,15 @@ from gbnn_compress.calibration.interceptor import intercepted, unfused
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
 from gbnn_compress.data.batches import Batch
+from gbnn_compress.errors import DataError, listed
 from gbnn_compress.predict.forward import Forward
 
 MOST_BYTES, COPIES = 2_000_000_000, 4
 """Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
 both networks."""
 
-SMALL = 1e-12
-"""Squares of inputs below this lose digits in float32."""
+SMALL, LARGE = 1e-12, 1e12
+"""Squares of inputs outside this range lose digits in float32, or overflow."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
@@ -103,7 +104,9 @@ def key_of(use: AnyUse) -> Key:
     return ("bias" if isinstance(use, BiasUse) else "lookup", use.name)
 
 
-def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace, list[Batch]]:
+def trace(
+    twin: Twin, batches: Iterable[Batch], forward: Forward, *, option: str | None = None
+) -> tuple[Trace, list[Batch]]:
     """Run the original network, and count.
 
     Args:
@@ -111,9 +114,13 @@ def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace
         batches: The inputs. They are read as far as both networks can hold all batches at their widest layers in
             MOST_BYTES.
         forward: How the network is run.
+        option: The option that names the inputs, for messages; None for noise, on which outputs may be infinite.
 
     Returns:
         What was counted, and the batches that were used, at least one.
+
+    Raises:
+        DataError: Outputs on given inputs are not finite.
     """
     tracer = _Tracer(twin.tensors)
     first: Mapping[str, torch.Tensor] = {}
@@ -122,6 +129,12 @@ def trace(twin: Twin, batches: Iterable[Batch], forward: Forward) -> tuple[Trace
         tracer.begin(len(used))
         with seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
             outputs = run(twin, batch, forward)
+        bad = [name for name, tensor in outputs.items() if not tensor.isfinite().all()]
+        if bad and option is not None:
+            raise DataError(
+                f"`{option}`: expected finite outputs, got infinite or NaN values in {listed(bad)} for some inputs;"
+                " leave such inputs out, or choose another output with `--output`"
+            )
         first = first or outputs
         used.append(batch)
         needed += COPIES * tracer.widest
@@ -348,9 +361,9 @@ def channel_moments(ys: Sequence[torch.Tensor], *, axis: int) -> tuple[torch.Ten
 def covariance(patches: torch.Tensor, other: torch.Tensor | None = None, *, centred: bool = True) -> np.ndarray:
     """float64 (G, d, d), mean of the outer products of patches (G, n, d), centred or not, with others.
 
-    Products of inputs below `SMALL` would lose digits in float32: they are taken in float64.
+    Products of inputs that are all below SMALL, or some above LARGE, are taken in float64.
     """
-    if float(patches.abs().amax()) < SMALL:
+    if not SMALL <= float(patches.abs().amax()) <= LARGE:
         patches, other = patches.double(), None if other is None else other.double()
     left = patches - patches.mean(dim=1, keepdim=True) if centred else patches
     right = left if other is None else other - other.mean(dim=1, keepdim=True) if centred else other

@@ -69,7 +69,13 @@ class Batches:
                     f" at position {position}; yield the same keys and types in each batch"
                 )
             first = form
-            yield read_batch(value)
+            batch = read_batch(value)
+            if batch.size == 0:
+                raise DataError(
+                    f"`{self.option}`: expected at least one input in each batch, got none from `{self.spec}` at"
+                    f" position {position}"
+                )
+            yield batch
         if first is None:
             raise DataError(f"`{self.option}`: `{self.spec}` yields nothing, expected at least one batch of inputs")
 

@@ -95,7 +95,7 @@ def attempt(what: str, action: Callable[[], Any], *, error: type[GbnnError]) -> 
     """Run code of a library or the user, and turn any exception into a one-line error."""
     try:
         return action()
-    except Exception as raised:
+    except (Exception, SystemExit) as raised:
         raise error(f"{what} ({one_line(raised)})") from raised
 
 

@@ -122,7 +122,8 @@ def open_request(request: Request) -> RunInputs:
 def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench | None]:
     """The network on each of the three data sets; None for those that are not given."""
     training = request.passes > 0
-    measured = request.val_data is not None or request.eval_data is not None
+    evaluated, its_option = request.evaluated
+    measured = request.val_data is not None or evaluated is not None
     # Calibration, on data or on noise, needs the checkpoint's weights in the network while files are measured.
     separate = measured and not training
     measuring = network.copied() if network is not None and separate else network
@@ -140,7 +141,7 @@ def _benches(request: Request, network: OpenedNetwork | None) -> dict[str, Bench
         return Bench(opened, found, evaluation, option=option, use=use)
 
     return {
-        "evaluation": bench(request.eval_data, measuring, "--eval-data", labels=None),
+        "evaluation": bench(evaluated, measuring, its_option, labels=None),
         "validation": bench(request.val_data, measuring, "--val-data", labels=None),
         "data": bench(request.data, network, "--data", labels=labels),
         "made": _made(request, network, use),

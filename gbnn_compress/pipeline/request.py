@@ -175,6 +175,18 @@ class Request:
         return self.val_data is None and self.data is not None and (self.max_error is not None or by_metric)
 
     @property
+    def evaluated(self) -> tuple[Any, str]:
+        """Data that the finished file is evaluated on, and the option that names them.
+
+        These are `eval_data`. Without them, a metric or a loss that nothing else measures is measured on `data`.
+        """
+        asked = self.metric is not None or self.loss is not None
+        measured = self.passes > 0 or self.max_drop is not None or self.max_error is not None
+        if self.eval_data is None and asked and not measured:
+            return self.data, "--data"
+        return self.eval_data, "--eval-data"
+
+    @property
     def byte_ratio(self) -> float | None:
         """The target ratio if it is one of bytes, else None."""
         return self.ratio if self.ratio_of == "artifact" else None

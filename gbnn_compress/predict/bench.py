@@ -13,7 +13,7 @@ from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import CLASSIFIER, OTHER
 from gbnn_compress.data.loaders import Batches, load_data
 from gbnn_compress.data.preprocessing import Preprocessing
-from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, is_whole
 from gbnn_compress.predict.draws import sampler
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
@@ -124,7 +124,7 @@ class Bench:
         Raises:
             GbnnError: A setting of the evaluation is out of range, or the data do not fit the network.
         """
-        if evaluation.samples < 1:
+        if not is_whole(evaluation.samples) or evaluation.samples < 1:
             raise GbnnError(f"`--samples`: expected at least 1, got {evaluation.samples}")
         self.evaluation = replace(evaluation, data=data.spec)
         self.use = use or Use()

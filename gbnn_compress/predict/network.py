@@ -13,7 +13,7 @@ from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.batches import Batch, read_batch, tensors_in
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.data.loaders import labels_of
-from gbnn_compress.errors import DataError, GbnnError, require_seed
+from gbnn_compress.errors import DataError, GbnnError, is_whole, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.draws import Sampler, sampler
@@ -160,7 +160,7 @@ class CompressedNetwork:
             GbnnError: An argument is out of range, the inputs do not fit the network, or the architecture is not known
                 (then call `to_module` first).
         """
-        if samples < 0:
+        if not is_whole(samples) or samples < 0:
             raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
         if batch_size < 1:
             raise GbnnError(f"`batch_size`: expected 1 or more, got {batch_size}")

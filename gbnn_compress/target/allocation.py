@@ -163,8 +163,7 @@ def measured_costs(prepared: Prepared, *, ratio: float) -> MeasuredCosts | None:
     }
     classifier = prepared.kind.task == CLASSIFIER
     found = error_costs(calibration, errors, classifier=classifier)
-    # Inputs use few rows of an embedding; the others must not get fewer bits for that.
-    costs = {name: cost for name, cost in found.costs.items() if 0 < cost < np.inf and name not in calibration.lookups}
+    costs = {name: cost for name, cost in found.costs.items() if 0 < cost < np.inf}
     if not costs:
         return None
     names = list(costs)

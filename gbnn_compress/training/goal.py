@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gbnn_compress.data.batches import Batch
+from gbnn_compress.data.batches import Batch, tensors_in
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed, one_line
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.running import LOGITS, run_with
@@ -119,7 +119,8 @@ class Goal:
         """The user's loss.
 
         Raises:
-            GbnnError: The loss raises an error, or returns something else than one floating number in a tensor.
+            GbnnError: The loss raises an error, or returns something else than one floating number in a tensor, or one
+                without a gradient in training.
         """
         assert self.loss is not None
         try:
@@ -132,6 +133,12 @@ class Goal:
             got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"`{type(value).__name__}`"
             raise GbnnError(
                 f"`loss`: expected a floating tensor with one number, got {got}; return the mean, for example"
+            )
+        differentiable = any(tensor.requires_grad for tensor in tensors_in(outputs))
+        if torch.is_grad_enabled() and differentiable and not value.requires_grad:
+            raise GbnnError(
+                "`loss`: expected a value that depends on the outputs and has a gradient, got one without; do not"
+                " detach the outputs"
             )
         return value.reshape(())
 

@@ -319,3 +319,26 @@ def test_a_copy_is_what_runs(folder: Path) -> None:
     assert network.calls == 0
     assert copy.deepcopy(network).calls == 0
     assert gbnn_compress.load("Counting.gbnn.safetensors").report()["task"] == "other"
+
+
+@pytest.mark.parametrize(
+    ("data", "match"),
+    [
+        ([X, torch.full_like(X, torch.nan)], "`--data`: expected finite outputs, got infinite or NaN values"),
+        ([X, X[:0]], "`--data`: expected at least one input in each batch, got none"),
+    ],
+)
+def test_bad_inputs_in_a_later_batch_are_refused(data: list[torch.Tensor], match: str) -> None:
+    with pytest.raises(GbnnError, match=match):
+        compress(made(), target_ratio=4, data=data, file="late.gbnn.safetensors", settings=QUICK)
+    assert not Path("late.gbnn.safetensors").exists()
+
+
+def test_a_metric_without_data_of_its_own_is_measured_on_the_inputs() -> None:
+    report = compress(made(), target_ratio=4, data=[X], metric=lambda network, data: 1.0, settings=QUICK)
+    assert report["damage"]["metric"] == {"before": 1.0, "after": 1.0}
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    with pytest.raises(GbnnError, match="`loss`: expected a value that depends on the outputs and has a gradient"):
+        compress(made(), target_ratio=4, data=[X] * 4, epochs=1, loss=lambda y, _: y.detach().mean(), settings=QUICK)
