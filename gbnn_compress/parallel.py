@@ -86,3 +86,13 @@ def single_thread() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def seeded_draws() -> Iterator[None]:
+    """Within this context, random numbers of torch on the CPU are always the same; the user's are not touched."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.random.manual_seed(0)
+        yield

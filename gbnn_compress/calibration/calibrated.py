@@ -11,13 +11,14 @@ import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
 from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_after, run_in_lockstep
-from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, seeded, survey, trace
+from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, survey, trace
 from gbnn_compress.calibration.twins import STATISTICS, make_twin
 from gbnn_compress.data.batches import Batch
-from gbnn_compress.parallel import single_thread
-from gbnn_compress.predict.differences import OutputDifference, Running, difference, with_batch
+from gbnn_compress.parallel import seeded_draws, single_thread
+from gbnn_compress.predict.differences import OutputDifference, compared
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.running import logits_among
+from gbnn_compress.predict.task import columns_of
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import drop_at
 from gbnn_compress.types import Damage, IndexMap, Posterior
@@ -63,9 +64,7 @@ class Calibration:
     @property
     def columns(self) -> int:
         """C if the network returns one floating (N, C) tensor; 0 otherwise."""
-        outputs = list(self.traced.outputs.values())
-        is_one = len(outputs) == 1 and outputs[0].dim() == 2 and len(outputs[0]) == self.batches[0].size
-        return int(outputs[0].shape[1]) if is_one else 0
+        return columns_of(self.traced.outputs, n_inputs=self.batches[0].size)
 
     @property
     def lookups(self) -> Mapping[str, np.ndarray]:
@@ -132,7 +131,7 @@ def _without_states(
         return names
     twin = make_twin(network, buffers, own_weights=False)
     versions = {name: tensor._version for name, tensor in twin.tensors.items()}
-    with seeded(), torch.no_grad():
+    with seeded_draws(), torch.no_grad():
         run(twin, batch, forward)
     changed = {name for name, tensor in twin.tensors.items() if tensor._version != versions[name]}
     return {name: mine for name, mine in names.items() if name not in changed}
@@ -203,10 +202,7 @@ def measured_damage(outcome: SideBySide) -> Damage:
 
 def measured_difference(outcome: SideBySide) -> OutputDifference:
     """How the outputs of a lockstep pass differ."""
-    running: Running = {}
-    for before, after in zip(outcome.before, outcome.after, strict=True):
-        running = with_batch(running, before, after)
-    return difference(running)
+    return compared(zip(outcome.before, outcome.after, strict=True))
 
 
 def _damping(synthetic: bool) -> float:

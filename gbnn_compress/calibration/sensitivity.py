@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from gbnn_compress.data.batches import Batch, read_batch
-from gbnn_compress.parallel import single_thread
+from gbnn_compress.parallel import seeded_draws, single_thread
 from gbnn_compress.predict.running import copied, logits_among
 
 if TYPE_CHECKING:
@@ -71,8 +71,7 @@ def error_costs(calibration: Calibration, errors: Mapping[str, torch.Tensor], *,
     sums: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
     count = repeats * sum(part.size for part in parts)
-    with single_thread(), torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(0)
+    with single_thread(), seeded_draws():
         try:
             for part in parts * repeats:
                 value = scalar(forward.chosen(forward(network, part.on(torch.device("cpu")))))

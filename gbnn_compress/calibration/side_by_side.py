@@ -32,7 +32,6 @@ from gbnn_compress.calibration.survey import (
     key_of,
     matched,
     run,
-    seeded,
     source_factors,
     trusted,
 )
@@ -40,6 +39,7 @@ from gbnn_compress.calibration.turns import Wait, take_turns
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
 from gbnn_compress.data.batches import Batch
+from gbnn_compress.parallel import seeded_draws
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.rate.recentre import VARIANCE_RANGE
 
@@ -126,7 +126,7 @@ def run_in_lockstep(
     """
     lockstep = _Lockstep(twins, traced, sharing, options)
     lockstep.share_without_feedback()
-    places = {key: place for place, key in enumerate(traced.order)}
+    places = traced.places
     reused = [key for key in places if key in traced.pieces and traced.calls[key] > 1]
     reused = [key for key in reused if traced.pieces[key].name in sharing]
     size = max(1, -(-len(reused) // MOST_PASSES))
@@ -151,7 +151,7 @@ def run_after(found: SideBySide, twins: tuple[Twin, Twin], batches: Sequence[Bat
     """
 
     def outputs(twin: Twin, batch: Batch) -> Mapping[str, torch.Tensor]:
-        with seeded():
+        with seeded_draws():
             return run(twin, batch, forward)
 
     before, after = ([outputs(twin, batch) for batch in batches] for twin in twins)
@@ -203,7 +203,7 @@ class _Lockstep:
         Returns:
             Outputs of both networks for each batch.
         """
-        places = {key: place for place, key in enumerate(self.traced.order)}
+        places = self.traced.places
         self.samplers.clear()
         self.samplers.update(
             {key: (Sampler(self.traced.pieces[key]), Sampler(self.traced.pieces[key])) for key in collecting}
@@ -236,12 +236,9 @@ class _Lockstep:
 
             return passed
 
-        def answer(waiting: Mapping[int, AnyUse]) -> Mapping[int, torch.Tensor]:
-            return self._answer(waiting, places)
-
         jobs = [job(batch, side) for batch in range(len(batches)) for side in (0, 1)]
         with unfused():
-            outputs = take_turns(jobs, answer)
+            outputs = take_turns(jobs, self._answer)
         return outputs[::2], outputs[1::2]
 
     def choose_collected(self, key: Key) -> None:
@@ -277,20 +274,21 @@ class _Lockstep:
         statistics = {name: own[name].detach().clone() for name in sorted(self.corrected)}
         return SideBySide(self.ids, statistics, before, after)
 
-    def _answer(self, waiting: Mapping[int, AnyUse], places: Mapping[Key, int]) -> Mapping[int, torch.Tensor]:
+    def _answer(self, waiting: Mapping[int, AnyUse]) -> Mapping[int, torch.Tensor]:
         """Outputs of the earliest use that some of the runs wait for; runs are numbered 2 * batch + side."""
         keys = {i: key_of(use) for i, use in waiting.items()}
-        first = min(set(keys.values()), key=lambda key: places[key])
+        first = min(set(keys.values()), key=lambda key: self.traced.places[key])
         there = {i: use for i, use in waiting.items() if keys[i] == first}
         pairs = {i // 2: (there[i], there[i + 1]) for i in there if i % 2 == 0 and i + 1 in there}
         # Where the two networks take different ways, a use may have no partner.
         alone = {i: self._as_it_is(use) for i, use in there.items() if i // 2 not in pairs}
         if not pairs:
             return alone
-        if isinstance(next(iter(there.values())), NormUse):
+        _, use = next(iter(pairs.values()))
+        if isinstance(use, NormUse):
             outputs = self._norms(pairs)
-        elif isinstance(next(iter(there.values())), BiasUse):
-            outputs = self._sums(pairs)
+        elif isinstance(use, BiasUse):
+            outputs = self._sums(pairs, use.bias, axis=-1)
         else:
             outputs = self._products(first, pairs)
         self.done.add(first)
@@ -312,18 +310,16 @@ class _Lockstep:
             for sampler, use in zip(samplers, uses, strict=True):
                 sampler.add(batch, use)
         self._choose(key, piece, *samplers)
-        wanted = [before.run() for before, _ in pairs.values()]
-        got = [after.run() for _, after in pairs.values()]
         first = next(iter(pairs.values()))[1]
-        if first.bias is not None and self._correct(first.bias, wanted, got, axis=first.axis):
-            got = [after.run() for _, after in pairs.values()]
-        return list(zip(wanted, got, strict=True))
+        return self._sums(pairs, first.bias, axis=first.axis)
 
-    def _sums(self, pairs: Mapping[int, tuple[Any, Any]]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Sums of outputs and a bias, which corrects the means."""
+    def _sums(
+        self, pairs: Mapping[int, tuple[Any, Any]], bias: torch.Tensor | None, *, axis: int
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Outputs of both networks, with means that the bias, if there is one, corrects along an axis."""
         wanted = [before.run() for before, _ in pairs.values()]
         got = [after.run() for _, after in pairs.values()]
-        if self._correct(next(iter(pairs.values()))[1].bias, wanted, got, axis=-1):
+        if bias is not None and self._correct(bias, wanted, got, axis=axis):
             got = [after.run() for _, after in pairs.values()]
         return list(zip(wanted, got, strict=True))
 

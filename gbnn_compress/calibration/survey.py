@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.errors import DataError, listed
+from gbnn_compress.parallel import seeded_draws
 from gbnn_compress.predict.forward import Forward
 
 MOST_BYTES, COPIES = 2_000_000_000, 4
@@ -79,6 +80,11 @@ class Trace:
     lookups: Mapping[str, np.ndarray]
     outputs: Mapping[str, torch.Tensor]
 
+    @cached_property
+    def places(self) -> Mapping[Key, int]:
+        """Key -> place in the order."""
+        return {key: place for place, key in enumerate(self.order)}
+
 
 @dataclass(frozen=True)
 class LayerStatistics:
@@ -127,7 +133,7 @@ def trace(
     used, needed = list[Batch](), 0
     for batch in batches:
         tracer.begin(len(used))
-        with seeded(), unfused(), intercepted(twin.tensors, tracer.on_use):
+        with seeded_draws(), unfused(), intercepted(twin.tensors, tracer.on_use):
             outputs = run(twin, batch, forward)
         bad = [name for name, tensor in outputs.items() if not tensor.isfinite().all()]
         if bad and option is not None:
@@ -141,14 +147,6 @@ def trace(
         if needed > MOST_BYTES:
             break
     return tracer.result(len(used), first), used
-
-
-@contextmanager
-def seeded() -> Iterator[None]:
-    """Within this context, random numbers of torch are always the same; the user's are not touched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(0)
-        yield
 
 
 def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
@@ -323,7 +321,7 @@ def survey(
         return None
 
     for i, batch in enumerate(batches):
-        with seeded(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
+        with seeded_draws(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
             run(twin, batch, forward)
     return {name: _joined(each) for name, each in costs.items()}
 

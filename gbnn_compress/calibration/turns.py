@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from gbnn_compress.parallel import seeded_draws
+
 Result = TypeVar("Result")
 
 Wait = Callable[[Any], Any]
@@ -31,8 +33,7 @@ def take_turns(
     Returns:
         The results, in order. An exception of a function ends all of them and is raised here.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.random.manual_seed(0)
+    with seeded_draws():
         players = [_Player(function, torch.random.get_rng_state()) for function in functions]
         try:
             for player in players:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -13,6 +12,8 @@ from torch import nn
 from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+from gbnn_compress.predict.running import copied
 
 Produced = Mapping[str, tuple[str, str]]
 """Name of a tensor in the network -> path of the module and name of the weight that is computed from the tensor."""
@@ -89,18 +90,15 @@ def make_twin(network: nn.Module, names: Mapping[str, str], *, own_weights: bool
 
 
 def _deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Module:
-    """A deep copy that shares some tensors, also of networks whose hooks compute a weight from others."""
-    values = (value for module in network.modules() for value in vars(module).values())
-    made = {id(each): each.detach() for each in values if isinstance(each, torch.Tensor) and not each.is_leaf}
-    with torch.no_grad():  # with gradients, copies of a scripted module's tensors are no leaves
-        copied = copy.deepcopy(network, {**made, **kept})
-    own = dict(copied.named_modules(remove_duplicate=False))
+    """A deep copy that shares some tensors, also those of scripted modules."""
+    made = copied(network, kept)
+    own = dict(made.named_modules(remove_duplicate=False))
     for path, module in network.named_modules(remove_duplicate=False):
         if isinstance(module, torch.jit.ScriptModule):  # it copies all of its tensors
             for name, tensor in chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
                 if id(tensor) in kept:
                     setattr(own[path], name, kept[id(tensor)])
-    return copied
+    return made
 
 
 def _made_plain(network: nn.Module) -> dict[str, tuple[str, str]]:

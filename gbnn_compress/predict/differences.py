@@ -11,7 +11,7 @@ Sums are kept from batch to batch, in numpy and float64; outputs are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -88,20 +88,16 @@ Running = Mapping[str, "Sums | None"]
 """Name of an output -> its sums so far; None if its shapes differ between the networks."""
 
 
-def differences(
-    before: Mapping[str, Sequence[torch.Tensor]], after: Mapping[str, Sequence[torch.Tensor]]
-) -> OutputDifference:
-    """Compare outputs that are in memory.
+def compared(pairs: Iterable[tuple[Outputs, Outputs]]) -> OutputDifference:
+    """Compare outputs batch by batch.
 
     Args:
-        before: Name of an output -> the reference's output for each batch, a floating tensor of any shape whose axis 0
-            counts the inputs.
-        after: The same of the other network, on the same inputs.
+        pairs: For each batch, the reference's outputs by name, floating tensors of any shape whose axis 0 counts the
+            inputs; and the same of the other network, on the same inputs.
     """
     running: Running = {}
-    for batch in range(max(map(len, before.values()), default=0)):
-        parts = ({name: each[batch] for name, each in outputs.items()} for outputs in (before, after))
-        running = with_batch(running, *parts)
+    for before, after in pairs:
+        running = with_batch(running, before, after)
     return difference(running)
 
 

@@ -66,7 +66,7 @@ def logits(
             output = _logits(how, outputs_of(network, batch, forward=how, device=device, option=option))
             n_inputs = batch.size
             if positions and isinstance(output, torch.Tensor) and output.ndim > 2:
-                output = output.movedim(1, -1).flatten(0, -2)
+                output = class_rows(output)
                 n_inputs = len(output)
             _check_output(output, batch.inputs, n_inputs, option=option)
             check_labels(class_labels(batch), output.shape[1], option=option)
@@ -201,14 +201,19 @@ def own_names(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> 
     return {name: places.get(id(tensor), name) for name, tensor in tensors.items()}
 
 
-def copied(network: torch.nn.Module) -> torch.nn.Module:
-    """A deep copy, also of networks whose hooks compute a weight from others, as the old `weight_norm` does."""
+def copied(network: torch.nn.Module, kept: Mapping[int, torch.Tensor] | None = None) -> torch.nn.Module:
+    """A deep copy, also of networks whose hooks compute a weight from others, as the old `weight_norm` does.
+
+    Args:
+        network: The network; it is not changed.
+        kept: id -> tensor that the copy shares with the network. Scripted modules copy all of theirs.
+    """
     import torch
 
     made = (value for module in network.modules() for value in vars(module).values())
     memo = {id(value): value.detach() for value in made if isinstance(value, torch.Tensor) and not value.is_leaf}
     with torch.no_grad():  # with gradients, copies of a scripted module's tensors are no leaves
-        return copy.deepcopy(network, memo)
+        return copy.deepcopy(network, {**memo, **(kept or {})})
 
 
 @contextmanager

@@ -71,9 +71,14 @@ def is_images(batch: Batch) -> bool:
     return inputs.is_floating_point() and inputs.ndim == 4 and inputs.shape[1] in (1, 3)
 
 
+def columns_of(outputs: Mapping[str, torch.Tensor], *, n_inputs: int) -> int:
+    """C if the outputs are one floating tensor (N, C), else 0."""
+    if len(outputs) != 1:
+        return 0
+    (only,) = outputs.values()
+    return int(only.shape[1]) if only.ndim == 2 and len(only) == n_inputs else 0
+
+
 def is_classes(outputs: Mapping[str, torch.Tensor], *, n_inputs: int) -> bool:
     """Whether the outputs are one floating tensor (N, C >= 2)."""
-    if len(outputs) != 1:
-        return False
-    (only,) = outputs.values()
-    return only.ndim == 2 and len(only) == n_inputs and only.shape[1] >= 2
+    return columns_of(outputs, n_inputs=n_inputs) >= 2

@@ -15,7 +15,7 @@ from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed
 from gbnn_compress.predict.models import match_of
 from gbnn_compress.predict.outputs import is_same
 from gbnn_compress.predict.running import evaluating, outputs_of
-from gbnn_compress.predict.task import is_images, recorded_task
+from gbnn_compress.predict.task import columns_of, is_images, recorded_task
 from gbnn_compress.types import Artifact, Checkpoint
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ def try_first(bench: Bench) -> Trial:
     outputs = run_first(bench, batch)
     if not isinstance(bench.data, Dataset):
         _check_same(outputs, run_first(bench, batch), option=bench.option)
-    lone = next(iter(outputs.values())) if len(outputs) == 1 else None
-    columns = lone.shape[1] if lone is not None and lone.dim() == 2 and len(lone) == batch.size else 0
+    columns = columns_of(outputs, n_inputs=batch.size)
     return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, columns))
 
 

@@ -109,7 +109,7 @@ def _met(prepared: Prepared, measured: Measure, first: Codebook, *, limit: float
     def attempt(place: float) -> tuple[float, Cut]:
         book, exponent = codebook_at(prepared.problem, 2.0**place)
         cut = Cut(prepared, book, exponent, assign(prepared, book), safe_ratio)
-        found = measured(_read_back(cut.encoded()))
+        found = measured(read_back(cut.encoded()))
         return found.amount, replace(
             cut, assigned=replace(cut.assigned, damage=found.damage, measured=dict(found.facts))
         )
@@ -198,7 +198,8 @@ def _cut_at_error(prepared: Prepared, error: float) -> Codebook:
     return found
 
 
-def _read_back(encoded: bytes) -> Artifact:
+def read_back(encoded: bytes) -> Artifact:
+    """Decode the bytes of a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.gbnn.safetensors"
         path.write_bytes(encoded)

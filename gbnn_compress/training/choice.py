@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.errors import GbnnError
-from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import copied
 from gbnn_compress.predict.temperature import folded_temperature
 from gbnn_compress.target.encode import Result
+from gbnn_compress.target.measured_drop import read_back
 from gbnn_compress.training import processes
 from gbnn_compress.training.train import Trained
 from gbnn_compress.training.validation import Validation, run_batch
@@ -73,10 +71,7 @@ def _finite(value: float) -> float | None:
 
 
 def _score(result: Result, validation: Validation, bench: Bench) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "candidate.gbnn.safetensors"
-        path.write_bytes(result.encoded)
-        artifact = read_artifact(path)
+    artifact = read_back(result.encoded)
     network = copied(bench.network).to(bench.device)
     load_weights(network, rebuild(artifact), spec=bench.architecture)
     answers = [run_batch(validation.goal, network, batch, device=bench.device) for batch in validation.batches]

@@ -15,12 +15,10 @@ from gbnn_compress.data.kind import CLASSIFIER, Kind
 from gbnn_compress.predict.bench import Bench
 from gbnn_compress.predict.nesting import by_name
 from gbnn_compress.predict.running import CLASS_AXIS
+from gbnn_compress.predict.task import is_classes, is_images
 from gbnn_compress.training.goal import Goal, output_variances, require_finite
 from gbnn_compress.training.loaded import LoadedData
 from gbnn_compress.training.validation import MOST_INPUTS, MOST_VALUES, run_batch
-
-IMAGE_CHANNELS = (1, 3)
-"""Channels of images."""
 
 
 def find_goal(kind: Kind, bench: Bench, read: LoadedData | None) -> Goal:
@@ -37,7 +35,8 @@ def find_goal(kind: Kind, bench: Bench, read: LoadedData | None) -> Goal:
     first = _first(bench)
     goal = Goal(bench.forward, classifier=False, labelled=False, loss=bench.loss, option=bench.option)
     answer = run_batch(goal, bench.network, first, device=bench.device)
-    classifier = _is_image_classifier(goal, first, answer) if kind.task is None else kind.task == CLASSIFIER
+    looks = is_images(first) and is_classes(goal.forward.chosen(answer), n_inputs=first.size)
+    classifier = looks if kind.task is None else kind.task == CLASSIFIER
     goal = replace(goal, classifier=classifier)
     goal = replace(goal, labelled=_has_labels(goal, first, answer))
     if not classifier:
@@ -61,16 +60,6 @@ def _first(bench: Bench) -> Batch:
     assert bench.preprocessing is not None
     images, labels = next(bench.data.take(np.arange(1)).batches(bench.preprocessing))
     return read_batch(images if labels is None else (images, labels))
-
-
-def _is_image_classifier(goal: Goal, batch: Batch, answer: Any) -> bool:
-    """Whether the inputs are images, and the outputs one floating (N, C) tensor with C >= 2."""
-    inputs, chosen = batch.inputs, goal.forward.chosen(answer)
-    images = isinstance(inputs, torch.Tensor) and inputs.is_floating_point() and inputs.dim() == 4
-    if not images or inputs.shape[1] not in IMAGE_CHANNELS or len(chosen) != 1:
-        return False
-    (output,) = chosen.values()
-    return output.dim() == 2 and len(output) == len(inputs) and output.shape[CLASS_AXIS] >= 2
 
 
 def _has_labels(goal: Goal, batch: Batch, answer: Any) -> bool:

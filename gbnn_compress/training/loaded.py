@@ -11,6 +11,7 @@ import torch
 from gbnn_compress.data.batches import Batch, mapped, read_batch, tensors_in
 from gbnn_compress.data.loaders import Batches
 from gbnn_compress.errors import DataError
+from gbnn_compress.predict.outputs import stored_bytes
 from gbnn_compress.training import processes
 
 MOST_BYTES = 1_000_000_000
@@ -90,7 +91,7 @@ def loaded_data(source: Iterable[Batch], *, device: torch.device, seed: int, opt
     held: list[Batch] | None = []
     n_batches = n_inputs = n_bytes = 0
     for batch in source:
-        n_batches, n_inputs, n_bytes = n_batches + 1, n_inputs + batch.size, n_bytes + bytes_of(batch)
+        n_batches, n_inputs, n_bytes = n_batches + 1, n_inputs + batch.size, n_bytes + stored_bytes(batch.value)
         if n_bytes > MOST_BYTES:
             held = None
         elif held is not None:
@@ -128,11 +129,6 @@ def held_out(data: Batches, *, at_most: int) -> tuple[Batches, Batches]:
 
 def _of_one(data: Batches, batch: Batch) -> Batches:
     return Batches(data.spec, lambda: iter([batch.value]), option=data.option)
-
-
-def bytes_of(batch: Batch) -> int:
-    """Bytes of the tensors of a batch."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_in(batch.value))
 
 
 def in_two(batch: Batch) -> tuple[Batch, Batch] | None:

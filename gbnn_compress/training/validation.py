@@ -312,10 +312,8 @@ def difference(goal: Goal, before: Iterable[Any], after: Iterable[Any], *, optio
     Raises:
         DataError: No output has the same shape in both networks.
     """
-    running: differences.Running = {}
-    for pair in zip(before, after, strict=True):
-        running = differences.with_batch(running, *(goal.forward.chosen(each) for each in pair))
-    found = differences.difference(running)
+    chosen = (map(goal.forward.chosen, outputs) for outputs in (before, after))
+    found = differences.compared(zip(*chosen, strict=True))
     differences.require_compared(found, option=option)
     return found
 

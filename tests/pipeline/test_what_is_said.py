@@ -16,7 +16,7 @@ from torch import nn
 import gbnn_compress
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.artifact import read_artifact
-from gbnn_compress.predict.differences import OutputDifference, lost_warnings, with_batch
+from gbnn_compress.predict.differences import OutputDifference, compared, lost_warnings
 from gbnn_compress.report import page, sizes
 from gbnn_compress.report.statements import damage as damage_lines
 
@@ -192,8 +192,8 @@ def test_outputs_that_are_not_finite_are_a_warning_and_null_in_the_facts(
     arch, data = f"{single / 'models.py'}:single", f"npz:{single / 'images.npz'}"
     monkeypatch.setattr(
         calibrated,
-        "with_batch",
-        lambda running, before, after: with_batch(running, before, {name: torch.nan * y for name, y in after.items()}),
+        "compared",
+        lambda pairs: compared((before, {name: torch.nan * y for name, y in after.items()}) for before, after in pairs),
     )
     options = {"arch": arch, "data": data, "settings": QUICK}
     report = gbnn_compress.compress(single / "net.pth", target_ratio=8, output=single / "nan.gbnn", **options)

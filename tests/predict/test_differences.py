@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import torch
 
 from gbnn_compress.errors import DataError
-from gbnn_compress.predict.differences import as_json, differences, left_out_note, require_compared
+from gbnn_compress.predict.differences import OutputDifference, as_json, compared, left_out_note, require_compared
 
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -25,6 +26,13 @@ def relative_error(y: np.ndarray, yhat: np.ndarray, axes: int | tuple[int, ...] 
 def cosine(y: np.ndarray, yhat: np.ndarray) -> float:
     rows = zip(y.reshape(-1, y.shape[-1]), yhat.reshape(-1, y.shape[-1]), strict=True)
     return float(np.mean([a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in rows]))
+
+
+def differences(before: Mapping[str, list[torch.Tensor]], after: Mapping[str, list[torch.Tensor]]) -> OutputDifference:
+    """`compared`, from the batches of each output."""
+    n_batches = max(map(len, before.values()), default=0)
+    sides = ([{name: each[i] for name, each in side.items()} for i in range(n_batches)] for side in (before, after))
+    return compared(zip(*sides, strict=True))
 
 
 def together(batches: list[torch.Tensor]) -> np.ndarray:
