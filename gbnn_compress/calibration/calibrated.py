@@ -10,8 +10,10 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_after, run_in_lockstep
-from gbnn_compress.calibration.survey import LayerStatistics, Trace, run, survey, trace
+from gbnn_compress.calibration.problem import LockstepOptions, Sharing
+from gbnn_compress.calibration.side_by_side import SideBySide, run_after, run_in_lockstep
+from gbnn_compress.calibration.survey import LayerStatistics, survey
+from gbnn_compress.calibration.tracing import Trace, run, trace
 from gbnn_compress.calibration.twins import STATISTICS, make_twin
 from gbnn_compress.data.batches import Batch
 from gbnn_compress.parallel import seeded_draws, single_thread

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from gbnn_compress.calibration.feedback import Alphabet
-from gbnn_compress.calibration.side_by_side import LockstepOptions, Sharing, SideBySide, run_in_lockstep
-from gbnn_compress.calibration.survey import trace
+from gbnn_compress.calibration.problem import LockstepOptions, Sharing
+from gbnn_compress.calibration.side_by_side import SideBySide, run_in_lockstep
+from gbnn_compress.calibration.tracing import trace
 from gbnn_compress.calibration.twins import Twin, make_twin
 from gbnn_compress.data.batches import Batch, read_batch
 from gbnn_compress.predict.forward import Forward

@@ -15,15 +15,13 @@ from gbnn_compress.calibration.feedback import by_falling_variance, inverse_fact
 from gbnn_compress.calibration.interceptor import intercepted
 from gbnn_compress.calibration.survey import (
     LayerStatistics,
-    Sampler,
-    Trace,
     channel_moments,
     column_blocks,
     covariance,
     survey,
-    trace,
     trusted,
 )
+from gbnn_compress.calibration.tracing import Sampler, Trace, trace
 from gbnn_compress.calibration.uses import Use
 from gbnn_compress.predict.forward import Forward
 

@@ -1,0 +1,269 @@
+"""One run of the original network: which weights it uses, in which order and how often, and samples of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from gbnn_compress.calibration.blocks import Block, blocks_of, chosen
+from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.twins import Twin
+from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
+from gbnn_compress.data.batches import Batch
+from gbnn_compress.errors import DataError, listed
+from gbnn_compress.parallel import seeded_draws
+from gbnn_compress.predict.forward import Forward
+
+MOST_BYTES, COPIES = 2_000_000_000, 4
+"""Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
+both networks."""
+
+Key = tuple[Any, ...]
+"""Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A weight, or a part of it, as one kind of use sees it.
+
+    Attributes:
+        name: Name of the tensor in the checkpoint.
+        operand: The original network's tensor, or the view of it that is used.
+        blocks: Its least-squares problems.
+        calls: Most calls in one batch.
+        counts: int64 (batches, blocks), number of input patches.
+        bias: The bias that is added to the output, a tensor of the original network or a view of it; None without.
+        centred: Whether the mean of the output's error can be corrected, by the bias or by a batch norm.
+    """
+
+    name: str
+    operand: torch.Tensor
+    blocks: Sequence[Block]
+    calls: int
+    counts: np.ndarray
+    bias: torch.Tensor | None
+    centred: bool
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether the weights of a filter follow each other in the tensor, as in `Linear` and `Conv2d`."""
+        arranged = self.blocks[0].arrange(self.operand.detach())
+        is_view = arranged.data_ptr() == self.operand.data_ptr()
+        return len(self.blocks) == 1 and is_view and arranged.stride(1) == arranged.shape[2]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of the original network.
+
+    Attributes:
+        order: Keys of all uses, in the order in which their tensors are used first.
+        calls: Key -> most calls in one batch, and one more if the tensor is also looked up or used in another way.
+        pieces: Key -> piece of a weight.
+        lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
+        outputs: Outputs of the first batch that count, by name.
+    """
+
+    order: Sequence[Key]
+    calls: Mapping[Key, int]
+    pieces: Mapping[Key, Piece]
+    lookups: Mapping[str, np.ndarray]
+    outputs: Mapping[str, torch.Tensor]
+
+    @cached_property
+    def places(self) -> Mapping[Key, int]:
+        """Key -> place in the order."""
+        return {key: place for place, key in enumerate(self.order)}
+
+
+def key_of(use: AnyUse) -> Key:
+    """The key of a use."""
+    if isinstance(use, Use):
+        return use.piece
+    if isinstance(use, NormUse):
+        return ("norm", use.prefix)
+    return ("bias" if isinstance(use, BiasUse) else "lookup", use.name)
+
+
+def trace(
+    twin: Twin, batches: Iterable[Batch], forward: Forward, *, option: str | None = None
+) -> tuple[Trace, list[Batch]]:
+    """Run the original network, and count.
+
+    Args:
+        twin: The original network.
+        batches: The inputs. They are read as far as both networks can hold all batches at their widest layers in
+            MOST_BYTES.
+        forward: How the network is run.
+        option: The option that names the inputs, for messages; None for noise, on which outputs may be infinite.
+
+    Returns:
+        What was counted, and the batches that were used, at least one.
+
+    Raises:
+        DataError: Outputs on given inputs are not finite.
+    """
+    tracer = _Tracer(twin.tensors)
+    first: Mapping[str, torch.Tensor] = {}
+    used, needed = list[Batch](), 0
+    for batch in batches:
+        tracer.begin(len(used))
+        with seeded_draws(), unfused(), intercepted(twin.tensors, tracer.on_use):
+            outputs = run(twin, batch, forward)
+        bad = [name for name, tensor in outputs.items() if not tensor.isfinite().all()]
+        if bad and option is not None:
+            raise DataError(
+                f"`{option}`: expected finite outputs, got infinite or NaN values in {listed(bad)} for some inputs;"
+                " leave such inputs out, or choose another output with `--output`"
+            )
+        first = first or outputs
+        used.append(batch)
+        needed += COPIES * tracer.widest
+        if needed > MOST_BYTES:
+            break
+    return tracer.result(len(used), first), used
+
+
+def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
+    """Outputs of a fresh copy of a network, by name; the batch is not changed."""
+    return forward.chosen(forward(twin.copied(), batch.on(torch.device("cpu"))))
+
+
+@dataclass
+class _Tracer:
+    """Counts the uses of one network."""
+
+    tensors: Mapping[str, torch.Tensor]
+    first: dict[Key, Use] = field(default_factory=dict)
+    blocks: dict[Key, list[Block]] = field(default_factory=dict)
+    counts: dict[Key, dict[int, np.ndarray]] = field(default_factory=dict)
+    biases: dict[Key, torch.Tensor] = field(default_factory=dict)
+    normed: set[Key] = field(default_factory=set)
+    calls: dict[Key, dict[int, int]] = field(default_factory=dict)
+    lookups: dict[str, np.ndarray] = field(default_factory=dict)
+    batch: int = 0
+    latest: tuple[Key, torch.Tensor] | None = None
+    widest: int = 0
+
+    def begin(self, batch: int) -> None:
+        self.batch, self.latest, self.widest = batch, None, 0
+
+    def on_use(self, use: AnyUse) -> torch.Tensor | None:
+        key = key_of(use)
+        calls = self.calls.setdefault(key, {})
+        calls[self.batch] = calls.get(self.batch, 0) + 1
+        if isinstance(use, Lookup):
+            rows = len(self.tensors[use.name])
+            found = torch.bincount(use.indices.reshape(-1).clamp(0, rows - 1), minlength=rows).numpy()
+            self.lookups[use.name] = self.lookups.get(use.name, 0) + found
+            return None
+        if not isinstance(use, Use):
+            # The output is held, so that no other tensor gets its memory.
+            if self.latest is not None and _same_memory(use.x, self.latest[1]):
+                if isinstance(use, BiasUse):
+                    self.biases.setdefault(self.latest[0], use.bias)
+                else:
+                    self.normed.add(self.latest[0])
+            return None
+        if key not in self.first:
+            self.first[key] = use
+            self.blocks[key] = blocks_of(use)
+            self.counts[key] = {}
+            if use.bias is not None:
+                self.biases[key] = use.bias
+        count = np.array([block.count(use) for block in self.blocks[key]])
+        self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
+        output = use.run()
+        self.latest = (key, output)
+        self.widest = max(self.widest, use.x.nbytes + output.nbytes)
+        return output
+
+    def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:
+        pieces = {}
+        for key in self._kept():
+            use, blocks = self.first[key], self.blocks[key]
+            counts = np.stack([self.counts[key].get(i, np.zeros(len(blocks), dtype=int)) for i in range(n_batches)])
+            most = max(self.calls[key].values())
+            bias = self.biases.get(key)
+            centred = bias is not None or (key in self.normed and most == 1)
+            pieces[key] = Piece(use.name, use.weight, blocks, most, counts, bias, centred)
+        order = self._order(pieces)
+        calls = {key: max(self.calls[key].values()) + (key in pieces and self._also_used(key, pieces)) for key in order}
+        of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
+        return Trace(order, calls, pieces, of_tables, outputs)
+
+    def _order(self, pieces: Mapping[Key, Piece]) -> list[Key]:
+        """Keys by their first call; a tensor that is also used otherwise has its place at its first use of any kind."""
+        moved: dict[str | None, list[Key]] = {}
+        for key, piece in pieces.items():
+            if self._also_used(key, pieces):
+                moved.setdefault(piece.name, []).append(key)
+        found: dict[Key, None] = {}
+        for key in self.calls:
+            found |= dict.fromkeys(moved.get(self._name(key), [key]))
+        return [key for key in found if key in pieces or (key not in self.first and key[0] != "lookup")]
+
+    def _also_used(self, key: Key, pieces: Mapping[Key, Piece]) -> bool:
+        """Whether a piece's tensor is looked up, or used in a way for which it is not chosen."""
+        dropped = {self.first[other].name for other in self.first.keys() - pieces.keys()}
+        return pieces[key].name in self.lookups or pieces[key].name in dropped
+
+    def _name(self, key: Key) -> str | None:
+        """Name of the weight or table of a use."""
+        if key in self.first:
+            return self.first[key].name
+        return str(key[1]) if key[0] == "lookup" else None
+
+    def _kept(self) -> list[Key]:
+        """The pieces, without those that overlap with one that sees more inputs."""
+        taken: dict[str, list[tuple[int, int]]] = {}
+        kept = set()
+        for key in sorted(self.first, key=lambda key: -sum(int(each.sum()) for each in self.counts[key].values())):
+            first, last = extent(self.first[key].weight)
+            ranges = taken.setdefault(self.first[key].name, [])
+            if all(last < start or stop < first for start, stop in ranges):
+                ranges.append((first, last))
+                kept.add(key)
+        return [key for key in self.first if key in kept]
+
+
+class Sampler:
+    """Input patches of one piece over all its calls, at positions that are chosen in advance."""
+
+    def __init__(self, piece: Piece) -> None:
+        self._blocks = piece.blocks
+        starts = np.cumsum(piece.counts, axis=0) - piece.counts
+        self._starts, self._seen = starts, np.zeros_like(starts)
+        self._chosen = [chosen(int(piece.counts[:, i].sum()), block.wanted) for i, block in enumerate(piece.blocks)]
+        self._parts: list[dict[int, list[torch.Tensor]]] = [{} for _ in piece.blocks]
+        self._total = piece.counts.sum(axis=0)
+
+    def add(self, batch: int, use: Use) -> None:
+        """Take the patches of one call."""
+        for i, block in enumerate(self._blocks):
+            count = block.count(use)
+            start = int(self._starts[batch, i] + self._seen[batch, i])
+            self._seen[batch, i] += count
+            edges = torch.tensor([start, start + count])
+            low, high = torch.searchsorted(self._chosen[i], edges).tolist()
+            if high > low:
+                self._parts[i].setdefault(batch, []).append(block.patches(use, self._chosen[i][low:high] - start))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all calls were seen."""
+        return bool((self._seen.sum(axis=0) >= self._total).all())
+
+    def patches(self, i: int) -> torch.Tensor:
+        """(groups, m, d), patches of block i in the order of batches and calls."""
+        parts = [part for batch in sorted(self._parts[i]) for part in self._parts[i][batch]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
