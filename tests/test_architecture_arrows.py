@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LIBRARY = ROOT / "gbnn_compress"
 
 ORDER = (
-    ("errors", "types", "parallel"),
+    ("errors", "types", "parallel", "compiled"),
     ("files", "recipe", "data", "mixture", "format"),
     ("checkpoint", "report"),
     ("rate", "predict"),
