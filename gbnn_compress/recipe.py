@@ -166,6 +166,11 @@ class Recipe(BaseModel):
         default=True,
         description="Use error feedback if the network is known, instead of assigning each weight by itself.",
     )
+    trellis: bool = Field(
+        default=True,
+        description="Choose components along a trellis in tensors of more than about one bit per weight, which makes"
+        " files smaller; without training only. Releases before 0.2 do not open such files.",
+    )
     allocation: Literal["norms", "costs"] = Field(
         default="costs",
         description="Allocation of bits to layers: by their norms, or, with calibration inputs, by measured costs of"

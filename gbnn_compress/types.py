@@ -184,11 +184,13 @@ class IndexMap:
         ids: Unsigned integers (n,), component of each weight in C order; the value K (one past the bank) marks an
             outlier.
         outliers: Unsigned integers (n_outliers,), bit patterns of the outliers at the tensor's dtype, in C order.
+        trellis: Whether the ids of each row follow the trellis (`format/trellis.py`).
     """
 
     name: str
     ids: np.ndarray
     outliers: np.ndarray
+    trellis: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.feedback import Alphabet
+from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.problem import LockstepOptions, Sharing
 from gbnn_compress.calibration.side_by_side import SideBySide, run_after, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
@@ -77,6 +77,12 @@ class Calibration:
     def filters(self) -> frozenset[str]:
         """Names of the tensors whose rows (axis 0) are filters: each row sees the same inputs as the others."""
         return frozenset(piece.name for piece in self.traced.pieces.values() if piece.has_filters)
+
+    @property
+    def rows_in_order(self) -> Callable[[str], bool]:
+        """Whether the rows of a tensor can have a trellis: its filters are rows, or feedback does not reach it."""
+        apart = {piece.name for piece in self.traced.pieces.values()} - self.filters
+        return lambda name: name not in apart
 
     @property
     def gain(self) -> float:
@@ -156,7 +162,7 @@ def compress_in_lockstep(
     size = len(book.bank.means)
     sharing = {
         posterior.name: Sharing(
-            alphabet=Alphabet(book.bank.means, book.counts[t, :size]),
+            alphabet=Alphabet(book.bank.means, book.counts[t, :size], trellis=maps[t].trellis),
             scale=posterior.scale,
             rows=np.exp(-2 * posterior.log_sigma),
             unit=1 / calibration.layers[posterior.name].column if posterior.name in calibration.layers else 1.0,

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.blocks import Block
-from gbnn_compress.calibration.feedback import Alphabet, assign_with_feedback
+from gbnn_compress.calibration.decisions import Alphabet
+from gbnn_compress.calibration.feedback import assign_with_feedback
 from gbnn_compress.calibration.survey import column_blocks, covariance, source_factors, trusted
 from gbnn_compress.calibration.tracing import Piece
 from gbnn_compress.calibration.twins import Twin
@@ -86,11 +87,11 @@ def share(problem: Problem, original: Twin) -> np.ndarray:
         before, after = (each * torch.from_numpy(column_factors[:, None]).to(each) for each in (before, after))
     exact = sharing.exact[where]
     rows = _row_values(sharing.rows, where, len(sharing.exact)) * sharing.unit * row_factors**2
-    ids = np.empty(where.shape, dtype=np.int64)
+    ids, states = np.empty(where.shape, dtype=np.int64), np.zeros(where.shape[:2], dtype=np.int64)
     for part in column_blocks(where.shape[2]):
         pair, kept = (before[:, :, part], after[:, :, part]), exact[:, :, part]
         target, hessian = _target(weights[:, :, part], *pair, kept, options, centred=problem.piece.centred)
-        ids[:, :, part] = assign_with_feedback(
+        ids[:, :, part], states = assign_with_feedback(
             target,
             hessian,
             rows,
@@ -99,6 +100,7 @@ def share(problem: Problem, original: Twin) -> np.ndarray:
             exact=kept,
             paths=options.paths,
             sweeps=options.sweeps,
+            states=states,
         )
     return ids
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.blocks import LONGEST_BLOCK, Block
-from gbnn_compress.calibration.feedback import by_falling_variance, damped, inverse_factor, reordered
+from gbnn_compress.calibration.feedback import damped, inverse_factor
 from gbnn_compress.calibration.interceptor import intercepted, unfused
 from gbnn_compress.calibration.tracing import Piece, Sampler, Trace, key_of, run
 from gbnn_compress.calibration.twins import Twin
@@ -164,7 +164,7 @@ def _costs(piece: Piece, sampler: Sampler, twin: Twin, damping: float) -> tuple[
             seen = covariance(patches[:, :, part], centred=piece.centred)
             hessian = trusted(seen, n_samples=patches.shape[1], damping=damping)
             hessian = hessian * columns[:, part, None] * columns[:, None, part]
-            factor = inverse_factor(reordered(hessian, by_falling_variance(hessian)))
+            factor = inverse_factor(hessian)
             fed_back.append((repeats, (1 / np.einsum("gjj->gj", factor) ** 2).ravel()))
             plain.append((repeats, np.einsum("gjj->gj", hessian).ravel()))
     size = piece.operand.numel()

@@ -22,7 +22,9 @@ def superset_of(states: np.ndarray) -> np.ndarray:
 
 
 def next_states(states: np.ndarray, ids: np.ndarray, *, escape: int) -> np.ndarray:
-    """The states after weights with these ids; an outlier (id `escape`), which any state allows, counts as subset 0 or 1.
+    """The states after weights with these ids.
+
+    Any state allows an outlier, which leads where a component of subset 0 or 1 leads.
 
     Args:
         states: int (n,), 0 to 7.

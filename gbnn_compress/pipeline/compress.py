@@ -177,7 +177,12 @@ class _Calibrated:
     def _prepared(self) -> Prepared:
         finest = self._request.byte_ratio or FINEST_RATIO
         return prepare_request(
-            self._request, self._opened, finest_ratio=finest, rescue=True, on_progress=self._on_progress
+            self._request,
+            self._opened,
+            finest_ratio=finest,
+            rescue=True,
+            on_progress=self._on_progress,
+            trellis=False,  # training moves ids one by one
         )
 
 

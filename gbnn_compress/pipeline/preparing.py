@@ -32,7 +32,13 @@ TRIAL_RATIO = 12.0
 
 
 def prepare_request(
-    request: Request, opened: RunInputs, *, finest_ratio: float, rescue: bool, on_progress: OnProgress
+    request: Request,
+    opened: RunInputs,
+    *,
+    finest_ratio: float,
+    rescue: bool,
+    on_progress: OnProgress,
+    trellis: bool = True,
 ) -> Prepared:
     """Compute posteriors, mixture and merge path, with calibration unless training follows.
 
@@ -42,6 +48,7 @@ def prepare_request(
         finest_ratio: Smallest ratio that the mixture must serve.
         rescue: Whether layers that would vanish at the target get a higher cost. Ignored if training follows.
         on_progress: Called with one line of text when a step begins.
+        trellis: Whether tensors may have a trellis, if the recipe allows it. Ignored if training follows.
 
     Raises:
         GbnnError: The data or the architecture do not fit, or the task does not allow the target.
@@ -70,6 +77,7 @@ def prepare_request(
         kind=kind,
         calibration=calibration,
         precisions=precisions_on(recipe.posterior, opened.data, read, selection, seed=request.seed),
+        trellis=trellis and recipe.trellis and not request.passes,
     )
     weighed = _weighed(recipe.importance, read, selection)
     prepared = _by_costs(fitted(importances=weighed), fitted, request, on_progress, weighed=weighed)

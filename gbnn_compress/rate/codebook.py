@@ -7,7 +7,7 @@ and code lengths follow the counts. Components without members are dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -17,6 +17,9 @@ from gbnn_compress.types import Bank, Cells
 
 HIGH_RATE_STEP = 6 / float(np.log(2))
 """Step^2 of the best uniform quantiser, over lambda / h, at high rate: from D = h step^2 / 12, dD/dR = -2 ln 2 D."""
+
+TRELLIS_GAIN = 0.8
+"""Squared error of weights in a trellis over that of the same weights in one superset, at 2 bits per weight or more."""
 
 NOISE_CEILING = 0.001
 """Mean relative output error of the layers from posterior noise, at most; above it, noise did not improve
@@ -34,6 +37,7 @@ class Codebook:
         distortion: float64 (T,), curvature-weighted squared error of each tensor, in units of s_t^2.
         limits: float64 (T,), magnitude beyond which a weight is an outlier, in units of s_t, by the published rule
             (`rate/paper.py`); None: where that is cheaper.
+        trellis: bool (T,), tensors whose weights' states decide which components they may take; None: no tensor.
         blends: int64 (B,), positions of the components that are blends of two others (`rate/paper.py`).
     """
 
@@ -42,6 +46,7 @@ class Codebook:
     penalty: float
     distortion: np.ndarray
     limits: np.ndarray | None = None
+    trellis: np.ndarray | None = None
     blends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -67,10 +72,22 @@ def group_cells(cells: Cells) -> Groups:
     return Groups(cells.tensor[starts], cells.level[starts], np.append(starts, len(key)))
 
 
-def ideal_lengths(counts: np.ndarray) -> np.ndarray:
-    """float64 (T, K), bits of each symbol at its own frequency; infinite where it does not occur."""
+def ideal_lengths(counts: np.ndarray, trellis: np.ndarray | None = None) -> np.ndarray:
+    """Bits of each symbol at its own frequency, infinite where it does not occur.
+
+    Args:
+        counts: float64 (T, K + 1), outliers last.
+        trellis: bool (T,), tensors in which a component competes with those of its superset only; None: no tensor.
+
+    Returns:
+        float64 (T, K + 1).
+    """
+    totals = np.repeat(counts.sum(axis=1, keepdims=True), counts.shape[1], axis=1)
+    if trellis is not None:
+        for parity in (0, 1):  # outliers occur in both supersets
+            totals[trellis, parity:-1:2] = (counts[:, parity:-1:2].sum(axis=1) + counts[:, -1] / 2)[trellis, None]
     with np.errstate(divide="ignore"):
-        return np.log2(counts.sum(axis=1, keepdims=True)) - np.log2(counts)
+        return np.log2(totals) - np.log2(counts)
 
 
 def curvature_of(levels: np.ndarray) -> np.ndarray:
@@ -104,8 +121,12 @@ def refine(
     value_bits: np.ndarray,
     iterations: int,
     limits: np.ndarray | None = None,
+    trellis: np.ndarray | None = None,
 ) -> Codebook:
     """Alternate assignment and centroids.
+
+    With a trellis, half of a cell's weights go to the even components, and half to the odd ones: states are about
+    equally frequent. The choice of ways through the trellis then lowers the error by TRELLIS_GAIN.
 
     Args:
         cells: The weights.
@@ -116,13 +137,32 @@ def refine(
         value_bits: int64 (T,), bits of an outlier's value.
         iterations: Rounds; the last one only assigns.
         limits: See `Codebook`.
+        trellis: See `Codebook`.
 
     Returns:
         The codebook, means not yet on the file's grid.
     """
     mass = cells.count * curvature_of(cells.levels)[cells.level]
+    supersets = (None,) if trellis is None else (0, 1)
+    whole, mass = cells, np.tile(mass / len(supersets), len(supersets))
+    cells = _repeated(cells, len(supersets))
     for remaining in reversed(range(iterations)):
-        ids = assign_cells(cells, groups, means, counts, penalty=penalty, value_bits=value_bits, limits=limits)
+        ids = np.concatenate(
+            [
+                assign_cells(
+                    whole,
+                    groups,
+                    means,
+                    counts,
+                    penalty=penalty,
+                    value_bits=value_bits,
+                    limits=limits,
+                    trellis=trellis,
+                    superset=superset,
+                )
+                for superset in supersets
+            ]
+        )
         size = len(means)
         counts = _table(cells, ids, cells.count, size)
         if not remaining:
@@ -138,7 +178,9 @@ def refine(
         means, counts = _drop_coincident(means, counts[:, np.append(used[order], size)])
     error = np.where(ids < size, (cells.x - means[np.minimum(ids, size - 1)]) ** 2 + cells.spread, 0.0)
     distortion = np.bincount(cells.tensor, weights=mass * error, minlength=cells.n_tensors)
-    return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion, limits)
+    if trellis is not None:
+        distortion = np.where(trellis, TRELLIS_GAIN * distortion, distortion)
+    return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion, limits, trellis)
 
 
 def assign_cells(
@@ -150,10 +192,17 @@ def assign_cells(
     penalty: float,
     value_bits: np.ndarray,
     limits: np.ndarray | None = None,
+    trellis: np.ndarray | None = None,
+    superset: int | None = None,
 ) -> np.ndarray:
-    """int64 (n_cells,), the component of each cell, K for outliers."""
+    """int64 (n_cells,), the component of each cell, K for outliers.
+
+    With `superset` 0 or 1, weights of tensors with a trellis go to the even or the odd components.
+    """
     ids = np.empty(len(cells.x), dtype=np.int64)
-    lengths, totals = ideal_lengths(counts), counts.sum(axis=1)
+    lengths, totals = ideal_lengths(counts, trellis), counts.sum(axis=1)
+    if trellis is not None and superset is not None:
+        lengths[trellis, 1 - superset : -1 : 2] = np.inf
     curvature = curvature_of(cells.levels)
     for tensor, level, start, stop in zip(
         groups.tensors, groups.levels, groups.starts[:-1], groups.starts[1:], strict=True
@@ -250,6 +299,20 @@ def snap_to_zero(means: np.ndarray) -> np.ndarray:
     if not gaps.size or abs(means[nearest]) > 0.25 * gaps.min():
         return means
     return np.where(np.arange(len(means)) == nearest, 0.0, means)
+
+
+def _repeated(cells: Cells, times: int) -> Cells:
+    """The cells that many times, each with as much smaller a count."""
+    if times == 1:
+        return cells
+    return replace(
+        cells,
+        tensor=np.tile(cells.tensor, times),
+        level=np.tile(cells.level, times),
+        x=np.tile(cells.x, times),
+        count=np.tile(cells.count / times, times),
+        spread=np.tile(cells.spread, times),
+    )
 
 
 def _drop_coincident(means: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from gbnn_compress.format.counts import id_counts
 from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
 from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
+from gbnn_compress.rate.trellis_paths import cheapest_paths
 from gbnn_compress.types import IndexMap, Posterior
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def index_maps(
     Returns:
         One map per shared tensor; the ids' dtype is the smallest unsigned one that holds K.
     """
-    lengths, totals = ideal_lengths(book.counts), book.counts.sum(axis=1)
+    lengths, totals = ideal_lengths(book.counts, book.trellis), book.counts.sum(axis=1)
 
     def one(t: int) -> IndexMap:
-        name = posteriors[t].name
+        name, escape = posteriors[t].name, len(book.bank.means)
         ids = _ids(
             tensors[name],
             posteriors[t],
@@ -56,17 +57,41 @@ def index_maps(
             float(totals[t]),
             None if book.limits is None else float(book.limits[t]),
         )
-        return with_outliers(tensors[name], name, ids, escape=len(book.bank.means))
+        has_trellis = book.trellis is not None and bool(book.trellis[t])
+        if has_trellis:
+            ids = _on_paths(tensors[name], posteriors[t], book, lengths[t, :-1], ids == escape).astype(ids.dtype)
+        return with_outliers(tensors[name], name, ids, escape=escape, trellis=has_trellis)
 
     weights = sum(tensors[posterior.name].numel() for posterior in posteriors)
     return list(in_order(one, range(len(posteriors)), weights=weights))
 
 
-def with_outliers(tensor: torch.Tensor, name: str, ids: np.ndarray, *, escape: int) -> IndexMap:
+def with_outliers(tensor: torch.Tensor, name: str, ids: np.ndarray, *, escape: int, trellis: bool = False) -> IndexMap:
     """The map of ids, with the exact values of the weights that are outliers."""
     chosen = ids == escape
     values = bit_patterns(tensor)[chosen] if chosen.any() else np.empty(0, dtype=f"u{tensor.element_size()}")
-    return IndexMap(name, ids, values)
+    return IndexMap(name, ids, values, trellis)
+
+
+def _on_paths(
+    tensor: torch.Tensor, posterior: Posterior, book: Codebook, lengths: np.ndarray, exact: np.ndarray
+) -> np.ndarray:
+    """int64 (n,), ids that follow the trellis; weights that are `exact` (n,) stay outliers."""
+    ids, exact = (
+        np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=np.int64),
+        exact.reshape(tensor.shape[0], -1),
+    )
+    for rows, x in row_blocks(tensor, posterior):
+        ids[rows] = cheapest_paths(
+            x,
+            sigma_levels(posterior, rows, x)[:, 0],
+            exact[rows],
+            curvature=curvature_of(LEVELS),
+            means=book.bank.means,
+            lengths=lengths,
+            penalty=book.penalty,
+        )
+    return ids.ravel()
 
 
 def squared_errors(
@@ -120,6 +145,9 @@ def spend_on_outliers(
         The maps with the most outliers that fit, among those tried, and their file.
     """
     bins = [_error_bins(tensors[p.name], p, m, means) for p, m in zip(posteriors, maps, strict=True)]
+    for part, index_map in zip(bins, maps, strict=True):
+        if index_map.trellis:  # an outlier leads to the state that a component of subset 0 or 1 leads to
+            part[(index_map.ids & 2) > 0] = 0
     histogram = np.sum([id_counts(part, 1 << 16) for part in bins], axis=0)
     low, high, best = 0, int(histogram[1:].sum()), (list(maps), encoded)
     room = rest = left(encoded, maps)
@@ -209,7 +237,8 @@ def _with_worst(
         chosen = part > limit
         chosen[equal] = True
         ids = np.where(chosen, np.array(escape, dtype=index_map.ids.dtype), index_map.ids)
-        result.append(with_outliers(tensors[index_map.name], index_map.name, ids, escape=escape))
+        tensor, trellis = tensors[index_map.name], index_map.trellis
+        result.append(with_outliers(tensor, index_map.name, ids, escape=escape, trellis=trellis))
     return result
 
 

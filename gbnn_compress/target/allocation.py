@@ -116,7 +116,7 @@ def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
 
 def _bits(book: Codebook) -> np.ndarray:
     """Bits of the ids of each shared tensor, float64 (T,)."""
-    lengths = ideal_lengths(book.counts)
+    lengths = ideal_lengths(book.counts, book.trellis)
     return np.where(book.counts > 0, book.counts * np.where(np.isfinite(lengths), lengths, 0.0), 0.0).sum(axis=1)
 
 

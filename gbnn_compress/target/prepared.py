@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step
 from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.control import RateProblem, fit_path
+from gbnn_compress.rate.divided import divided_weights
 from gbnn_compress.rate.paper import PaperRules, paper_rules
 from gbnn_compress.rate.posterior import data_free_posterior, typical_size
 from gbnn_compress.rate.unshared import code_values, read_unshared
@@ -32,6 +33,8 @@ from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
 
 if TYPE_CHECKING:
+    import torch
+
     from gbnn_compress.calibration.calibrated import Calibration
 
 DAMAGE_PLACEHOLDER = {
@@ -106,6 +109,7 @@ def prepare(
     size_power: float = 1.0,
     paper: PaperRules | None = None,
     contexts: bool = True,
+    trellis: bool = False,
     fit: Callable[..., RateProblem] = fit_path,
 ) -> Prepared:
     """Compute posteriors, cells, mixture and merge path, which serve every ratio from `finest_ratio` up.
@@ -123,6 +127,7 @@ def prepare(
         size_power: Passed on to `data_free_posterior`.
         paper: Published rules in place of the project's own; default: those of the recipe.
         contexts: Whether ids are coded by context where that is shorter.
+        trellis: Whether tensors may have a trellis.
         fit: A function with the arguments and the result of `fit_path`.
     """
     tensors = checkpoint.tensors
@@ -155,6 +160,7 @@ def prepare(
         measure_fraction=fraction_meter(tensors, posteriors, value_bits=value_bits) if contexts else lambda book: 1.0,
         refinements=recipe.refinements,
         paper=paper,
+        trellis_allowed=_may_have_trellis(tensors, posteriors, calibration) if trellis and paper is None else None,
     )
     return Prepared(
         checkpoint=checkpoint,
@@ -173,6 +179,24 @@ def prepare(
         precisions=precisions,
         importances=importances or {},
         contexts=contexts,
+    )
+
+
+def _may_have_trellis(
+    tensors: Mapping[str, torch.Tensor], posteriors: Sequence[Posterior], calibration: Calibration | None
+) -> np.ndarray:
+    """bool (T,), the shared tensors whose weights can follow a trellis row by row.
+
+    Weights that the network divides by their norms are left out: some may become outliers later.
+    """
+    divided = divided_weights({name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    return np.array(
+        [
+            posterior.name not in divided
+            and not posterior.by_magnitude
+            and (calibration is None or calibration.rows_in_order(posterior.name))
+            for posterior in posteriors
+        ]
     )
 
 

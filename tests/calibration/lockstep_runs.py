@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gbnn_compress.calibration.feedback import Alphabet
+from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.problem import LockstepOptions, Sharing
 from gbnn_compress.calibration.side_by_side import SideBySide, run_in_lockstep
 from gbnn_compress.calibration.tracing import trace

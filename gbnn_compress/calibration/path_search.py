@@ -1,0 +1,302 @@
+"""Search for the cheapest ids of filters, column by column, and their descent: compiled, or the same in numpy.
+
+For each filter the cheapest few partial assignments go on, its paths. Columns are decided in blocks. Within a block,
+and towards the next one, each path spreads its own errors. Then the best path's choices in the block before are
+settled: paths that differ from them end, and errors of settled blocks are spread once per filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from gbnn_compress.calibration.decisions import Decisions
+from gbnn_compress.compiled import loops
+from gbnn_compress.format.trellis import next_states
+from gbnn_compress.parallel import available_threads
+
+BLOCK = 64
+"""Columns of a block."""
+
+WORTHWHILE = 1 << 14
+"""Products of filters, columns and paths from which threads are used."""
+
+NEIGHBOURS = np.array([0, -1, 1])
+"""Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
+
+
+def search(
+    weights: np.ndarray,
+    factor: np.ndarray,
+    decide: Decisions,
+    exact: np.ndarray,
+    *,
+    paths: int,
+    trellis: bool,
+    states: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decide column by column, spreading the errors of each path over the columns to come.
+
+    Args:
+        weights: float64 (G, r, d).
+        factor: float64 (G, d, d), upper Cholesky factors of the inverse covariances.
+        decide: Thresholds.
+        exact: bool (G, r, d), weights that are kept as they are.
+        paths: Partial assignments kept for each filter, at least 1.
+        trellis: Whether the state of a filter decides which components its next weight may take.
+        states: int64 (G, r), the first states.
+
+    Returns:
+        int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last column.
+    """
+    groups, rows, width = weights.shape
+    filters, kernel = groups * rows, _kernel("search_block", _search_block)
+    costs = np.full((filters, paths), np.inf)  # infinite: no such path
+    costs[:, 0] = 0
+    path_states = np.repeat(states.reshape(filters, 1), paths, axis=1)
+    path_errors, path_ids = np.zeros((filters, paths, BLOCK)), np.zeros((filters, paths, BLOCK), dtype=np.int64)
+    errors, ids = np.zeros((filters, width)), np.zeros((filters, width), dtype=np.int64)
+    settled_errors, settled_ids = np.zeros((filters, BLOCK)), np.zeros((filters, BLOCK), dtype=np.int64)
+    settled = before = 0
+    for start in range(0, width, BLOCK):
+        block = slice(start, min(start + BLOCK, width))
+        spread = errors[:, :settled].reshape(groups, rows, settled) @ factor[:, :settled, block]
+        arguments = (
+            weights[:, :, block] - spread,
+            np.ascontiguousarray(weights[:, :, block]),
+            np.ascontiguousarray(exact[:, :, block]),
+            np.ascontiguousarray(factor[:, settled:start, block]),
+            np.ascontiguousarray(factor[:, block, block]),
+            decide.means,
+            decide.bits_costs,
+            decide.row_costs,
+            np.ascontiguousarray(decide.column_costs[:, block]),
+            decide.row_steps,
+            np.ascontiguousarray(decide.column_steps[:, block]),
+            decide.winners,
+            decide.thresholds,
+            decide.edges,
+            decide.n_steps,
+            trellis,
+            costs,
+            path_states,
+            path_errors,
+            path_ids,
+            start - settled,
+            settled_errors,
+            settled_ids,
+        )
+        _in_parts(kernel, filters, arguments, work=filters * (block.stop - start) * paths)
+        errors[:, settled:start] = settled_errors[:, : start - settled]
+        ids[:, settled:start] = settled_ids[:, : start - settled]
+        settled, before = start, block.stop - start
+    ids[:, settled:] = path_ids[:, 0, :before]
+    return ids.reshape(weights.shape), path_states[:, 0].reshape(states.shape)
+
+
+def descend(
+    weights: np.ndarray, hessian: np.ndarray, decide: Decisions, exact: np.ndarray, ids: np.ndarray
+) -> np.ndarray:
+    """One sweep of coordinate descent over the columns, without a trellis.
+
+    Args:
+        weights: float64 (G, r, d).
+        hessian: float64 (G, d, d), the covariances.
+        decide: Thresholds.
+        exact: bool (G, r, d), weights that are kept as they are.
+        ids: int64 (G, r, d), where the descent starts.
+
+    Returns:
+        int64 (G, r, d), ids, K where `exact`.
+    """
+    (groups, rows, width), kernel = weights.shape, _kernel("descend_block", _descend_block)
+    ids = ids.copy()
+    shared = np.where(exact, weights, np.append(decide.means, np.nan)[ids])
+    slope = (shared - weights) @ hessian
+    for start in range(0, width, BLOCK):
+        stop = min(start + BLOCK, width)
+        before = shared[:, :, start:stop].copy()
+        arguments = (
+            start,
+            stop,
+            np.ascontiguousarray(weights),
+            np.ascontiguousarray(exact),
+            np.ascontiguousarray(hessian),
+            decide.means,
+            decide.row_steps,
+            decide.column_steps,
+            decide.winners,
+            decide.thresholds,
+            decide.edges,
+            shared,
+            slope,
+            ids,
+        )
+        _in_parts(kernel, groups * rows, arguments, work=groups * rows * (stop - start))
+        slope[:, :, stop:] += (shared[:, :, start:stop] - before) @ hessian[:, start:stop, stop:]
+    return ids
+
+
+def _kernel(name: str, plain: Callable[..., None]) -> Callable[..., None]:
+    """The compiled function of this name, or the plain one."""
+    compiled = loops("calibration.search_loops")
+    return plain if compiled is None else getattr(compiled, name)
+
+
+def _in_parts(kernel: Callable[..., None], filters: int, arguments: tuple[Any, ...], *, work: int) -> None:
+    """Call a kernel for all filters, in as many parts as there are threads; filters know nothing of each other."""
+    threads = available_threads() if work >= WORTHWHILE else 1
+    edges = np.linspace(0, filters, threads + 1).astype(int).tolist()
+    if threads == 1:
+        kernel(0, filters, *arguments)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [pool.submit(kernel, first, last, *arguments) for first, last in pairwise(edges)]:
+            done.result()
+
+
+def _search_block(
+    first: int,
+    last: int,
+    base: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    factor_before: np.ndarray,
+    factor: np.ndarray,
+    means: np.ndarray,
+    bits_costs: np.ndarray,
+    row_costs: np.ndarray,
+    column_costs: np.ndarray,
+    row_steps: np.ndarray,
+    column_steps: np.ndarray,
+    winners: np.ndarray,
+    thresholds: np.ndarray,
+    edges: np.ndarray,
+    n_steps: int,
+    has_trellis: bool,
+    costs: np.ndarray,
+    states: np.ndarray,
+    errors: np.ndarray,
+    ids: np.ndarray,
+    n_before: int,
+    out_errors: np.ndarray,
+    out_ids: np.ndarray,
+) -> None:
+    """Decide the columns of one block for filters `first` to `last` of all groups.
+
+    Args:
+        first: First filter, numbered through all groups.
+        last: The filter after the last one.
+        base: float64 (G, r, B), weights minus the settled errors spread to them.
+        weights: float64 (G, r, B).
+        exact: bool (G, r, B).
+        factor_before: float64 (G, n_before, B), from the columns of the block before to those of this one.
+        factor: float64 (G, B, B), within the block.
+        means: See `Decisions`, as for the arguments up to `n_steps`; columns are those of the block.
+        bits_costs: See there.
+        row_costs: See there.
+        column_costs: See there.
+        row_steps: See there.
+        column_steps: See there.
+        winners: See there.
+        thresholds: See there.
+        edges: See there.
+        n_steps: See there.
+        has_trellis: Whether states matter.
+        costs: float64 (filters, paths), of the paths so far; replaced, cheapest first.
+        states: int64 (filters, paths); replaced.
+        errors: float64 (filters, paths, BLOCK), of the block before, then of this one.
+        ids: int64 (filters, paths, BLOCK), alike.
+        n_before: Columns of the block before.
+        out_errors: float64 (filters, BLOCK), gets the settled errors of the block before.
+        out_ids: int64 (filters, BLOCK), alike.
+    """
+    rows, width = base.shape[1:]
+    group, row = np.divmod(np.arange(first, last), rows)
+    mine, count, paths = slice(first, last), last - first, costs.shape[1]
+    every = np.arange(count)[:, None]
+    cost_of_paths, state = costs[mine].copy(), states[mine].copy()
+    targets = np.repeat(base[group, row][:, None], paths, axis=1)
+    for i in range(n_before):
+        targets -= errors[mine, :, i, None] * factor_before[group, i][:, None]
+    sources, chosen = (np.empty((width, count, paths), dtype=np.int64) for _ in range(2))
+    made = np.empty((width, count, paths))
+    for j in range(width):
+        weight, is_exact = weights[group, row, j][:, None], exact[group, row, j][:, None]
+        cost = (row_costs[group, row] * column_costs[group, j])[:, None]
+        table = (row_steps[group, row] + column_steps[group, j])[:, None] + (state & 1) * (n_steps * has_trellis)
+        x = targets[:, :, j]
+        centre = _places(thresholds, edges, x, table)[..., None]
+        beside = centre + NEIGHBOURS
+        there = (beside >= edges[table][..., None]) & (beside < edges[table + 1][..., None])
+        component = winners[np.where(there, beside, centre)]
+        miss = means[component] - x[..., None]
+        added = np.where(there, cost[..., None] * (miss * miss) + bits_costs[component], np.inf)
+        missed = weight - x
+        alone = np.where(np.arange(3) == 0, (cost * (missed * missed))[..., None], np.inf)
+        totals = cost_of_paths[..., None] + np.where(is_exact[..., None], alone, added)
+        # A stable sort: among equal costs, the choice must not depend on the processor.
+        best = np.argsort(totals.reshape(count, -1), axis=1, kind="stable")[:, :paths]
+        source = best // 3
+        component = np.where(is_exact, len(means), component.reshape(count, -1)[every, best])
+        value = np.where(is_exact, weight, np.append(means, 0.0)[component])
+        error = (x[every, source] - value) / factor[group, j, j][:, None]
+        cost_of_paths = totals.reshape(count, -1)[every, best]
+        state = next_states(state[every, source], component, escape=len(means))
+        targets = targets[every, source] - error[..., None] * factor[group, j][:, None]
+        sources[j], chosen[j], made[j] = source, component, error
+    path = np.broadcast_to(np.arange(paths), (count, paths))
+    traced_errors, traced_ids = np.zeros_like(errors[mine]), np.zeros_like(ids[mine])
+    for j in reversed(range(width)):
+        traced_errors[:, :, j], traced_ids[:, :, j] = made[j][every, path], chosen[j][every, path]
+        path = sources[j][every, path]
+    root = path[:, :1]
+    out_errors[mine] = errors[mine][every[:, 0], root[:, 0]]
+    out_ids[mine] = ids[mine][every[:, 0], root[:, 0]]
+    costs[mine], states[mine] = np.where(path == root, cost_of_paths, np.inf), state
+    errors[mine], ids[mine] = traced_errors, traced_ids
+
+
+def _descend_block(
+    first: int,
+    last: int,
+    start: int,
+    stop: int,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    hessian: np.ndarray,
+    means: np.ndarray,
+    row_steps: np.ndarray,
+    column_steps: np.ndarray,
+    winners: np.ndarray,
+    thresholds: np.ndarray,
+    edges: np.ndarray,
+    shared: np.ndarray,
+    slope: np.ndarray,
+    ids: np.ndarray,
+) -> None:
+    """Descend along columns `start` to `stop` for filters `first` to `last`: updates `shared`, `slope` and `ids`."""
+    group, row = np.divmod(np.arange(first, last), weights.shape[1])
+    for j in range(start, stop):
+        before = shared[group, row, j]
+        target = before - slope[group, row, j] / hessian[group, j, j]
+        place = _places(thresholds, edges, target, row_steps[group, row] + column_steps[group, j])
+        chosen = np.where(exact[group, row, j], len(means), winners[place])
+        value = np.where(exact[group, row, j], weights[group, row, j], np.append(means, 0.0)[chosen])
+        step = value - before
+        slope[group, row, j:stop] += step[:, None] * hessian[group, j, j:stop]
+        ids[group, row, j], shared[group, row, j] = chosen, value
+
+
+def _places(thresholds: np.ndarray, edges: np.ndarray, x: np.ndarray, tables: np.ndarray) -> np.ndarray:
+    """Positions of the winners for targets x by the tables to ask; a target on a threshold goes below it."""
+    low, high = edges[tables], edges[tables + 1] - 1
+    while (low < high).any():
+        middle, open_ = (low + high) >> 1, low < high
+        above = thresholds[middle] < x
+        low, high = np.where(open_ & above, middle + 1, low), np.where(open_ & ~above, middle, high)
+    return low

@@ -1,0 +1,142 @@
+"""Compiled loops of `path_search`; `path_search` has numpy code for the same bytes."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from gbnn_compress.format.trellis import NEXT_STATE
+
+
+@njit(cache=True, nogil=True)
+def place(thresholds, low, high, x):  # type: ignore[no-untyped-def]
+    """Position of the winner for a target in the table from `low` to `high`."""
+    high -= 1
+    while low < high:
+        middle = (low + high) >> 1
+        if thresholds[middle] < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True)
+def search_block(  # type: ignore[no-untyped-def]
+    first, last, base, weights, exact, factor_before, factor, means, bits_costs, row_costs, column_costs, row_steps,
+    column_steps, winners, thresholds, edges, n_steps, has_trellis, costs, states, errors, ids, n_before, out_errors,
+    out_ids,
+):  # fmt: skip
+    """`path_search._search_block` for filters `first` to `last` of all groups; the same arguments."""
+    rows, width = base.shape[1:]
+    paths = costs.shape[1]
+    targets, next_targets = np.empty((paths, width)), np.empty((paths, width))
+    sources, chosen = np.empty((width, paths), dtype=np.int64), np.empty((width, paths), dtype=np.int64)
+    made = np.empty((width, paths))
+    best, at, value = np.empty(paths), np.empty(paths), np.empty(paths)
+    source, found = np.empty(paths, dtype=np.int64), np.empty(paths, dtype=np.int64)
+    next_states, roots = np.empty(paths, dtype=np.int64), np.empty(paths, dtype=np.int64)
+    traced_errors, traced_ids = np.empty((paths, width)), np.empty((paths, width), dtype=np.int64)
+    escape = len(means)
+    for f in range(first, last):
+        g, r = f // rows, f % rows
+        for p in range(paths):
+            if costs[f, p] == np.inf:
+                continue
+            for k in range(width):
+                targets[p, k] = base[g, r, k]
+            for i in range(n_before):
+                error = errors[f, p, i]
+                for k in range(width):
+                    targets[p, k] -= error * factor_before[g, i, k]
+        for j in range(width):
+            n_kept = 0
+            cost = row_costs[g, r] * column_costs[g, j]
+            step = row_steps[g, r] + column_steps[g, j]
+            weight = weights[g, r, j]
+            for p in range(paths):
+                before = costs[f, p]
+                if before == np.inf:
+                    continue
+                x = targets[p, j]
+                low, high, centre, tried = 0, 0, 0, 1
+                if not exact[g, r, j]:
+                    table = step + (states[f, p] & 1) * n_steps if has_trellis else step
+                    low, high = edges[table], edges[table + 1]
+                    centre, tried = place(thresholds, low, high, x), 3
+                for t in range(tried):
+                    if exact[g, r, j]:
+                        component, mean = escape, weight
+                        miss = weight - x
+                        total = before + cost * (miss * miss)
+                    else:
+                        beside = centre if t == 0 else (centre - 1 if t == 1 else centre + 1)
+                        if beside < low or beside >= high:
+                            continue
+                        component = winners[beside]
+                        mean = means[component]
+                        miss = mean - x
+                        total = before + (cost * (miss * miss) + bits_costs[component])
+                    if n_kept == paths and not total < best[n_kept - 1]:
+                        continue
+                    spot = n_kept if n_kept < paths else paths - 1
+                    while spot > 0 and total < best[spot - 1]:
+                        best[spot], source[spot], found[spot] = best[spot - 1], source[spot - 1], found[spot - 1]
+                        at[spot], value[spot] = at[spot - 1], value[spot - 1]
+                        spot -= 1
+                    best[spot], source[spot], found[spot], at[spot], value[spot] = total, p, component, x, mean
+                    n_kept = min(n_kept + 1, paths)
+            for q in range(n_kept):
+                p, component = source[q], found[q]
+                error = (at[q] - value[q]) / factor[g, j, j]
+                made[j, q], chosen[j, q], sources[j, q] = error, component, p
+                branch = 0 if component == escape else (component >> 1) & 1
+                next_states[q] = NEXT_STATE[states[f, p], branch]
+                for k in range(j + 1, width):
+                    next_targets[q, k] = targets[p, k] - error * factor[g, j, k]
+            for q in range(paths):
+                costs[f, q] = best[q] if q < n_kept else np.inf
+                if q < n_kept:
+                    states[f, q] = next_states[q]
+            targets, next_targets = next_targets, targets
+        n_paths = 0
+        while n_paths < paths and costs[f, n_paths] < np.inf:
+            path = n_paths
+            for j in range(width - 1, -1, -1):
+                traced_errors[n_paths, j], traced_ids[n_paths, j] = made[j, path], chosen[j, path]
+                path = sources[j, path]
+            roots[n_paths] = path
+            n_paths += 1
+        root = roots[0]
+        for i in range(n_before):
+            out_errors[f, i], out_ids[f, i] = errors[f, root, i], ids[f, root, i]
+        for q in range(n_paths):
+            if roots[q] != root:
+                costs[f, q] = np.inf
+            for j in range(width):
+                errors[f, q, j], ids[f, q, j] = traced_errors[q, j], traced_ids[q, j]
+
+
+@njit(cache=True, nogil=True)
+def descend_block(  # type: ignore[no-untyped-def]
+    first, last, start, stop, weights, exact, hessian, means, row_steps, column_steps, winners, thresholds, edges,
+    shared, slope, ids,
+):  # fmt: skip
+    """`path_search._descend_block` for filters `first` to `last` of all groups; the same arguments."""
+    rows = weights.shape[1]
+    escape = len(means)
+    for f in range(first, last):
+        g, r = f // rows, f % rows
+        for j in range(start, stop):
+            before = shared[g, r, j]
+            if exact[g, r, j]:
+                component, value = escape, weights[g, r, j]
+            else:
+                target = before - slope[g, r, j] / hessian[g, j, j]
+                table = row_steps[g, r] + column_steps[g, j]
+                component = winners[place(thresholds, edges[table], edges[table + 1], target)]
+                value = means[component]
+            step = value - before
+            for k in range(j, stop):
+                slope[g, r, k] += step * hessian[g, j, k]
+            ids[g, r, j], shared[g, r, j] = component, value

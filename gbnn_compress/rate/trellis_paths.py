@@ -1,0 +1,121 @@
+"""The cheapest way of each row's weights through the trellis, without error feedback (Viterbi's algorithm)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gbnn_compress.compiled import loops
+from gbnn_compress.format.trellis import NEXT_STATE
+from gbnn_compress.mixture.intervals import decision_intervals
+
+
+def cheapest_paths(
+    x: np.ndarray,
+    levels: np.ndarray,
+    exact: np.ndarray,
+    *,
+    curvature: np.ndarray,
+    means: np.ndarray,
+    lengths: np.ndarray,
+    penalty: float,
+) -> np.ndarray:
+    """Choose components that follow the trellis, at the least sum of h (x - m_k)^2 + lambda L_k over each row.
+
+    Args:
+        x: float64 (rows, n), weights in units of the means.
+        levels: int64 (rows,), positions in `curvature`.
+        exact: bool (rows, n), weights that are kept exactly.
+        curvature: float64 (levels,), h.
+        means: float64 (K,), strictly ascending.
+        lengths: float64 (K,), bits of each component within its superset; infinite where it is not used.
+        penalty: lambda.
+
+    Returns:
+        int64 (rows, n), ids, K where `exact`.
+    """
+    winners, thresholds, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(0)], [0]
+    used = np.unique(levels)
+    for level in range(len(curvature)):
+        for subset in range(4):
+            live = np.flatnonzero(np.isfinite(lengths[subset::4])) * 4 + subset
+            if level in used and live.size:
+                won, between = decision_intervals(means[live], lengths[live], penalty=penalty / curvature[level])
+                winners.append(live[won])
+                thresholds += [between, np.array([np.inf])]
+            sizes.append(len(winners[-1]) if level in used and live.size else 0)
+    bits_costs = np.where(np.isfinite(lengths), penalty * lengths, 0.0)
+    ids = np.empty(x.shape, dtype=np.int64)
+    compiled = loops("rate.trellis_loops")
+    (_best_paths if compiled is None else compiled.best_paths)(
+        np.ascontiguousarray(x),
+        levels,
+        np.ascontiguousarray(exact),
+        curvature,
+        means,
+        bits_costs,
+        np.concatenate(winners),
+        np.concatenate(thresholds),
+        np.cumsum(sizes),
+        ids,
+    )
+    return ids
+
+
+def _best_paths(
+    x: np.ndarray,
+    levels: np.ndarray,
+    exact: np.ndarray,
+    curvature: np.ndarray,
+    means: np.ndarray,
+    bits_costs: np.ndarray,
+    winners: np.ndarray,
+    thresholds: np.ndarray,
+    edges: np.ndarray,
+    ids: np.ndarray,
+) -> None:
+    """Fill in the ids, int64 (rows, n). Table 4 * level + subset has the winners of one subset at one level."""
+    rows, width = x.shape
+    every, states = np.arange(rows), np.arange(8)
+    costs = np.full((rows, 8), np.inf)
+    costs[:, 0] = 0
+    cheapest, came = np.empty((width, rows, 4), dtype=np.int64), np.empty((width, rows, 8), dtype=np.int64)
+    scale = curvature[levels][:, None]
+    # Each state is reached from two others: the first one in the order of states, then branches, wins ties.
+    arrivals = [[(s, b) for s in range(8) for b in range(2) if NEXT_STATE[s, b] == to] for to in range(8)]
+    tables = 4 * levels[:, None] + np.arange(4)
+    for j in range(width):
+        component = _winners(winners, thresholds, edges, tables, x[:, j, None])
+        missing = component < 0
+        component = np.where(missing, 0, component)
+        miss = means[component] - x[:, j, None]
+        cost = np.where(missing, np.inf, scale * (miss * miss) + bits_costs[component])
+        cost = np.where(exact[:, j, None], 0.0, cost)
+        cheapest[j] = np.where(exact[:, j, None], len(means), component)
+        after = np.empty_like(costs)
+        for to in states:
+            totals = np.stack([costs[:, s] + cost[:, (s & 1) + 2 * b] for s, b in arrivals[to]], axis=1)
+            for way, (_, b) in enumerate(arrivals[to]):
+                totals[:, way] = np.where(exact[:, j] & (b == 1), np.inf, totals[:, way])
+            best = totals.argmin(axis=1)
+            after[:, to] = totals[every, best]
+            came[j, :, to] = np.array([2 * s + b for s, b in arrivals[to]])[best]
+        costs = after
+    state = costs.argmin(axis=1)
+    for j in reversed(range(width)):
+        before = came[j, every, state]
+        ids[:, j] = cheapest[j, every, ((before >> 1) & 1) + 2 * (before & 1)]
+        state = before >> 1
+
+
+def _winners(
+    winners: np.ndarray, thresholds: np.ndarray, edges: np.ndarray, tables: np.ndarray, x: np.ndarray
+) -> np.ndarray:
+    """int64 (rows, 4), the winner of each subset for targets x (rows, 1); -1 for a subset without components."""
+    low, high = edges[tables], edges[tables + 1] - 1
+    empty = high < low
+    low, high = np.where(empty, 0, low), np.where(empty, 0, high)
+    while (low < high).any():
+        middle, open_ = (low + high) >> 1, low < high
+        above = thresholds[middle] < x
+        low, high = np.where(open_ & above, middle + 1, low), np.where(open_ & ~above, middle, high)
+    return np.where(empty, -1, winners[low])
