@@ -13,7 +13,7 @@ in two steps:
    1 / U_jj^2. For each filter the cheapest few partial assignments go on, its paths: the M-algorithm (Anderson & Mohan
    1984, "Sequential coding algorithms"). A path costs the sum of h_f (q_j - x_j)^2 / U_jj^2 + lambda * bits over the
    columns decided, with x_j = w_j minus the errors spread to column j.
-2. Sweeps of coordinate descent minimise the objective itself.
+2. Sweeps minimise the objective itself: windows of columns are searched again, with the others as they are.
 
 The rate term in both is that of entropy-constrained quantisation (Conzelmann & Bamler 2025, "Reducing storage of
 pretrained neural networks by rate-constrained quantization and entropy coding").
@@ -21,10 +21,13 @@ pretrained neural networks by rate-constrained quantization and entropy coding")
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 
 from gbnn_compress.calibration.decisions import Alphabet, decisions
-from gbnn_compress.calibration.path_search import descend, search
+from gbnn_compress.calibration.path_search import BLOCK, descend, search
 
 
 def inverse_factor(hessian: np.ndarray) -> np.ndarray:
@@ -61,11 +64,11 @@ def assign_with_feedback(
         weights: float64 (G, r, d), groups of r filters with d weights each, in the units of the means.
         hessian: float64 (G, d, d), covariance of the inputs that each group sees, positive definite.
         curvature: float64 (G, r), h_f > 0: cost of a unit of squared output error.
-        alphabet: The components. With a trellis there is no descent: it would change the states after a weight.
+        alphabet: The components.
         penalty: lambda, cost of one bit.
         exact: bool (G, r, d), weights that are kept as they are.
         paths: Partial assignments kept for each filter, at least 1.
-        sweeps: Rounds of coordinate descent.
+        sweeps: Rounds of searching each window of columns again.
         states: int64 (G, r), of the trellis before the first weights. Default: 0.
 
     Returns:
@@ -77,10 +80,38 @@ def assign_with_feedback(
     factor = inverse_factor(hessian)
     column = 1 / np.einsum("gjj->gj", factor) ** 2
     decide = decisions(alphabet, curvature, column, penalty=penalty)
-    ids, states = search(weights, factor, decide, exact, paths=paths, trellis=alphabet.trellis, states=states)
-    for _ in range(0 if alphabet.trellis else sweeps):
+    ids, last = search(weights, factor, decide, exact, paths=paths, trellis=alphabet.trellis, states=states)
+    for sweep in range(sweeps):
         counts = np.bincount(ids[~exact].ravel(), minlength=len(alphabet.means))
         counts = np.where(alphabet.counts > 0, counts + 0.5, 0.0)
-        decide = decisions(Alphabet(alphabet.means, counts), curvature, np.einsum("gjj->gj", hessian), penalty=penalty)
-        ids = descend(weights, hessian, decide, exact, ids)
-    return ids, states
+        edges = _windows(weights.shape[2], shifted=sweep % 2 == 0)
+        factor, column = _factors_within(hessian, edges)
+        decide = decisions(Alphabet(alphabet.means, counts, alphabet.trellis), curvature, column, penalty=penalty)
+        ids = descend(
+            weights,
+            hessian,
+            factor,
+            decide,
+            exact,
+            ids,
+            edges=edges,
+            paths=paths,
+            trellis=alphabet.trellis,
+            states=states,
+        )
+    return ids, last
+
+
+def _windows(width: int, *, shifted: bool) -> list[int]:
+    """Where windows of at most BLOCK columns start, and the end; shifted ones start in the middle of the others."""
+    return [0, *range(BLOCK // 2 if shifted else BLOCK, width, BLOCK), width]
+
+
+def _factors_within(hessian: np.ndarray, edges: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Factors as in `inverse_factor` of each window alone, (G, d, BLOCK), and 1 / their squared diagonals, (G, d)."""
+    factor, column = np.zeros((*hessian.shape[:2], BLOCK)), np.empty(hessian.shape[:2])
+    for start, stop in pairwise(edges):
+        own = inverse_factor(hessian[:, start:stop, start:stop])
+        factor[:, start:stop, : stop - start] = own
+        column[:, start:stop] = 1 / np.einsum("gjj->gj", own) ** 2
+    return factor, column

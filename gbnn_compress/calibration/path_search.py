@@ -7,7 +7,7 @@ settled: paths that differ from them end, and errors of settled blocks are sprea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -89,6 +89,7 @@ def search(
             start - settled,
             settled_errors,
             settled_ids,
+            True,
         )
         _in_parts(kernel, filters, arguments, work=filters * (block.stop - start) * paths)
         errors[:, settled:start] = settled_errors[:, : start - settled]
@@ -99,46 +100,121 @@ def search(
 
 
 def descend(
-    weights: np.ndarray, hessian: np.ndarray, decide: Decisions, exact: np.ndarray, ids: np.ndarray
+    weights: np.ndarray,
+    hessian: np.ndarray,
+    factor: np.ndarray,
+    decide: Decisions,
+    exact: np.ndarray,
+    ids: np.ndarray,
+    *,
+    edges: Sequence[int],
+    paths: int,
+    trellis: bool,
+    states: np.ndarray,
 ) -> np.ndarray:
-    """One sweep of coordinate descent over the columns, without a trellis.
+    """Search each window of columns again, with all others as they are, and keep what is cheaper.
+
+    With e the error outside a window and H_ww, H_wo the parts of the covariance, the window's cost is, up to a constant,
+    that of the targets w - H_ww^-1 H_wo e. A trellis must leave a window in the state in which the next one starts.
 
     Args:
         weights: float64 (G, r, d).
         hessian: float64 (G, d, d), the covariances.
-        decide: Thresholds.
+        factor: float64 (G, d, BLOCK), upper Cholesky factors of the inverse covariances of the windows, one after the
+            other.
+        decide: Thresholds; the costs of columns are those within their windows.
         exact: bool (G, r, d), weights that are kept as they are.
         ids: int64 (G, r, d), where the descent starts.
+        edges: Where the windows start, and d.
+        paths: Partial assignments kept for each filter.
+        trellis: Whether ids follow the trellis.
+        states: int64 (G, r), the states before the first column.
 
     Returns:
         int64 (G, r, d), ids, K where `exact`.
     """
-    (groups, rows, width), kernel = weights.shape, _kernel("descend_block", _descend_block)
-    ids = ids.copy()
-    shared = np.where(exact, weights, np.append(decide.means, np.nan)[ids])
-    slope = (shared - weights) @ hessian
-    for start in range(0, width, BLOCK):
-        stop = min(start + BLOCK, width)
-        before = shared[:, :, start:stop].copy()
-        arguments = (
-            start,
-            stop,
-            np.ascontiguousarray(weights),
-            np.ascontiguousarray(exact),
-            np.ascontiguousarray(hessian),
-            decide.means,
-            decide.row_steps,
-            decide.column_steps,
-            decide.winners,
-            decide.thresholds,
-            decide.edges,
-            shared,
-            slope,
-            ids,
+    (groups, rows, _), escape = weights.shape, len(decide.means)
+    filters, ids = groups * rows, ids.copy()
+    table, bits = np.append(decide.means, np.nan), np.append(decide.bits_costs, 0.0)
+    errors = np.where(exact, weights, table[ids]) - weights
+    slope = errors @ hessian
+    state = states.reshape(filters)
+    for start, stop in pairwise(edges):
+        window = slice(start, stop)
+        own, inverse = hessian[:, window, window], factor[:, window, : stop - start]
+        before = ids[:, :, window]
+        after_window = state
+        for column in before.reshape(filters, -1).T:
+            after_window = next_states(after_window, column, escape=escape)
+        outside = slope[:, :, window] - errors[:, :, window] @ own
+        shift = (outside @ np.swapaxes(inverse, 1, 2)) @ inverse
+        targets = weights[:, :, window] - shift
+        costs, last, found = _search_window(
+            targets, weights[:, :, window], exact[:, :, window], inverse, decide, window, paths, trellis, state
         )
-        _in_parts(kernel, groups * rows, arguments, work=groups * rows * (stop - start))
-        slope[:, :, stop:] += (shared[:, :, start:stop] - before) @ hessian[:, start:stop, stop:]
+        if trellis and stop < weights.shape[2]:
+            costs = np.where(last == after_window[:, None], costs, np.inf)
+        best = costs.argmin(axis=1)
+        tried = found[np.arange(filters), best].reshape(before.shape)
+
+        def cost(chosen: np.ndarray) -> np.ndarray:
+            missed = np.where(exact[:, :, window], weights[:, :, window], table[chosen]) - targets
+            return decide.row_costs * ((missed @ own) * missed).sum(axis=2) + bits[chosen].sum(axis=2)
+
+        better = (cost(tried) < cost(before)) & np.isfinite(costs.min(axis=1)).reshape(groups, rows)
+        chosen = np.where(better[:, :, None], tried, before)
+        missed = np.where(exact[:, :, window], weights[:, :, window], table[chosen]) - weights[:, :, window]
+        slope += (missed - errors[:, :, window]) @ hessian[:, window]
+        ids[:, :, window], errors[:, :, window], state = chosen, missed, after_window
     return ids
+
+
+def _search_window(
+    targets: np.ndarray,
+    weights: np.ndarray,
+    exact: np.ndarray,
+    factor: np.ndarray,
+    decide: Decisions,
+    window: slice,
+    paths: int,
+    trellis: bool,
+    states: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Costs, last states and ids of the paths through a window, (filters, paths) and (filters, paths, columns)."""
+    groups, rows, width = targets.shape
+    filters = groups * rows
+    costs = np.full((filters, paths), np.inf)
+    costs[:, 0] = 0
+    path_states = np.repeat(states[:, None], paths, axis=1)
+    path_errors, path_ids = np.zeros((filters, paths, BLOCK)), np.zeros((filters, paths, BLOCK), dtype=np.int64)
+    arguments = (
+        np.ascontiguousarray(targets),
+        np.ascontiguousarray(weights),
+        np.ascontiguousarray(exact),
+        np.zeros((groups, 0, width)),
+        np.ascontiguousarray(factor),
+        decide.means,
+        decide.bits_costs,
+        decide.row_costs,
+        np.ascontiguousarray(decide.column_costs[:, window]),
+        decide.row_steps,
+        np.ascontiguousarray(decide.column_steps[:, window]),
+        decide.winners,
+        decide.thresholds,
+        decide.edges,
+        decide.n_steps,
+        trellis,
+        costs,
+        path_states,
+        path_errors,
+        path_ids,
+        0,
+        np.zeros((filters, BLOCK)),
+        np.zeros((filters, BLOCK), dtype=np.int64),
+        False,
+    )
+    _in_parts(_kernel("search_block", _search_block), filters, arguments, work=filters * width * paths)
+    return costs, path_states, path_ids[:, :, :width]
 
 
 def _kernel(name: str, plain: Callable[..., None]) -> Callable[..., None]:
@@ -185,6 +261,7 @@ def _search_block(
     n_before: int,
     out_errors: np.ndarray,
     out_ids: np.ndarray,
+    settles: bool,
 ) -> None:
     """Decide the columns of one block for filters `first` to `last` of all groups.
 
@@ -214,6 +291,7 @@ def _search_block(
         n_before: Columns of the block before.
         out_errors: float64 (filters, BLOCK), gets the settled errors of the block before.
         out_ids: int64 (filters, BLOCK), alike.
+        settles: Whether paths end that differ from the cheapest one before this block.
     """
     rows, width = base.shape[1:]
     group, row = np.divmod(np.arange(first, last), rows)
@@ -257,39 +335,8 @@ def _search_block(
     root = path[:, :1]
     out_errors[mine] = errors[mine][every[:, 0], root[:, 0]]
     out_ids[mine] = ids[mine][every[:, 0], root[:, 0]]
-    costs[mine], states[mine] = np.where(path == root, cost_of_paths, np.inf), state
+    costs[mine], states[mine] = np.where((path == root) | (not settles), cost_of_paths, np.inf), state
     errors[mine], ids[mine] = traced_errors, traced_ids
-
-
-def _descend_block(
-    first: int,
-    last: int,
-    start: int,
-    stop: int,
-    weights: np.ndarray,
-    exact: np.ndarray,
-    hessian: np.ndarray,
-    means: np.ndarray,
-    row_steps: np.ndarray,
-    column_steps: np.ndarray,
-    winners: np.ndarray,
-    thresholds: np.ndarray,
-    edges: np.ndarray,
-    shared: np.ndarray,
-    slope: np.ndarray,
-    ids: np.ndarray,
-) -> None:
-    """Descend along columns `start` to `stop` for filters `first` to `last`: updates `shared`, `slope` and `ids`."""
-    group, row = np.divmod(np.arange(first, last), weights.shape[1])
-    for j in range(start, stop):
-        before = shared[group, row, j]
-        target = before - slope[group, row, j] / hessian[group, j, j]
-        place = _places(thresholds, edges, target, row_steps[group, row] + column_steps[group, j])
-        chosen = np.where(exact[group, row, j], len(means), winners[place])
-        value = np.where(exact[group, row, j], weights[group, row, j], np.append(means, 0.0)[chosen])
-        step = value - before
-        slope[group, row, j:stop] += step[:, None] * hessian[group, j, j:stop]
-        ids[group, row, j], shared[group, row, j] = chosen, value
 
 
 def _places(thresholds: np.ndarray, edges: np.ndarray, x: np.ndarray, tables: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ def place(thresholds, low, high, x):  # type: ignore[no-untyped-def]
 def search_block(  # type: ignore[no-untyped-def]
     first, last, base, weights, exact, factor_before, factor, means, bits_costs, row_costs, column_costs, row_steps,
     column_steps, winners, thresholds, edges, n_steps, has_trellis, costs, states, errors, ids, n_before, out_errors,
-    out_ids,
+    out_ids, settles,
 ):  # fmt: skip
     """`path_search._search_block` for filters `first` to `last` of all groups; the same arguments."""
     rows, width = base.shape[1:]
@@ -111,32 +111,8 @@ def search_block(  # type: ignore[no-untyped-def]
         for i in range(n_before):
             out_errors[f, i], out_ids[f, i] = errors[f, root, i], ids[f, root, i]
         for q in range(n_paths):
-            if roots[q] != root:
+            if settles and roots[q] != root:
                 costs[f, q] = np.inf
             for j in range(width):
                 errors[f, q, j], ids[f, q, j] = traced_errors[q, j], traced_ids[q, j]
 
-
-@njit(cache=True, nogil=True)
-def descend_block(  # type: ignore[no-untyped-def]
-    first, last, start, stop, weights, exact, hessian, means, row_steps, column_steps, winners, thresholds, edges,
-    shared, slope, ids,
-):  # fmt: skip
-    """`path_search._descend_block` for filters `first` to `last` of all groups; the same arguments."""
-    rows = weights.shape[1]
-    escape = len(means)
-    for f in range(first, last):
-        g, r = f // rows, f % rows
-        for j in range(start, stop):
-            before = shared[g, r, j]
-            if exact[g, r, j]:
-                component, value = escape, weights[g, r, j]
-            else:
-                target = before - slope[g, r, j] / hessian[g, j, j]
-                table = row_steps[g, r] + column_steps[g, j]
-                component = winners[place(thresholds, edges[table], edges[table + 1], target)]
-                value = means[component]
-            step = value - before
-            for k in range(j, stop):
-                slope[g, r, k] += step * hessian[g, j, k]
-            ids[g, r, j], shared[g, r, j] = component, value

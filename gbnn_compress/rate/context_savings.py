@@ -42,7 +42,7 @@ def fraction_meter(
     def measure(book: Codebook) -> float:
         maps = index_maps(corners, cut, book, value_bits=value_bits)
         values = whole_values(book.bank.means)
-        choices = [choose(m.ids, corners[m.name].shape, values, smooth=False) for m in maps]
+        choices = [choose(m.ids, corners[m.name].shape, values, smooth=False, trellis=m.trellis) for m in maps]
         whole = [tensors[m.name].numel() / len(m.ids) for m in maps]
         plain = sum(size * choice.plain_bits for size, choice in zip(whole, choices, strict=True))
         coded = sum(size * choice.id_bits for size, choice in zip(whole, choices, strict=True))
