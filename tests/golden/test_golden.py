@@ -23,7 +23,7 @@ RECORDED_WITH = "1.2.13"
 
 def parts(path: Path) -> dict[str, bytes]:
     """The sections of a file, the manifest decompressed."""
-    sections, _ = unpack(path)
+    sections = unpack(path).sections
     manifest = sections["manifest"]
     return {**sections, "manifest": manifest[:32] + inflate(manifest[32:], most=MOST_BYTES, dictionary=DICTIONARY)}
 

@@ -44,7 +44,7 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
             sections = chance.choice(MUTATIONS)(chance, sections)
         except (ValueError, TypeError, LookupError, AttributeError, zlib.error, GbnnError):
             continue  # the mutation before took away what this one needs
-    packed = container.pack(sections)
+    packed = container.pack(sections, version=version_of(data))
     return damaged(chance, packed) if chance.random() < 0.02 else packed
 
 
@@ -75,7 +75,12 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
 def sections_of(data: bytes) -> Sections:
     """The sections of an artifact's bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
-    return container._sections(Path("artifact"), data[start:])
+    return container.sections_of(Path("artifact"), memoryview(data)[start:], version_of(data))
+
+
+def version_of(data: bytes) -> int:
+    """The version of the format that an artifact's header names."""
+    return 2 if b'"gbnn-compress":"2"' in data[:200] else 1
 
 
 def manifest_of(sections: Mapping[str, bytes]) -> dict[str, Any]:
