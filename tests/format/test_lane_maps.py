@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -167,10 +166,10 @@ def test_any_stream_under_any_rule_ends_or_is_refused_alike(
 
 
 @pytest.fixture(scope="module")
-def example() -> Iterator[tuple[list[Table], bytes, Shapes]]:
+def example() -> tuple[list[Table], bytes, Shapes]:
     shapes: Shapes = [(48, 40, 3, 3), (10, 10), (48, 40)]
     maps = [index_map(trellis_ids(shapes[0])), index_map(np.full(100, 3)), index_map(trellis_ids(shapes[2]))]
-    yield (*encode_lane_maps(maps, shapes, values_of()), shapes)
+    return (*encode_lane_maps(maps, shapes, values_of()), shapes)
 
 
 def test_bits_of_the_maps_add_up_to_the_streams(example: tuple[list[Table], bytes, Shapes]) -> None:
