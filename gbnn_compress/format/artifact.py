@@ -17,9 +17,10 @@ from gbnn_compress.format.bank import decode_bank, encode_bank
 from gbnn_compress.format.bits import read_length, write_length
 from gbnn_compress.format.checks import BITS, RAW_BYTES, check_facts, check_infos, check_size
 from gbnn_compress.format.contexts import whole_values
+from gbnn_compress.format.lane_maps import decode_lane_maps, encode_lane_maps
 from gbnn_compress.format.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
 from gbnn_compress.format.symbols import decode_maps, encode_maps
-from gbnn_compress.format.tables import decode_tables, encode_tables
+from gbnn_compress.format.tables import Table, decode_tables, encode_tables
 from gbnn_compress.format.vectors import EXACT, Vector, decode_vectors, dequantise_all, encode_vectors, role
 from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
@@ -58,8 +59,12 @@ def encode_artifact(
         The bytes of the file.
     """
     shapes = [info.shape for info in tensors if info.kind == "shared"]
-    tables, stream = encode_maps([m.ids for m in maps], shapes, whole_values(bank.means), contexts=contexts)
-    table_bytes = encode_tables(tables, shapes)
+    version, values = version_of(maps), whole_values(bank.means)
+    if version == 1:
+        tables, stream = encode_maps([m.ids for m in maps], shapes, values, contexts=contexts)
+    else:
+        tables, stream = encode_lane_maps(maps, shapes, values, contexts=contexts)
+    table_bytes = encode_tables(tables, shapes, version=version)
     roles = [role(info.name) for info in tensors if info.kind == "unshared"]
     sections = {
         "manifest": encode_manifest(tensors, facts),
@@ -68,7 +73,12 @@ def encode_artifact(
         "outliers": b"".join(m.outliers.astype(m.outliers.dtype.newbyteorder("<")).tobytes() for m in maps),
         "values": _joined(encode_vectors(vectors, roles=roles), compress_raw(raw)),
     }
-    return container.pack(sections)
+    return container.pack(sections, version=version)
+
+
+def version_of(maps: Sequence[IndexMap]) -> int:
+    """The oldest version of the format that holds these maps."""
+    return 2 if any(m.trellis and (m.ids != m.ids[0]).any() for m in maps) else 1
 
 
 def header_bytes(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> int:
@@ -89,11 +99,11 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
     Raises:
         ArtifactError: The file is missing, of another format or damaged, or holds other maps.
     """
-    sections, size_bytes = container.unpack(path)
+    contents = container.unpack(path)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     try:
-        return _decode(sections, size_bytes, sha256, known)
+        return _decode(contents, sha256, known)
     except ArtifactError as error:
         raise ArtifactError(f"`{path}`: {error}") from None
     except (
@@ -111,7 +121,8 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
         raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
 
-def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str, known: Sequence[IndexMap] | None) -> Artifact:
+def _decode(contents: container.Contents, sha256: str, known: Sequence[IndexMap] | None) -> Artifact:
+    sections, size_bytes, version = contents
     tensors, facts = decode_manifest(sections["manifest"])
     check_infos(tensors)
     check_facts(facts)
@@ -122,14 +133,15 @@ def _decode(sections: Mapping[str, bytes], size_bytes: int, sha256: str, known: 
     table_part, id_part = _parted(sections["maps"])
     vector_part, raw_part = _parted(sections["values"])
     shapes = [info.shape for info in shared]
-    tables = decode_tables(table_part, shapes=shapes, alphabet=len(bank.means) + 1)
+    tables = decode_tables(table_part, shapes=shapes, alphabet=len(bank.means) + 1, version=version)
     ids: list[np.ndarray] = []
 
     def consume(index: int, part: np.ndarray) -> None:
         ids.append(part if known is None else _same(known[index].ids, part, info=shared[index]))
 
-    map_bits = decode_maps(id_part, tables, shapes, whole_values(bank.means), consume=consume)
-    maps = _with_outliers(shared, ids, sections["outliers"], len(bank.means))
+    decode = decode_maps if version == 1 else decode_lane_maps
+    map_bits = decode(id_part, tables, shapes, whole_values(bank.means), consume=consume)
+    maps = _with_outliers(shared, ids, tables, sections["outliers"], len(bank.means))
     for expected, got, info in zip(known or (), maps, shared, strict=known is not None):
         _same(expected.outliers, got.outliers, info=info)
     vectors = decode_vectors(
@@ -176,15 +188,15 @@ def _parted(section: bytes) -> tuple[bytes, bytes]:
 
 
 def _with_outliers(
-    shared: Sequence[TensorInfo], ids: Sequence[np.ndarray], data: bytes, escape: int
+    shared: Sequence[TensorInfo], ids: Sequence[np.ndarray], tables: Sequence[Table], data: bytes, escape: int
 ) -> tuple[IndexMap, ...]:
     maps, start = [], 0
-    for info, part in zip(shared, ids, strict=True):
+    for info, part, table in zip(shared, ids, tables, strict=True):
         dtype = np.dtype(f"<u{BITS[info.dtype] // 8}")
         count = int((part == escape).sum())
         outliers = np.frombuffer(data, dtype=dtype, count=count, offset=start)
         start += count * dtype.itemsize
-        maps.append(IndexMap(info.name, part, outliers))
+        maps.append(IndexMap(info.name, part, outliers, table.trellis))
     if start != len(data):
         raise ValueError("more outliers than ids that name one")
     return tuple(maps)

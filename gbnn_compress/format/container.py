@@ -6,6 +6,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -15,27 +16,44 @@ from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format.bits import read_length, write_length
 
 FORMAT = "gbnn-compress"
-VERSION = "1"
 TENSOR = "data"
-SECTIONS = ("manifest", "bank", "maps", "outliers", "values")
+SECTIONS_BY_VERSION = {
+    1: ("manifest", "bank", "maps", "outliers", "values"),
+    2: ("manifest", "bank", "values", "outliers", "maps"),
+}
+"""Sections in the order of the file."""
+
+SECTIONS = SECTIONS_BY_VERSION[1]
+NEWEST = max(SECTIONS_BY_VERSION)
 MOST_HEADER_BYTES = 1 << 20
 ONE_TENSOR = "its header should name one tensor of bytes"
 
 
-def pack(sections: Mapping[str, bytes]) -> bytes:
+class Contents(NamedTuple):
+    """What a file holds.
+
+    Attributes:
+        sections: Name -> bytes of every section.
+        size_bytes: Size of the file.
+        version: Version of the format.
+    """
+
+    sections: dict[str, bytes]
+    size_bytes: int
+    version: int
+
+
+def pack(sections: Mapping[str, bytes], *, version: int = 1) -> bytes:
     """Serialise the sections: their lengths and CRC-32s, then their bytes. A section not given is empty."""
-    parts = [sections.get(name, b"") for name in SECTIONS]
+    parts = [sections.get(name, b"") for name in SECTIONS_BY_VERSION[version]]
     table = b"".join(write_length(len(part)) + (_checksum(part) if part else b"") for part in parts)
     data = np.frombuffer(b"".join([table, *parts]), dtype=np.uint8)
     # One tensor only: safetensors writes several in no fixed order.
-    return safetensors.numpy.save({TENSOR: data}, metadata={FORMAT: VERSION})
+    return safetensors.numpy.save({TENSOR: data}, metadata={FORMAT: str(version)})
 
 
-def unpack(path: Path) -> tuple[dict[str, bytes], int]:
+def unpack(path: Path) -> Contents:
     """Read a file and check every checksum.
-
-    Returns:
-        The sections (missing ones empty), and the size of the file in bytes.
 
     Raises:
         ArtifactError: The file is missing, of another format or damaged.
@@ -49,8 +67,9 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
                     f"`{path}` is not a gbnn-compress artifact but, by its header, another safetensors file; "
                     "compress it first: gbnn-compress FILE --target-ratio 8"
                 )
-            if version != VERSION:
-                got = f"expected format version {VERSION}, got {version[:20]!r} in its header"
+            versions = " or ".join(map(str, SECTIONS_BY_VERSION))
+            if version not in versions.split(" or "):
+                got = f"expected format version {versions}, got {version[:20]!r} in its header"
                 raise ArtifactError(f"`{path}`: {got}: {_advice(version)}")
             if list(handle.keys()) != [TENSOR]:
                 raise _damaged(path, ONE_TENSOR)
@@ -62,7 +81,7 @@ def unpack(path: Path) -> tuple[dict[str, bytes], int]:
         ) from None
     if data.dtype != np.uint8 or data.ndim != 1:
         raise _damaged(path, ONE_TENSOR)
-    return _sections(path, data.data), path.stat().st_size
+    return Contents(sections_of(path, data.data, int(version)), path.stat().st_size, int(version))
 
 
 def _check_file(path: Path) -> None:
@@ -83,14 +102,15 @@ def _check_file(path: Path) -> None:
 
 
 def _advice(version: str) -> str:
-    newer = re.fullmatch("[1-9][0-9]{0,8}", version) and int(version) > int(VERSION)
+    newer = re.fullmatch("[1-9][0-9]{0,8}", version) and int(version) > NEWEST
     return "update gbnn-compress to read it" if newer else "read it with the gbnn-compress release that wrote it"
 
 
-def _sections(path: Path, data: memoryview) -> dict[str, bytes]:
-    """Split the tensor's bytes into sections."""
+def sections_of(path: Path, data: memoryview, version: int) -> dict[str, bytes]:
+    """Split the tensor's bytes into sections, and check them; `path` is for errors."""
     lengths, checksums, position = [], [], 0
-    for _ in SECTIONS:
+    names = SECTIONS_BY_VERSION[version]
+    for _ in names:
         try:
             length, position = read_length(data, position)
         except ArtifactError as error:
@@ -102,7 +122,7 @@ def _sections(path: Path, data: memoryview) -> dict[str, bytes]:
     if position + sum(lengths) != len(data):
         raise _damaged(path, "the sections of its header do not add up to its size")
     sections = {}
-    for name, length, checksum in zip(SECTIONS, lengths, checksums, strict=True):
+    for name, length, checksum in zip(names, lengths, checksums, strict=True):
         sections[name] = bytes(data[position : position + length])
         position += length
         if length and _checksum(sections[name]) != checksum:

@@ -34,10 +34,12 @@ class Table:
     Attributes:
         levels: int64 (K + 1,), frequency of each symbol in quarter octaves, from 1; 0 if it does not occur.
         rule: How frequencies depend on the context; None if they do not.
+        trellis: Whether a weight has only symbols of the parity that the trellis allows, and outliers.
     """
 
     levels: np.ndarray
     rule: ContextRule | None = None
+    trellis: bool = False
 
 
 def coarse_levels(counts: np.ndarray) -> np.ndarray:
@@ -50,6 +52,16 @@ def coarse_levels(counts: np.ndarray) -> np.ndarray:
         int64 (K,), 0 for a symbol that does not occur, else 1 + round(4 log2 count).
     """
     return np.where(counts > 0, 1 + np.rint(4 * np.log2(np.maximum(counts, 1))), 0).astype(np.int64)
+
+
+def symbol_weights(levels: np.ndarray) -> np.ndarray:
+    """int64 (n,), (16, 19, 23, 27)[(level - 1) mod 4] * 2^((level - 1) div 4) for levels >= 1.
+
+    All are scaled by a power of two so that the largest take 30 bits.
+    """
+    exponents = (levels - 1) // 4
+    exponents = exponents - exponents.max() + _TOP
+    return (_QUARTER_OCTAVES[(levels - 1) % 4] << np.maximum(exponents, 0)) >> np.minimum(np.maximum(-exponents, 0), 63)
 
 
 def frequencies(levels: np.ndarray, factors: np.ndarray | None = None) -> np.ndarray:
@@ -66,11 +78,7 @@ def frequencies(levels: np.ndarray, factors: np.ndarray | None = None) -> np.nda
     Returns:
         int64 (n,) or (m, n), all >= 1, the last axis summing to 2^24.
     """
-    exponents = (levels - 1) // 4
-    exponents = exponents - exponents.max() + _TOP
-    weights = (_QUARTER_OCTAVES[(levels - 1) % 4] << np.maximum(exponents, 0)) >> np.minimum(
-        np.maximum(-exponents, 0), 63
-    )
+    weights = symbol_weights(levels)
     if factors is not None:
         weights = (weights * factors) >> (FACTOR_BITS - 4)
     free = (1 << PRECISION) - len(levels)
@@ -92,25 +100,28 @@ def code_lengths(levels: np.ndarray) -> np.ndarray:
     return lengths
 
 
-def encode_tables(tables: Sequence[Table], shapes: Sequence[Sequence[int]]) -> bytes:
+def encode_tables(tables: Sequence[Table], shapes: Sequence[Sequence[int]], *, version: int = 1) -> bytes:
     """Write one table per tensor.
 
     Each table: the first symbol that occurs and the number of symbols up to the last (Exp-Golomb of order 4), the
     Exp-Golomb order of the steps (2 bits), the first level (8 bits), then the steps from level to level, zigzag. If
-    more than one symbol occurs: whether there is a rule (1 bit), and if so its start (7 bits), for a kernel the
-    neighbours' weights + 32 (6 bits each), tail (2 bits), offset + 5 (3 bits) and floor (7 bits).
+    more than one symbol occurs: in version 2 whether there is a trellis (1 bit); whether there is a rule (1 bit), and
+    if so its start (7 bits), for a kernel the neighbours' weights + 32 (6 bits each), tail (2 bits), offset + 5
+    (3 bits) and floor (7 bits).
     """
     writer = BitWriter()
     for table, shape in zip(tables, shapes, strict=True):
         _write_levels(writer, table.levels)
         if np.count_nonzero(table.levels) > 1:
+            if version > 1:
+                writer.write(int(table.trellis), width=1)
             writer.write(int(table.rule is not None), width=1)
             if table.rule is not None:
                 _write_rule(writer, table.rule, has_kernel=kernel_of(shape) != (1, 1))
     return writer.getvalue()
 
 
-def decode_tables(data: bytes, *, shapes: Sequence[Sequence[int]], alphabet: int) -> list[Table]:
+def decode_tables(data: bytes, *, shapes: Sequence[Sequence[int]], alphabet: int, version: int = 1) -> list[Table]:
     """Read what `encode_tables` wrote.
 
     Raises:
@@ -120,9 +131,11 @@ def decode_tables(data: bytes, *, shapes: Sequence[Sequence[int]], alphabet: int
     tables = []
     for shape in shapes:
         levels = _read_levels(reader, alphabet)
-        has_rule = np.count_nonzero(levels) > 1 and reader.read_int(width=1)
+        several = np.count_nonzero(levels) > 1
+        trellis = bool(version > 1 and several and reader.read_int(width=1))
+        has_rule = several and reader.read_int(width=1)
         rule = _read_rule(reader, has_kernel=kernel_of(shape) != (1, 1)) if has_rule else None
-        tables.append(Table(levels, rule))
+        tables.append(Table(levels, rule, trellis))
     return tables
 
 

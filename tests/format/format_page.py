@@ -59,16 +59,22 @@ class Bits:
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
 
-def read_container(data: bytes) -> dict[str, bytes]:
+def read_container(data: bytes) -> tuple[int, dict[str, bytes]]:
+    """The version, and the sections."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     data = data[8 + length :]
+    version = int(header["__metadata__"]["gbnn-compress"])
     assert header == {
-        "__metadata__": {"gbnn-compress": "1"},
+        "__metadata__": {"gbnn-compress": str(version)},
         "data": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
     }
     entries = []
-    for name in ("manifest", "bank", "maps", "outliers", "values"):
+    orders = {
+        1: ("manifest", "bank", "maps", "outliers", "values"),
+        2: ("manifest", "bank", "values", "outliers", "maps"),
+    }
+    for name in orders[version]:
         length, data = read_length(data)
         checksum, data = (data[:4], data[4:]) if length else (b"", data)
         entries.append((name, length, checksum))
@@ -77,7 +83,7 @@ def read_container(data: bytes) -> dict[str, bytes]:
         sections[name], data = data[:length], data[length:]
         assert not length or zlib.crc32(sections[name]).to_bytes(4, "little") == checksum
     assert not data
-    return sections
+    return version, sections
 
 
 def read_length(data: bytes) -> tuple[int, bytes]:
@@ -141,8 +147,8 @@ def short_floats(bits: Bits, count: int) -> list[float]:
     return numbers
 
 
-Table = tuple[dict[int, int], dict[str, int] | None]
-"""Symbol -> level, of the symbols that occur, ascending; and the rule."""
+Table = tuple[dict[int, int], dict[str, int] | None, bool]
+"""Symbol -> level, of the symbols that occur, ascending; the rule; and whether there is a trellis."""
 
 
 def kernel(shape: list[int]) -> tuple[int, int]:
@@ -150,7 +156,7 @@ def kernel(shape: list[int]) -> tuple[int, int]:
     return (math.prod(shape[2:-1]), shape[-1]) if len(shape) > 2 else (1, 1)
 
 
-def read_tables(data: bytes, shapes: list[list[int]]) -> list[Table]:
+def read_tables(data: bytes, shapes: list[list[int]], version: int) -> list[Table]:
     bits, tables = Bits(data), []
     for shape in shapes:
         first, more, order = bits.eg(4), bits.eg(4), bits.u(2)
@@ -159,12 +165,13 @@ def read_tables(data: bytes, shapes: list[list[int]]) -> list[Table]:
             levels.append(levels[-1] + bits.zz(order))
         table = {first + index: level for index, level in enumerate(levels) if level > 0}
         rule = None
+        trellis = version == 2 and len(table) > 1 and bits.u(1) == 1
         if len(table) > 1 and bits.u(1):
             rule = {"start": bits.u(7)}
             for name in ("left", "above", "corner") if math.prod(kernel(shape)) > 1 else ():
                 rule[name] = bits.u(6) - 32
             rule |= {"tail": bits.u(2), "offset": bits.u(3) - 5, "floor": bits.u(7)}
-        tables.append((table, rule))
+        tables.append((table, rule, trellis))
     return tables
 
 
@@ -204,7 +211,7 @@ class Ans:
 
 def read_ids(data: bytes, tables: list[Table], shapes: list[list[int]], means: list[float]) -> list[list[int]]:
     stream, maps = Ans(data), []
-    for (table, rule), shape in zip(tables, shapes, strict=True):
+    for (table, rule, _), shape in zip(tables, shapes, strict=True):
         symbols = list(table)
         if len(symbols) == 1:
             maps.append(symbols * math.prod(shape))
@@ -313,6 +320,148 @@ def factor(symbol: int, level: int, place: int, rule: dict[str, int], values: li
     return result
 
 
+NEXT = ((0, 1), (2, 3), (5, 4), (7, 6), (1, 0), (3, 2), (4, 5), (6, 7))
+
+
+class Stream:
+    """The stream of one tensor in version 2."""
+
+    def __init__(self, words: list[int], size: int) -> None:
+        self.words, self.count = words, 4 if size >= 2**17 else 1
+        heads = [self.words.pop(0) for _ in range(2 * self.count)]
+        self.states = [high << 32 | low for high, low in zip(heads[::2], heads[1::2], strict=True)]
+        self.words.reverse()
+        self.number = 0
+
+    def read(self, starts: list[int]) -> int:
+        which = self.number % self.count
+        self.number += 1
+        state = self.states[which]
+        quantile = state % 2**24
+        j = bisect.bisect_right(starts, quantile) - 1
+        state = (state >> 24) * (starts[j + 1] - starts[j]) + quantile - starts[j]
+        if state < 2**32 and self.words:
+            state = state << 32 | self.words.pop()
+        self.states[which] = state
+        return j
+
+
+def read_streams(data: bytes, tables: list[Table], shapes: list[list[int]], means: list[float]) -> list[list[int]]:
+    """The ids of version 2."""
+    maps = []
+    for table, shape in zip(tables, shapes, strict=True):
+        size = math.prod(shape)
+        if len(table[0]) == 1:
+            maps.append(list(table[0]) * size)
+            continue
+        length, data = read_length(data)
+        stream = Stream(list(struct.unpack(f"<{length}I", data[: 4 * length])), size)
+        data = data[4 * length :]
+        maps.append(read_lanes(stream, table, shape, whole(means)))
+        assert stream.states == [0 if stream.count == 1 else 2**32] * stream.count
+        assert not stream.words
+    assert not data
+    return maps
+
+
+def single(x: float) -> float:
+    """Rounded to float32."""
+    return float(struct.unpack("<f", struct.pack("<f", x))[0])
+
+
+def fine_lg(x: float) -> int:
+    fraction, exponent = math.frexp(x)
+    return 16 * (exponent - 1) + int(32 * fraction) - 16
+
+
+def fine_ex(level: int) -> float:
+    level = min(max(level, 0), 512)
+    return math.ldexp(16 + level % 16, level // 16 - 4)
+
+
+def folded(numbers: list[float]) -> float:
+    """Sum of float32 numbers, padded to 16."""
+    numbers = numbers + [0.0] * (16 - len(numbers))
+    while len(numbers) > 1:
+        half = len(numbers) // 2
+        numbers = [single(a + b) for a, b in zip(numbers[:half], numbers[half:], strict=True)]
+    return numbers[0]
+
+
+def read_lanes(stream: Stream, table: Table, shape: list[int], values: list[int]) -> list[int]:
+    levels, rule, trellis = table
+    (rows, columns), (height, width), escape = shape[:2], kernel(shape), len(values) - 1
+    taps = height * width
+    ids = [[0] * (columns * taps) for _ in range(rows)]
+    known: dict[tuple[int, int, int], tuple[list[int], list[int]]] = {}
+
+    def model(level: int, place: int, parity: int) -> tuple[list[int], list[int]]:
+        if (level, place, parity) not in known:
+            symbols = [k for k in levels if not trellis or k == escape or k % 2 == parity]
+            shares = None if rule is None else [factor(k, level, place, rule, values) for k in symbols]
+            row = table_frequencies([levels[k] for k in symbols], shares)
+            known[level, place, parity] = symbols, np.cumsum([0, *row]).tolist()
+        return known[level, place, parity]
+
+    start = ex(4 * rule["start"]) if rule else 0
+    total, count = [32.0 * start] + [0.0] * (taps - 1), [32] + [0] * (taps - 1)
+    column_sum, column_usual = [single(4.0 * start)] * columns, [single(4.0 * start)] * columns
+    for first in range(0, rows, 16):
+        lanes = range(min(16, rows - first))
+        states = [0 for _ in lanes]
+        row_usual = single(4 * max(1.0, total[0] / count[0])) if rule else 0.0
+        row_sum = [row_usual for _ in lanes]
+        for column in range(columns):
+            kernel_sum, kernel_usual = [0.0 for _ in lanes], [0.0 for _ in lanes]
+            read: list[list[int]] = []
+            for tap in range(taps):
+                y, x = divmod(tap, width)
+                parities = [state % 2 if trellis else 0 for state in states]
+                places, expected = [(0, 0) for _ in lanes], [0 for _ in lanes]
+                if rule is not None:
+                    if not count[tap]:
+                        total[tap], count[tap] = 32 * (total[tap - 1] / count[tap - 1]), 32
+                    mean = fine_lg(single(max(1.0, total[tap] / count[tap])))
+                    in_row = [mean + fine_lg(a) - fine_lg(row_usual) for a in row_sum]
+                    own = fine_lg(column_sum[column]) - fine_lg(column_usual[column]) if columns > 1 else 0
+                    usual = [fine_ex(level + own) for level in in_row]
+                    for o in lanes:
+                        level = in_row[o] + own
+                        if taps > 1:
+                            high, low = (single(16 * usual[o] + s[o]) for s in (kernel_sum, kernel_usual))
+                            level = min(max(level, 0), 512) + fine_lg(high) - fine_lg(low)
+                        level = min(max(level, 0) // 4, 111)
+                        if tap:
+                            left = rule["left"] * read[tap - 1][o] if x else 0
+                            above = rule["above"] * read[tap - width][o] if y else 0
+                            corner = rule["corner"] * read[tap - width - 1][o] if x and y else 0
+                            expected[o] = (left + above + corner) // 16
+                        halves = single(single(expected[o]) * single(2 / ex(4 * level + 2)))
+                        place = int(min(max(single(halves + 8.5), 0.0), 16.0)) - 8
+                        places[o] = (level, place)
+                found = []
+                for o in lanes:
+                    symbols, starts = model(*places[o], parities[o])
+                    found.append(symbols[stream.read(starts)])
+                    ids[first + o][column * taps + tap] = found[o]
+                    states[o] = NEXT[states[o]][0 if found[o] == escape else found[o] // 2 % 2]
+                if rule is None:
+                    continue
+                read.append([values[k] for k in found])
+                far = [single(abs(values[k] - p)) for k, p in zip(found, expected, strict=True)]
+                for o in lanes:
+                    kernel_sum[o] = single(kernel_sum[o] + far[o])
+                    kernel_usual[o] = single(kernel_usual[o] + usual[o])
+                    row_sum[o] = single(row_sum[o] + far[o])
+                added = folded(far)
+                column_sum[column] = single(column_sum[column] + added)
+                rows_usual = folded([fine_ex(level) for level in in_row])
+                column_usual[column] = single(column_usual[column] + rows_usual)
+                row_usual = single(row_usual + fine_ex(mean + own))
+                total[tap], count[tap] = total[tap] + added, count[tap] + len(lanes)
+    return [k for row in ids for k in row]
+
+
 def read_vector(bits: Bits, size: int, last: list[int]) -> tuple[int, float, list[int]]:
     """Mode, step and codes (or bit patterns) of a vector; `last` is that of the role."""
     mode = bits.u(2)
@@ -366,15 +515,15 @@ def rounded(values: list[float], dtype: str) -> np.ndarray:
 
 def decode(data: bytes) -> dict[str, Any]:
     """Ids and dense weights (floating ones as bit patterns, raw ones as bytes) of a file."""
-    sections = read_container(data)
+    version, sections = read_container(data)
     manifest = read_manifest(sections["manifest"])
     names, shapes, dtypes, kinds = (manifest[key] for key in ("names", "shapes", "dtypes", "kinds"))
     places = {letter: [i for i, kind in enumerate(kinds) if kind == letter] for letter in "surt"}
     bank = read_bank(sections["bank"], len(places["s"]))
     table_part, id_part = read_part(sections["maps"])
     shared = [shapes[i] for i in places["s"]]
-    tables = read_tables(table_part, shared)
-    maps = read_ids(id_part, tables, shared, bank["means"])
+    tables = read_tables(table_part, shared, version)
+    maps = (read_ids if version == 1 else read_streams)(id_part, tables, shared, bank["means"])
     dense: dict[str, Any] = {}
     outliers, position, escape = sections["outliers"], 0, len(bank["means"])
     for t, i in enumerate(places["s"]):
@@ -404,5 +553,6 @@ def decode(data: bytes) -> dict[str, Any]:
         "dense": {name: dense[name] for name in names},
         "bank": bank,
         "noise": manifest["noise"],
-        "by_context": {names[i] for i, (_, rule) in zip(places["s"], tables, strict=True) if rule},
+        "version": version,
+        "by_context": {names[i] for i, (_, rule, _) in zip(places["s"], tables, strict=True) if rule},
     }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from codec_facts import FACTS
 from format_page import decode, dictionary, rounded
+from trellis_ids import trellis_ids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 
@@ -60,6 +61,47 @@ def test_dictionary_is_that_of_the_page() -> None:
 
 def test_golden_file() -> None:
     assert_agrees(GOLDEN, by_context={"tête.weight"})
+
+
+def test_golden_file_of_version_2() -> None:
+    path = GOLDEN.with_name("version2.gbnn.safetensors")
+    assert decode(path.read_bytes())["version"] == 2
+    assert_agrees(path, by_context={"tête.weight"})
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *[(40, 12), (35, 9, 3, 3), (20, 1, 2, 3, 2), (1, 60), (300, 1)],
+        pytest.param((2**7, 2**10), marks=pytest.mark.long),  # several states
+    ],
+)
+def test_streams_of_version_2(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    from gbnn_compress.format.artifact import encode_artifact
+    from gbnn_compress.format.bank import round_bank
+    from gbnn_compress.types import Bank, IndexMap, TensorInfo
+
+    components, names = 33, ["followed", "free"]
+    ids = trellis_ids(shape, components=components, outliers=0.01, seed=5).astype(np.uint8)
+    outliers = np.full(int((ids == components).sum()), 3, dtype=np.uint32)
+    data = encode_artifact(
+        tensors=[TensorInfo(name, shape, "float32", "shared") for name in names],
+        bank=round_bank(Bank(np.linspace(-1, 1, components), np.zeros(components)), exponent=-12),
+        exponent=-12,
+        scales=np.ones(2),
+        relative_rmse=np.zeros(2),
+        maps=[IndexMap("followed", ids, outliers, trellis=True), IndexMap("free", ids, outliers)],
+        vectors=[],
+        raw=[],
+        facts=FACTS,
+    )
+    path = tmp_path / "net.gbnn.safetensors"
+    path.write_bytes(data)
+    page = decode(data)
+    assert page["version"] == 2
+    assert page["ids"] == {name: ids.tolist() for name in names}
+    if ids.size < 2**17:
+        assert_agrees(path, by_context=set(names) if min(shape[:2]) > 8 else None)
 
 
 @pytest.mark.parametrize(

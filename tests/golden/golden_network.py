@@ -13,6 +13,7 @@ import numpy as np
 
 from gbnn_compress.checkpoint.arrays import bit_patterns
 from gbnn_compress.format.artifact import encode_artifact, read_artifact
+from gbnn_compress.format.trellis import next_states
 from gbnn_compress.format.vectors import RELATIVE, quantise
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
@@ -20,6 +21,8 @@ from gbnn_compress.types import Bank, IndexMap, TensorInfo
 FOLDER = Path(__file__).parent
 ARTIFACT = FOLDER / "version1.gbnn.safetensors"
 EXPECTED = FOLDER / "version1.npz"
+ARTIFACT_2 = FOLDER / "version2.gbnn.safetensors"
+EXPECTED_2 = FOLDER / "version2.npz"
 
 EXPONENT = -4
 MEAN_CODES = (-41, -22, -9, -3, 0, 3, 8, 22, 41)
@@ -85,6 +88,29 @@ def encoder_input() -> dict[str, Any]:
     }
 
 
+def encoder_input_2() -> dict[str, Any]:
+    """The same with ids that follow the trellis in three tensors, one of them with a rule."""
+    given, random = encoder_input(), np.random.RandomState(2026)
+    followed = ("tête.weight", "half.weight", "double.weight")
+    shapes = {info.name: info.shape for info in TENSORS}
+    maps = [_on_trellis(m, shapes[m.name], random) if m.name in followed else m for m in given["maps"]]
+    return {**given, "maps": maps}
+
+
+def _on_trellis(given: IndexMap, shape: tuple[int, ...], random: np.random.RandomState) -> IndexMap:
+    """Each weight the nearest component that its row's state allows; outliers stay."""
+    ids = given.ids.astype(np.int64).reshape(shape[0], -1)
+    rows = np.exp(random.normal(size=shape[0])) / 2
+    wanted = len(MEAN_CODES) // 2 + rows[:, None] * random.laplace(size=ids.shape)
+    states = np.zeros(shape[0], dtype=np.int64)
+    for step, want in enumerate(wanted.T):
+        parity = states % 2
+        nearest = parity + 2 * np.clip(np.rint((want - parity) / 2).astype(np.int64), 0, 4 - parity)
+        ids[:, step] = np.where(ids[:, step] == len(MEAN_CODES), len(MEAN_CODES), nearest)
+        states = next_states(states, ids[:, step], escape=len(MEAN_CODES))
+    return replace(given, ids=ids.astype(np.uint8).ravel(), trellis=True)
+
+
 def _map(info: TensorInfo, means: np.ndarray, random: np.random.RandomState) -> IndexMap:
     """Nearest components of Laplacian weights; the two largest are outliers, but not in float32."""
     size = int(np.prod(info.shape))
@@ -136,6 +162,13 @@ def as_arrays(artifact_path: Path) -> dict[str, np.ndarray]:
     }
 
 
+def record(artifact: Path, expected: Path, given: dict[str, Any]) -> None:
+    """Write a file and its weights, unless they are there: recorded bytes never change."""
+    if not artifact.exists():
+        artifact.write_bytes(encode_artifact(**given))
+        np.savez_compressed(expected, **as_arrays(artifact))
+
+
 if __name__ == "__main__":
-    ARTIFACT.write_bytes(encode_artifact(**encoder_input()))
-    np.savez_compressed(EXPECTED, **as_arrays(ARTIFACT))
+    record(ARTIFACT, EXPECTED, encoder_input())
+    record(ARTIFACT_2, EXPECTED_2, encoder_input_2())

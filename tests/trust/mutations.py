@@ -16,6 +16,7 @@ from gbnn_compress.format.dictionary import DICTIONARY
 from gbnn_compress.format.manifest import MOST_BYTES, deflate, inflate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
+GOLDEN_2 = GOLDEN.with_name("version2.gbnn.safetensors")
 
 DIGEST_BYTES = 32
 
@@ -44,7 +45,7 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
             sections = chance.choice(MUTATIONS)(chance, sections)
         except (ValueError, TypeError, LookupError, AttributeError, zlib.error, GbnnError):
             continue  # the mutation before took away what this one needs
-    packed = container.pack(sections)
+    packed = container.pack(sections, version=version_of(data))
     return damaged(chance, packed) if chance.random() < 0.02 else packed
 
 
@@ -75,7 +76,12 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
 def sections_of(data: bytes) -> Sections:
     """The sections of an artifact's bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
-    return container._sections(Path("artifact"), data[start:])
+    return container.sections_of(Path("artifact"), memoryview(data)[start:], version_of(data))
+
+
+def version_of(data: bytes) -> int:
+    """The version of the format that an artifact's header names."""
+    return 2 if b'"gbnn-compress":"2"' in data[:200] else 1
 
 
 def manifest_of(sections: Mapping[str, bytes]) -> dict[str, Any]:
@@ -217,9 +223,22 @@ def _forge_tables(chance: random.Random, sections: Sections) -> Sections:
     return {**sections, "maps": write_length(len(tables)) + tables + sections["maps"][start + length :]}
 
 
+def _forge_streams(chance: random.Random, sections: Sections) -> Sections:
+    """Streams of version 2, of any lengths and words; version 1 reads them as one stream."""
+    length, start = read_length(sections["maps"], 0)
+    streams = b""
+    for _ in range(chance.randrange(1, 6)):
+        count = chance.choice((0, 1, 2, 3, 8, 40))
+        claimed = chance.choice((count, count, count, count + 1, 2**20, 2**60))
+        word = chance.choice((bytes(4), b"\xff" * 4, b"\1\0\0\0"))
+        streams += write_length(claimed) + chance.choice((word * count, chance.randbytes(4 * count)))
+    return {**sections, "maps": sections["maps"][: start + length] + streams}
+
+
 MUTATIONS: tuple[Mutation, ...] = (
     *(_damage_a_section, _damage_a_part, _damage_a_part, _damage_the_text, _damage_the_raw, _put_junk, _put_junk),
     *(_add_an_optional_fact, _change_a_row, _change_a_row, _forge_a_bank, _forge_vectors, _forge_tables),
+    _forge_streams,
 )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from gbnn_compress_cli.report_view import report_view
-from mutations import GOLDEN
+from mutations import GOLDEN, GOLDEN_2
 from rich.console import Console
 
 import gbnn_compress
 from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.format.bank import round_bank
+from gbnn_compress.format.trellis import next_states, superset_of
 from gbnn_compress.format.vectors import quantise
 from gbnn_compress.report import page as pages
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
@@ -45,11 +46,11 @@ def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
 
 
 def corpus() -> list[bytes]:
-    """Artifacts to start from: the golden one, and one of kernels whose ids are coded by context."""
-    return [GOLDEN.read_bytes(), with_contexts()]
+    """Artifacts to start from: of each version the golden one, and one of kernels whose ids are coded by context."""
+    return [GOLDEN.read_bytes(), with_contexts(), GOLDEN_2.read_bytes(), with_contexts(trellis=True)]
 
 
-def with_contexts() -> bytes:
+def with_contexts(*, trellis: bool = False) -> bytes:
     """Two convolutions, a norm and a classifier of 12 components."""
     random = np.random.RandomState(7)
     bank = round_bank(Bank(np.linspace(-1, 1, 12), np.zeros(12)), exponent=-6)
@@ -60,7 +61,9 @@ def with_contexts() -> bytes:
         values = rows[:, None] * random.laplace(size=(shape[0], int(np.prod(shape[1:]))))
         ids = np.abs(values.reshape(-1, 1) - bank.means).argmin(axis=1).astype(np.uint8)
         tensors.append(TensorInfo(name, shape, "float32", "shared"))
-        maps.append(IndexMap(name, ids, np.empty(0, np.uint32)))
+        if trellis:
+            ids = _on_trellis(ids.reshape(shape[0], -1), escape=12).ravel()
+        maps.append(IndexMap(name, ids, np.empty(0, np.uint32), trellis))
     for name, logarithmic in {
         "bn.weight": False,
         "bn.bias": False,
@@ -99,3 +102,12 @@ def with_contexts() -> bytes:
         raw=[np.int64(3).tobytes()],
         facts=facts,
     )
+
+
+def _on_trellis(ids: np.ndarray, *, escape: int) -> np.ndarray:
+    """The ids (rows, n), one less or one more where a row's state does not allow them."""
+    result, states = ids.copy(), np.zeros(len(ids), dtype=np.int64)
+    for step, column in enumerate(ids.T):
+        result[:, step] = np.where(column % 2 == superset_of(states), column, column ^ 1)
+        states = next_states(states, result[:, step].astype(np.int64), escape=escape)
+    return result

@@ -1,4 +1,4 @@
-"""Ten thousand single-bit flips: every one is noticed, and the message names the place."""
+"""Twenty thousand single-bit flips: every one is noticed, and the message names the place."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from mutations import GOLDEN
-from reader import with_contexts
+from reader import corpus
 
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format.artifact import read_artifact
@@ -19,7 +18,7 @@ FLIPS = 5_000
 NAMED = re.compile("|".join([*(f"the checksum of `{name}` is wrong" for name in SECTIONS), "header"]))
 
 
-@pytest.mark.parametrize("data", [GOLDEN.read_bytes(), with_contexts()], ids=["golden", "contexts"])
+@pytest.mark.parametrize("data", corpus(), ids=["golden", "contexts", "golden-2", "contexts-2"])
 def test_every_flipped_bit_is_noticed_and_its_place_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "flipped.gbnn.safetensors"
     places = random.Random(0).sample(range(8 * len(data)), FLIPS)
