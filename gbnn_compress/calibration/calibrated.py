@@ -123,12 +123,11 @@ def calibrate(
             first = batches[0]
         names = _without_states(network, first, names, forward)
         twin = make_twin(network, names, own_weights=False)
-        _, used = found = trace(twin, batches, forward, option=None if synthetic else option)
-        held = taken(used, range(HELD_OUT - 1, len(used), HELD_OUT))
+        traced, used = trace(twin, batches, forward, option=None if synthetic else option)
+        numbers = range(HELD_OUT - 1, len(used), HELD_OUT)
+        held = taken(used, numbers)
         if held:
-            rest = taken(used, [i for i in range(len(used)) if i % HELD_OUT != HELD_OUT - 1])
-            found = trace(twin, rest, forward)
-        traced, used = found
+            traced, used = traced.without(numbers), taken(used, [i for i in range(len(used)) if i not in numbers])
         inputs = Inputs(used, forward, traced, _usable(threads, twin))
         layers = survey(twin, inputs, damping=_damping(synthetic), match_batch_norm=synthetic)
     return Calibration(network, names, used, held, forward, synthetic, traced, layers)

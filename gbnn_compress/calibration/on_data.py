@@ -33,7 +33,7 @@ BATCH_PIXELS = 400_000
 """Height times width times number of the images of a batch."""
 
 MOST_IMAGES = 10_000
-"""Images that are used; more of them lower no error that can be measured (docs/method.md)."""
+"""Images that are used: a bound on time, as each passes through both networks for every file that is tried."""
 
 MOST_PIXELS = 6_500_000
 """Height times width times number of the inputs by which sigma is found."""

@@ -36,7 +36,7 @@ class ErrorCosts:
     Attributes:
         costs: Cost per input of an error of the whole tensor.
         rows: float64 (rows,), mean squared gradient of each row of the tensor, for which an error of all its weights
-            costs so much in proportion.
+            costs so much in proportion; empty for a classifier.
         n_inputs: Number of inputs that were used.
     """
 
@@ -98,8 +98,9 @@ def error_costs(calibration: Calibration, errors: Mapping[str, torch.Tensor], *,
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope
-                        powers = gradient.double().flatten(1).square().mean(dim=1).cpu().numpy()
-                        rows[name] = rows.get(name, 0.0) + powers
+                        if not classifier:  # whose filters are weighed by their batch norms
+                            powers = gradient.double().flatten(1).square().mean(dim=1).cpu().numpy()
+                            rows[name] = rows.get(name, 0.0) + powers
         except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
             return ErrorCosts({}, {}, count)
     costs = {name: total / (2 * count) for name, total in sums.items()}

@@ -70,9 +70,8 @@ class Trace:
         pieces: Key -> piece of a weight.
         lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
         outputs: Outputs of the first batch that count, by name.
-        stays: For each batch, the places in the order at which it takes part.
         draws: Whether the network draws random numbers.
-        held_bytes: Most memory that all runs of both networks hold while they stop.
+        held: float64 (batches, places), bytes that both runs of a batch hold while they stop at a place of the order.
     """
 
     order: Sequence[Key]
@@ -80,14 +79,31 @@ class Trace:
     pieces: Mapping[Key, Piece]
     lookups: Mapping[str, np.ndarray]
     outputs: Mapping[str, torch.Tensor]
-    stays: Sequence[range]
     draws: bool
-    held_bytes: int
+    held: np.ndarray
 
     @cached_property
     def places(self) -> Mapping[Key, int]:
         """Key -> place in the order."""
         return {key: place for place, key in enumerate(self.order)}
+
+    @cached_property
+    def stays(self) -> Sequence[range]:
+        """For each batch, the places in the order at which it takes part."""
+        weights = [self.pieces[key].operand.numel() if key in self.pieces else 0 for key in self.order]
+        return find_stays(self.held, np.array(weights, dtype=float))
+
+    @property
+    def held_bytes(self) -> int:
+        """Most memory that all runs of both networks hold while they stop."""
+        return int(bytes_of(self.held, self.stays).max(initial=0))
+
+    def without(self, batches: Sequence[int]) -> Trace:
+        """The same without the batches of these numbers; rows of tables are counted over all."""
+        pieces = {
+            key: replace(piece, counts=np.delete(piece.counts, batches, axis=0)) for key, piece in self.pieces.items()
+        }
+        return replace(self, pieces=pieces, held=np.delete(self.held, batches, axis=0))
 
     def present(self, key: Key) -> list[int]:
         """Numbers of the batches that take part at a key."""
@@ -227,11 +243,8 @@ class _Tracer:
         calls = {key: max(self.calls[key].values()) + (key in pieces and self._also_used(key, pieces)) for key in order}
         of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
         held = [[NETWORKS * self.held[key].get(i, 0) for key in order] for i in range(n_batches)]
-        weights = [pieces[key].operand.numel() if key in pieces else 0 for key in order]
         held_bytes = np.array(held, dtype=float).reshape(n_batches, len(order))
-        stays = find_stays(held_bytes, np.array(weights, dtype=float))
-        needed = int(bytes_of(held_bytes, stays).max(initial=0))
-        return Trace(order, calls, pieces, of_tables, outputs, stays, self.draws, needed)
+        return Trace(order, calls, pieces, of_tables, outputs, self.draws, held_bytes)
 
     def _order(self, pieces: Mapping[Key, Piece]) -> list[Key]:
         """Keys by their first call; a tensor that is also used otherwise has its place at its first use of any kind."""
