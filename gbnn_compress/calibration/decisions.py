@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Decisions:
         thresholds: float64 (n,), the upper end of each winner's interval; infinite for the last of a table.
         edges: int64 (tables + 1,), where each table starts, and the end.
         n_steps: Number of rounded costs.
+        trellis: Whether a weight's state decides which superset it may use.
     """
 
     means: np.ndarray
@@ -60,6 +61,12 @@ class Decisions:
     thresholds: np.ndarray
     edges: np.ndarray
     n_steps: int
+    trellis: bool
+
+    def at(self, columns: slice) -> Decisions:
+        """The same for some of the columns."""
+        costs, steps = self.column_costs[:, columns], self.column_steps[:, columns]
+        return replace(self, column_costs=costs, column_steps=steps)
 
 
 def decisions(alphabet: Alphabet, rows: np.ndarray, columns: np.ndarray, *, penalty: float) -> Decisions:
@@ -102,4 +109,5 @@ def decisions(alphabet: Alphabet, rows: np.ndarray, columns: np.ndarray, *, pena
         thresholds=np.concatenate(thresholds),
         edges=np.cumsum([0, *sizes]),
         n_steps=n_steps,
+        trellis=alphabet.trellis,
     )

@@ -80,25 +80,14 @@ def assign_with_feedback(
     factor = inverse_factor(hessian)
     column = 1 / np.einsum("gjj->gj", factor) ** 2
     decide = decisions(alphabet, curvature, column, penalty=penalty)
-    ids, last = search(weights, factor, decide, exact, paths=paths, trellis=alphabet.trellis, states=states)
+    ids, last = search(weights, factor, decide, exact, paths=paths, states=states)
     for sweep in range(sweeps):
         counts = np.bincount(ids[~exact].ravel(), minlength=len(alphabet.means))
         counts = np.where(alphabet.counts > 0, counts + 0.5, 0.0)
         edges = _windows(weights.shape[2], shifted=sweep % 2 == 0)
         factor, column = _factors_within(hessian, edges)
         decide = decisions(Alphabet(alphabet.means, counts, alphabet.trellis), curvature, column, penalty=penalty)
-        ids = descend(
-            weights,
-            hessian,
-            factor,
-            decide,
-            exact,
-            ids,
-            edges=edges,
-            paths=paths,
-            trellis=alphabet.trellis,
-            states=states,
-        )
+        ids, last = descend(weights, hessian, factor, decide, exact, ids, edges=edges, paths=paths, states=states)
     return ids, last
 
 

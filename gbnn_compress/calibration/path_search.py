@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +30,23 @@ NEIGHBOURS = np.array([0, -1, 1])
 """Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
 
 
+@dataclass(frozen=True)
+class _Paths:
+    """The paths of each filter; the arrays are updated from block to block.
+
+    Attributes:
+        costs: float64 (filters, paths), cheapest first; infinite: no such path.
+        states: int64 (filters, paths), of the trellis.
+        errors: float64 (filters, paths, BLOCK), of the last block's columns, over the diagonal of the factor.
+        ids: int64 (filters, paths, BLOCK), alike.
+    """
+
+    costs: np.ndarray
+    states: np.ndarray
+    errors: np.ndarray
+    ids: np.ndarray
+
+
 def search(
     weights: np.ndarray,
     factor: np.ndarray,
@@ -36,7 +54,6 @@ def search(
     exact: np.ndarray,
     *,
     paths: int,
-    trellis: bool,
     states: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decide column by column, spreading the errors of each path over the columns to come.
@@ -47,56 +64,32 @@ def search(
         decide: Thresholds.
         exact: bool (G, r, d), weights that are kept as they are.
         paths: Partial assignments kept for each filter, at least 1.
-        trellis: Whether the state of a filter decides which components its next weight may take.
-        states: int64 (G, r), the first states.
+        states: int64 (G, r), the trellis' states before the first column.
 
     Returns:
         int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last column.
     """
     groups, rows, width = weights.shape
-    filters, kernel = groups * rows, _kernel("search_block", _search_block)
-    costs = np.full((filters, paths), np.inf)  # infinite: no such path
-    costs[:, 0] = 0
-    path_states = np.repeat(states.reshape(filters, 1), paths, axis=1)
-    path_errors, path_ids = np.zeros((filters, paths, BLOCK)), np.zeros((filters, paths, BLOCK), dtype=np.int64)
-    errors, ids = np.zeros((filters, width)), np.zeros((filters, width), dtype=np.int64)
-    settled_errors, settled_ids = np.zeros((filters, BLOCK)), np.zeros((filters, BLOCK), dtype=np.int64)
-    settled = before = 0
+    found = _started(states, paths)
+    errors, ids = np.zeros((groups * rows, width)), np.zeros((groups * rows, width), dtype=np.int64)
+    settled = start = 0
     for start in range(0, width, BLOCK):
         block = slice(start, min(start + BLOCK, width))
         spread = errors[:, :settled].reshape(groups, rows, settled) @ factor[:, :settled, block]
-        arguments = (
+        settled_errors, settled_ids = _decide(
             weights[:, :, block] - spread,
-            np.ascontiguousarray(weights[:, :, block]),
-            np.ascontiguousarray(exact[:, :, block]),
-            np.ascontiguousarray(factor[:, settled:start, block]),
-            np.ascontiguousarray(factor[:, block, block]),
-            decide.means,
-            decide.bits_costs,
-            decide.row_costs,
-            np.ascontiguousarray(decide.column_costs[:, block]),
-            decide.row_steps,
-            np.ascontiguousarray(decide.column_steps[:, block]),
-            decide.winners,
-            decide.thresholds,
-            decide.edges,
-            decide.n_steps,
-            trellis,
-            costs,
-            path_states,
-            path_errors,
-            path_ids,
-            start - settled,
-            settled_errors,
-            settled_ids,
-            True,
+            weights[:, :, block],
+            exact[:, :, block],
+            factor[:, settled:start, block],
+            factor[:, block, block],
+            decide.at(block),
+            found,
+            settles=True,
         )
-        _in_parts(kernel, filters, arguments, work=filters * (block.stop - start) * paths)
-        errors[:, settled:start] = settled_errors[:, : start - settled]
-        ids[:, settled:start] = settled_ids[:, : start - settled]
-        settled, before = start, block.stop - start
-    ids[:, settled:] = path_ids[:, 0, :before]
-    return ids.reshape(weights.shape), path_states[:, 0].reshape(states.shape)
+        errors[:, settled:start], ids[:, settled:start] = settled_errors, settled_ids
+        settled = start
+    ids[:, start:] = found.ids[:, 0, : width - start]
+    return ids.reshape(weights.shape), found.states[:, 0].reshape(states.shape)
 
 
 def descend(
@@ -109,13 +102,13 @@ def descend(
     *,
     edges: Sequence[int],
     paths: int,
-    trellis: bool,
     states: np.ndarray,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
     """Search each window of columns again, with all others as they are, and keep what is cheaper.
 
-    With e the error outside a window and H_ww, H_wo the parts of the covariance, the window's cost is, up to a constant,
-    that of the targets w - H_ww^-1 H_wo e. A trellis must leave a window in the state in which the next one starts.
+    With e the error outside a window and H_ww, H_wo the parts of the covariance, the window's cost is, up to a
+    constant, that of the targets w - H_ww^-1 H_wo e. With a trellis, a row must leave a window in the same state as
+    before.
 
     Args:
         weights: float64 (G, r, d).
@@ -127,94 +120,99 @@ def descend(
         ids: int64 (G, r, d), where the descent starts.
         edges: Where the windows start, and d.
         paths: Partial assignments kept for each filter.
-        trellis: Whether ids follow the trellis.
-        states: int64 (G, r), the states before the first column.
+        states: int64 (G, r), the trellis' states before the first column.
 
     Returns:
-        int64 (G, r, d), ids, K where `exact`.
+        int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last column.
     """
-    (groups, rows, _), escape = weights.shape, len(decide.means)
-    filters, ids = groups * rows, ids.copy()
-    table, bits = np.append(decide.means, np.nan), np.append(decide.bits_costs, 0.0)
+    (groups, rows, width), escape = weights.shape, len(decide.means)
+    ids, table = ids.copy(), np.append(decide.means, np.nan)
     errors = np.where(exact, weights, table[ids]) - weights
     slope = errors @ hessian
-    state = states.reshape(filters)
     for start, stop in pairwise(edges):
         window = slice(start, stop)
-        own, inverse = hessian[:, window, window], factor[:, window, : stop - start]
-        before = ids[:, :, window]
-        after_window = state
-        for column in before.reshape(filters, -1).T:
-            after_window = next_states(after_window, column, escape=escape)
+        own, inverse, before = hessian[:, window, window], factor[:, window, : stop - start], ids[:, :, window]
+        last = states
+        for column in np.moveaxis(before, 2, 0):
+            last = next_states(last, column, escape=escape)
         outside = slope[:, :, window] - errors[:, :, window] @ own
-        shift = (outside @ np.swapaxes(inverse, 1, 2)) @ inverse
-        targets = weights[:, :, window] - shift
-        costs, last, found = _search_window(
-            targets, weights[:, :, window], exact[:, :, window], inverse, decide, window, paths, trellis, state
-        )
-        if trellis and stop < weights.shape[2]:
-            costs = np.where(last == after_window[:, None], costs, np.inf)
+        targets = weights[:, :, window] - (outside @ np.swapaxes(inverse, 1, 2)) @ inverse
+        found = _started(states, paths)
+        arguments = (weights[:, :, window], exact[:, :, window], factor[:, :0, : stop - start], inverse)
+        _decide(targets, *arguments, decide.at(window), found, settles=False)
+        open_ends = not decide.trellis or stop == width
+        costs = np.where((found.states == last.reshape(-1, 1)) | open_ends, found.costs, np.inf)
         best = costs.argmin(axis=1)
-        tried = found[np.arange(filters), best].reshape(before.shape)
-
-        def cost(chosen: np.ndarray) -> np.ndarray:
-            missed = np.where(exact[:, :, window], weights[:, :, window], table[chosen]) - targets
-            return decide.row_costs * ((missed @ own) * missed).sum(axis=2) + bits[chosen].sum(axis=2)
-
-        better = (cost(tried) < cost(before)) & np.isfinite(costs.min(axis=1)).reshape(groups, rows)
-        chosen = np.where(better[:, :, None], tried, before)
-        missed = np.where(exact[:, :, window], weights[:, :, window], table[chosen]) - weights[:, :, window]
-        slope += (missed - errors[:, :, window]) @ hessian[:, window]
-        ids[:, :, window], errors[:, :, window], state = chosen, missed, after_window
-    return ids
+        tried = found.ids[np.arange(len(best)), best, : stop - start].reshape(before.shape)
+        values, tried_values = (np.where(exact[:, :, window], weights[:, :, window], table[i]) for i in (before, tried))
+        gain = _costs(values - targets, before, own, decide) - _costs(tried_values - targets, tried, own, decide)
+        better = (gain > 0) & np.isfinite(costs.min(axis=1)).reshape(groups, rows)
+        ids[:, :, window] = np.where(better[:, :, None], tried, before)
+        change = np.where(better[:, :, None], tried_values - values, 0.0)
+        errors[:, :, window] += change
+        slope += change @ hessian[:, window]
+        states = np.where(better, found.states[np.arange(len(best)), best].reshape(groups, rows), last)
+    return ids, states
 
 
-def _search_window(
-    targets: np.ndarray,
+def _costs(errors: np.ndarray, ids: np.ndarray, covariance: np.ndarray, decide: Decisions) -> np.ndarray:
+    """float64 (G, r), costs of the errors of a window, and of its ids; outliers cost no bits."""
+    bits = np.append(decide.bits_costs, 0.0)[ids].sum(axis=2)
+    found: np.ndarray = decide.row_costs * ((errors @ covariance) * errors).sum(axis=2) + bits
+    return found
+
+
+def _started(states: np.ndarray, paths: int) -> _Paths:
+    """One path of each filter, in its state (G, r)."""
+    shape = (states.size, paths)
+    costs = np.full(shape, np.inf)
+    costs[:, 0] = 0
+    every = np.repeat(states.reshape(-1, 1), paths, axis=1)
+    return _Paths(costs, every, np.zeros((*shape, BLOCK)), np.zeros((*shape, BLOCK), dtype=np.int64))
+
+
+def _decide(
+    base: np.ndarray,
     weights: np.ndarray,
     exact: np.ndarray,
+    factor_before: np.ndarray,
     factor: np.ndarray,
     decide: Decisions,
-    window: slice,
-    paths: int,
-    trellis: bool,
-    states: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Costs, last states and ids of the paths through a window, (filters, paths) and (filters, paths, columns)."""
-    groups, rows, width = targets.shape
-    filters = groups * rows
-    costs = np.full((filters, paths), np.inf)
-    costs[:, 0] = 0
-    path_states = np.repeat(states[:, None], paths, axis=1)
-    path_errors, path_ids = np.zeros((filters, paths, BLOCK)), np.zeros((filters, paths, BLOCK), dtype=np.int64)
+    found: _Paths,
+    *,
+    settles: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decide the columns of one block: see `_search_block`; updates `found`.
+
+    Returns:
+        float64 and int64 (filters, columns of the block before), its settled errors and ids.
+    """
+    width, before = base.shape[2], factor_before.shape[1]
+    filters, paths = found.costs.shape
+    settled = np.zeros((filters, BLOCK)), np.zeros((filters, BLOCK), dtype=np.int64)
     arguments = (
-        np.ascontiguousarray(targets),
-        np.ascontiguousarray(weights),
-        np.ascontiguousarray(exact),
-        np.zeros((groups, 0, width)),
-        np.ascontiguousarray(factor),
+        *map(np.ascontiguousarray, (base, weights, exact, factor_before, factor)),
         decide.means,
         decide.bits_costs,
         decide.row_costs,
-        np.ascontiguousarray(decide.column_costs[:, window]),
+        np.ascontiguousarray(decide.column_costs),
         decide.row_steps,
-        np.ascontiguousarray(decide.column_steps[:, window]),
+        np.ascontiguousarray(decide.column_steps),
         decide.winners,
         decide.thresholds,
         decide.edges,
         decide.n_steps,
-        trellis,
-        costs,
-        path_states,
-        path_errors,
-        path_ids,
-        0,
-        np.zeros((filters, BLOCK)),
-        np.zeros((filters, BLOCK), dtype=np.int64),
-        False,
+        decide.trellis,
+        found.costs,
+        found.states,
+        found.errors,
+        found.ids,
+        before,
+        *settled,
+        settles,
     )
     _in_parts(_kernel("search_block", _search_block), filters, arguments, work=filters * width * paths)
-    return costs, path_states, path_ids[:, :, :width]
+    return settled[0][:, :before], settled[1][:, :before]
 
 
 def _kernel(name: str, plain: Callable[..., None]) -> Callable[..., None]:

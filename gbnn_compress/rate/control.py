@@ -30,11 +30,12 @@ LOWEST, HIGHEST = -44.0, 28.0
 """Range of log2(lambda): from the precision of float32 to a single component."""
 
 UNION_STEP = 0.53
-"""Distance of the components with a trellis over that without, at one lambda. In a superset they are twice as far apart,
-and tensors without a trellis use one superset. 0.5 is best for those, and 0.56 with a trellis at 3 bits per weight."""
+"""Distance of components with a trellis over that without, at one lambda. Those of a superset are twice as far apart,
+and tensors without a trellis use one superset. 0.5 is best for such tensors; 0.56 is with a trellis at 3 bits per
+weight."""
 
 TRELLIS_BITS = 1.1
-"""Bits per weight from which a tensor gets a trellis. With fewer, most weights are zero, and odd states have no zero."""
+"""Bits per weight from which a tensor gets a trellis. With fewer, most weights are zero; odd states have no zero."""
 
 LAMBDA_TOLERANCE = 0.003
 """Resolution of log2(lambda): about a tenth of a percent of a file's size."""
@@ -204,7 +205,7 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
 
 
 def _with_trellis(problem: RateProblem, counts: np.ndarray) -> np.ndarray | None:
-    """bool (T,), the tensors that get a trellis, by the entropy of the counts (K, T) of components; None if none does."""
+    """bool (T,), the tensors that get a trellis, by the entropy of counts (K, T) of components; None if none does."""
     if problem.trellis_allowed is None:
         return None
     members = counts.sum(axis=0)

@@ -271,6 +271,7 @@ KINDS: dict[str, LayerKind] = {
         lambda: first_output(recurrent(nn.LSTM(8, 12, proj_size=5))),
         STEPS,
         (*recurrent_names("layer.", 1), "layer.weight_hr_l0"),
+        factor=0.8,
     ),
     "gru": LayerKind(lambda: first_output(recurrent(nn.GRU(8, 12))), STEPS, recurrent_names("layer.", 1)),
     "gru, both ways": LayerKind(

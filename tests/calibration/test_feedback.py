@@ -83,16 +83,6 @@ def fed_forward_naively(weights: np.ndarray, hessian: np.ndarray, means: np.ndar
     return ids
 
 
-def descended_naively(weights: np.ndarray, hessian: np.ndarray, means: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """One sweep of coordinate descent, one weight at a time."""
-    ids = ids.copy()
-    for g, r in np.ndindex(weights.shape[:2]):
-        for j in range(weights.shape[2]):
-            error = means[ids[g, r]] - weights[g, r]
-            ids[g, r, j] = nearest(means[ids[g, r, j]] - hessian[g, j] @ error / hessian[g, j, j], means)
-    return ids
-
-
 def test_inverse_factor_is_upper_triangular_and_gives_the_inverse() -> None:
     hessian = covariances(np.random.default_rng(0), 3, 7)
     factor = inverse_factor(hessian)
@@ -287,9 +277,6 @@ def test_blocks_of_columns_change_nothing(width: int) -> None:
     alphabet = alphabet_of(random, 7)
     ids = fed_forward_naively(weights, hessian, alphabet.means)
     np.testing.assert_array_equal(assigned(weights, hessian, alphabet), ids)
-    for sweeps in (1, 2):
-        ids = descended_naively(weights, hessian, alphabet.means, ids)
-        np.testing.assert_array_equal(assigned(weights, hessian, alphabet, sweeps=sweeps), ids)
 
 
 @given(SEEDS, st.sampled_from([0.0, 0.01, 1.0, 100.0]), st.sampled_from([1, 2, 5]), st.integers(0, 2))
