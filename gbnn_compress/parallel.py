@@ -42,11 +42,28 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weigh
     Yields:
         One result per item.
     """
-    threads = _threads() if weights >= WORTHWHILE else 1
+    yield from on_threads(function, items, threads=usable_threads() if weights >= WORTHWHILE else 1)
+
+
+def on_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int, alone: bool = False
+) -> Iterator[Result]:
+    """Yield the results of a function in the order of the items, from so many threads.
+
+    Args:
+        function: Must not change state that calls have in common.
+        items: Arguments of the calls.
+        threads: Number of threads; with 1, the function is called in the caller's.
+        alone: Whether torch may use only one thread within each of them.
+
+    Yields:
+        One result per item. Only the next few are computed ahead.
+    """
     if threads == 1:
         yield from map(function, items)
         return
-    pool, ahead = ThreadPoolExecutor(threads), deque[Future[Result]]()
+    first = _one_thread if alone else None
+    pool, ahead = ThreadPoolExecutor(threads, initializer=first), deque[Future[Result]]()
     try:
         for item in items:
             ahead.append(pool.submit(function, item))
@@ -56,17 +73,24 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], *, weigh
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        _give_back()
+        if not alone:
+            give_back()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return freed memory to the system. Otherwise glibc keeps hundreds of megabytes for later threads."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
 
 
-def _threads() -> int:
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # each thread has its own number
+
+
+def usable_threads() -> int:
     """The number of threads that torch uses (`OMP_NUM_THREADS`, or the number of cores), at most MOST_THREADS."""
     import torch
 
@@ -80,16 +104,20 @@ def available_threads() -> int:
 
 
 @contextmanager
-def single_thread() -> Iterator[None]:
-    """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads."""
+def single_thread() -> Iterator[int]:
+    """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads.
+
+    Yields:
+        The number of threads that independent calls may be spread over.
+    """
     import torch
     from threadpoolctl import threadpool_limits
 
-    threads = torch.get_num_threads()
+    threads, usable = torch.get_num_threads(), usable_threads()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            yield
+            yield usable
     finally:
         torch.set_num_threads(threads)
 

@@ -6,7 +6,9 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -39,6 +41,12 @@ class Block:
     def wanted(self) -> int:
         """Number of patches from which the covariance is estimated."""
         return max(FEWEST_SAMPLES, SAMPLES_PER_WEIGHT * min(self.width, LONGEST_BLOCK))
+
+
+def column_blocks(width: int) -> list[slice]:
+    """Equal runs of at most LONGEST_BLOCK columns."""
+    edges = np.linspace(0, width, -(-width // LONGEST_BLOCK) + 1).astype(int).tolist()
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def blocks_of(use: Use) -> list[Block]:
@@ -88,7 +96,7 @@ def _of_product(shape: torch.Size, *, transposed: bool, shared: bool) -> Block:
         arrange,
         width,
         count=lambda use: inputs(use).shape[1],
-        patches=lambda use, positions: inputs(use)[:, positions],
+        patches=lambda use, positions: inputs(use)[:, positions.to(use.x.device)],
     )
 
 
@@ -174,9 +182,9 @@ def _gathered(x: torch.Tensor, image: torch.Tensor, coordinates: list[torch.Tens
     pads = [pad for pair in zip(reversed(before), reversed(after), strict=True) for pad in pair]
     padded = functional.pad(x, pads).movedim(1, -1)
     axes = len(coordinates)
-    index = [image.reshape(-1, *[1] * axes)]
+    index = [image.reshape(-1, *[1] * axes).to(x.device)]
     for axis, (at, start) in enumerate(zip(coordinates, before, strict=True)):
-        index.append((at + start).reshape(len(at), *[1] * axis, -1, *[1] * (axes - 1 - axis)))
+        index.append((at + start).reshape(len(at), *[1] * axis, -1, *[1] * (axes - 1 - axis)).to(x.device))
     patches = padded[tuple(index)]  # m, taps..., channels
     taps = patches.shape[1:-1]
     split = patches.reshape(len(image), *taps, groups, x.shape[1] // groups)

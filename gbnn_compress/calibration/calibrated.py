@@ -13,9 +13,10 @@ from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.problem import LockstepOptions, Sharing
 from gbnn_compress.calibration.side_by_side import SideBySide, run_after, run_in_lockstep
 from gbnn_compress.calibration.survey import LayerStatistics, survey
+from gbnn_compress.calibration.together import Inputs
 from gbnn_compress.calibration.tracing import Trace, run, trace
-from gbnn_compress.calibration.twins import STATISTICS, make_twin
-from gbnn_compress.data.batches import Batch
+from gbnn_compress.calibration.twins import STATISTICS, Twin, make_twin
+from gbnn_compress.data.batches import Batch, taken
 from gbnn_compress.parallel import seeded_draws, single_thread
 from gbnn_compress.predict.differences import OutputDifference, compared
 from gbnn_compress.predict.forward import Forward
@@ -85,6 +86,12 @@ class Calibration:
         return lambda name: name not in apart
 
     @property
+    def further_bytes(self) -> int:
+        """About the memory that a pass side by side needs beyond the survey's: another network, and what it holds."""
+        weights = sum(tensor.nbytes for tensor in self.network.state_dict().values())
+        return weights + self.traced.held_bytes // 2
+
+    @property
     def gain(self) -> float:
         """Cost of an error without feedback over its cost with feedback: the geometric mean over the layers."""
         return float(np.exp(np.mean([np.log(layer.gain) for layer in self.layers.values()]))) if self.layers else 1.0
@@ -113,18 +120,22 @@ def calibrate(
         DataError: Outputs on given inputs are not finite.
     """
     forward = forward or Forward()
-    with single_thread():
-        given = iter(batches)
-        first = next(given)
+    with single_thread() as threads:
+        if not isinstance(batches, Sequence):
+            batches = iter(batches)
+            first = next(batches)
+            batches = chain([first], batches)
+        else:
+            first = batches[0]
         names = _without_states(network, first, names, forward)
         twin = make_twin(network, names, own_weights=False)
-        _, used = found = trace(twin, chain([first], given), forward, option=None if synthetic else option)
-        held = used[HELD_OUT - 1 :: HELD_OUT]
+        traced, used = trace(twin, batches, forward, option=None if synthetic else option)
+        numbers = range(HELD_OUT - 1, len(used), HELD_OUT)
+        held = taken(used, numbers)
         if held:
-            rest = [batch for i, batch in enumerate(used) if i % HELD_OUT != HELD_OUT - 1]
-            found = trace(twin, rest, forward)
-        traced, used = found
-        layers = survey(twin, used, forward, traced, damping=_damping(synthetic), match_batch_norm=synthetic)
+            traced, used = traced.without(numbers), taken(used, [i for i in range(len(used)) if i not in numbers])
+        inputs = Inputs(used, forward, traced, _usable(threads, twin))
+        layers = survey(twin, inputs, damping=_damping(synthetic), match_batch_norm=synthetic)
     return Calibration(network, names, used, held, forward, synthetic, traced, layers)
 
 
@@ -179,13 +190,19 @@ def compress_in_lockstep(
         sweeps=SWEEPS,
         synthetic=calibration.synthetic,
     )
-    with single_thread():
+    with single_thread() as threads:
         original, compressed = (
             make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True)
         )
         twins, forward = (original, compressed), calibration.forward
-        found = run_in_lockstep(twins, calibration.batches, forward, calibration.traced, sharing, options)
+        inputs = Inputs(calibration.batches, forward, calibration.traced, _usable(threads, original))
+        found = run_in_lockstep(twins, inputs, sharing, options)
         return run_after(found, twins, calibration.held, forward) if calibration.held else found
+
+
+def _usable(threads: int, twin: Twin) -> int:
+    """Threads for runs of a network: several only on the CPU."""
+    return threads if twin.device.type == "cpu" else 1
 
 
 def n_paths(n_weights: int) -> int:

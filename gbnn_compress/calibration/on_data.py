@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.checkpoint.select import Selection
-from gbnn_compress.data.batches import Batch, read_batch
+from gbnn_compress.data.batches import Batch, MadeBatches, read_batch
 from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import ArchitectureError, GbnnError, one_line
+from gbnn_compress.predict.bench import device_named
 from gbnn_compress.predict.models import OpenedNetwork, open_network
-from gbnn_compress.predict.running import check_labels, logits
+from gbnn_compress.predict.running import check_labels, copied, logits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,8 +29,14 @@ if TYPE_CHECKING:
 MOST_WEIGHTS = 16_000_000
 """Shared weights of the largest network that is looked at on noise: compressing it takes about a minute more."""
 
+BATCH_PIXELS = 400_000
+"""Height times width times number of the images of a batch."""
+
+MOST_IMAGES = 10_000
+"""Images that are used: a bound on time, as each passes through both networks for every file that is tried."""
+
 MOST_PIXELS = 6_500_000
-"""Height times width times number of the inputs that are used: all layers' activations of a block are in memory."""
+"""Height times width times number of the inputs by which sigma is found."""
 
 MOST_BATCHES = 256
 """Batches of data of any kind that are used."""
@@ -54,7 +61,8 @@ def calibration_on(
     """
     from gbnn_compress.calibration.calibrated import calibrate
 
-    network, names = bench.network.cpu(), _names(bench.network, checkpoint, selection, bench.fit)
+    network = bench.network.to(calibration_device(bench.evaluation.device))
+    names = _names(network, checkpoint, selection, bench.fit)
     try:
         return calibrate(
             network, _batches(bench), names=names, forward=bench.forward, synthetic=synthetic, option=bench.option
@@ -68,21 +76,39 @@ def calibration_on(
         ) from error
 
 
+def calibration_device(name: str) -> torch.device:
+    """Where calibration runs for a `--device`: the CPU for `auto`, so that files are the same everywhere."""
+    return device_named("cpu" if name == "auto" else name)
+
+
 def _batches(bench: Bench) -> Iterable[Batch]:
     """The inputs that calibration may use.
 
-    Images are sampled and make one batch. Batches that are in memory come in random order, because data may be sorted;
-    those of a loader come in its order.
+    Images come in random order, in batches of about BATCH_PIXELS that are made when they are asked for. Batches that
+    are in memory come in random order, because data may be sorted; those of a loader come in its order.
     """
     if isinstance(bench.data, Dataset):
-        pixels = bench.inputs(at_most=1)[0, 0].numel()
-        return [read_batch(bench.inputs(at_most=max(MOST_PIXELS // pixels, 1)))]
+        return _image_batches(bench)
     loader = bench.data.loader
     if not isinstance(loader, NoneType | list | tuple | Mapping) and not hasattr(loader, "__array__"):
         return islice(bench.batches(), MOST_BATCHES)
     batches = list(bench.batches())
     order = np.random.RandomState(0).permutation(len(batches))[:MOST_BATCHES]
     return [batches[i] for i in order]
+
+
+def _image_batches(bench: Bench) -> MadeBatches:
+    """Preprocessed images, at most MOST_IMAGES, in batches of equal size but for the last."""
+    total = min(bench.n_inputs, MOST_IMAGES)
+    order = np.random.RandomState(0).permutation(bench.n_inputs)[:total]
+    pixels = bench.inputs(at_most=1)[0, 0].numel()
+    count = max(1, -(-total * pixels // BATCH_PIXELS))
+    size = -(-total // count)
+
+    def make(number: int) -> Batch:
+        return read_batch(bench.inputs_at(order[number * size : (number + 1) * size]))
+
+    return MadeBatches(make, range(-(-total // size)))
 
 
 def synthetic_calibration(
@@ -150,7 +176,8 @@ def precisions_on(
         raise GbnnError(f"`posterior: {source}`: sigma comes from inputs; name them with `--data`")
     from gbnn_compress.calibration.sources import variational_precisions
 
-    network, first = bench.network.cpu(), bench.inputs(at_most=1)
+    # A copy: calibration may hold the network on another device.
+    network, first = copied(bench.network).cpu(), bench.inputs(at_most=1)
     n_classes = logits(network, [(first, None)]).shape[1]
     at_most = max(min(MOST_PIXELS // first[0, 0].numel(), MOST_INPUTS), 1)
     own, inputs = network.state_dict(keep_vars=True), bench.inputs(at_most=at_most)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.blocks import Block
+from gbnn_compress.calibration.blocks import Block, column_blocks
 from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.feedback import assign_with_feedback
-from gbnn_compress.calibration.survey import column_blocks, covariance, source_factors, trusted
+from gbnn_compress.calibration.moments import Halves, Moments, whole
+from gbnn_compress.calibration.survey import source_factors, trusted
 from gbnn_compress.calibration.tracing import Piece
 from gbnn_compress.calibration.twins import Twin
 
@@ -64,7 +66,7 @@ class Problem:
         piece: The piece.
         block: The block.
         where: int64 (G, r, d), positions of the weights in the tensor.
-        samples: (G, n, d) inputs of the original and of the compressed network.
+        halves: Moments of both halves of the inputs of the original and of the compressed network.
         sharing: What the weights may become.
         options: How ids are chosen.
     """
@@ -72,7 +74,7 @@ class Problem:
     piece: Piece
     block: Block
     where: np.ndarray
-    samples: tuple[torch.Tensor, torch.Tensor]
+    halves: Halves
     sharing: Sharing
     options: LockstepOptions
 
@@ -80,17 +82,19 @@ class Problem:
 def share(problem: Problem, original: Twin) -> np.ndarray:
     """Ids of a block's weights, int64 (G, r, d)."""
     sharing, options, where = problem.sharing, problem.options, problem.where
-    before, after = problem.samples
-    weights = stored(original, problem.piece.name).double().numpy().ravel()[where] / sharing.scale
+    weights = stored(original, problem.piece.name).double().cpu().numpy().ravel()[where] / sharing.scale
     row_factors, column_factors = source_factors(original, problem.piece.name, problem.piece.operand, problem.block)
-    if (column_factors != 1).any():
-        before, after = (each * torch.from_numpy(column_factors[:, None]).to(each) for each in (before, after))
     exact = sharing.exact[where]
     rows = _row_values(sharing.rows, where, len(sharing.exact)) * sharing.unit * row_factors**2
     ids, states = np.empty(where.shape, dtype=np.int64), np.zeros(where.shape[:2], dtype=np.int64)
-    for part in column_blocks(where.shape[2]):
-        pair, kept = (before[:, :, part], after[:, :, part]), exact[:, :, part]
-        target, hessian = _target(weights[:, :, part], *pair, kept, options, centred=problem.piece.centred)
+    for i, part in enumerate(column_blocks(where.shape[2])):
+        kept, factors = exact[:, :, part], column_factors[:, part]
+        seen, *halves = (
+            None if each is None else _seen(each, factors, centred=problem.piece.centred)
+            for each in (whole(problem.halves, i), *(half and half.run(i) for half in problem.halves))
+        )
+        assert seen is not None
+        target, hessian = _target(weights[:, :, part], seen, halves, kept, options)
         ids[:, :, part], states = assign_with_feedback(
             target,
             hessian,
@@ -112,37 +116,49 @@ def _row_values(rows: np.ndarray, where: np.ndarray, size: int) -> np.ndarray:
     return first if (of_weights == first[:, :, None]).all() else of_weights.mean(axis=2)
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What n pairs of inputs of a run of columns say.
+
+    Attributes:
+        n: Number of pairs.
+        own: float64 (G, k, k), S = E[y y^T] of the changed inputs y.
+        change: float64 (G, k, k), E[x y^T] - S with the original inputs x; zeros without.
+    """
+
+    n: int
+    own: np.ndarray
+    change: np.ndarray
+
+
+def _seen(moments: Moments, factors: np.ndarray, *, centred: bool) -> _Seen:
+    """The covariances of one run of columns, whose inputs are multiplied by factors (G, k)."""
+    scale = factors[:, :, None] * factors[:, None, :]
+    own = moments.covariance(0, centred=centred)
+    change = moments.cross_covariance(0, centred=centred) - own if moments.xy else np.zeros_like(own)
+    return _Seen(moments.n, own * scale, change * scale)
+
+
 def _target(
-    original: np.ndarray,
-    before: torch.Tensor,
-    after: torch.Tensor,
-    exact: np.ndarray,
-    options: LockstepOptions,
-    *,
-    centred: bool,
+    original: np.ndarray, seen: _Seen, halves: Sequence[_Seen | None], exact: np.ndarray, options: LockstepOptions
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (G, r, d) that compensate for the change of inputs, and the damped covariance (G, d, d) of the inputs.
 
     Args:
         original: float64 (G, r, d), the weights, in units of s_t.
-        before: (G, n, d), the original network's inputs.
-        after: (G, n, d), the compressed network's inputs.
+        seen: Covariances of all inputs, centred where a bias or a batch norm corrects the mean of the outputs.
+        halves: Those of both halves of the inputs; None for a half without inputs.
         exact: bool (G, r, d), weights that are kept as they are.
         options: Damping; on noise the target is the original weights.
-        centred: Whether a bias or a batch norm corrects the mean of the outputs.
     """
-    seen = covariance(after, centred=centred)
-    hessian = trusted(seen, n_samples=after.shape[1], damping=options.damping)
+    hessian = trusted(seen.own, n_samples=seen.n, damping=options.damping)
     if options.synthetic:
         return original, hessian
-    change = covariance(before, after, centred=centred) - seen
-    factor = _held_factor(original, before, after, options.damping, centred=centred)
-    return np.where(exact, original, original + factor * _least_squares(original @ change, hessian)), hessian
+    factor = _held_factor(original, halves[0], halves[1], options.damping)
+    return np.where(exact, original, original + factor * _least_squares(original @ seen.change, hessian)), hessian
 
 
-def _held_factor(
-    weights: np.ndarray, before: torch.Tensor, after: torch.Tensor, damping: float, *, centred: bool
-) -> float:
+def _held_factor(weights: np.ndarray, first: _Seen | None, second: _Seen | None, damping: float) -> float:
     """Fraction of the least-squares change of weights that is best on other samples, in [0, 1].
 
     With original inputs x, changed inputs y, C = E[x y^T], S = E[y y^T] and the damped H, the change of weights that
@@ -151,20 +167,15 @@ def _held_factor(
 
     Args:
         weights: float64 (G, r, d).
-        before: (G, n, d), original inputs, in the order of the inputs.
-        after: (G, n, d), changed inputs, in the same order.
+        first: Covariances of the first half of the samples.
+        second: Covariances of the second half.
         damping: Damping of the covariance (`survey.trusted`).
-        centred: Whether the covariance is.
     """
-    half = before.shape[1] // 2
-    if half == 0:
+    if first is None or second is None:
         return 0.0
-    seen, others = (covariance(each, centred=centred) for each in (after[:, :half], after[:, half:]))
-    hessian = trusted(seen, n_samples=half, damping=damping)
-    first = _least_squares(weights @ (covariance(before[:, :half], after[:, :half], centred=centred) - seen), hessian)
-    power = float(((first @ others) * first).sum())
-    missing = weights @ (covariance(before[:, half:], after[:, half:], centred=centred) - others)
-    factor = float((first * missing).sum()) / power if power > 0 else 0.0
+    moved = _least_squares(weights @ first.change, trusted(first.own, n_samples=first.n, damping=damping))
+    power = float(((moved @ second.own) * moved).sum())
+    factor = float((moved * (weights @ second.change)).sum()) / power if power > 0 else 0.0
     return min(max(factor, 0.0), 1.0)
 
 

@@ -115,4 +115,3 @@ def search_block(  # type: ignore[no-untyped-def]
                 costs[f, q] = np.inf
             for j in range(width):
                 errors[f, q, j], ids[f, q, j] = traced_errors[q, j], traced_ids[q, j]
-

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from queue import Queue
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from gbnn_compress.data.batches import Batch, read_batch
-from gbnn_compress.parallel import seeded_draws, single_thread
+from gbnn_compress.calibration.twins import deep_copy
+from gbnn_compress.data.batches import Batch, MadeBatches, read_batch
+from gbnn_compress.parallel import on_threads, seeded_draws, single_thread
 from gbnn_compress.predict.running import copied, logits_among
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class ErrorCosts:
     Attributes:
         costs: Cost per input of an error of the whole tensor.
         rows: float64 (rows,), mean squared gradient of each row of the tensor, for which an error of all its weights
-            costs so much in proportion.
+            costs so much in proportion; empty for a classifier.
         n_inputs: Number of inputs that were used.
     """
 
@@ -65,68 +68,76 @@ def error_costs(calibration: Calibration, errors: Mapping[str, torch.Tensor], *,
     weights = {name: own[calibration.names[name]] for name in errors if name in calibration.names}
     for weight in weights.values():
         weight.requires_grad_()
-    along = {name: errors[name].to(weight.dtype) for name, weight in weights.items()}
+    along = {name: errors[name].to(weight) for name, weight in weights.items()}
+    device = next((weight.device for weight in weights.values()), torch.device("cpu"))
     parts, repeats = _parts(calibration)
-    scalar = _drawn_labels() if classifier else _drawn_directions(calibration.traced.outputs)
+    scalar = _log_loss if classifier else partial(_along_directions, scales=dict(_scales(calibration.traced.outputs)))
+    count = repeats * sum(part.size for part in parts)
+
+    def gradients(number: int) -> list[torch.Tensor | None]:
+        """Gradients of a part with labels or directions of its own."""
+        generator = torch.Generator().manual_seed(number)
+        own = copies.get()
+        try:
+            part = parts[number % len(parts)].on(device)
+            value = scalar(forward.chosen(forward(own, part)), generator=generator)
+            return list(torch.autograd.grad(value, list(weights.values()), allow_unused=True))
+        finally:
+            copies.put(own)
+
     sums: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
-    count = repeats * sum(part.size for part in parts)
-    with single_thread(), seeded_draws():
+    with single_thread() as usable, seeded_draws():
+        threads = 1 if calibration.traced.draws else usable
+        kept, copies = {id(tensor): tensor for tensor in weights.values()}, Queue[torch.nn.Module]()
+        for _ in range(threads):
+            copies.put(deep_copy(network, kept))
         try:
-            for part in parts * repeats:
-                value = scalar(forward.chosen(forward(network, part.on(torch.device("cpu")))))
-                gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-                for name, gradient in zip(weights, gradients, strict=True):
+            for found in on_threads(gradients, range(repeats * len(parts)), threads=threads, alone=True):
+                for name, gradient in zip(weights, found, strict=True):
                     if gradient is not None:
                         slope = float((gradient * along[name]).sum())
                         sums[name] = sums.get(name, 0.0) + slope * slope
-                        powers = gradient.double().flatten(1).square().mean(dim=1).numpy()
-                        rows[name] = rows.get(name, 0.0) + powers
+                        if not classifier:  # whose filters are weighed by their batch norms
+                            powers = gradient.double().flatten(1).square().mean(dim=1).cpu().numpy()
+                            rows[name] = rows.get(name, 0.0) + powers
         except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
             return ErrorCosts({}, {}, count)
     costs = {name: total / (2 * count) for name, total in sums.items()}
     return ErrorCosts(costs, {name: total / count for name, total in rows.items()}, count)
 
 
-def _parts(calibration: Calibration) -> tuple[list[Batch], int]:
-    """Single inputs of the calibration if it has one tensor, else its batches; and how often each is used."""
-    first = calibration.batches[0]
-    if len(calibration.batches) == 1 and isinstance(first.value, torch.Tensor) and calibration.forward.function is None:
+def _parts(calibration: Calibration) -> tuple[Sequence[Batch], int]:
+    """Single inputs of the calibration if its batches are tensors, else its batches; and how often each is used."""
+    batches = calibration.batches
+    first = batches[0]
+    if isinstance(batches, MadeBatches) or (
+        len(batches) == 1 and isinstance(first.value, torch.Tensor) and calibration.forward.function is None
+    ):
         pixels = first.value[0, 0].numel() if first.value.dim() > 1 else 1
-        count = min(len(first.value), MOST_GRADIENTS, max(MOST_PIXELS // pixels, 1))
-        return [read_batch(part) for part in first.value[:count].split(1)], 1
-    return list(calibration.batches), max(1, -(-FEWEST_GRADIENTS // len(calibration.batches)))
+        most, singles = min(MOST_GRADIENTS, max(MOST_PIXELS // pixels, 1)), list[torch.Tensor]()
+        for batch in batches:
+            singles += batch.value[: most - len(singles)].split(1)
+            if len(singles) == most:
+                break
+        return [read_batch(single) for single in singles], 1
+    return batches, max(1, -(-FEWEST_GRADIENTS // len(batches)))
 
 
-def _drawn_labels() -> Callable[[Outputs], torch.Tensor]:
+def _log_loss(outputs: Outputs, *, generator: torch.Generator) -> torch.Tensor:
     """-log p(y | x), summed, with labels y drawn from the network itself."""
-    generator = torch.Generator().manual_seed(0)
-
-    def scalar(outputs: Outputs) -> torch.Tensor:
-        scores = logits_among(outputs).log_softmax(dim=1)
-        labels = torch.multinomial(scores.detach().exp(), 1, generator=generator)[:, 0]
-        return functional.nll_loss(scores, labels, reduction="sum")
-
-    return scalar
+    scores = logits_among(outputs).log_softmax(dim=1)
+    labels = torch.multinomial(scores.detach().exp().cpu(), 1, generator=generator)[:, 0]
+    return functional.nll_loss(scores, labels.to(scores.device), reduction="sum")
 
 
-def _drawn_directions(outputs: Outputs) -> Callable[[Outputs], torch.Tensor]:
-    """Sums of the outputs over their deviations, with random normal factors.
-
-    Args:
-        outputs: Outputs by name, from which their deviations are taken.
-    """
-    generator = torch.Generator().manual_seed(0)
-    scales = dict(_scales(outputs))
-
-    def scalar(outputs: Outputs) -> torch.Tensor:
-        parts = []
-        for name, y in outputs.items():
-            factors = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y.dtype)
-            parts.append((factors * y).sum() / scales.get(name, 1.0))
-        return torch.stack([part.double() for part in parts]).sum()
-
-    return scalar
+def _along_directions(outputs: Outputs, *, scales: Mapping[str, float], generator: torch.Generator) -> torch.Tensor:
+    """Sum of the outputs over their scales, with random normal factors."""
+    parts = []
+    for name, y in outputs.items():
+        factors = torch.randn(y.shape, generator=generator, dtype=torch.float32).to(y)
+        parts.append((factors * y).sum() / scales.get(name, 1.0))
+    return torch.stack([part.double() for part in parts]).sum()
 
 
 def _scales(outputs: Outputs) -> Iterator[tuple[str, float]]:

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.blocks import LONGEST_BLOCK, Block
+from gbnn_compress.calibration.blocks import Block, column_blocks
+from gbnn_compress.calibration.channels import matched
 from gbnn_compress.calibration.feedback import damped, inverse_factor
-from gbnn_compress.calibration.interceptor import intercepted, unfused
-from gbnn_compress.calibration.tracing import Piece, Sampler, Trace, key_of, run
+from gbnn_compress.calibration.moments import Halves, collected, moments_of, whole
+from gbnn_compress.calibration.positions import Positions, Sampler
+from gbnn_compress.calibration.together import Inputs, Run, Stops, run_together
+from gbnn_compress.calibration.tracing import Key, Piece, key_of
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, NormUse, Use
-from gbnn_compress.data.batches import Batch
-from gbnn_compress.parallel import seeded_draws
-from gbnn_compress.predict.forward import Forward
-
-SMALL, LARGE = 1e-12, 1e12
-"""Squares of inputs outside this range lose digits in float32, or overflow."""
 
 
 @dataclass(frozen=True)
@@ -38,94 +34,55 @@ class LayerStatistics:
     gain: float
 
 
-def survey(
-    twin: Twin,
-    batches: Sequence[Batch],
-    forward: Forward,
-    traced: Trace,
-    *,
-    damping: float,
-    match_batch_norm: bool,
-) -> dict[str, LayerStatistics]:
+@torch.no_grad()
+def survey(twin: Twin, inputs: Inputs, *, damping: float, match_batch_norm: bool) -> dict[str, LayerStatistics]:
     """Measure every layer whose weight is among the tensors.
 
     Args:
         twin: The original network.
-        batches: The inputs.
-        forward: How the network is run.
-        traced: Result of `trace` on these inputs.
+        inputs: The batches.
         damping: Damping of the inputs' covariance (`feedback.damped`).
         match_batch_norm: Whether batch norm normalises with the inputs' own statistics. Each layer then sees
             activations of the mean and variance that it saw in training, whatever the inputs.
     """
-    samplers = {key: Sampler(piece) for key, piece in traced.pieces.items()}
-    costs: dict[str, list[tuple[int, float, float, int]]] = {}
+    traced, costs = inputs.traced, dict[Key, tuple[int, float, float, int]]()
+    pieces = traced.pieces
+    samplers = {key: Sampler(piece, traced.present(key)) for key, piece in pieces.items() if piece.calls > 1}
 
-    def on_use(use: AnyUse, batch: int) -> torch.Tensor | None:
-        if isinstance(use, NormUse):
-            return matched(use) if match_batch_norm else None
-        sampler = samplers.get(key_of(use)) if isinstance(use, Use) else None
-        if sampler is not None and isinstance(use, Use):
+    def answer(key: Key, uses: Mapping[int, Sequence[Use]]) -> dict[int, Sequence[Run]]:
+        if key not in costs:
+            present = traced.present(key)
+            there = {batch: pair for batch, pair in uses.items() if batch in present} or uses
+            found = moments_of(pieces[key], Positions(pieces[key], list(there)), there, threads=inputs.threads)
+            costs[key] = _costs(pieces[key], found, twin, damping)
+        return {batch: [use.run for use in pair] for batch, pair in uses.items()}
+
+    def on_the_way(use: AnyUse, batch: int, side: int) -> torch.Tensor | None:
+        sampler = samplers.get(key_of(use))
+        if isinstance(use, Use) and sampler is not None:
             sampler.add(batch, use)
-            if sampler.complete:
-                piece = traced.pieces[key_of(use)]
-                del samplers[key_of(use)]
-                costs.setdefault(piece.name, []).append(_costs(piece, sampler, twin, damping))
-        return None
+        return matched(use) if isinstance(use, NormUse) and match_batch_norm else None
 
-    for i, batch in enumerate(batches):
-        with seeded_draws(), unfused(), intercepted(twin.tensors, _bound(on_use, i)):
-            run(twin, batch, forward)
-    return {name: _joined(each) for name, each in costs.items()}
+    def stops(use: AnyUse) -> bool:
+        return isinstance(use, Use) and key_of(use) in pieces and key_of(use) not in samplers
 
-
-def _bound(on_use: Callable[[AnyUse, int], torch.Tensor | None], batch: int) -> Callable[[AnyUse], torch.Tensor | None]:
-    return lambda use: on_use(use, batch)
-
-
-def matched(use: NormUse) -> torch.Tensor:
-    """The output of a batch norm that normalises with the inputs' own statistics."""
-    mean, variance = channel_moments([use.x], axis=1)
-    return use.normalise(mean.to(use.x.dtype), variance.to(use.x.dtype))
-
-
-def channel_moments(ys: Sequence[torch.Tensor], *, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and variances of the channels along an axis over several tensors, float64 (channels,)."""
-    pairs = []
-    for y in ys:
-        others = [i for i in range(y.dim()) if i != axis % y.dim()]
-        variance, mean = torch.var_mean(y.double() if y.numel() < 1 << 22 else y, dim=others, correction=0)
-        pairs.append((mean.double(), variance.double()))
-    if len(pairs) == 1:
-        return pairs[0]
-    shares = torch.tensor([y.numel() for y in ys], dtype=torch.float64)
-    shares = (shares / shares.sum())[:, None]
-    means, variances = (torch.stack(each) for each in zip(*pairs, strict=True))
-    mean = (shares * means).sum(dim=0)
-    return mean, (shares * (variances + (means - mean) ** 2)).sum(dim=0)
-
-
-def covariance(patches: torch.Tensor, other: torch.Tensor | None = None, *, centred: bool = True) -> np.ndarray:
-    """float64 (G, d, d), mean of the outer products of patches (G, n, d), centred or not, with others.
-
-    Products of inputs that are all below SMALL, or some above LARGE, are taken in float64.
-    """
-    if not SMALL <= float(patches.abs().amax()) <= LARGE:
-        patches, other = patches.double(), None if other is None else other.double()
-    left = patches - patches.mean(dim=1, keepdim=True) if centred else patches
-    right = left if other is None else other - other.mean(dim=1, keepdim=True) if centred else other
-    return (left.transpose(1, 2) @ right / patches.shape[1]).double().numpy()
+    run_together([twin], inputs, Stops(stops, answer, lambda use: use.run, on_the_way), leave=not samplers)
+    for key, sampler in samplers.items():
+        piece = pieces[key]
+        found = [
+            collected(each, None, sampler.patches(i), centred=piece.centred) for i, each in enumerate(piece.blocks)
+        ]
+        costs[key] = _costs(piece, found, twin, damping)
+    by_name: dict[str, list[tuple[int, float, float, int]]] = {}
+    for key in pieces:
+        if key in costs:
+            by_name.setdefault(pieces[key].name, []).append(costs[key])
+    return {name: _joined(each) for name, each in by_name.items()}
 
 
 def trusted(seen: np.ndarray, *, n_samples: int, damping: float) -> np.ndarray:
     """A covariance float64 (G, d, d), damped by `damping` + d / n: few samples are less reliable."""
     return damped(seen, damping=damping + seen.shape[1] / n_samples)
-
-
-def column_blocks(width: int) -> list[slice]:
-    """Equal runs of at most LONGEST_BLOCK columns."""
-    edges = np.linspace(0, width, -(-width // LONGEST_BLOCK) + 1).astype(int).tolist()
-    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
 def source_factors(twin: Twin, name: str, operand: torch.Tensor, block: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -134,11 +91,11 @@ def source_factors(twin: Twin, name: str, operand: torch.Tensor, block: Block) -
     They are 1 unless the weight is computed from the tensor, as in `weight_norm`: then a row or a column of the weight
     is a multiple of the tensor's.
     """
-    weight = block.arrange(operand.detach()).double().numpy()
+    weight = block.arrange(operand.detach()).double().cpu().numpy()
     ones = np.ones(weight.shape[:2]), np.ones((weight.shape[0], weight.shape[2]))
     if name not in twin.sources:
         return ones
-    source = block.arrange(seen_alike(twin.sources[name].detach(), operand)).double().numpy()
+    source = block.arrange(seen_alike(twin.sources[name].detach(), operand)).double().cpu().numpy()
     powers = source**2
     by_row = (weight * source).sum(axis=2) / np.maximum(powers.sum(axis=2), 1e-300)
     by_column = (weight * source).sum(axis=1) / np.maximum(powers.sum(axis=1), 1e-300)
@@ -152,17 +109,16 @@ def seen_alike(tensor: torch.Tensor, operand: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().as_strided(operand.shape, operand.stride(), operand.storage_offset())
 
 
-def _costs(piece: Piece, sampler: Sampler, twin: Twin, damping: float) -> tuple[int, float, float, int]:
+def _costs(piece: Piece, halves: Sequence[Halves], twin: Twin, damping: float) -> tuple[int, float, float, int]:
     """Number of weights, squared output error of one weight's unit error with and without feedback, and calls."""
     fed_back, plain = [], []
-    for i, block in enumerate(piece.blocks):
-        patches = sampler.patches(i)
+    for block, each in zip(piece.blocks, halves, strict=True):
         rows, columns = source_factors(twin, piece.name, piece.operand, block)
         power = float((rows**2).mean())
         repeats = rows.shape[1] * power
-        for part in column_blocks(patches.shape[2]):
-            seen = covariance(patches[:, :, part], centred=piece.centred)
-            hessian = trusted(seen, n_samples=patches.shape[1], damping=damping)
+        for i, part in enumerate(column_blocks(block.width)):
+            found = whole(each, i)
+            hessian = trusted(found.covariance(0, centred=piece.centred), n_samples=found.n, damping=damping)
             hessian = hessian * columns[:, part, None] * columns[:, None, part]
             factor = inverse_factor(hessian)
             fed_back.append((repeats, (1 / np.einsum("gjj->gj", factor) ** 2).ravel()))

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 
-from gbnn_compress.calibration.blocks import Block, blocks_of, chosen
+from gbnn_compress.calibration.blocks import Block, blocks_of
 from gbnn_compress.calibration.interceptor import intercepted, unfused
+from gbnn_compress.calibration.stays import LiveBytes, bytes_of, find_stays
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use, extent
-from gbnn_compress.data.batches import Batch
+from gbnn_compress.data.batches import Batch, tensors_in
 from gbnn_compress.errors import DataError, listed
 from gbnn_compress.parallel import seeded_draws
 from gbnn_compress.predict.forward import Forward
 
-MOST_BYTES, COPIES = 2_000_000_000, 4
-"""Memory for the activations of all batches; and how many times its widest layer's input and output a batch needs, in
-both networks."""
+INPUT_BYTES = 1_000_000_000
+"""Most memory of inputs that are read once and kept."""
+
+NETWORKS = 2
+"""The original and the compressed network run side by side."""
 
 Key = tuple[Any, ...]
 """Identifies a use: the piece of a weight, a bias that is added by itself, or a batch norm."""
@@ -67,6 +70,8 @@ class Trace:
         pieces: Key -> piece of a weight.
         lookups: Name of an embedding's table -> int64 (rows,), how often each row is looked up.
         outputs: Outputs of the first batch that count, by name.
+        draws: Whether the network draws random numbers.
+        held: float64 (batches, places), bytes that both runs of a batch hold while they stop at a place of the order.
     """
 
     order: Sequence[Key]
@@ -74,11 +79,36 @@ class Trace:
     pieces: Mapping[Key, Piece]
     lookups: Mapping[str, np.ndarray]
     outputs: Mapping[str, torch.Tensor]
+    draws: bool
+    held: np.ndarray
 
     @cached_property
     def places(self) -> Mapping[Key, int]:
         """Key -> place in the order."""
         return {key: place for place, key in enumerate(self.order)}
+
+    @cached_property
+    def stays(self) -> Sequence[range]:
+        """For each batch, the places in the order at which it takes part."""
+        weights = [self.pieces[key].operand.numel() if key in self.pieces else 0 for key in self.order]
+        return find_stays(self.held, np.array(weights, dtype=float))
+
+    @property
+    def held_bytes(self) -> int:
+        """Most memory that all runs of both networks hold while they stop."""
+        return int(bytes_of(self.held, self.stays).max(initial=0))
+
+    def without(self, batches: Sequence[int]) -> Trace:
+        """The same without the batches of these numbers; rows of tables are counted over all."""
+        pieces = {
+            key: replace(piece, counts=np.delete(piece.counts, batches, axis=0)) for key, piece in self.pieces.items()
+        }
+        return replace(self, pieces=pieces, held=np.delete(self.held, batches, axis=0))
+
+    def present(self, key: Key) -> list[int]:
+        """Numbers of the batches that take part at a key."""
+        place = self.places[key]
+        return [batch for batch, stay in enumerate(self.stays) if place in stay]
 
 
 def key_of(use: AnyUse) -> Key:
@@ -92,13 +122,12 @@ def key_of(use: AnyUse) -> Key:
 
 def trace(
     twin: Twin, batches: Iterable[Batch], forward: Forward, *, option: str | None = None
-) -> tuple[Trace, list[Batch]]:
+) -> tuple[Trace, Sequence[Batch]]:
     """Run the original network, and count.
 
     Args:
         twin: The original network.
-        batches: The inputs. They are read as far as both networks can hold all batches at their widest layers in
-            MOST_BYTES.
+        batches: The inputs. Those of an iterator are read as far as they fit into INPUT_BYTES.
         forward: How the network is run.
         option: The option that names the inputs, for messages; None for noise, on which outputs may be infinite.
 
@@ -110,11 +139,14 @@ def trace(
     """
     tracer = _Tracer(twin.tensors)
     first: Mapping[str, torch.Tensor] = {}
-    used, needed = list[Batch](), 0
+    kept, size = list[Batch](), 0
     for batch in batches:
-        tracer.begin(len(used))
-        with seeded_draws(), unfused(), intercepted(twin.tensors, tracer.on_use):
-            outputs = run(twin, batch, forward)
+        with LiveBytes() as living, seeded_draws(), unfused():
+            tracer.begin(living)
+            state = torch.random.get_rng_state()
+            with intercepted(twin.tensors, tracer.on_use):
+                outputs = run(twin, batch, forward)
+            tracer.draws |= not torch.equal(state, torch.random.get_rng_state())
         bad = [name for name, tensor in outputs.items() if not tensor.isfinite().all()]
         if bad and option is not None:
             raise DataError(
@@ -122,16 +154,18 @@ def trace(
                 " leave such inputs out, or choose another output with `--output`"
             )
         first = first or outputs
-        used.append(batch)
-        needed += COPIES * tracer.widest
-        if needed > MOST_BYTES:
-            break
-    return tracer.result(len(used), first), used
+        if not isinstance(batches, Sequence):
+            kept.append(batch)
+            size += sum(tensor.nbytes for tensor in tensors_in(batch.value))
+            if size > INPUT_BYTES:
+                break
+    return tracer.result(first), batches if isinstance(batches, Sequence) else kept
 
 
 def run(twin: Twin, batch: Batch, forward: Forward) -> dict[str, torch.Tensor]:
-    """Outputs of a fresh copy of a network, by name; the batch is not changed."""
-    return forward.chosen(forward(twin.copied(), batch.on(torch.device("cpu"))))
+    """Outputs of a fresh copy of a network, by name, on the CPU; the batch is not changed."""
+    outputs = forward.chosen(forward(twin.copied(), batch.on(twin.device)))
+    return {name: output.cpu() for name, output in outputs.items()}
 
 
 @dataclass
@@ -146,20 +180,34 @@ class _Tracer:
     normed: set[Key] = field(default_factory=set)
     calls: dict[Key, dict[int, int]] = field(default_factory=dict)
     lookups: dict[str, np.ndarray] = field(default_factory=dict)
-    batch: int = 0
+    held: dict[Key, dict[int, int]] = field(default_factory=dict)
+    draws: bool = False
+    batch: int = -1
     latest: tuple[Key, torch.Tensor] | None = None
-    widest: int = 0
+    living: LiveBytes | None = None
 
-    def begin(self, batch: int) -> None:
-        self.batch, self.latest, self.widest = batch, None, 0
+    def begin(self, living: LiveBytes) -> None:
+        """Begin a further batch, whose memory is counted."""
+        self.batch, self.latest, self.living = self.batch + 1, None, living
 
     def on_use(self, use: AnyUse) -> torch.Tensor | None:
+        assert self.living is not None
         key = key_of(use)
+        held = self.held.setdefault(key, {})
+        made = 0 if isinstance(use, Lookup) else use.x.nbytes
+        before, held[self.batch] = held.get(self.batch, 0), self.living.now + made
+        output = self._counted(key, use)
+        if output is not None:
+            held[self.batch] = self.living.now
+        held[self.batch] = max(held[self.batch], before)
+        return output
+
+    def _counted(self, key: Key, use: AnyUse) -> torch.Tensor | None:
         calls = self.calls.setdefault(key, {})
         calls[self.batch] = calls.get(self.batch, 0) + 1
         if isinstance(use, Lookup):
             rows = len(self.tensors[use.name])
-            found = torch.bincount(use.indices.reshape(-1).clamp(0, rows - 1), minlength=rows).numpy()
+            found = torch.bincount(use.indices.reshape(-1).clamp(0, rows - 1), minlength=rows).cpu().numpy()
             self.lookups[use.name] = self.lookups.get(use.name, 0) + found
             return None
         if not isinstance(use, Use):
@@ -171,7 +219,7 @@ class _Tracer:
                     self.normed.add(self.latest[0])
             return None
         if key not in self.first:
-            self.first[key] = use
+            self.first[key] = replace(use, x=use.x.new_empty(0), run=lambda: torch.empty(0))  # activations are freed
             self.blocks[key] = blocks_of(use)
             self.counts[key] = {}
             if use.bias is not None:
@@ -180,11 +228,10 @@ class _Tracer:
         self.counts[key][self.batch] = self.counts[key].get(self.batch, 0) + count
         output = use.run()
         self.latest = (key, output)
-        self.widest = max(self.widest, use.x.nbytes + output.nbytes)
         return output
 
-    def result(self, n_batches: int, outputs: Mapping[str, torch.Tensor]) -> Trace:
-        pieces = {}
+    def result(self, outputs: Mapping[str, torch.Tensor]) -> Trace:
+        self.latest, pieces, n_batches = None, {}, self.batch + 1
         for key in self._kept():
             use, blocks = self.first[key], self.blocks[key]
             counts = np.stack([self.counts[key].get(i, np.zeros(len(blocks), dtype=int)) for i in range(n_batches)])
@@ -195,7 +242,9 @@ class _Tracer:
         order = self._order(pieces)
         calls = {key: max(self.calls[key].values()) + (key in pieces and self._also_used(key, pieces)) for key in order}
         of_tables = {name: rows for name, rows in self.lookups.items() if name not in {p.name for p in pieces.values()}}
-        return Trace(order, calls, pieces, of_tables, outputs)
+        held = [[NETWORKS * self.held[key].get(i, 0) for key in order] for i in range(n_batches)]
+        held_bytes = np.array(held, dtype=float).reshape(n_batches, len(order))
+        return Trace(order, calls, pieces, of_tables, outputs, self.draws, held_bytes)
 
     def _order(self, pieces: Mapping[Key, Piece]) -> list[Key]:
         """Keys by their first call; a tensor that is also used otherwise has its place at its first use of any kind."""
@@ -230,39 +279,6 @@ class _Tracer:
                 ranges.append((first, last))
                 kept.add(key)
         return [key for key in self.first if key in kept]
-
-
-class Sampler:
-    """Input patches of one piece over all its calls, at positions that are chosen in advance."""
-
-    def __init__(self, piece: Piece) -> None:
-        self._blocks = piece.blocks
-        starts = np.cumsum(piece.counts, axis=0) - piece.counts
-        self._starts, self._seen = starts, np.zeros_like(starts)
-        self._chosen = [chosen(int(piece.counts[:, i].sum()), block.wanted) for i, block in enumerate(piece.blocks)]
-        self._parts: list[dict[int, list[torch.Tensor]]] = [{} for _ in piece.blocks]
-        self._total = piece.counts.sum(axis=0)
-
-    def add(self, batch: int, use: Use) -> None:
-        """Take the patches of one call."""
-        for i, block in enumerate(self._blocks):
-            count = block.count(use)
-            start = int(self._starts[batch, i] + self._seen[batch, i])
-            self._seen[batch, i] += count
-            edges = torch.tensor([start, start + count])
-            low, high = torch.searchsorted(self._chosen[i], edges).tolist()
-            if high > low:
-                self._parts[i].setdefault(batch, []).append(block.patches(use, self._chosen[i][low:high] - start))
-
-    @property
-    def complete(self) -> bool:
-        """Whether all calls were seen."""
-        return bool((self._seen.sum(axis=0) >= self._total).all())
-
-    def patches(self, i: int) -> torch.Tensor:
-        """(groups, m, d), patches of block i in the order of batches and calls."""
-        parts = [part for batch in sorted(self._parts[i]) for part in self._parts[i][batch]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -39,11 +39,16 @@ class Twin:
     sources: Mapping[str, torch.Tensor]
     produced: Mapping[str, tuple[nn.Module, str]]
 
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next((tensor.device for tensor in self.tensors.values()), torch.device("cpu"))
+
     def copied(self) -> nn.Module:
         """A copy with the same weights and norm statistics, and with states of its own."""
         buffers = (each for name, each in self.tensors.items() if each.dim() > 1 or name.endswith(STATISTICS))
         kept = chain(self.network.parameters(), buffers)
-        return _deep_copy(self.network, {id(tensor): tensor for tensor in kept})
+        return deep_copy(self.network, {id(tensor): tensor for tensor in kept})
 
     def view(self, operand: torch.Tensor, name: str, other: Twin) -> torch.Tensor:
         """The part of this network's tensor that an operand is of another twin's."""
@@ -71,7 +76,7 @@ def make_twin(network: nn.Module, names: Mapping[str, str], *, own_weights: bool
         own_weights: Whether the copy has weights of its own; otherwise it shares the network's parameters.
     """
     kept = {} if own_weights else {id(tensor): tensor for tensor in network.parameters()}
-    base = _deep_copy(network, kept).eval()
+    base = deep_copy(network, kept).eval()
     sources = base.state_dict(keep_vars=True)
     produced = _made_plain(base)
     own = {name: base.get_submodule(path).get_parameter(weight) for name, (path, weight) in produced.items()}
@@ -82,14 +87,14 @@ def make_twin(network: nn.Module, names: Mapping[str, str], *, own_weights: bool
             tensors[name] = held[mine]
             continue
         path, weight = produced[mine]
-        module = _deep_copy(network.get_submodule(path), {})
+        module = deep_copy(network.get_submodule(path), {})
         tensors[name] = own[mine]
         makers[name] = (module, weight)
         of_sources[name] = module.state_dict(keep_vars=True)[mine.removeprefix(f"{path}." if path else "")]
     return Twin(base, tensors, of_sources, makers)
 
 
-def _deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Module:
+def deep_copy(network: nn.Module, kept: Mapping[int, torch.Tensor]) -> nn.Module:
     """A deep copy that shares some tensors, also those of scripted modules."""
     made = copied(network, kept)
     own = dict(made.named_modules(remove_duplicate=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,36 @@ class Batch:
     def on(self, device: torch.device) -> Batch:
         """A copy on a device, which a network may change."""
         return Batch(copied_to(self.value, device), copied_to(self.inputs, device), copied_to(self.targets, device))
+
+
+@dataclass(frozen=True, eq=False)
+class MadeBatches(Sequence[Batch]):
+    """Batches that are made anew each time they are asked for, so that only few are in memory.
+
+    Attributes:
+        make: Returns the batch of a number; always the same one.
+        numbers: Numbers of the batches.
+    """
+
+    make: Callable[[int], Batch]
+    numbers: Sequence[int]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.numbers)
+
+    def __getitem__(self, place: Any) -> Any:
+        """A batch; a slice gives further `MadeBatches`."""
+        if isinstance(place, slice):
+            return MadeBatches(self.make, self.numbers[place])
+        return self.make(self.numbers[place])
+
+
+def taken(batches: Sequence[Batch], places: Iterable[int]) -> Sequence[Batch]:
+    """The batches at some places; batches that are made when asked for stay so."""
+    if isinstance(batches, MadeBatches):
+        return MadeBatches(batches.make, [batches.numbers[place] for place in places])
+    return [batches[place] for place in places]
 
 
 def read_batch(value: Any) -> Batch:

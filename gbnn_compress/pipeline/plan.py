@@ -107,7 +107,9 @@ def run_plan(
         "max_drop": request.max_drop,
         "ratio_of": request.ratio_of,
         "epochs": request.passes,
-        "memory_bytes": _peak_bytes(prepared.floating_bytes) + ENCODING_BYTES * _shared_weights(read, selection),
+        "memory_bytes": _peak_bytes(prepared.floating_bytes)
+        + ENCODING_BYTES * _shared_weights(read, selection)
+        + (0 if prepared.calibration is None else prepared.calibration.further_bytes),
         "warnings": [
             *opened.warnings,
             *outlier_warnings(read, selection),

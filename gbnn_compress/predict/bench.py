@@ -321,6 +321,13 @@ class Bench:
 
         return torch.cat([images for images, _ in self.images.sample(at_most).batches(self._image_preprocessing)])
 
+    def inputs_at(self, places: np.ndarray) -> torch.Tensor:
+        """The preprocessed images at some positions, float32 (n, channels, height, width), on the CPU."""
+        import torch
+
+        data = self.images.take(places)
+        return torch.cat([images for images, _ in data.batches(self._image_preprocessing)])
+
     def _load(self, tensors: Mapping[str, torch.Tensor]) -> Fit:
         return load_weights(self.network, tensors, spec=self.architecture)
 

@@ -13,6 +13,7 @@ from torch import nn
 from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.problem import LockstepOptions, Sharing
 from gbnn_compress.calibration.side_by_side import SideBySide, run_in_lockstep
+from gbnn_compress.calibration.together import Inputs
 from gbnn_compress.calibration.tracing import trace
 from gbnn_compress.calibration.twins import Twin, make_twin
 from gbnn_compress.data.batches import Batch, read_batch
@@ -72,6 +73,7 @@ def in_lockstep(
     *,
     names: Names | None = None,
     forward: Forward | None = None,
+    threads: int = 1,
     **options: Any,
 ) -> SideBySide:
     """Compress a network on batches."""
@@ -80,7 +82,8 @@ def in_lockstep(
     how = forward or Forward()
     traced, _ = trace(twins[0], read(batches), how)
     chosen = LockstepOptions(**{**defaults, **options})
-    return run_in_lockstep((twins[0], twins[1]), read(batches), how, traced, sharing, chosen)
+    inputs = Inputs(read(batches), how, traced, threads)
+    return run_in_lockstep((twins[0], twins[1]), inputs, sharing, chosen)
 
 
 def state_of(

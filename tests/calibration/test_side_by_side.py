@@ -495,3 +495,42 @@ def test_recurrent_biases_keep_the_mean_of_the_gates() -> None:
     assert outcome.statistics
     other = with_state(network, compressed(network, sharing, outcome))
     torch.testing.assert_close(logits(outcome)[1], other(x).detach(), rtol=1e-3, atol=1e-4)
+
+
+def test_threads_change_no_bit() -> None:
+    network = Small()
+    sharing = sharing_of(network, means=COARSE)
+    batches = list(images(40).split(8))
+    one, two = (in_lockstep(network, batches, sharing, threads=threads) for threads in (1, 3))
+    assert all(np.array_equal(one.ids[name], two.ids[name]) for name in sharing)
+    assert all(torch.equal(vector, two.statistics[name]) for name, vector in one.statistics.items())
+    assert all(torch.equal(a, b) for a, b in zip(logits(one), logits(two), strict=True))
+
+
+def test_how_inputs_are_cut_into_batches_changes_nothing_but_rounding() -> None:
+    network, x = Small(), images(40)
+    sharing = sharing_of(network, means=COARSE)
+    whole, parts = (in_lockstep(network, each, sharing) for each in (x, list(x.split(7))))
+    same = [np.mean(whole.ids[name] == parts.ids[name]) for name in sharing]
+    assert min(same) > 0.95
+    for name, vector in whole.statistics.items():
+        torch.testing.assert_close(parts.statistics[name], vector, rtol=0.1, atol=0.05)
+
+
+def test_batches_beyond_the_memory_take_part_in_later_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gbnn_compress.calibration.tracing.find_stays", late)
+    network, x = Small(), images(40)
+    sharing = sharing_of(network, means=COARSE)
+    outcome = in_lockstep(network, list(x.split(8)), sharing)
+    before, after = logits(outcome)
+    assert len(before) == 32  # one batch ends after the first layer
+    other = with_state(network, compressed(network, sharing, outcome))
+    kept = torch.cat([x[:8], x[16:]])
+    torch.testing.assert_close(before, network(kept).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after, other(kept).detach(), rtol=1e-4, atol=1e-4)
+
+
+def late(held: np.ndarray, weights: np.ndarray) -> list[range]:
+    """The first batch everywhere, one only in the first layer, and the others only from the second layer on."""
+    places = held.shape[1]
+    return [range(places), range(1), *[range(2, places)] * (len(held) - 2)]

@@ -12,7 +12,7 @@ from gbnn_compress_cli import digits_network
 from safetensors.torch import load_file, save_file
 
 from gbnn_compress import compress, decompress, diff, plan
-from gbnn_compress.calibration.on_data import calibration_on, synthetic_calibration
+from gbnn_compress.calibration.on_data import calibration_device, calibration_on, synthetic_calibration
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.checkpoint.select import select
 from gbnn_compress.data.architectures import build_network
@@ -368,3 +368,10 @@ def test_inputs_are_chosen_from_all_of_the_data(digits: Digits, tmp_path: Path) 
     assert some[-1] > 170
     assert some == (bench.inputs(at_most=50)[:, 0, 0, 0] * 255).round().int().tolist()
     assert len(bench.inputs(at_most=500)) == 200
+
+
+def test_auto_calibrates_on_the_cpu_and_a_named_device_on_itself() -> None:
+    assert calibration_device("auto") == torch.device("cpu")
+    assert calibration_device("meta") == torch.device("meta")
+    with pytest.raises(GbnnError, match="--device"):
+        calibration_device("no-such-device")
