@@ -203,7 +203,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Device to train, evaluate and calibrate on: auto, cpu, cuda, ... With auto, calibration runs on the CPU.",
+        help="Device to train, evaluate and calibrate networks on: auto, cpu, cuda, ... auto calibrates on the CPU.",
     ),
 ]
 Samples = Annotated[

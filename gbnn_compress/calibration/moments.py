@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from gbnn_compress.calibration.blocks import Block, column_blocks
-from gbnn_compress.calibration.tracing import Piece, Positions
+from gbnn_compress.calibration.positions import Positions
+from gbnn_compress.calibration.tracing import Piece
 from gbnn_compress.calibration.uses import Use
 from gbnn_compress.parallel import on_threads
 
@@ -52,10 +53,11 @@ class Moments:
             [a + b for a, b in zip(self.xy, other.xy, strict=True)],
         )
 
-    @property
-    def means(self) -> tuple[np.ndarray, np.ndarray]:
-        """Means of original and of compressed inputs, float64 (G, d) each."""
-        return self.x / self.n + self.shift, self.y / self.n + self.shift
+    def run(self, i: int) -> Moments:
+        """The moments of run i of the columns alone, as views."""
+        part = column_blocks(self.y.shape[1])[i]
+        shift, x, y = (each[:, part] for each in (self.shift, self.x, self.y))
+        return Moments(self.n, shift, x, y, self.yy[i : i + 1], self.xy[i : i + 1])
 
     def covariance(self, i: int, *, centred: bool) -> np.ndarray:
         """Covariance of the compressed inputs in run i of the columns, centred or not, float64 (G, k, k)."""
@@ -93,9 +95,9 @@ Halves = tuple[Moments | None, Moments | None]
 """Moments of the first and of the second half of the input patches; None without patches."""
 
 
-def whole(halves: Halves) -> Moments:
-    """The moments of all patches."""
-    first, second = halves
+def whole(halves: Halves, i: int) -> Moments:
+    """The moments of all patches in run i of the columns."""
+    first, second = (None if half is None else half.run(i) for half in halves)
     if first is None or second is None:
         found = first or second
         assert found is not None
@@ -194,13 +196,14 @@ class _MomentSum:
         """Add the sums of a chunk. The order of these calls decides the rounding."""
         assert self.shift is not None
         there = self._sums[sums.half]
-        x, y, *products = (each.double().cpu().numpy() for each in (sums.x, sums.y, *sums.yy, *sums.xy))
         if there is None:
-            yy, xy = products[: len(sums.yy)], products[len(sums.yy) :]
-            self._sums[sums.half] = Moments(sums.n, self.shift[:, 0].double().cpu().numpy(), x, y, yy, xy)
+            shift, x, y = (each.double().cpu().numpy() for each in (self.shift[:, 0], sums.x, sums.y))
+            yy, xy = ([each.double().cpu().numpy() for each in products] for products in (sums.yy, sums.xy))
+            self._sums[sums.half] = Moments(sums.n, shift, x, y, yy, xy)
             return
-        for total, part in zip((there.x, there.y, *there.yy, *there.xy), (x, y, *products), strict=True):
-            total += part
+        parts = (sums.x, sums.y, *sums.yy, *sums.xy)
+        for total, part in zip((there.x, there.y, *there.yy, *there.xy), parts, strict=True):
+            total += part.cpu().numpy()
         self._sums[sums.half] = replace(there, n=there.n + sums.n)
 
 

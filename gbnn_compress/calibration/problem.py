@@ -82,7 +82,6 @@ class Problem:
 def share(problem: Problem, original: Twin) -> np.ndarray:
     """Ids of a block's weights, int64 (G, r, d)."""
     sharing, options, where = problem.sharing, problem.options, problem.where
-    found = whole(problem.halves)
     weights = stored(original, problem.piece.name).double().cpu().numpy().ravel()[where] / sharing.scale
     row_factors, column_factors = source_factors(original, problem.piece.name, problem.piece.operand, problem.block)
     exact = sharing.exact[where]
@@ -91,8 +90,8 @@ def share(problem: Problem, original: Twin) -> np.ndarray:
     for i, part in enumerate(column_blocks(where.shape[2])):
         kept, factors = exact[:, :, part], column_factors[:, part]
         seen, *halves = (
-            None if each is None else _seen(each, i, factors, centred=problem.piece.centred)
-            for each in (found, *problem.halves)
+            None if each is None else _seen(each, factors, centred=problem.piece.centred)
+            for each in (whole(problem.halves, i), *(half and half.run(i) for half in problem.halves))
         )
         assert seen is not None
         target, hessian = _target(weights[:, :, part], seen, halves, kept, options)
@@ -132,11 +131,11 @@ class _Seen:
     change: np.ndarray
 
 
-def _seen(moments: Moments, i: int, factors: np.ndarray, *, centred: bool) -> _Seen:
-    """The covariances of run i of the columns, whose inputs are multiplied by factors (G, k)."""
+def _seen(moments: Moments, factors: np.ndarray, *, centred: bool) -> _Seen:
+    """The covariances of one run of columns, whose inputs are multiplied by factors (G, k)."""
     scale = factors[:, :, None] * factors[:, None, :]
-    own = moments.covariance(i, centred=centred)
-    change = moments.cross_covariance(i, centred=centred) - own if moments.xy else np.zeros_like(own)
+    own = moments.covariance(0, centred=centred)
+    change = moments.cross_covariance(0, centred=centred) - own if moments.xy else np.zeros_like(own)
     return _Seen(moments.n, own * scale, change * scale)
 
 

@@ -22,9 +22,10 @@ import torch
 from gbnn_compress.calibration.blocks import places_of
 from gbnn_compress.calibration.channels import channel_moments, joined_moments, matched, moments_along
 from gbnn_compress.calibration.moments import Halves, collected, moments_of
+from gbnn_compress.calibration.positions import Positions, Sampler
 from gbnn_compress.calibration.problem import LockstepOptions, Problem, Sharing, share, stored
 from gbnn_compress.calibration.together import Inputs, Outputs, Run, Stops, run_together
-from gbnn_compress.calibration.tracing import Key, Piece, Positions, Sampler, Trace, key_of, run
+from gbnn_compress.calibration.tracing import Key, Piece, Trace, key_of, run
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, BiasUse, Lookup, NormUse, Use
 from gbnn_compress.data.batches import Batch

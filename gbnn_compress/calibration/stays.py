@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbnn_compress.data.batches import tensors_in
 
-MOST_BYTES = 800_000_000
+MOST_BYTES = 600_000_000
 """Memory for what all runs hold while they stop at a layer. Where inputs need more, early layers see fewer of them."""
 
 

@@ -12,8 +12,9 @@ from gbnn_compress.calibration.blocks import Block, column_blocks
 from gbnn_compress.calibration.channels import matched
 from gbnn_compress.calibration.feedback import damped, inverse_factor
 from gbnn_compress.calibration.moments import Halves, collected, moments_of, whole
+from gbnn_compress.calibration.positions import Positions, Sampler
 from gbnn_compress.calibration.together import Inputs, Run, Stops, run_together
-from gbnn_compress.calibration.tracing import Key, Piece, Positions, Sampler, key_of
+from gbnn_compress.calibration.tracing import Key, Piece, key_of
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse, NormUse, Use
 
@@ -112,12 +113,12 @@ def _costs(piece: Piece, halves: Sequence[Halves], twin: Twin, damping: float) -
     """Number of weights, squared output error of one weight's unit error with and without feedback, and calls."""
     fed_back, plain = [], []
     for block, each in zip(piece.blocks, halves, strict=True):
-        found = whole(each)
         rows, columns = source_factors(twin, piece.name, piece.operand, block)
         power = float((rows**2).mean())
         repeats = rows.shape[1] * power
         for i, part in enumerate(column_blocks(block.width)):
-            hessian = trusted(found.covariance(i, centred=piece.centred), n_samples=found.n, damping=damping)
+            found = whole(each, i)
+            hessian = trusted(found.covariance(0, centred=piece.centred), n_samples=found.n, damping=damping)
             hessian = hessian * columns[:, part, None] * columns[:, None, part]
             factor = inverse_factor(hessian)
             fed_back.append((repeats, (1 / np.einsum("gjj->gj", factor) ** 2).ravel()))

@@ -18,6 +18,7 @@ from gbnn_compress.calibration.turns import LEAVE, Wait, take_turns
 from gbnn_compress.calibration.twins import Twin
 from gbnn_compress.calibration.uses import AnyUse
 from gbnn_compress.data.batches import Batch
+from gbnn_compress.parallel import give_back
 from gbnn_compress.predict.forward import Forward
 
 Run = Callable[[], torch.Tensor]
@@ -123,6 +124,7 @@ def run_together(twins: Sequence[Twin], inputs: Inputs, stops: Stops, *, leave: 
     with unfused():
         jobs = [job(batch, side) for batch in range(len(inputs.batches)) for side in range(sides)]
         results = take_turns(jobs, answer, at_once=1 if traced.draws else inputs.threads)
+    give_back()  # each thread that has ended leaves freed memory behind
     ended = [results[start : start + sides] for start in range(0, len(results), sides)]
     return [[each[side] for each in ended if None not in each] for side in range(sides)]  # type: ignore[misc]
 

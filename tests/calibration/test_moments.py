@@ -36,7 +36,7 @@ def test_covariances_are_those_of_all_patches(monkeypatch: pytest.MonkeyPatch, c
     x, y = pairs()
     halves = moments_of(x, y, centred=centred)
     half = SAMPLES // 2
-    for found, part in ((halves[0], slice(half)), (halves[1], slice(half, None)), (whole(halves), slice(None))):
+    for found, part in ((halves[0], slice(half)), (halves[1], slice(half, None)), (whole(halves, 0), slice(None))):
         assert found is not None
         assert found.n == y[:, part].shape[1]
         for got, left in (
@@ -51,13 +51,13 @@ def test_a_large_mean_costs_no_digits() -> None:
     _, y = pairs(offset=0.0)
     far = moments_of(None, y + 1000.0, centred=True)
     exact = expected(y + 1000.0, y + 1000.0, centred=True)
-    np.testing.assert_allclose(whole(far).covariance(0, centred=True), exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(whole(far, 0).covariance(0, centred=True), exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1e-22, 1e22])
 def test_inputs_outside_of_the_range_of_float32_are_multiplied_in_float64(factor: float) -> None:
     x, y = pairs()
-    found = whole(moments_of(factor * x, factor * y, centred=False))
+    found = whole(moments_of(factor * x, factor * y, centred=False), 0)
     wanted = expected(x, y, centred=False)
     np.testing.assert_allclose(found.cross_covariance(0, centred=False) / factor**2, wanted, rtol=1e-4)
 

@@ -15,9 +15,10 @@ from gbnn_compress.calibration.channels import channel_moments
 from gbnn_compress.calibration.feedback import inverse_factor
 from gbnn_compress.calibration.interceptor import intercepted
 from gbnn_compress.calibration.moments import collected, whole
+from gbnn_compress.calibration.positions import Sampler
 from gbnn_compress.calibration.survey import LayerStatistics, survey, trusted
 from gbnn_compress.calibration.together import Inputs
-from gbnn_compress.calibration.tracing import Sampler, Trace, trace
+from gbnn_compress.calibration.tracing import Trace, trace
 from gbnn_compress.calibration.uses import Use
 from gbnn_compress.predict.forward import Forward
 
@@ -55,7 +56,7 @@ def sampled(network: nn.Module, batches: Any, name: str) -> torch.Tensor:
 def covariance(patches: torch.Tensor) -> np.ndarray:
     """Centred, float64 (G, d, d), of patches (G, n, d)."""
     block = Block(lambda operand: operand, patches.shape[2], lambda use: 0, lambda use, positions: patches)
-    return whole(collected(block, None, patches, centred=True)).covariance(0, centred=True)
+    return whole(collected(block, None, patches, centred=True), 0).covariance(0, centred=True)
 
 
 @pytest.fixture
