@@ -15,6 +15,7 @@ _PRECISION, _FACTOR_BITS, _TOP_BITS = 24, 30, 8
 _LOW = np.uint64((1 << _PRECISION) - 1)
 _WORD = np.uint64(32)
 _FULL = np.uint64(1 << 32)
+_NEXT = np.uint64(1)
 _SHIFT, _TOP_SHIFT = np.uint64(_PRECISION), np.uint64(_PRECISION - _TOP_BITS)
 
 
@@ -26,7 +27,6 @@ def walk(
     neighbours: Any,
     values: Any,
     scales: Any,
-    next_states: Any,
     by_rule: Any,
     trellis: Any,
     sums: Any,
@@ -41,7 +41,6 @@ def walk(
         neighbours: Weights of the left, the upper and the upper left neighbour.
         values: int32 (K + 1,).
         scales: float32 (112,), 2 over the magnitude of each level.
-        next_states: int64 (8, 2).
         by_rule: Whether slots depend on contexts.
         trellis: Whether slots depend on parities.
         sums: Of the taps float64 magnitudes and counts, of the columns float32 magnitudes and expected ones; changed.
@@ -55,11 +54,13 @@ def walk(
     mean_sums, mean_counts, column_sums, column_usual = sums
     models, words, states, number, word = coder
     made, cumulative, tops, symbols = models[0], models[1], models[2], models[5]
-    last_state = len(states) - 1
+    last_state = np.uint64(len(states) - 1)
+    flat, stride = cumulative.reshape(cumulative.size), np.uint64(cumulative.shape[1])
     escape = len(values) - 1
     predicts = by_rule and (left != 0 or above != 0 or corner != 0)
     row_sums = np.ones(_LANES, np.float32)
     usual, distance = np.zeros(_LANES, np.float32), np.zeros(_LANES, np.float32)
+    gain = np.zeros(_LANES, np.float32)
     level, slot, state, guess = (
         np.zeros(_LANES, np.int32),
         np.zeros(_LANES, np.int32),
@@ -116,14 +117,15 @@ def walk(
                             if x:
                                 c, across = np.int32(corner), (tap - width - 1) * _LANES
                         for lane in range(_LANES):
-                            centre = np.int32(
-                                (a * read[beside + lane] + b * read[over + lane] + c * read[across + lane]) >> 4
-                            )
-                            guess[lane] = centre
-                            halves = np.float32(np.float32(centre) * scales[level[lane]]) + np.float32(_REACH + 0.5)
+                            gain[lane] = scales[np.uint64(level[lane])]
+                        for lane in range(_LANES):
+                            centre = np.int32(a * read[beside + lane] + b * read[over + lane])
+                            guess[lane] = np.int32(np.int32(centre + c * read[across + lane]) >> 4)
+                        for lane in range(_LANES):
+                            halves = np.float32(np.float32(guess[lane]) * gain[lane]) + np.float32(_REACH + 0.5)
                             halves = halves if halves > np.float32(0.0) else np.float32(0.0)
                             halves = halves if halves < np.float32(2 * _REACH) else np.float32(2 * _REACH)
-                            slot[lane] += 2 * np.int32(halves) - 2 * _REACH
+                            slot[lane] = np.int32(slot[lane] + np.int32(np.int32(halves) << 1)) - np.int32(2 * _REACH)
                 else:
                     slot[:] = 0
                 if trellis:
@@ -131,38 +133,42 @@ def walk(
                         slot[lane] += state[lane] & 1
                 if len(slots) == 0:
                     for lane in range(lanes):
-                        key = slot[lane]
+                        key = np.uint64(slot[lane])
                         model = made[key]
                         if model < 0:
-                            model = _made(key, models)
+                            model = _made(np.int64(key), models)
                             if model < 0:
                                 return -1
-                        which = (number + place + lane) & last_state
+                        which = np.uint64(number + place + lane) & last_state
                         coded = states[which]
                         low = coded & _LOW
-                        symbol = np.int64(tops[model, low >> _TOP_SHIFT])
-                        stop = np.uint64(cumulative[model, symbol + 1])
+                        symbol = np.uint64(tops[np.uint64(model), low >> _TOP_SHIFT])
+                        base = np.uint64(model) * stride + symbol
+                        start, stop = np.uint64(flat[base]), np.uint64(flat[base + _NEXT])
                         while stop <= low:
-                            symbol += 1
-                            stop = np.uint64(cumulative[model, symbol + 1])
-                        start = np.uint64(cumulative[model, symbol])
+                            base += _NEXT
+                            start, stop = stop, np.uint64(flat[base + _NEXT])
                         coded = (coded >> _SHIFT) * (stop - start) + (low - start)
                         if coded < _FULL and word < len(words):
-                            coded = coded << _WORD | np.uint64(words[word])
+                            coded = coded << _WORD | np.uint64(words[np.uint64(word)])
                             word += 1
                         states[which] = coded
-                        ids[place + lane] = symbols[key & 1, symbol]
+                        found = symbols[key & _NEXT, base - np.uint64(model) * stride]
+                        ids[np.uint64(place + lane)] = found
                 else:
                     for lane in range(lanes):
                         slots[place + lane] = slot[lane]
                 if trellis:
                     for lane in range(lanes):
-                        found = ids[place + lane]
-                        state[lane] = next_states[state[lane], 0 if found == escape else (found >> 1) & 1]
+                        found = ids[np.uint64(place + lane)]
+                        # The bits of `NEXT_STATE`, without a look-up.
+                        before = state[lane]
+                        branch = np.int32(0) if found == escape else found >> 1
+                        state[lane] = ((before & 3) << 1) | ((branch ^ (before >> 1) ^ (before >> 2)) & 1)
                 if by_rule:
                     here = tap * _LANES
                     for lane in range(lanes):
-                        value = values[ids[place + lane]]
+                        value = values[np.uint64(ids[np.uint64(place + lane)])]
                         read[here + lane] = value
                         distance[lane] = np.float32(abs(np.int32(value - guess[lane])))
                     if taps > 1:
@@ -230,17 +236,18 @@ def encode(ids: Any, slots: Any, positions: Any, models: Any, states: Any, numbe
         Where the words start.
     """
     made, cumulative = models[0], models[1]
-    last_state = len(states) - 1
+    last_state = np.uint64(len(states) - 1)
+    flat, stride = cumulative.reshape(cumulative.size), np.uint64(cumulative.shape[1])
     place = len(words)
     for index in range(len(ids) - 1, -1, -1):
-        slot = np.int64(slots[index])
+        slot = np.uint64(slots[index])
         row = made[slot]
         if row < 0:
-            row = _made(slot, models)
-        symbol = positions[slot & 1, ids[index]]
-        start = np.uint64(cumulative[row, symbol])
-        share = np.uint64(cumulative[row, symbol + 1]) - start
-        which = (number + index) & last_state
+            row = _made(np.int64(slot), models)
+        base = np.uint64(row) * stride + np.uint64(positions[slot & _NEXT, np.uint64(ids[index])])
+        start = np.uint64(flat[base])
+        share = np.uint64(flat[base + _NEXT]) - start
+        which = np.uint64(number + index) & last_state
         state = states[which]
         if state >> np.uint64(64 - _PRECISION) >= share:
             place -= 1

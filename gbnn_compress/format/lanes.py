@@ -25,7 +25,7 @@ from gbnn_compress.format.contexts import (
     exp16,
     kernel_of,
 )
-from gbnn_compress.format.trellis import NEXT_STATE, next_states, superset_of
+from gbnn_compress.format.trellis import next_states, superset_of
 
 LANES = 16
 
@@ -133,7 +133,6 @@ class Walk:
             neighbours,
             self._values,
             INVERSE_SCALES,
-            NEXT_STATE,
             self._rule is not None,
             self._trellis,
             (self._means, self._counts, self._column_sums, self._column_usual),
@@ -165,10 +164,11 @@ class _Group:
     def __init__(self, walk: Walk, lanes: int) -> None:
         self._walk, self._lanes = walk, lanes
         self._neighbours = (0, 0, 0) if walk._rule is None else walk._rule.neighbours
-        self._row_usual = np.float32(ROW_PRIOR * max(1.0, walk._means[0] / walk._counts[0]))
-        self._rows = np.full(lanes, self._row_usual)
+        self._row_usual: np.ndarray | np.float32 = np.float32(ROW_PRIOR * max(1.0, walk._means[0] / walk._counts[0]))
+        self._rows = np.full(lanes, self._row_usual, dtype=np.float32)
         self._kernels, self._kernel_usual = np.zeros(lanes, dtype=np.float32), np.zeros(lanes, dtype=np.float32)
         self._read = np.zeros((walk._taps, lanes), dtype=np.int32)
+        self._predicts, self._nothing = any(self._neighbours), np.zeros(lanes, dtype=np.int32)
 
     def contexts(self, tap: int, column: int) -> np.ndarray:
         """int (lanes,), contexts of a column's rows."""
@@ -184,18 +184,19 @@ class _Group:
             _lg(walk._column_sums[column]) - _lg(walk._column_usual[column]) if walk._columns > 1 else 0
         )
         self._common_level = mean + self._column_level
-        levels = np.clip(self._row_levels + self._column_level, 0, _MOST)
+        levels = _clipped(self._row_levels + self._column_level, 0, _MOST)
         if walk._taps > 1:
             self._usual = _ex(levels)
             prior = np.float32(KERNEL_PRIOR) * self._usual
             levels += _lg(prior + self._kernels) - _lg(prior + self._kernel_usual)
-        levels = np.clip(levels, 0, 4 * N_LEVELS - 1) >> 2
-        self._expected = self._expectation(tap)
+        levels = _clipped(levels, 0, 4 * N_LEVELS - 1) >> 2
         contexts = levels * N_PREDICTIONS + REACH
-        if not tap or not any(self._neighbours):
+        if not tap or not self._predicts:
+            self._expected = self._nothing
             return contexts
+        self._expected = self._expectation(tap)
         halves = self._expected.astype(np.float32) * INVERSE_SCALES[levels] + np.float32(REACH + 0.5)
-        return contexts - REACH + np.clip(halves, 0, 2 * REACH).astype(np.int64)
+        return contexts - REACH + _clipped(halves, 0, 2 * REACH).astype(np.int64)
 
     def _expectation(self, tap: int) -> np.ndarray:
         """int32 (lanes,), values expected from the neighbours in the kernel."""
@@ -210,7 +211,7 @@ class _Group:
     def learn(self, tap: int, column: int, values: np.ndarray) -> None:
         """Learn the values of a column's rows."""
         walk = self._walk
-        if any(self._neighbours):
+        if self._predicts:
             self._read[tap] = values
         distance = np.abs(values - self._expected).astype(np.float32)
         if walk._taps > 1:
@@ -218,11 +219,11 @@ class _Group:
             self._kernel_usual += self._usual
         total = _sum(distance)
         walk._column_sums[column] += total
-        walk._column_usual[column] += _sum(_ex(np.clip(self._row_levels, 0, _MOST)))
+        walk._column_usual[column] += _sum(_ex(_clipped(self._row_levels, 0, _MOST)))
         walk._means[tap] += total
         walk._counts[tap] += self._lanes
         self._rows += distance
-        self._row_usual = self._row_usual + _ex(np.clip(self._common_level, 0, _MOST))
+        self._row_usual = self._row_usual + _ex(_clipped(self._common_level, 0, _MOST))
 
 
 def _lg(numbers: np.ndarray | np.float32) -> np.ndarray:
@@ -235,10 +236,17 @@ def _ex(levels: np.ndarray) -> np.ndarray:
     return ((levels + _BIAS) << 19).astype(np.int32).view(np.float32)
 
 
+def _clipped(numbers: np.ndarray, low: int, high: int) -> np.ndarray:
+    """`numpy.clip`, which takes several times as long for so few numbers."""
+    return np.minimum(np.maximum(numbers, low), high)
+
+
 def _sum(numbers: np.ndarray) -> np.float32:
     """Sum of up to LANES float32 numbers: one half is added to the other, four times."""
-    numbers = np.concatenate([numbers, np.zeros(LANES - len(numbers), dtype=np.float32)])
-    while len(numbers) > 1:
-        half = len(numbers) // 2
-        numbers = numbers[:half] + numbers[half:]
-    return numbers[0]
+    if len(numbers) < LANES:
+        numbers = np.concatenate([numbers, np.zeros(LANES - len(numbers), dtype=np.float32)])
+    eight = numbers[:8] + numbers[8:]
+    four = eight[:4] + eight[4:]
+    two = four[:2] + four[2:]
+    total: np.float32 = two[0] + two[1]
+    return total
