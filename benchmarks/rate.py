@@ -52,25 +52,25 @@ PEER_REVISION = 1
 """Raise it when `peers.py` or `nncodec_worker.py` come to give other bytes or other weights."""
 
 NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
-    "default": (range(-34, -15, 4), {}),
-    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
-    "bnf": (range(-34, -15, 4), {"fold": True}),
-    "bnf, opt_qp": (range(-42, -17, 4), {"fold": True, "opt_qp": True}),
-    "bnf, nonweight_qp -44": (range(-34, -12, 3), {"fold": True, "nonweight_qp": -44}),
     "bnf, opt_qp, nonweight_qp -44": (range(-42, -17, 3), {"fold": True, "opt_qp": True, "nonweight_qp": -44}),
+    "bnf, nonweight_qp -44": (range(-34, -12, 3), {"fold": True, "nonweight_qp": -44}),
     "bnf, nonweight_qp -44, lambda_scale 1": (
         range(-34, -15, 3),
         {"fold": True, "nonweight_qp": -44, "lambda_scale": 1.0},
     ),
+    "bnf, opt_qp": (range(-42, -17, 4), {"fold": True, "opt_qp": True}),
+    "bnf": (range(-34, -15, 4), {"fold": True}),
+    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
+    "default": (range(-34, -15, 4), {}),
 }
-"""NNCodec's data-free tools, and the QPs to try; dependent quantisation is on in all of them."""
+"""NNCodec's data-free tools, and the QPs to try; dependent quantisation is on in all of them. The best come first."""
 
 UNFOLDED_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
-    "default": (range(-34, -15, 3), {}),
-    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
-    "nonweight_qp -44": (range(-34, -12, 3), {"nonweight_qp": -44}),
     "opt_qp, nonweight_qp -44": (range(-42, -17, 3), {"opt_qp": True, "nonweight_qp": -44}),
+    "nonweight_qp -44": (range(-34, -12, 3), {"nonweight_qp": -44}),
     "nonweight_qp -44, lambda_scale 1": (range(-34, -15, 3), {"nonweight_qp": -44, "lambda_scale": 1.0}),
+    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
+    "default": (range(-34, -15, 4), {}),
 }
 """The same for networks without batch norms that could be folded."""
 
