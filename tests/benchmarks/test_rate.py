@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import cases
 import nncodec_worker
@@ -34,6 +35,12 @@ def test_test_images_are_those_of_the_last_file() -> None:
     assert replace(cases.CASES["resnet20"], limit=100).on_test_images().limit == 100
     alone = cases.CASES["efficientnet_lite0"]
     assert alone.on_test_images() == alone
+
+
+def test_every_architecture_is_a_function_of_a_file() -> None:
+    for case in cases.CASES.values():
+        file, _, function = case.architecture.rpartition(":")
+        assert f"\ndef {function}()" in Path(file).read_text()
 
 
 def point(agreement: float, size_bytes: int, *, codec: str = "peer", setting: str = "a") -> Point:
