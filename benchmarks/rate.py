@@ -63,16 +63,17 @@ NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
     "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
     "default": (range(-34, -15, 4), {}),
 }
-"""NNCodec's data-free tools, and the QPs to try; dependent quantisation is on in all of them. The best come first."""
+"""NNCodec's data-free tools, best first, and the QPs to try, up to the first whose file is smaller than the span of the
+case asks for; dependent quantisation is on in all of them."""
 
 UNFOLDED_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
-    "opt_qp, nonweight_qp -44": (range(-42, -17, 3), {"opt_qp": True, "nonweight_qp": -44}),
-    "nonweight_qp -44": (range(-34, -12, 3), {"nonweight_qp": -44}),
-    "nonweight_qp -44, lambda_scale 1": (range(-34, -15, 3), {"nonweight_qp": -44, "lambda_scale": 1.0}),
-    "opt_qp": (range(-42, -17, 4), {"opt_qp": True}),
-    "default": (range(-34, -15, 4), {}),
+    "opt_qp, nonweight_qp -44": (range(-42, 0, 3), {"opt_qp": True, "nonweight_qp": -44}),
+    "nonweight_qp -44": (range(-37, 0, 3), {"nonweight_qp": -44}),
+    "nonweight_qp -44, lambda_scale 1": (range(-37, 0, 3), {"nonweight_qp": -44, "lambda_scale": 1.0}),
+    "opt_qp": (range(-42, 0, 4), {"opt_qp": True}),
+    "default": (range(-38, 0, 4), {}),
 }
-"""The same for networks without batch norms that could be folded."""
+"""The same for networks without batch norms that could be folded, whose ratios differ more at one QP."""
 
 TRAINED_RATIOS = (16, 25, 50)
 
@@ -139,7 +140,10 @@ def parse() -> argparse.Namespace:
 def measure(network: AnyNetwork, codec: str, options: argparse.Namespace) -> Iterator[Point]:
     """A codec's points on one network, from the cache where they are in it."""
     case = network.case
+    beyond = set()
     for setting, label, encode in jobs(network, codec, options):
+        if setting in beyond:
+            continue
         key = {
             "network": case.name,
             "checkpoint": network.digest,
@@ -159,6 +163,9 @@ def measure(network: AnyNetwork, codec: str, options: argparse.Namespace) -> Ite
             unfinished.replace(file)
             print(f"{case.name} {codec} {setting}, {label}: {result}", file=sys.stderr, flush=True)
         result = json.loads(file.read_text())
+        # Later QPs of a setting give still smaller files.
+        if codec == "nncodec" and network.raw_bytes / result["size_bytes"] > case.span[1]:
+            beyond.add(setting)
         for part, scores in result["scores"].items():
             yield Point(
                 network=case.title,

@@ -130,3 +130,18 @@ def test_unknown_networks_are_refused(
     assert (
         "`--networks`: resnet20 not found in `--data-dir` (image classifiers) or `--harness`" in capsys.readouterr().err
     )
+
+
+def test_nncodec_stops_after_the_first_file_beyond_the_span(harness: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def nncodec(network: tasks.TaskNetwork, options: Any, *, qp: int, **tools: Any) -> peers.Coded:
+        tried.append(qp)
+        return peers.Coded(network.raw_bytes // (len(tried) + 1), network.floating, 1.0)
+
+    monkeypatch.setattr(rate, "nncodec", nncodec)
+    monkeypatch.setattr(rate, "UNFOLDED_SETTINGS", {"default": (range(-38, 0, 4), {})})
+    run_rate(monkeypatch, harness, "--codecs", "nncodec")
+    assert tried == list(range(-38, -6, 4))
+    run_rate(monkeypatch, harness, "--codecs", "nncodec")
+    assert len(tried) == 8
