@@ -67,10 +67,10 @@ NNCODEC_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
 case asks for; dependent quantisation is on in all of them."""
 
 UNFOLDED_SETTINGS: dict[str, tuple[range, dict[str, Any]]] = {
-    "opt_qp, nonweight_qp -44": (range(-42, 0, 3), {"opt_qp": True, "nonweight_qp": -44}),
+    "opt_qp, nonweight_qp -44": (range(-51, 0, 3), {"opt_qp": True, "nonweight_qp": -44}),
     "nonweight_qp -44": (range(-37, 0, 3), {"nonweight_qp": -44}),
     "nonweight_qp -44, lambda_scale 1": (range(-37, 0, 3), {"nonweight_qp": -44, "lambda_scale": 1.0}),
-    "opt_qp": (range(-42, 0, 4), {"opt_qp": True}),
+    "opt_qp": (range(-50, 0, 4), {"opt_qp": True}),
     "default": (range(-38, 0, 4), {}),
 }
 """The same for networks without batch norms that could be folded, whose ratios differ more at one QP."""
