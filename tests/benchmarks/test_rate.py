@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import cases
 import nncodec_worker
@@ -34,6 +35,12 @@ def test_test_images_are_those_of_the_last_file() -> None:
     assert replace(cases.CASES["resnet20"], limit=100).on_test_images().limit == 100
     alone = cases.CASES["efficientnet_lite0"]
     assert alone.on_test_images() == alone
+
+
+def test_every_architecture_is_a_function_of_a_file() -> None:
+    for case in cases.CASES.values():
+        file, _, function = case.architecture.rpartition(":")
+        assert f"\ndef {function}()" in Path(file).read_text()
 
 
 def point(agreement: float, size_bytes: int, *, codec: str = "peer", setting: str = "a") -> Point:
@@ -128,6 +135,15 @@ def test_log_bytes_are_linear_in_log_kl():
     assert rate_report.bytes_at(curve, level, quality=rate_report.closeness) == (pytest.approx(200), "a")
 
 
+def test_log_bytes_are_linear_in_the_log_of_the_output_error():
+    curve = [replace(point(0, 400), error=0.001), replace(point(0, 100), error=0.1)]
+    level = rate_report.fidelity(replace(curve[0], error=0.01))
+    assert rate_report.bytes_at(curve, level, quality=rate_report.fidelity) == (pytest.approx(200), "a")
+    text = rate_report.tables([replace(curve[0], codec="ours", size_bytes=190, error=0.01), *curve])
+    assert "| 5263.16 | 0.0100 | 190 | 0.950 | a |" in text
+    assert "agreement" not in text
+
+
 def test_tables_compare_ours_with_each_peer():
     points = [point(0.97, 190, codec="ours", setting="ours"), point(0.99, 400), point(0.95, 100)]
     text = rate_report.tables(points)
@@ -145,5 +161,6 @@ def test_plot_takes_the_images_that_calibration_left():
 def test_plot_writes_a_picture(tmp_path):
     pytest.importorskip("matplotlib")
     points = [point(0.97, 190, codec="ours", setting="ours"), replace(point(0.9, 100), codec="nncodec")]
+    points += [replace(each, network="task", error=0.1) for each in points]
     rate_report.plot(points, tmp_path / "rate.png")
     assert (tmp_path / "rate.png").read_bytes().startswith(b"\x89PNG")
