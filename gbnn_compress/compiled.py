@@ -43,7 +43,8 @@ def loops(name: str, *, work: int | None = None) -> ModuleType | None:
     """
     if work is not None and not _pays(work):
         return None
-    module, fault = _imported(name)
+    # The switch is read each time, so that one process can compare both.
+    module, fault = (None, f"{SWITCH} is 0") if os.environ.get(SWITCH) == "0" else _imported(name)
     if module is None:
         _say(f"note: compiled loops are off, so this takes longer, with the same result: {fault}")
     elif not _is_cached(module):
@@ -77,8 +78,6 @@ def _pays(work: int) -> bool:
 @lru_cache
 def _imported(name: str) -> tuple[ModuleType | None, str]:
     """The module, or None and why."""
-    if os.environ.get(SWITCH) == "0":
-        return None, f"{SWITCH} is 0"
     try:
         return importlib.import_module(f"gbnn_compress.{name}"), ""
     except ImportError as error:  # no numba, or none for this version of numpy
