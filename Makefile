@@ -5,15 +5,19 @@ STAMP := $(VENV)/.installed
 # Threads of torch would only wait for each other beside as many processes.
 PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-long check fuzz lock clean
+.PHONY: demo loops test test-long check fuzz lock clean
 
 demo: $(STAMP)
 	$(VENV)/bin/gbnn-compress demo demo
 
-test: $(STAMP)
+# Workers only load what is compiled here.
+loops: $(STAMP)
+	$(PYTHON) scripts/compile_loops.py
+
+test: loops
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL)
 
-test-long: $(STAMP)
+test-long: loops
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest $(PARALLEL) -m 'long and not slow'
 
 check: $(STAMP)

@@ -21,7 +21,7 @@ from typing import Any
 import speed_report
 
 JOBS = (
-    *("help", "load"),
+    *("help", "load", "compress-resnet101-50", "compress-vit_b_16-50"),
     *("fit-ours-30000", "fit-ours-1000000", "fit-ours-10000000", "fit-ours-100000000"),
     *("fit-start-30000", "fit-sklearn-30000", "fit-sklearn-100000", "fit-minibatch-1000000", "fit-faiss-1000000"),
     *("code-ours-matrix", "code-ours-kernels", "code-zstd-matrix", "code-zstd-kernels"),

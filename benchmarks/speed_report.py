@@ -22,7 +22,7 @@ COMPARED, WANTED = 30_000, 1_000_000
 
 def tables(results: Results) -> str:
     """Markdown, of what is there."""
-    parts = (fits, growth, clusterings, codes, loads, helps)
+    parts = (fits, growth, clusterings, codes, loads, compressions, helps)
     return "\n\n".join(table for part in parts if (table := part(results))) + "\n"
 
 
@@ -151,6 +151,17 @@ def loads(results: Results) -> str:
         for way, result in results.get("load", {}).items()
     ]
     return markdown(["ResNet-101 into a module", "file", "seconds"], rows) if rows else ""
+
+
+def compressions(results: Results) -> str:
+    rows = []
+    for job, result in results.items():
+        if job.startswith("compress-"):
+            _, network, ratio = job.split("-")
+            seconds = f"{result['wall_seconds']:.1f}", f"{result['seconds']:.1f}"
+            rows.append([f"{network}, {ratio}x", *seconds, f"{result['peak_bytes'] / 1e6:,.0f} MB"])
+    header = ["whole command, data-free", "seconds on the clock", "of the processor", "peak memory"]
+    return markdown(header, rows) if rows else ""
 
 
 def helps(results: Results) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from gbnn_compress import compiled
 from gbnn_compress.errors import OutputError
 from gbnn_compress.report.words import printable
 
@@ -84,18 +85,30 @@ def warn(warnings: Sequence[str], *, in_table: bool) -> None:
 
 @contextmanager
 def progress(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A function that shows a line of progress: a spinner on a terminal, plain lines elsewhere."""
-    if quiet:
-        yield lambda line: None
-    elif not sys.stderr.isatty():
-        yield lambda line: write_stderr(one_line(line))
-    else:
-        from rich.console import Console
-        from rich.text import Text
+    """A function that shows a line of progress: a spinner on a terminal, plain lines elsewhere. Notes stay visible."""
+    if quiet or not sys.stderr.isatty():
+        with compiled.heard_by(tell := _ignore if quiet else lambda line: write_stderr(one_line(line))):
+            yield tell
+        return
+    from rich.console import Console
+    from rich.text import Text
 
-        console = Console(stderr=True, highlight=False, emoji=False)
-        with console.status("") as status:
-            yield lambda line: status.update(Text(one_line(line)))
+    console = Console(stderr=True, highlight=False, emoji=False)
+    with console.status("") as status:
+
+        def show(line: str) -> None:
+            text = Text(one_line(line))
+            if line.startswith("note: "):
+                console.print(text)
+            else:
+                status.update(text)
+
+        with compiled.heard_by(show):
+            yield show
+
+
+def _ignore(line: str) -> None:
+    pass
 
 
 def check_json_target(

@@ -146,21 +146,30 @@ def read_length(data: bytes | memoryview, position: int) -> tuple[int, int]:
 
 def rice_bits(values: np.ndarray, *, order: int) -> int:
     """Bits that `BitWriter.write_rice` takes for all values together."""
-    quotients = values >> np.uint64(order)
-    past = np.maximum(quotients.astype(np.int64) - RICE_LIMIT + 1, 1)
-    extra = np.frexp(past.astype(np.float64))[1] - 1  # exact below 2^53
-    return int((np.minimum(quotients, RICE_LIMIT).astype(np.int64) + 1 + 2 * extra).sum()) + order * len(values)
+    quotients = values.astype(np.int64) >> order
+    past = quotients[quotients >= RICE_LIMIT] - RICE_LIMIT + 1
+    bits = int(np.minimum(quotients, RICE_LIMIT).sum()) + (1 + order) * len(values)
+    if past.size:
+        bits += 2 * int((np.frexp(past.astype(np.float64))[1] - 1).sum())  # exact below 2^53
+    return bits
 
 
-def exp_golomb_bits(values: np.ndarray, *, order: int) -> int:
+def exp_golomb_bits(values: np.ndarray | int, *, order: int) -> int:
     """Bits that `BitWriter.write_exp_golomb` takes for all values together."""
+    if isinstance(values, int):
+        return 2 * (values + (1 << order)).bit_length() - 1 - order
     return int((2 * _bit_length(values.astype(np.uint64) + np.uint64(1 << order)) - 1 - order).sum())
 
 
 def zigzag(values: np.ndarray) -> np.ndarray:
     """Signed to unsigned: 0, -1, 1, -2, ... -> 0, 1, 2, 3, ..."""
     signed = np.asarray(values, dtype=np.int64)
-    return np.where(signed < 0, -2 * signed - 1, 2 * signed).astype(np.uint64)
+    return ((signed << 1) ^ (signed >> 63)).astype(np.uint64)
+
+
+def zigzag_int(value: int) -> int:
+    """`zigzag` of one integer."""
+    return -2 * value - 1 if value < 0 else 2 * value
 
 
 def unzigzag(value: int) -> int:

@@ -87,7 +87,8 @@ _RATIOS = _KERNEL_PRIOR * exp16(np.arange(36 * 16 + 1))
 """Prior of a kernel, by sixteenths of octaves."""
 
 
-def _magnitude(quarter_octaves: int) -> int:
+def magnitude_of(quarter_octaves: int) -> int:
+    """The magnitude that a rule's `start` or `floor` stands for."""
     return int(exp16(np.array([4 * quarter_octaves]))[0])
 
 
@@ -122,7 +123,7 @@ def walk(shape: Sequence[int], values: np.ndarray, rule: ContextRule, visit: Vis
     values = values.astype(np.int32)
     n_read = (width + 1 if height > 1 else 1) if any(rule.neighbours) else 0  # as far back as neighbours lie
     read = np.empty((n_read, rows, columns), dtype=np.int32)
-    state = _State(rows, columns, taps, mean=_magnitude(rule.start))
+    state = _State(rows, columns, taps, mean=magnitude_of(rule.start))
     # All taps but the first have the same parts. With many bands, making them again is cheaper than keeping them.
     kept = list(_parts(rows, columns, NEXT_PARTS)) if taps > 1 and rows * columns <= BAND else []
     for tap in range(taps):
@@ -161,7 +162,7 @@ def factors(contexts: np.ndarray, symbols: np.ndarray, values: np.ndarray, rule:
     """
     levels, predictions = np.divmod(contexts.astype(np.int64), N_PREDICTIONS)
     centre = ((predictions - REACH) * exp16(4 * levels + 2)) >> 1
-    scale = exp16(np.maximum(4 * (levels + rule.offset) + 2, 0)) + _magnitude(rule.floor)
+    scale = exp16(np.maximum(4 * (levels + rule.offset) + 2, 0)) + magnitude_of(rule.floor)
     distance = np.minimum((np.abs(values[symbols] - centre[:, None]) << 10) // scale[:, None], 1 << 20)
     freedom = ((4 << rule.tail) - 1) << 20
     result = (freedom << FACTOR_BITS) // (freedom + distance**2)

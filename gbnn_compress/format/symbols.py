@@ -14,6 +14,7 @@ import constriction
 import numpy as np
 
 from gbnn_compress.errors import ArtifactError
+from gbnn_compress.format import compiled_coder
 from gbnn_compress.format.contexts import factors, walk
 from gbnn_compress.format.table_choice import Block, choose
 from gbnn_compress.format.tables import Table, frequencies
@@ -43,16 +44,16 @@ def encode_maps(
     Returns:
         The chosen tables, one per tensor, and the stream.
     """
-    coder = constriction.stream.stack.AnsCoder()
+    work = sum(len(ids) for ids in maps)
+    coder = compiled_coder.Encoder() if compiled_coder.usable(len(values), work=work) else _Encoder()
     tables = []
     backwards = list(zip(reversed(maps), reversed(shapes), strict=True))
-    choices = in_order(
-        lambda pair: choose(*pair, values, contexts=contexts), backwards, weights=sum(len(ids) for ids in maps)
-    )
+    choices = in_order(lambda pair: choose(*pair, values, contexts=contexts), backwards, weights=work)
     for choice, (ids, _) in zip(choices, backwards, strict=True):
         tables.append(choice.table)
-        _encode(coder, choice.table, choice.blocks, ids, values)
-    return tables[::-1], coder.get_compressed().astype("<u4", copy=False).tobytes()
+        if np.count_nonzero(choice.table.levels) > 1:
+            coder.encode(choice.table, choice.blocks or [Block(np.zeros(0, dtype=np.uint16), ids)], values)
+    return tables[::-1], coder.words().astype("<u4", copy=False).tobytes()
 
 
 def decode_maps(
@@ -71,62 +72,89 @@ def decode_maps(
     Raises:
         ArtifactError: The stream is longer or shorter than the ids.
     """
-    coder = constriction.stream.stack.AnsCoder(np.frombuffer(data, dtype="<u4").astype(np.uint32))
-    left = [coder.num_valid_bits()]
+    words = np.frombuffer(data, dtype="<u4").astype(np.uint32)
+    work = sum(math.prod(shape) for shape in shapes)
+    coder = compiled_coder.Decoder(words) if compiled_coder.usable(len(values), work=work) else _Decoder(words)
+    left = [coder.bits_left()]
     for index, (table, shape) in enumerate(zip(tables, shapes, strict=True)):
-        consume(index, _decode(coder, table, shape, values))
-        left.append(coder.num_valid_bits())
-    if not coder.is_empty():
+        live = np.flatnonzero(table.levels)
+        if len(live) == 1:
+            consume(index, np.full(math.prod(shape), live[0], dtype=np.min_scalar_type(len(values) - 1)))
+        else:
+            consume(index, coder.decode(table, shape, values))
+        left.append(coder.bits_left())
+    if not coder.at_end():
         raise ArtifactError("damaged artifact: the index maps do not end where they should")
     return -np.diff(left).astype(np.float64)
 
 
-def _encode(coder: object, table: Table, blocks: Sequence[Block], ids: np.ndarray, values: np.ndarray) -> None:
-    live = np.flatnonzero(table.levels)
-    if len(live) == 1:
-        return
-    positions = np.zeros(len(values), dtype=np.int32)
-    positions[live] = np.arange(len(live), dtype=np.int32)
-    if table.rule is None:
-        model = _model(frequencies(table.levels[live]))
-        for start in reversed(range(0, len(ids), CODED_AT_ONCE)):
-            coder.encode_reverse(positions[ids[start : start + CODED_AT_ONCE]], model)  # type: ignore[attr-defined]
-        return
-    models = _Models(table, live, values)
-    for block in reversed(blocks):
-        symbols = positions.take(block.ids)
-        for start, stop, model in reversed(models.runs(block.contexts)):
-            coder.encode_reverse(symbols[start:stop], model)  # type: ignore[attr-defined]
+class _Encoder:
+    """Pushes ids with constriction, from the last to the first."""
+
+    def __init__(self) -> None:
+        self._coder = constriction.stream.stack.AnsCoder()
+
+    def encode(self, table: Table, blocks: Sequence[Block], values: np.ndarray) -> None:
+        """Push the ids of a tensor in which more than one symbol occurs; `Block.contexts` are empty without a rule."""
+        live = np.flatnonzero(table.levels)
+        positions = np.zeros(len(values), dtype=np.int32)
+        positions[live] = np.arange(len(live), dtype=np.int32)
+        if table.rule is None:
+            model, ids = _model(frequencies(table.levels[live])), blocks[0].ids
+            for start in reversed(range(0, len(ids), CODED_AT_ONCE)):
+                self._coder.encode_reverse(positions[ids[start : start + CODED_AT_ONCE]], model)
+            return
+        models = _Models(table, live, values)
+        for block in reversed(blocks):
+            symbols = positions.take(block.ids)
+            for start, stop, model in reversed(models.runs(block.contexts)):
+                self._coder.encode_reverse(symbols[start:stop], model)
+
+    def words(self) -> np.ndarray:
+        """uint32, the stream."""
+        return np.asarray(self._coder.get_compressed())
 
 
-def _decode(coder: object, table: Table, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
-    live = np.flatnonzero(table.levels).astype(np.min_scalar_type(len(values) - 1))
-    if len(live) == 1:
-        return np.full(math.prod(shape), live[0])
-    if table.rule is None:
-        return _decode_plainly(coder, table, live, math.prod(shape))
-    models = _Models(table, live, values)
+class _Decoder:
+    """Pops ids with constriction, from the first to the last."""
 
-    def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-        order = np.argsort(contexts, kind="stable")
-        symbols = np.empty(len(order), dtype=np.int32)
-        for start, stop, model in models.runs(contexts.take(order)):
-            symbols[start:stop] = coder.decode(model, stop - start)  # type: ignore[attr-defined]
-        part = np.empty(len(order), dtype=live.dtype)
-        part[order] = live.take(symbols)
-        return part
+    def __init__(self, words: np.ndarray) -> None:
+        self._coder = constriction.stream.stack.AnsCoder(words)
 
-    ids = walk(shape, values, table.rule, visit)
-    return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
+    def bits_left(self) -> int:
+        """Number of bits that are not read."""
+        return int(self._coder.num_valid_bits())
 
+    def at_end(self) -> bool:
+        """Whether all is read."""
+        return bool(self._coder.is_empty())
 
-def _decode_plainly(coder: object, table: Table, live: np.ndarray, size: int) -> np.ndarray:
-    """Decode in parts: the coder's output takes several times the memory of the ids."""
-    model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
-    for start in range(0, size, CODED_AT_ONCE):
-        part = ids[start : start + CODED_AT_ONCE]
-        part[:] = live[coder.decode(model, len(part))]  # type: ignore[attr-defined]
-    return ids
+    def decode(self, table: Table, shape: Sequence[int], values: np.ndarray) -> np.ndarray:
+        """(n,), the ids of a tensor in which more than one symbol occurs, C order."""
+        live = np.flatnonzero(table.levels).astype(np.min_scalar_type(len(values) - 1))
+        if table.rule is None:
+            return self._plain(table, live, math.prod(shape))
+        models = _Models(table, live, values)
+
+        def visit(tap: int, band: slice, places: np.ndarray, contexts: np.ndarray) -> np.ndarray:
+            order = np.argsort(contexts, kind="stable")
+            symbols = np.empty(len(order), dtype=np.int32)
+            for start, stop, model in models.runs(contexts.take(order)):
+                symbols[start:stop] = self._coder.decode(model, stop - start)
+            part = np.empty(len(order), dtype=live.dtype)
+            part[order] = live.take(symbols)
+            return part
+
+        ids = walk(shape, values, table.rule, visit)
+        return np.ascontiguousarray(np.moveaxis(ids, 0, -1)).reshape(-1)
+
+    def _plain(self, table: Table, live: np.ndarray, size: int) -> np.ndarray:
+        """Decode in parts: the coder's output takes several times the memory of the ids."""
+        model, ids = _model(frequencies(table.levels[live])), np.empty(size, dtype=live.dtype)
+        for start in range(0, size, CODED_AT_ONCE):
+            part = ids[start : start + CODED_AT_ONCE]
+            part[:] = live[self._coder.decode(model, len(part))]
+        return ids
 
 
 class _Models:

@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
+from gbnn_compress import compiled
+from gbnn_compress.format import compiled_coder
 from gbnn_compress.format.contexts import (
     N_LEVELS,
     N_PREDICTIONS,
@@ -145,6 +148,9 @@ def _plain_levels(counts: np.ndarray, *, smooth: bool) -> np.ndarray:
 
 
 def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: ContextRule) -> list[Block]:
+    if compiled_coder.usable(len(values), work=len(ids)):
+        contexts, ids, ends = compiled_coder.sorted_ids(ids, shape, values, rule)
+        return [Block(contexts[a:b], ids[a:b]) for a, b in pairwise((0, *ends.tolist()))]
     taps = by_tap(ids, shape)
     blocks = []
 
@@ -160,12 +166,21 @@ def _blocks(ids: np.ndarray, shape: Sequence[int], values: np.ndarray, rule: Con
 
 def _count(blocks: Sequence[Block], symbols: np.ndarray) -> Counts:
     """The contexts that occur, and the count of each symbol in each."""
+    loops = compiled.loops("format.count_loops", work=sum(len(block.ids) for block in blocks))
     occurs = np.zeros(N_LEVELS * N_PREDICTIONS, dtype=bool)
     for block in blocks:
-        occurs[block.contexts] = True
-    contexts = np.flatnonzero(occurs)
-    place = len(symbols) * (np.cumsum(occurs) - 1) - symbols[0]
+        if loops is None:
+            occurs[block.contexts] = True
+        else:
+            loops.mark(block.contexts, occurs)
+    contexts, row = np.flatnonzero(occurs), np.cumsum(occurs) - 1
     table = np.zeros(len(contexts) * len(symbols))
+    if loops is not None:
+        by_context = table.reshape(len(contexts), len(symbols))
+        for block in blocks:
+            loops.count_pairs(block.contexts, block.ids, row, symbols[0], len(symbols), by_context)
+        return Counts(contexts, np.arange(len(symbols)), by_context)
+    place = len(symbols) * row - symbols[0]
     for part in _batches(blocks, len(table)):
         entries = [place.take(block.contexts) + block.ids for block in part]
         table += np.bincount(np.concatenate(entries), minlength=len(table))

@@ -141,9 +141,11 @@ def decode_tables(data: bytes, *, shapes: Sequence[Sequence[int]], alphabet: int
 
 def table_bits(levels: np.ndarray) -> int:
     """Bits that the levels of one table take."""
-    writer = BitWriter()
-    _write_levels(writer, levels)
-    return len(writer)
+    live = np.flatnonzero(levels)
+    first, last = int(live[0]), int(live[-1])
+    steps = zigzag(np.diff(levels[first : last + 1]))
+    bits = exp_golomb_bits(first, order=4) + exp_golomb_bits(last - first, order=4)
+    return bits + 2 + 8 + min(exp_golomb_bits(steps, order=order) for order in range(4))
 
 
 def rule_bits(shape: Sequence[int]) -> int:

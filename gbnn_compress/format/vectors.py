@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gbnn_compress.errors import ArtifactError
-from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, rice_bits, unzigzag, zigzag
+from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, rice_bits, unzigzag, zigzag, zigzag_int
 
 LINEAR, LOGARITHMIC, EXACT, RELATIVE = 0, 1, 2, 3
 
@@ -138,7 +138,7 @@ def encode_vectors(vectors: Sequence[Vector], *, roles: Sequence[str]) -> bytes:
         roles: Role of each.
     """
     writer = BitWriter()
-    for vector, parameters, steps in _described(vectors, roles):
+    for vector, parameters, steps, _ in _described(vectors, roles):
         writer.write(vector.mode, width=2)
         if parameters is None:
             writer.write(vector.width, width=7)
@@ -154,12 +154,12 @@ def encode_vectors(vectors: Sequence[Vector], *, roles: Sequence[str]) -> bytes:
 def vector_bits(vectors: Sequence[Vector], *, roles: Sequence[str]) -> int:
     """Bits that `encode_vectors` will write."""
     total = 2 * len(vectors)
-    for vector, parameters, steps in _described(vectors, roles):
+    for vector, parameters, steps, rest_bits in _described(vectors, roles):
         if parameters is None:
             total += 7 + vector.width * len(vector.codes)
             continue
         total += sum(exp_golomb_bits(step, order=order) for step, order in zip(steps, _STEP_ORDERS, strict=True))
-        total += _rest_bits(vector.codes, parameters)
+        total += rest_bits
     return total
 
 
@@ -214,35 +214,44 @@ _STEP_ORDERS = (0, 0, 2)
 
 def _described(
     vectors: Sequence[Vector], roles: Sequence[str]
-) -> Iterator[tuple[Vector, Parameters | None, list[np.ndarray]]]:
-    """Each vector, its parameters (None when EXACT), and the zigzag steps to them from the last of its role."""
+) -> Iterator[tuple[Vector, Parameters | None, list[int], int]]:
+    """Each vector, its parameters (None when EXACT), zigzag steps from the last of its role, and bits of its codes."""
     last: dict[str, Parameters] = {}
     for vector, key in zip(vectors, roles, strict=True):
         if vector.mode == EXACT:
-            yield vector, None, []
+            yield vector, None, [], 0
             continue
-        parameters = _cheapest(vector)
-        steps = [zigzag(np.array([a - b])) for a, b in zip(parameters, last.get(key, _FIRST), strict=True)]
+        bits, parameters = _cheapest(vector)
+        steps = [zigzag_int(a - b) for a, b in zip(parameters, last.get(key, _FIRST), strict=True)]
         last[key] = parameters
-        yield vector, parameters, steps
+        yield vector, parameters, steps, bits
 
 
-def _cheapest(vector: Vector) -> Parameters:
-    """The order and the centre with about the fewest bits.
+def _cheapest(vector: Vector) -> tuple[int, Parameters]:
+    """The order and the centre with about the fewest bits, and these.
 
     The best order of a Golomb code is near log2(ln 2 * mean); neighbouring orders are tried too.
     """
     codes = vector.codes
-    median = float(np.median(codes))
     if (codes == codes[0]).all():
-        return Parameters(vector.exponent, 0, int(codes[0]))
+        return 0, Parameters(vector.exponent, 0, int(codes[0]))
+    median = _median(codes)
     mean = 2 * float(np.abs(codes - median).mean())
     near = 1 + int(np.log2(max(mean * np.log(2), 1.0)))
     choices = [
         Parameters(vector.exponent, order, round(median / _unit(order)))
         for order in range(max(near - 1, 1), min(near + 2, _LARGEST_ORDER) + 1)
     ]
-    return min(choices, key=lambda parameters: _rest_bits(codes, parameters))
+    bits = [_rest_bits(codes, parameters) for parameters in choices]
+    best = min(range(len(choices)), key=bits.__getitem__)
+    return bits[best], choices[best]
+
+
+def _median(codes: np.ndarray) -> float:
+    """`np.median` without its detours: most vectors are short, and many are coded."""
+    half = len(codes) // 2
+    parts = np.partition(codes, (half - 1, half) if len(codes) % 2 == 0 else half)
+    return float(parts[half]) if len(codes) % 2 else (float(parts[half - 1]) + float(parts[half])) / 2
 
 
 def _rest(codes: np.ndarray, parameters: Parameters) -> np.ndarray:

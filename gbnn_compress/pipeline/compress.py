@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from gbnn_compress import compiled
 from gbnn_compress.checkpoint.select import outlier_warnings
 from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
@@ -75,7 +76,13 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
     """
     if request.planned:
         raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
-    on_progress, clock = progress or (lambda line: None), Clock()
+    on_progress = progress or (lambda line: None)
+    with compiled.heard_by(progress):
+        return _run(request, on_progress)
+
+
+def _run(request: Request, on_progress: OnProgress) -> Report:
+    clock = Clock()
     with clock("read"):
         on_progress(f"reading {words.name_of(request.name)}")
         opened = open_request(request)

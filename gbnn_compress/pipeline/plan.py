@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
+from gbnn_compress import compiled
 from gbnn_compress.checkpoint.select import Selection, outlier_warnings
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.pipeline.opening import open_request
@@ -79,7 +80,13 @@ def run_plan(
         raise GbnnError(f"`ratios`: expected numbers of at least 1, got {tuple(ratios)}")
     target = request.byte_ratio
     wanted = sorted({*ratios, target} if target else ratios)
-    on_progress, clock = progress or (lambda line: None), Clock()
+    on_progress = progress or (lambda line: None)
+    with compiled.heard_by(progress):
+        return _planned(request, wanted, on_progress)
+
+
+def _planned(request: Request, wanted: Sequence[float], on_progress: OnProgress) -> PlanReport:
+    clock, target = Clock(), request.byte_ratio
     with clock("read"):
         opened = open_request(request)
     with clock("fit"):

@@ -152,8 +152,12 @@ def code_norm(
             tried = [_coded(norm, step=step, grid=grid, exact=exact, dtypes=dtypes) for grid in grids]
             found = [vectors for vectors in tried if vectors is not None]
             if found:
-                return min(found, key=lambda vectors: vector_bits(vectors, roles=ROLES))
+                return found[0] if len(found) == 1 else min(found, key=_bits)
     return [exactly(bits) for bits in exact]
+
+
+def _bits(vectors: Sequence[Vector]) -> int:
+    return vector_bits(vectors, roles=ROLES)
 
 
 def code_statistics(

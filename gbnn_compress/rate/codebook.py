@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gbnn_compress import compiled
 from gbnn_compress.mixture.intervals import decision_intervals
 from gbnn_compress.types import Bank, Cells
 
@@ -199,11 +200,28 @@ def assign_cells(
 
     With `superset` 0 or 1, weights of tensors with a trellis go to the even or the odd components.
     """
-    ids = np.empty(len(cells.x), dtype=np.int64)
     lengths, totals = ideal_lengths(counts, trellis), counts.sum(axis=1)
     if trellis is not None and superset is not None:
         lengths[trellis, 1 - superset : -1 : 2] = np.inf
     curvature = curvature_of(cells.levels)
+    loops = compiled.loops("rate.assign_loops", work=len(cells.x))
+    if loops is not None:
+        escapes = np.array([escape_bits(row, total) for row, total in zip(lengths, totals.tolist(), strict=True)])
+        return np.asarray(
+            loops.assign_groups(
+                cells.x,
+                groups.tensors,
+                groups.levels,
+                groups.starts,
+                means,
+                lengths,
+                escapes + value_bits,
+                penalty,
+                curvature,
+                np.full(cells.n_tensors, -1.0) if limits is None else limits,
+            )
+        )
+    ids = np.empty(len(cells.x), dtype=np.int64)
     for tensor, level, start, stop in zip(
         groups.tensors, groups.levels, groups.starts[:-1], groups.starts[1:], strict=True
     ):
@@ -253,7 +271,7 @@ def assign(
     """
     size = len(means)
     live = np.flatnonzero(np.isfinite(lengths[:size]))
-    escape = float(lengths[size]) if np.isfinite(lengths[size]) else float(np.log2(total + 1))
+    escape = escape_bits(lengths, total)
     if not live.size:
         return np.full(len(x), size, dtype=dtype)
     winners, thresholds = decision_intervals(means[live], lengths[live], penalty=penalty / curvature)
@@ -271,6 +289,11 @@ def assign(
     ids = np.stack([np.full_like(winners, size), winners, np.full_like(winners, size)], axis=1)
     ends, place = np.unique(ends, return_index=True)  # of equal ends the first; the other intervals are empty
     return ids.ravel()[place].astype(dtype).take(np.searchsorted(ends, x))
+
+
+def escape_bits(lengths: np.ndarray, total: float) -> float:
+    """Bits of an outlier's code, or of the first of `total` weights where none occurs. `lengths` float64 (K + 1,)."""
+    return float(lengths[-1]) if np.isfinite(lengths[-1]) else float(np.log2(total + 1))
 
 
 def noise_deviation(book: Codebook, *, relative: float, typical: float) -> float:

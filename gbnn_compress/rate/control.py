@@ -48,6 +48,10 @@ HELD_BACK, MOST_OCTAVES, GAP_TOLERANCE = (1.0, 0.5, 2.0, 3.0), 4.0, 0.02
 assignment may rise, and its resolution."""
 
 
+KEPT_COUNTS = 1 << 21
+"""Number of counts in the codebooks that are kept: searches for different sizes begin with the same lambdas."""
+
+
 @dataclass(frozen=True)
 class RateProblem:
     """Weights, mixture and merge path, ready for any lambda.
@@ -82,6 +86,7 @@ class RateProblem:
     paper: PaperRules | None = None
     trellis_allowed: np.ndarray | None = None
     _fractions: dict[int, float] = field(default_factory=dict, init=False, repr=False)
+    _books: dict[tuple[float, float], tuple[Codebook, int]] = field(default_factory=dict, init=False, repr=False)
 
     def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
@@ -174,6 +179,15 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
         The codebook, and the exponent of the bank's grid.
     """
     merge_penalty = merge_penalty or penalty
+    if (penalty, merge_penalty) not in problem._books:
+        found = _codebook(problem, penalty, merge_penalty)
+        if sum(book.counts.size for book, _ in problem._books.values()) > KEPT_COUNTS:
+            problem._books.clear()
+        problem._books[penalty, merge_penalty] = found
+    return problem._books[penalty, merge_penalty]
+
+
+def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tuple[Codebook, int]:
     means, counts = problem.merged(merge_penalty)
     trellis = _with_trellis(problem, counts)
     if trellis is not None:

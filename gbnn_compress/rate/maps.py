@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gbnn_compress import compiled
 from gbnn_compress.checkpoint.arrays import BLOCK_SIZE, bit_patterns, from_bit_patterns
 from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.format.counts import id_counts
 from gbnn_compress.parallel import in_order
-from gbnn_compress.rate.cells import LEVELS, row_blocks, sigma_levels
-from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, ideal_lengths
+from gbnn_compress.rate.cells import FARTHEST, LEVELS, row_blocks, sigma_levels
+from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, escape_bits, ideal_lengths
 from gbnn_compress.rate.trellis_paths import cheapest_paths
 from gbnn_compress.types import IndexMap, Posterior
 
@@ -270,6 +271,24 @@ def _ids(
     if tensor.element_size() == 2 and tensor.numel() >= FEW_PATTERNS and not posterior.by_magnitude:
         return _ids_by_pattern(tensor, posterior, assigned)
     ids = np.empty((tensor.shape[0], tensor.numel() // tensor.shape[0]), dtype=dtype)
+    loops = None if posterior.by_magnitude else compiled.loops("rate.assign_loops", work=tensor.numel())
+    if loops is not None:
+        escape = escape_bits(lengths, total) + value_bits
+        for rows, block, scale in _rows(tensor, posterior):
+            loops.assign_rows(
+                block,
+                scale,
+                FARTHEST,
+                sigma_levels(posterior, rows, block)[:, 0],
+                book.bank.means,
+                lengths,
+                escape,
+                book.penalty,
+                curvature,
+                -1.0 if limit is None else limit,
+                ids[rows],
+            )
+        return ids.ravel()
     for rows, x in row_blocks(tensor, posterior):
         part = sigma_levels(posterior, rows, x)
         for level in np.unique(part):
@@ -277,6 +296,17 @@ def _ids(
             these = x[chosen]
             ids[rows][chosen] = assigned(these.ravel(), level).reshape(these.shape)
     return ids.ravel()
+
+
+def _rows(tensor: torch.Tensor, posterior: Posterior) -> Iterator[tuple[slice, np.ndarray, float]]:
+    """Rows of a tensor, their weights float32 or float64 (rows, n), and the scale of these."""
+    import torch
+
+    if tensor.dtype == torch.float32:
+        yield slice(0, len(tensor)), tensor.detach().reshape(len(tensor), -1).contiguous().numpy(), posterior.scale
+        return
+    for rows, x in row_blocks(tensor, posterior):
+        yield rows, x, 1.0
 
 
 def _ids_by_pattern(

@@ -71,8 +71,8 @@ def code_values(unshared: Sequence[Unshared], *, relative_step: float) -> list[V
         One vector per tensor.
     """
     vectors = {each.name: each.kept for each in unshared if each.kept is not None}
+    by_name = {each.name: each for each in unshared}
     for norm in norms_of([each.name for each in unshared if each.kept is None]):
-        by_name = {each.name: each for each in unshared if each.name in norm.values()}
         found = {key: by_name[name] for key, name in norm.items()}
         vectors |= zip(norm.values(), _coded_norm(found, relative_step), strict=True)
     return [vectors.get(each.name) or _coded(each, relative_step) for each in unshared]

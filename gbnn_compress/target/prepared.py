@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,10 @@ DAMAGE_PLACEHOLDER = {
     "warnings": [],
 }
 """Stands for the manifest's entries on damage in the prediction of the file's size; it has about their length."""
+
+
+KEPT_SIZES = 1024
+"""Number of lambdas whose sizes are kept: searches for different sizes begin with the same ones."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +217,7 @@ def _other_bytes(
     fixed += 2 * short_floats_bits(scales) // 8
     fixed += header_bytes(tensor_infos(checkpoint, selection), {**facts, **DAMAGE_PLACEHOLDER})
 
+    @lru_cache(KEPT_SIZES)
     def at(penalty: float) -> int:
         vectors = code_values(unshared, relative_step=relative_step(penalty, typical))
         return vector_bits(vectors, roles=roles) // 8 + fixed
