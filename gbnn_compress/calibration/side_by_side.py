@@ -194,7 +194,7 @@ class _Lockstep:
         if not (before.complete and after.complete):
             return
         self._choose(key, piece, before, after)
-        if piece.bias is None or len(piece.blocks) > 1:
+        if piece.bias is None or len(piece.blocks) > 1 or not self.options.biases:
             return
         name = _name_of(piece.bias, self.twins[0])
         if name is not None and name not in self.corrected:
@@ -266,7 +266,7 @@ class _Lockstep:
         """Outputs of both networks, with means that the bias, if there is one, corrects along an axis."""
         wanted = [before.run() for before, _ in pairs.values()]
         got = [after.run() for _, after in pairs.values()]
-        if bias is not None and self._correct(bias, wanted, got, axis=axis):
+        if bias is not None and self.options.biases and self._correct(bias, wanted, got, axis=axis):
             got = [after.run() for _, after in pairs.values()]
         return list(zip(wanted, got, strict=True))
 
