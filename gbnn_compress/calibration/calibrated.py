@@ -75,6 +75,14 @@ class Calibration:
         return self.traced.lookups
 
     @property
+    def has_norms(self) -> bool:
+        """Whether the network has batch norms.
+
+        They keep activations on noise near those of training; without them, means on noise say nothing about others.
+        """
+        return any(key[0] == "norm" for key in self.traced.order)
+
+    @property
     def filters(self) -> frozenset[str]:
         """Names of the tensors whose rows (axis 0) are filters: each row sees the same inputs as the others."""
         return frozenset(piece.name for piece in self.traced.pieces.values() if piece.has_filters)
@@ -189,6 +197,7 @@ def compress_in_lockstep(
         paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
         sweeps=SWEEPS,
         synthetic=calibration.synthetic,
+        biases=not calibration.synthetic or calibration.has_norms,
     )
     with single_thread() as threads:
         original, compressed = (

@@ -49,6 +49,7 @@ class LockstepOptions:
         sweeps: Rounds of coordinate descent in a layer.
         synthetic: Whether the inputs are noise. Batch norm then normalises with the inputs' own statistics, and layers
             do not correct the errors of the layers before them: on noise, that does harm.
+        biases: Whether biases take up the change of their layer's mean output.
     """
 
     penalty: float
@@ -56,6 +57,7 @@ class LockstepOptions:
     paths: int
     sweeps: int
     synthetic: bool
+    biases: bool = True
 
 
 @dataclass(frozen=True)

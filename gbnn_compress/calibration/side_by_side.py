@@ -180,7 +180,7 @@ class _Lockstep:
             for i, block in enumerate(piece.blocks)
         ]
         self._choose(key, piece, sums)
-        if piece.bias is None or len(piece.blocks) > 1:
+        if piece.bias is None or len(piece.blocks) > 1 or not self.options.biases:
             return
         name = _name_of(piece.bias, self.twins[0])
         if name is not None and name not in self.corrected:
@@ -242,7 +242,7 @@ class _Lockstep:
     ) -> dict[int, Sequence[Run]]:
         """Outputs of both networks, with means that the bias, if there is one, corrects along an axis."""
         name = None if bias is None else _name_of(bias, self.twins[1])
-        if bias is None or name is None or name in self.corrected:
+        if bias is None or name is None or name in self.corrected or not self.options.biases:
             return {batch: [use.run for use in pair] for batch, pair in uses.items()}
         self.corrected.add(name)
         runs = [use.run for pair in uses.values() for use in pair]

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
+from gbnn_compress.calibration.fitted import Descent, fitted_inputs
 from gbnn_compress.calibration.interceptor import intercepted, unfused
 from gbnn_compress.calibration.uses import AnyUse, Use
+from gbnn_compress.data.coloured_noise import EXPONENTS, coloured
 
 SIZES = (32, 64, 96, 128, 192, 224, 256, 299, 384)
 
@@ -22,27 +24,27 @@ FEWEST_INPUTS, MOST_INPUTS = 16, 256
 MOST_PIXELS, MOST_PRODUCTS = 800_000, 50e9
 """Most pixels of all inputs, and most multiplications of a pass over them; FEWEST_INPUTS are always used."""
 
-EXPONENTS = (0.5, 1.0)
-"""Amplitudes fall with frequency f as f^-a; half of the inputs have each a. Photographs have a of about 1."""
+MOST_FITTED_INPUTS, MOST_FITTED_PRODUCTS = 128, 400e9
+"""Most inputs that are fitted to batch norms, and most multiplications of that; a minute at most."""
+
+PASSES = 3
+"""Forward passes that a step of gradient descent costs."""
 
 
 def noise_inputs(n: int, *, channels: int, size: int) -> torch.Tensor:
     """Normalised coloured noise, float32 (n, channels, size, size), mean 0 and variance 1 over all."""
     generator = torch.Generator().manual_seed(0)
     white = torch.randn(n, channels, size, size, generator=generator)
-    vertical, horizontal = torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None, :]
-    frequency = torch.sqrt(vertical**2 + horizontal**2).clamp_min(1 / size)
-    parts = []
-    for part, exponent in zip(white.tensor_split(len(EXPONENTS)), EXPONENTS, strict=True):
-        coloured = torch.fft.irfft2(torch.fft.rfft2(part) / frequency**exponent, s=(size, size))
-        parts.append((coloured - coloured.mean()) / coloured.std())
-    return torch.cat(parts)
+    parts = white.tensor_split(len(EXPONENTS))
+    return torch.cat([coloured(part, exponent) for part, exponent in zip(parts, EXPONENTS, strict=True)])
 
 
 def synthetic_inputs(
     network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], *, channels: int
 ) -> torch.Tensor | None:
     """Noise of a size that the network takes, as many inputs as MOST_PIXELS and MOST_PRODUCTS allow.
+
+    It is fitted to the network's batch norms if MOST_FITTED_PRODUCTS allows that for FEWEST_INPUTS.
 
     Args:
         network: In evaluation mode.
@@ -68,7 +70,13 @@ def synthetic_inputs(
         return None
     size, products = usable[-1]
     n = int(min(MOST_PIXELS // size**2, MOST_PRODUCTS // max(products, 1)))
-    return noise_inputs(min(max(n, FEWEST_INPUTS), MOST_INPUTS), channels=channels, size=size)
+    noise = noise_inputs(min(max(n, FEWEST_INPUTS), MOST_INPUTS), channels=channels, size=size)
+    n = min(int(MOST_FITTED_PRODUCTS // max(PASSES * Descent().steps * products, 1)), MOST_FITTED_INPUTS)
+    if n < FEWEST_INPUTS:
+        return noise
+    order = torch.randperm(len(noise), generator=torch.Generator().manual_seed(1))
+    fitted = fitted_inputs(network, noise[order[:n]])
+    return noise if fitted is None else fitted
 
 
 def _probe(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor], inputs: torch.Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch, arguments, read_batch
+from gbnn_compress.data.coloured_noise import EXPONENTS, coloured
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed, one_line
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ BATCH_SIZE = 2
 
 AXIS_SIZES = (8, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 """Sizes that are tried for named axes other than the batch axis; the second such axis gets twice the size, ..."""
+
+SMALLEST_IMAGE = 4
+"""Smallest height and width of floating inputs with four axes that are taken as images."""
 
 INTEGER_RANGES = (1000, 100, 10, 2)
 """Ranges that are tried for integer inputs, largest first; values are below the range. Any embedding takes the last."""
@@ -118,6 +122,7 @@ def made_batches(
     seed: int = 0,
     batch_sizes: Sequence[int] = (BATCH_SIZE,),
     run: Callable[[torch.nn.Module, Batch], Any] | None = None,
+    coloured: bool = False,
 ) -> Iterator[Batch]:
     """Make batches of several sizes, with other values in each.
 
@@ -129,6 +134,8 @@ def made_batches(
             with which the network runs are yielded. In every second batch, other named axes are twice as long, if the
             network takes that.
         run: `run(network, batch)`, a forward pass. None: the network is called with the batch's inputs.
+        coloured: Whether floating inputs with four axes, taken as images, are noise in which neighbouring values are
+            alike: amplitudes fall with frequency f as f^-a, with another a in every second batch.
 
     Raises:
         GbnnError: An input has a wrong form, or is no argument of the network.
@@ -136,7 +143,7 @@ def made_batches(
     """
     specs = tuple(each if isinstance(each, InputSpec) else parse_input(each) for each in inputs)
     parse_inputs([f"{spec.name}:{spec.dtype}:" for spec in specs])
-    attempt = _Attempt(specs, network, run or _called, takes_values=run is not None)
+    attempt = _Attempt(specs, network, run or _called, takes_values=run is not None, coloured=coloured)
     size = attempt.first_size(batch_sizes[0], seed)
     ranges = attempt.largest_ranges(_sizes(specs, batch_sizes[0], size), seed)
     yield attempt.batch(_sizes(specs, batch_sizes[0], size), ranges, seed)
@@ -156,6 +163,7 @@ class _Attempt:
     network: torch.nn.Module
     run: Callable[[torch.nn.Module, Batch], Any]
     takes_values: bool
+    coloured: bool
 
     def first_size(self, batch_size: int, seed: int) -> int:
         """The first of AXIS_SIZES with which the network runs."""
@@ -208,6 +216,9 @@ class _Attempt:
 
         generator = torch.Generator().manual_seed(seed)
         made = {spec.name: _values(spec, _shape(spec, sizes), ranges[spec.name], generator) for spec in self.specs}
+        if self.coloured:
+            exponent = EXPONENTS[seed % len(EXPONENTS)]
+            made = {name: coloured(each, exponent) if _is_image(each) else each for name, each in made.items()}
         if self.takes_values:
             return read_batch(next(iter(made.values())) if len(made) == 1 else made)
         return _as_arguments(made, self.network)
@@ -247,6 +258,10 @@ def _values(spec: InputSpec, shape: tuple[int, ...], below: int, generator: torc
     if _is_mask(spec) and values.dim():
         values[..., 0] = 1
     return values.to(dtype)
+
+
+def _is_image(made: torch.Tensor) -> bool:
+    return made.dtype.is_floating_point and made.dim() == 4 and min(made.shape[2:]) >= SMALLEST_IMAGE
 
 
 def _is_mask(spec: InputSpec) -> bool:

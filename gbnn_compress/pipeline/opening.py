@@ -153,7 +153,7 @@ def _made(request: Request, network: OpenedNetwork | None, use: Use) -> Bench | 
     if not request.inputs or request.data is not None or network is None:
         return None
     run = None if use.forward.function is None else use.forward
-    batches = list(made_batches(request.inputs, network.network, batch_sizes=MADE_SIZES, run=run))
+    batches = list(made_batches(request.inputs, network.network, batch_sizes=MADE_SIZES, run=run, coloured=True))
     data = load_data([batch.value for batch in batches], option="--input")
     return Bench(network, data, as_evaluation(data, samples=1), option="--input", use=use)
 

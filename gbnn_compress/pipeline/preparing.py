@@ -80,7 +80,8 @@ def prepare_request(
         trellis=trellis and recipe.trellis and not request.passes,
     )
     weighed = _weighed(recipe.importance, read, selection)
-    prepared = _by_costs(fitted(importances=weighed), fitted, request, on_progress, weighed=weighed)
+    made = opened.data is None and opened.made is not None
+    prepared = _by_costs(fitted(importances=weighed), fitted, request, on_progress, weighed=weighed, made=made)
     ratio = request.byte_ratio
     if not rescue or ratio is None or request.passes:
         return prepared
@@ -94,11 +95,15 @@ def _by_costs(
     on_progress: OnProgress,
     *,
     weighed: Mapping[str, float],
+    made: bool,
 ) -> Prepared:
-    """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it."""
+    """Fit again with measured cost factors of the layers, if there are inputs and the recipe asks for it.
+
+    On inputs that are made as `--input` describes them, costs are measured too, but those of filters are not used.
+    """
     calibration = prepared.calibration
     wanted = request.configuration.allocation == "costs"
-    if not wanted or calibration is None or calibration.synthetic:
+    if not wanted or calibration is None or (calibration.synthetic and not made):
         return prepared
     on_progress("measuring the cost of errors in each layer, and fitting the mixture again")
     costs = measured_costs(prepared, ratio=request.byte_ratio or TRIAL_RATIO)
@@ -106,7 +111,7 @@ def _by_costs(
         on_progress("keeping costs by norms: the network gives no gradients (torch.no_grad or in-place operations)")
         return prepared
     factors = {**costs.factors, **{name: costs.factors.get(name, 1.0) * factor for name, factor in weighed.items()}}
-    precisions = prepared.precisions or costs.rows or None
+    precisions = prepared.precisions or (None if made else costs.rows) or None
     del prepared
     return fitted(importances=factors, precisions=precisions)
 

@@ -149,6 +149,22 @@ def test_compression_in_lockstep_from_posteriors_and_a_bank() -> None:
     assert all(np.array_equal(ids, again.ids[name]) for name, ids in outcome.ids.items())
 
 
+@pytest.mark.parametrize(("norm", "synthetic"), [(False, True), (True, True), (False, False)])
+def test_biases_follow_means_unless_nothing_says_that_noise_is_like_the_data(norm: bool, synthetic: bool) -> None:
+    torch.manual_seed(0)
+    middle = nn.BatchNorm2d(4) if norm else nn.Identity()
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), middle, nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
+    calibration = calibrate(network, read(torch.randn(20, 2, 8, 8) + 1), names=names_of(network), synthetic=synthetic)
+    assert calibration.has_norms == norm
+    tensors = {name: tensor for name, tensor in network.state_dict().items() if tensor.dim() > 1}
+    posteriors, means = data_free_posterior(tensors, list(tensors)), np.linspace(-2, 2, 5)
+    maps = [IndexMap(each.name, np.full(tensors[each.name].numel(), 2), np.zeros(0)) for each in posteriors]
+    bank = Bank(means, np.full(5, -3.0))
+    book = Codebook(bank, np.full((len(maps), 6), 5.0), penalty=0.01, distortion=np.ones(len(maps)))
+    outcome = compress_in_lockstep(calibration, book, posteriors, maps)
+    assert {"4.bias"} <= outcome.statistics.keys() if norm or not synthetic else outcome.statistics == {}
+
+
 def test_of_many_batches_some_are_held_out() -> None:
     torch.manual_seed(0)
     network, batches = Reused().eval(), read([torch.randn(n, 4) for n in range(1, 2 * HELD_OUT + 1)])

@@ -119,3 +119,19 @@ def test_a_forward_of_the_user_gets_the_values() -> None:
     made_batch(["a:float32:batch,2", "b:bool:batch"], Deep(), run=run)
     assert seen[-1].value.keys() == {"a", "b"}
     assert seen[-1].value["b"].all()
+
+
+def test_coloured_images_are_smooth_and_other_inputs_stay_white() -> None:
+    network = torch.nn.Identity()
+    texts = ["image:float32:batch,3,32,32"]
+    white, first, second = (
+        torch.cat([batch.inputs for batch in made_batches(texts, network, batch_sizes=sizes, coloured=coloured)])
+        for sizes, coloured in (((16,), False), ((16,), True), ((2, 16), True))
+    )
+    alike = [float((x[..., 1:] * x[..., :-1]).mean()) for x in (white, first, second[2:])]
+    assert abs(alike[0]) < 0.05
+    assert 0.2 < alike[1] < alike[2]
+    assert float(first.std()) == pytest.approx(1, abs=1e-3)
+    rows = ["x:float32:batch,32"]
+    plain, coloured = (next(made_batches(rows, network, coloured=each)).inputs for each in (False, True))
+    assert torch.equal(plain, coloured)
