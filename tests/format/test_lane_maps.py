@@ -221,7 +221,7 @@ def test_same_bytes_at_any_number_of_threads_and_inputs_stay(monkeypatch: pytest
     before = [part.ids.copy() for part in maps]
     _, alone = encode_lane_maps(maps, shapes, values_of())
     monkeypatch.setattr(parallel, "WORTHWHILE", 0)
-    monkeypatch.setattr(parallel, "_threads", lambda: 2)
+    monkeypatch.setattr(parallel, "usable_threads", lambda: 2)
     assert encode_lane_maps(maps, shapes, values_of())[1] == alone
     for part, ids in zip(maps, before, strict=True):
         np.testing.assert_array_equal(part.ids, ids)

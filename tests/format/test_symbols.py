@@ -94,7 +94,7 @@ def test_the_stream_depends_neither_on_parts_nor_on_threads(monkeypatch: pytest.
     _, alone = encode_maps(maps, shapes, values_of(42))
     monkeypatch.setattr(symbols, "CODED_AT_ONCE", 1000)
     monkeypatch.setattr(parallel, "WORTHWHILE", 0)
-    monkeypatch.setattr(parallel, "_threads", lambda: 2)
+    monkeypatch.setattr(parallel, "usable_threads", lambda: 2)
     tables, together = encode_maps(maps, shapes, values_of(42))
     assert together == alone
     assert [table.rule is None for table in tables] == [False, True, True]

@@ -124,7 +124,7 @@ def test_same_bytes_from_several_threads(tmp_path: Path, monkeypatch: pytest.Mon
     network = random_network(8, dtype=dtype)
     alone = compressed(tmp_path, network, target_ratio=8)
     monkeypatch.setattr(parallel, "WORTHWHILE", 0)
-    monkeypatch.setattr(parallel, "_threads", lambda: 3)
+    monkeypatch.setattr(parallel, "usable_threads", lambda: 3)
     assert compressed(tmp_path, network, target_ratio=8)["artifact"] == alone["artifact"]
 
 
