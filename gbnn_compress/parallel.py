@@ -100,7 +100,8 @@ def usable_threads() -> int:
 def available_threads() -> int:
     """The number of threads for work that gives the same results at any number: of the cores, at most MOST_THREADS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(int(os.environ.get("OMP_NUM_THREADS", cores)), cores, MOST_THREADS)
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return min(int(asked) if asked.isdigit() and int(asked) else cores, cores, MOST_THREADS)
 
 
 @contextmanager

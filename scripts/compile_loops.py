@@ -11,7 +11,7 @@ os.environ["GBNN_COMPRESS_NUMBA"] = "1"
 
 
 def main() -> None:
-    """Compress a small network, with contexts, and read its file."""
+    """Compress a small network in both versions of the format, with and without calibration, and read its files."""
     import torch
 
     import gbnn_compress
@@ -27,8 +27,9 @@ def main() -> None:
             weight *= torch.exp(torch.randn(len(weight))).reshape(-1, *[1] * (weight.dim() - 1))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "net.gbnn.safetensors")
-        gbnn_compress.compress(network.state_dict(), target_ratio=8, output=file, progress=print)
-        gbnn_compress.load(file)
+        for options in ({}, {"arch": network, "data": torch.randn(64, 3, 8, 8)}, {"settings": {"trellis": False}}):
+            gbnn_compress.compress(network.state_dict(), target_ratio=8, output=file, progress=print, **options)
+            gbnn_compress.load(file)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 import numpy as np
@@ -26,15 +27,16 @@ from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.damage import drop_at
 from gbnn_compress.types import Damage, IndexMap, Posterior
 
-MOST_PATHS, PATH_WEIGHTS = 16, 2**24
-"""Most paths of each filter's search, and the largest product of paths and weights of the network: feedback then takes
-up to a third of a pass, and up to 0.6 GB if one layer has all the weights."""
+FEWEST_PATHS, MOST_PATHS, PATH_WEIGHTS = 8, 16, 2**27
+"""Fewest and most paths of each filter's search, and, between them, the product of paths and weights of the network. A
+trellis has eight states, so fewer paths could not tell them apart."""
 
 HELD_OUT = 16
 """One batch of so many is held out, to measure the damage on."""
 
-SWEEPS = 2
-"""Rounds of coordinate descent in a layer; more rounds do not lower the damage."""
+SWEEPS, SWEPT_WEIGHTS = 2, 2**23
+"""Rounds of searching the windows of a layer again, and the weights of the largest network in which that is done; it
+takes as long as the first search."""
 
 DAMPING, SYNTHETIC_DAMPING = 0.02, 0.05
 """Damping of the inputs' covariance: stronger for noise."""
@@ -85,13 +87,22 @@ class Calibration:
     @property
     def filters(self) -> frozenset[str]:
         """Names of the tensors whose rows (axis 0) are filters: each row sees the same inputs as the others."""
-        return frozenset(piece.name for piece in self.traced.pieces.values() if piece.has_filters)
+        return frozenset(self._reached - self._cut_otherwise)
+
+    def keeps_rows(self, name: str) -> bool:
+        """Whether the rows of a tensor are filters, or feedback does not reach it."""
+        return name not in self._cut_otherwise
 
     @property
-    def rows_in_order(self) -> Callable[[str], bool]:
-        """Whether the rows of a tensor can have a trellis: its filters are rows, or feedback does not reach it."""
-        apart = {piece.name for piece in self.traced.pieces.values()} - self.filters
-        return lambda name: name not in apart
+    def _reached(self) -> set[str]:
+        return {piece.name for piece in self.traced.pieces.values()}
+
+    @cached_property
+    def _cut_otherwise(self) -> set[str]:
+        """Names of the tensors whose filters are not rows, such as those that are used through a view."""
+        own = self.network.state_dict(keep_vars=True)
+        pieces = self.traced.pieces.values()
+        return {piece.name for piece in pieces if not piece.has_rows_of(own[self.names[piece.name]])}
 
     @property
     def further_bytes(self) -> int:
@@ -191,11 +202,12 @@ def compress_in_lockstep(
         for t, posterior in enumerate(posteriors)
         if posterior.name in calibration.names
     }
+    n_weights = sum(len(index_map.ids) for index_map in maps)
     options = LockstepOptions(
         penalty=book.penalty,
         damping=_damping(calibration.synthetic),
-        paths=n_paths(sum(len(index_map.ids) for index_map in maps)),
-        sweeps=SWEEPS,
+        paths=n_paths(n_weights),
+        sweeps=SWEEPS if n_weights <= SWEPT_WEIGHTS else 0,
         synthetic=calibration.synthetic,
         biases=not calibration.synthetic or calibration.has_norms,
     )
@@ -216,7 +228,7 @@ def _usable(threads: int, twin: Twin) -> int:
 
 def n_paths(n_weights: int) -> int:
     """Paths of each filter's search in a network of `n_weights`."""
-    return min(max(PATH_WEIGHTS // n_weights, 1), MOST_PATHS)
+    return min(max(PATH_WEIGHTS // n_weights, FEWEST_PATHS), MOST_PATHS)
 
 
 def measured_damage(outcome: SideBySide) -> Damage:

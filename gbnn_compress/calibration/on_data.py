@@ -99,9 +99,9 @@ def _batches(bench: Bench) -> Iterable[Batch]:
 
 def _image_batches(bench: Bench) -> MadeBatches:
     """Preprocessed images, at most MOST_IMAGES, in batches of equal size but for the last."""
-    total = min(bench.n_inputs, MOST_IMAGES)
-    order = np.random.RandomState(0).permutation(bench.n_inputs)[:total]
     pixels = bench.inputs(at_most=1)[0, 0].numel()
+    total = min(bench.n_inputs, MOST_IMAGES, MOST_BATCHES * max(1, BATCH_PIXELS // pixels))
+    order = np.random.RandomState(0).permutation(bench.n_inputs)[:total]
     count = max(1, -(-total * pixels // BATCH_PIXELS))
     size = -(-total // count)
 

@@ -26,6 +26,9 @@ BLOCK = 64
 WORTHWHILE = 1 << 14
 """Products of filters, columns and paths from which threads are used."""
 
+SLOWER = 16
+"""About by how much numpy is slower here, per path, than in the jobs that `compiled.WORTHWHILE` is measured in."""
+
 NEIGHBOURS = np.array([0, -1, 1])
 """Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
 
@@ -211,14 +214,10 @@ def _decide(
         *settled,
         settles,
     )
-    _in_parts(_kernel("search_block", _search_block), filters, arguments, work=filters * width * paths)
+    work = filters * width * paths
+    compiled = loops("calibration.search_loops", work=SLOWER * work)
+    _in_parts(_search_block if compiled is None else compiled.search_block, filters, arguments, work=work)
     return settled[0][:, :before], settled[1][:, :before]
-
-
-def _kernel(name: str, plain: Callable[..., None]) -> Callable[..., None]:
-    """The compiled function of this name, or the plain one."""
-    compiled = loops("calibration.search_loops")
-    return plain if compiled is None else getattr(compiled, name)
 
 
 def _in_parts(kernel: Callable[..., None], filters: int, arguments: tuple[Any, ...], *, work: int) -> None:

@@ -33,8 +33,8 @@ def search_block(  # type: ignore[no-untyped-def]
     targets, next_targets = np.empty((paths, width)), np.empty((paths, width))
     sources, chosen = np.empty((width, paths), dtype=np.int64), np.empty((width, paths), dtype=np.int64)
     made = np.empty((width, paths))
-    best, at, value = np.empty(paths), np.empty(paths), np.empty(paths)
-    source, found = np.empty(paths, dtype=np.int64), np.empty(paths, dtype=np.int64)
+    best, which = np.empty(paths), np.empty(paths, dtype=np.int64)
+    components, misses = np.empty(3 * paths, dtype=np.int64), np.empty(3 * paths)
     next_states, roots = np.empty(paths, dtype=np.int64), np.empty(paths, dtype=np.int64)
     traced_errors, traced_ids = np.empty((paths, width)), np.empty((paths, width), dtype=np.int64)
     escape = len(means)
@@ -43,12 +43,12 @@ def search_block(  # type: ignore[no-untyped-def]
         for p in range(paths):
             if costs[f, p] == np.inf:
                 continue
-            for k in range(width):
-                targets[p, k] = base[g, r, k]
+            row = targets[p]
+            row[:] = base[g, r]
             for i in range(n_before):
-                error = errors[f, p, i]
+                error, spread = errors[f, p, i], factor_before[g, i]
                 for k in range(width):
-                    targets[p, k] -= error * factor_before[g, i, k]
+                    row[k] -= error * spread[k]
         for j in range(width):
             n_kept = 0
             cost = row_costs[g, r] * column_costs[g, j]
@@ -66,7 +66,7 @@ def search_block(  # type: ignore[no-untyped-def]
                     centre, tried = place(thresholds, low, high, x), 3
                 for t in range(tried):
                     if exact[g, r, j]:
-                        component, mean = escape, weight
+                        component = escape
                         miss = weight - x
                         total = before + cost * (miss * miss)
                     else:
@@ -74,26 +74,26 @@ def search_block(  # type: ignore[no-untyped-def]
                         if beside < low or beside >= high:
                             continue
                         component = winners[beside]
-                        mean = means[component]
-                        miss = mean - x
+                        miss = means[component] - x
                         total = before + (cost * (miss * miss) + bits_costs[component])
                     if n_kept == paths and not total < best[n_kept - 1]:
                         continue
+                    components[3 * p + t], misses[3 * p + t] = component, miss
                     spot = n_kept if n_kept < paths else paths - 1
                     while spot > 0 and total < best[spot - 1]:
-                        best[spot], source[spot], found[spot] = best[spot - 1], source[spot - 1], found[spot - 1]
-                        at[spot], value[spot] = at[spot - 1], value[spot - 1]
+                        best[spot], which[spot] = best[spot - 1], which[spot - 1]
                         spot -= 1
-                    best[spot], source[spot], found[spot], at[spot], value[spot] = total, p, component, x, mean
+                    best[spot], which[spot] = total, 3 * p + t
                     n_kept = min(n_kept + 1, paths)
             for q in range(n_kept):
-                p, component = source[q], found[q]
-                error = (at[q] - value[q]) / factor[g, j, j]
+                p, component = which[q] // 3, components[which[q]]
+                error = -misses[which[q]] / factor[g, j, j]
                 made[j, q], chosen[j, q], sources[j, q] = error, component, p
                 branch = 0 if component == escape else (component >> 1) & 1
                 next_states[q] = NEXT_STATE[states[f, p], branch]
+                row, next_row, spread = targets[p], next_targets[q], factor[g, j]
                 for k in range(j + 1, width):
-                    next_targets[q, k] = targets[p, k] - error * factor[g, j, k]
+                    next_row[k] = row[k] - error * spread[k]
             for q in range(paths):
                 costs[f, q] = best[q] if q < n_kept else np.inf
                 if q < n_kept:

@@ -75,7 +75,10 @@ def synthetic_inputs(
     if n < FEWEST_INPUTS:
         return noise
     order = torch.randperm(len(noise), generator=torch.Generator().manual_seed(1))
-    fitted = fitted_inputs(network, noise[order[:n]])
+    try:
+        fitted = fitted_inputs(network, noise[order[:n]])
+    except Exception:  # whatever the user's own network raises: noise will do
+        return noise
     return noise if fitted is None else fitted
 
 

@@ -52,12 +52,14 @@ class Piece:
     bias: torch.Tensor | None
     centred: bool
 
-    @property
-    def has_filters(self) -> bool:
-        """Whether the weights of a filter follow each other in the tensor, as in `Linear` and `Conv2d`."""
-        arranged = self.blocks[0].arrange(self.operand.detach())
+    def has_rows_of(self, tensor: torch.Tensor) -> bool:
+        """Whether each filter is a row (axis 0) of the tensor that is stored, as in `Linear` and `Conv2d`."""
+        arranged, width = self.blocks[0].arrange(self.operand.detach()), tensor.numel() // len(tensor)
         is_view = arranged.data_ptr() == self.operand.data_ptr()
-        return len(self.blocks) == 1 and is_view and arranged.stride(1) == arranged.shape[2]
+        offset = (self.operand.data_ptr() - tensor.data_ptr()) // tensor.element_size()
+        aligned = self.operand.numel() == tensor.numel() or offset % width == 0
+        own_rows = is_view and arranged.shape[2] == width and arranged.stride(1) == width
+        return len(self.blocks) == 1 and own_rows and aligned and tensor.is_contiguous()
 
 
 @dataclass(frozen=True)

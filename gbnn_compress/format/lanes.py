@@ -34,6 +34,9 @@ N_SLOTS = 2 * N_LEVELS * N_PREDICTIONS
 ROW_PRIOR, COLUMN_PRIOR, KERNEL_PRIOR, MEAN_PRIOR = 4, 4, 16, 32
 """Number of weights that the priors of a row, a column, a kernel and a tap count as."""
 
+SLOWER = 64
+"""About by how much numpy is slower here than in the jobs that `compiled.WORTHWHILE` is measured in."""
+
 AT_ONCE = 1 << 18
 """About the number of weights that are put into coding order at once."""
 
@@ -113,7 +116,7 @@ class Walk:
     def slots(self, ids: np.ndarray) -> np.ndarray:
         """uint16 (n,), slots of the next groups' ids, int32 (n,) in coding order."""
         slots = np.empty(len(ids), dtype=np.uint16)
-        compiled = loops("format.lane_loops")
+        compiled = loops("format.lane_loops", work=SLOWER * len(ids))
         if compiled is not None:
             compiled.walk(ids, slots, *self.compiled_arguments(len(ids)), compiled.nothing())
             return slots

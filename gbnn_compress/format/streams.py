@@ -13,7 +13,7 @@ import numpy as np
 from gbnn_compress.compiled import loops
 from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format.contexts import exp16, factors
-from gbnn_compress.format.lanes import N_SLOTS, Walk, batches, by_row, coding_order, from_coding_order
+from gbnn_compress.format.lanes import N_SLOTS, SLOWER, Walk, batches, by_row, coding_order, from_coding_order
 from gbnn_compress.format.tables import PRECISION, Table, frequencies, symbol_weights
 
 MANY, MANY_STATES = 1 << 17, 4
@@ -52,7 +52,7 @@ def encode_stream(ids: np.ndarray, slots: np.ndarray, shape: Sequence[int], mode
     Returns:
         uint32 (words,): the states, high word first, then the words in the order in which they are read.
     """
-    compiled = loops("format.lane_loops")
+    compiled = loops("format.lane_loops", work=SLOWER * len(ids))
     states = np.full(n_states(len(ids)), first_state(len(ids)), dtype=np.uint64)
     rows, parts, stop = by_row(ids, shape), [], len(ids)
     for batch in reversed(batches(shape)):
@@ -117,7 +117,7 @@ class Reader:
 
     def read(self, walk: Walk, size: int, number: int) -> np.ndarray:
         """int32 (size,), the next ids in coding order; `number` ids were read before."""
-        compiled = loops("format.lane_loops")
+        compiled = loops("format.lane_loops", work=SLOWER * size)
         ids = np.empty(size, dtype=np.int32)
         if compiled is not None:
             coder = (self._models.compiled, self._words, self._states, number, self._place)

@@ -87,8 +87,13 @@ def ideal_lengths(counts: np.ndarray, trellis: np.ndarray | None = None) -> np.n
     if trellis is not None:
         for parity in (0, 1):  # outliers occur in both supersets
             totals[trellis, parity:-1:2] = (counts[:, parity:-1:2].sum(axis=1) + counts[:, -1] / 2)[trellis, None]
-    with np.errstate(divide="ignore"):
-        return np.log2(totals) - np.log2(counts)
+    lengths = np.log2(np.maximum(totals, 1e-300)) - np.log2(np.maximum(counts, 1e-300))
+    return np.where(counts > 0, lengths, np.inf)
+
+
+def has_both_supersets(counts: np.ndarray) -> np.ndarray:
+    """bool (T,), whether each tensor uses even and odd components; counts are (T, K + 1), outliers last."""
+    return np.asarray(counts[:, 0:-1:2].any(axis=1) & counts[:, 1:-1:2].any(axis=1))
 
 
 def curvature_of(levels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,15 @@ from gbnn_compress.format.bank import encode_bank, round_bank
 from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
 from gbnn_compress.mixture.em import fit_mixture
 from gbnn_compress.rate.cells import nearest_cells, pooled_points
-from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, group_cells, ideal_lengths, refine
+from gbnn_compress.rate.codebook import (
+    HIGH_RATE_STEP,
+    Codebook,
+    Groups,
+    group_cells,
+    has_both_supersets,
+    ideal_lengths,
+    refine,
+)
 from gbnn_compress.rate.paper import PaperRules
 from gbnn_compress.rate.partition import Partition, by_rate, moments_of
 from gbnn_compress.types import Cells, Mixture
@@ -26,6 +34,9 @@ BANK_STEP = 1 / 16
 FRACTION_OCTAVES = 2
 """Octaves of lambda between two measurements of what contexts save; it is interpolated between them."""
 
+LEAST_FRACTION = 0.4
+"""Smallest fraction of their plain code lengths that ids can take with contexts."""
+
 LOWEST, HIGHEST = -44.0, 28.0
 """Range of log2(lambda): from the precision of float32 to a single component."""
 
@@ -34,8 +45,13 @@ UNION_STEP = 0.53
 and tensors without a trellis use one superset. 0.5 is best for such tensors; 0.56 is with a trellis at 3 bits per
 weight."""
 
-TRELLIS_BITS = 1.1
-"""Bits per weight from which a tensor gets a trellis. With fewer, most weights are zero; odd states have no zero."""
+TRELLIS_BITS, TRELLIS_PART = 1.4, 0.5
+"""Bits per weight from which a tensor gets a trellis, and the least part of all bits that such tensors must have: with
+fewer bits, most weights are zero, and odd states have no zero."""
+
+CONTINUOUS = 1.5
+"""Components of a tensor in the finer bank, over those in the coarser one, from which its values count as continuous:
+about 1.9 if they are, and 1 if there are few of them, as in ternary networks."""
 
 LAMBDA_TOLERANCE = 0.003
 """Resolution of log2(lambda): about a tenth of a percent of a file's size."""
@@ -188,24 +204,23 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
 
 
 def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tuple[Codebook, int]:
-    means, counts = problem.merged(merge_penalty)
-    trellis = _with_trellis(problem, counts)
-    if trellis is not None:
+    coarse = problem.merged(merge_penalty)
+    trellis = _with_trellis(problem, coarse[1])
+    while trellis is not None:
         means, counts = problem.merged(UNION_STEP**2 * merge_penalty)
+        continuous = (counts > 0).sum(axis=0) >= CONTINUOUS * (coarse[1] > 0).sum(axis=0)
+        trellis &= continuous
+        # Tensors without a trellis use every second component, unless they have values of their own.
         nearest = int(np.abs(means).argmin())
         counts = counts.copy()
-        counts[1 - nearest % 2 :: 2, ~trellis] = 0
-    book = refine(
-        problem.cells,
-        problem.groups,
-        means,
-        np.pad(counts.T, ((0, 0), (0, 1))),
-        penalty=penalty,
-        value_bits=problem.value_bits,
-        iterations=problem.refinements,
-        limits=None if problem.paper is None else problem.paper.limits(problem.scales),
-        trellis=trellis,
-    )
+        counts[1 - nearest % 2 :: 2, continuous & ~trellis] = 0
+        book = _refined(problem, means, counts, penalty, trellis)
+        feasible = has_both_supersets(book.counts)
+        if trellis.any() and feasible[trellis].all():
+            break
+        trellis = trellis & feasible if (trellis & feasible).any() else None
+    else:
+        book = _refined(problem, *coarse, penalty, None)
     if problem.paper is not None:
         book = problem.paper.blended(
             problem.cells,
@@ -218,6 +233,23 @@ def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tup
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
 
 
+def _refined(
+    problem: RateProblem, means: np.ndarray, counts: np.ndarray, penalty: float, trellis: np.ndarray | None
+) -> Codebook:
+    """The codebook at lambda that begins with these means (K,) and counts (K, T)."""
+    return refine(
+        problem.cells,
+        problem.groups,
+        means,
+        np.pad(counts.T, ((0, 0), (0, 1))),
+        penalty=penalty,
+        value_bits=problem.value_bits,
+        iterations=problem.refinements,
+        limits=None if problem.paper is None else problem.paper.limits(problem.scales),
+        trellis=trellis,
+    )
+
+
 def _with_trellis(problem: RateProblem, counts: np.ndarray) -> np.ndarray | None:
     """bool (T,), the tensors that get a trellis, by the entropy of counts (K, T) of components; None if none does."""
     if problem.trellis_allowed is None:
@@ -226,12 +258,20 @@ def _with_trellis(problem: RateProblem, counts: np.ndarray) -> np.ndarray | None
     lengths = ideal_lengths(counts.T)
     bits = np.where(counts.T > 0, counts.T * np.where(np.isfinite(lengths), lengths, 0), 0).sum(axis=1)
     trellis: np.ndarray = problem.trellis_allowed & (bits >= TRELLIS_BITS * members)
-    return trellis if trellis.any() and len(counts) > 1 else None
+    return trellis if bits[trellis].sum() > TRELLIS_PART * bits.sum() else None
 
 
-def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> float:
-    """Predicted size of the file of a codebook, from its counts alone."""
-    levels = [coarse_levels(np.rint(row)) for row in book.counts]
+def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: float | None = None) -> float:
+    """Predicted size of the file of a codebook, from its counts alone.
+
+    Args:
+        problem: From `fit_path`.
+        book: The codebook.
+        exponent: Exponent of its grid.
+        limit: Size in question. If what contexts save cannot decide whether the file is within it, the result is the
+            size without any savings, or with more than there can be: measuring savings takes most of the time.
+    """
+    levels = [coarse_levels(np.ceil(row)) for row in book.counts]
     lengths = ideal_lengths(book.counts, book.trellis)
     for t, level in enumerate(levels):
         if book.trellis is None or not book.trellis[t]:
@@ -243,8 +283,12 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int) -> floa
     nothing = np.zeros(0)  # scales and errors are part of `other_bytes`
     bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
     outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
-    map_bits = id_bits * problem.id_fraction(book.penalty) + sum(map(table_bits, levels))
-    return (map_bits + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
+    others = (sum(map(table_bits, levels)) + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
+    if limit is not None:
+        most, least = others + id_bits / 8, others + LEAST_FRACTION * id_bits / 8
+        if most <= limit or least > limit:
+            return most if most <= limit else least
+    return others + id_bits * problem.id_fraction(book.penalty) / 8
 
 
 def parameters_of(book: Codebook, n_unshared: int) -> float:
@@ -254,13 +298,18 @@ def parameters_of(book: Codebook, n_unshared: int) -> float:
 
 
 def solve_size(
-    problem: RateProblem, amount: Callable[[Codebook, int], float], *, limit: float, monotone: bool = True
+    problem: RateProblem,
+    amount: Callable[[Codebook, int, float | None], float],
+    *,
+    limit: float,
+    monotone: bool = True,
 ) -> tuple[Codebook, int]:
     """The finest codebook within a size limit, by bisection on log2(lambda): sizes fall as lambda grows.
 
     Args:
         problem: From `fit_path`.
-        amount: Size of a codebook (given with the exponent of its grid), such as bytes.
+        amount: Size of a codebook (given with the exponent of its grid), such as bytes; see `predicted_bytes` for its
+            third argument.
         limit: Largest size allowed.
         monotone: Whether the size falls at every lambda; if not, the search starts at the finest codebooks.
 
@@ -269,11 +318,14 @@ def solve_size(
     """
 
     def fits(codebook: tuple[Codebook, int]) -> bool:
-        return amount(*codebook) <= limit
+        return amount(*codebook, limit) <= limit
+
+    def size(codebook: tuple[Codebook, int]) -> float:
+        return amount(*codebook, None)
 
     inside, outside = (HIGHEST, LOWEST) if monotone else _finest_that_fits(problem, fits)
     edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=inside, outside=outside)
-    if fits(best) and amount(*best) < GAP * limit:
+    if fits(best) and size(best) < GAP * limit:
         # No codebook between the two lambdas at the edge lies on the convex hull; for flat distributions, rates of 0 to
         # 1 bit per weight are such a gap. Merging at a smaller lambda than assignment gives codebooks inside it.
         for octaves in HELD_BACK:
@@ -285,9 +337,9 @@ def solve_size(
                 outside=edge - octaves,
                 tolerance=GAP_TOLERANCE,
             )
-            if fits(other) and amount(*other) > amount(*best):
+            if fits(other) and size(other) > size(best):
                 best = other
-            if amount(*best) >= GAP * limit:
+            if size(best) >= GAP * limit:
                 break
     return best
 

@@ -15,7 +15,7 @@ from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.format.counts import id_counts
 from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.cells import FARTHEST, LEVELS, row_blocks, sigma_levels
-from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, escape_bits, ideal_lengths
+from gbnn_compress.rate.codebook import Codebook, assign, curvature_of, escape_bits, has_both_supersets, ideal_lengths
 from gbnn_compress.rate.trellis_paths import cheapest_paths
 from gbnn_compress.types import IndexMap, Posterior
 
@@ -46,6 +46,7 @@ def index_maps(
         One map per shared tensor; the ids' dtype is the smallest unsigned one that holds K.
     """
     lengths, totals = ideal_lengths(book.counts, book.trellis), book.counts.sum(axis=1)
+    possible = has_both_supersets(book.counts)
 
     def one(t: int) -> IndexMap:
         name, escape = posteriors[t].name, len(book.bank.means)
@@ -58,7 +59,7 @@ def index_maps(
             float(totals[t]),
             None if book.limits is None else float(book.limits[t]),
         )
-        has_trellis = book.trellis is not None and bool(book.trellis[t])
+        has_trellis = book.trellis is not None and bool(book.trellis[t] and possible[t])
         if has_trellis:
             ids = _on_paths(tensors[name], posteriors[t], book, lengths[t, :-1], ids == escape).astype(ids.dtype)
         return with_outliers(tensors[name], name, ids, escape=escape, trellis=has_trellis)

@@ -8,6 +8,9 @@ from gbnn_compress.compiled import loops
 from gbnn_compress.format.trellis import NEXT_STATE
 from gbnn_compress.mixture.intervals import decision_intervals
 
+SLOWER = 64
+"""About by how much numpy is slower here than in the jobs that `compiled.WORTHWHILE` is measured in."""
+
 
 def cheapest_paths(
     x: np.ndarray,
@@ -27,7 +30,8 @@ def cheapest_paths(
         exact: bool (rows, n), weights that are kept exactly.
         curvature: float64 (levels,), h.
         means: float64 (K,), strictly ascending.
-        lengths: float64 (K,), bits of each component within its superset; infinite where it is not used.
+        lengths: float64 (K,), bits of each component within its superset; infinite where it is not used. Each superset
+            has at least one component.
         penalty: lambda.
 
     Returns:
@@ -45,7 +49,7 @@ def cheapest_paths(
             sizes.append(len(winners[-1]) if level in used and live.size else 0)
     bits_costs = np.where(np.isfinite(lengths), penalty * lengths, 0.0)
     ids = np.empty(x.shape, dtype=np.int64)
-    compiled = loops("rate.trellis_loops")
+    compiled = loops("rate.trellis_loops", work=SLOWER * x.size)
     (_best_paths if compiled is None else compiled.best_paths)(
         np.ascontiguousarray(x),
         levels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import parameters_of, predicted_bytes, solve_size
@@ -49,14 +50,14 @@ class Budget:
 
     Attributes:
         limit: Largest amount that a file may use.
-        predicted: Returns the predicted use of a codebook and its grid's exponent.
+        predicted: Returns the predicted use of a codebook and its grid's exponent; see `predicted_bytes`.
         used: Returns the actual use of a file, from its bytes, its number of components and its index maps.
         monotone: Whether a coarser codebook never uses more. False for the paper's count, where the number of outliers
             goes up and down.
     """
 
     limit: float
-    predicted: Callable[[Codebook, int], float]
+    predicted: Callable[[Codebook, int, float | None], float]
     used: Callable[[bytes, int, Sequence[IndexMap]], float]
     monotone: bool
 
@@ -66,14 +67,14 @@ def budget_of(prepared: Prepared, target_ratio: float, ratio_of: str) -> Budget:
     if ratio_of == "artifact":
         return Budget(
             prepared.floating_bytes / target_ratio,
-            lambda book, exponent: predicted_bytes(prepared.problem, book, exponent),
+            partial(predicted_bytes, prepared.problem),
             lambda encoded, n_components, maps: len(encoded),
             monotone=True,
         )
     weights = float(prepared.sizes.sum()) + prepared.n_unshared
     return Budget(
         2 * weights / target_ratio,
-        lambda book, exponent: parameters_of(book, prepared.n_unshared),
+        lambda book, exponent, limit: parameters_of(book, prepared.n_unshared),
         lambda encoded, n_components, maps: (
             2 * n_components + 2 * sum(len(m.outliers) for m in maps) + prepared.n_unshared
         ),
@@ -172,7 +173,7 @@ def _search(prepared: Prepared, budget: Budget, safe_ratio: float | None) -> _At
     latest: _Attempt | None = None
     for _ in range(ATTEMPTS):
         book, exponent = solve_size(prepared.problem, budget.predicted, limit=aim.value, monotone=budget.monotone)
-        predicted = budget.predicted(book, exponent)
+        predicted = budget.predicted(book, exponent, None)
         if predicted in seen and best is not None:
             break
         if predicted in seen:

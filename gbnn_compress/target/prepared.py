@@ -199,7 +199,7 @@ def _may_have_trellis(
         [
             posterior.name not in divided
             and not posterior.by_magnitude
-            and (calibration is None or calibration.rows_in_order(posterior.name))
+            and (calibration is None or calibration.keeps_rows(posterior.name))
             for posterior in posteriors
         ]
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_components_merged_for_a_finer_file_are_more_and_fit_better(fitted: tupl
 @pytest.mark.parametrize("budget", [40_000, 15_000, 6_000, 1_500])
 def test_a_size_is_kept_to_and_used(fitted: tuple, budget: int) -> None:
     problem = fitted[2]
-    book, exponent = solve_size(problem, lambda b, e: predicted_bytes(problem, b, e), limit=budget)
+    book, exponent = solve_size(problem, partial(predicted_bytes, problem), limit=budget)
     assert 0.95 * budget <= predicted_bytes(problem, book, exponent) <= budget
 
 
@@ -108,7 +109,7 @@ def test_a_damage_is_kept_to_and_used(fitted: tuple) -> None:
 
 
 def test_the_coarsest_codebook_when_no_size_fits(fitted: tuple) -> None:
-    book, _ = solve_size(fitted[2], lambda b, e: 1.0, limit=0.0)
+    book, _ = solve_size(fitted[2], lambda b, e, limit: 1.0, limit=0.0)
     assert len(book.bank.means) == 1
 
 
