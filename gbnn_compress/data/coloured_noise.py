@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-EXPONENTS = (0.5, 1.0)
+EXPONENTS = (1.0, 1.5)
 """Amplitudes fall with frequency f as f^-a; half of the inputs have each a. Photographs have a of about 1."""
 
 

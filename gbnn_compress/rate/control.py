@@ -205,15 +205,14 @@ def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | 
 
 def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tuple[Codebook, int]:
     coarse = problem.merged(merge_penalty)
-    trellis = _with_trellis(problem, coarse[1])
+    trellis = _with_trellis(problem, coarse[1]) if merge_penalty == penalty else None
     while trellis is not None:
         means, counts = problem.merged(UNION_STEP**2 * merge_penalty)
         continuous = (counts > 0).sum(axis=0) >= CONTINUOUS * (coarse[1] > 0).sum(axis=0)
         trellis &= continuous
-        # Tensors without a trellis use every second component, unless they have values of their own.
-        nearest = int(np.abs(means).argmin())
         counts = counts.copy()
-        counts[1 - nearest % 2 :: 2, continuous & ~trellis] = 0
+        for t in np.flatnonzero(continuous & ~trellis):
+            counts[_every_second(means, counts[:, t], step=np.sqrt(HIGH_RATE_STEP * penalty)), t] = 0
         book = _refined(problem, means, counts, penalty, trellis)
         feasible = has_both_supersets(book.counts)
         if trellis.any() and feasible[trellis].all():
@@ -231,6 +230,17 @@ def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tup
         )
     exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
+
+
+def _every_second(means: np.ndarray, counts: np.ndarray, *, step: float) -> np.ndarray:
+    """Positions of every second component that a tensor uses, but not where that leaves gaps of over 1.6 steps."""
+    live = np.flatnonzero(counts)
+    if len(live) < 3:
+        return live[:0]
+    nearest = int(np.abs(means[live]).argmin())
+    gaps = means[live[2:]] - means[live[:-2]]
+    second = (np.arange(1, len(live) - 1) - nearest) % 2 == 1
+    return live[1:-1][second & (gaps <= 3 * UNION_STEP * step)]
 
 
 def _refined(
