@@ -168,8 +168,8 @@ class Recipe(BaseModel):
     )
     trellis: bool = Field(
         default=True,
-        description="Choose components along a trellis in tensors of more than about one bit per weight, which makes"
-        " files smaller; without training only. Releases before 0.2 do not open such files.",
+        description="Choose components along a trellis in files of more than about 1.4 bits per weight, which makes"
+        " them smaller; without training only. Releases before 0.2 do not open such files.",
     )
     allocation: Literal["norms", "costs"] = Field(
         default="costs",
