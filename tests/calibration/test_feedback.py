@@ -14,6 +14,7 @@ from gbnn_compress.calibration import path_search
 from gbnn_compress.calibration.decisions import Alphabet
 from gbnn_compress.calibration.feedback import assign_with_feedback, damped, inverse_factor
 from gbnn_compress.calibration.path_search import BLOCK
+from gbnn_compress.compiled import SWITCH
 from gbnn_compress.format.trellis import next_states
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
 from gbnn_compress.rate.control import UNION_STEP
@@ -192,9 +193,10 @@ def test_compiled_loops_and_numpy_give_the_same_ids(seed: int, trellis: bool, pa
         "sweeps": 2,
         "states": random.integers(0, 8, size=(groups, rows)) * trellis,
     }
-    found = assign_with_feedback(weights, hessian, alphabet=alphabet, **options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(path_search, "loops", lambda name: None)
+        patch.setenv(SWITCH, "1")
+        found = assign_with_feedback(weights, hessian, alphabet=alphabet, **options)
+        patch.setattr(path_search, "loops", lambda name, work: None)
         plain = assign_with_feedback(weights, hessian, alphabet=alphabet, **options)
     np.testing.assert_array_equal(found[0], plain[0])
     np.testing.assert_array_equal(found[1], plain[1])

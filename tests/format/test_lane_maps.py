@@ -37,14 +37,15 @@ def index_map(ids: np.ndarray, *, trellis: bool = True) -> IndexMap:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numpy":
         without_loops(monkeypatch)
-    elif compiled.loops("format.lane_loops") is None:
+    monkeypatch.setenv(compiled.SWITCH, "1")
+    if request.param == "compiled" and compiled.loops("format.lane_loops") is None:
         pytest.skip("needs numba")
     return str(request.param)
 
 
 def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (lanes, streams):
-        monkeypatch.setattr(module, "loops", lambda name: None)
+        monkeypatch.setattr(module, "loops", lambda name, work: None)
 
 
 def decoded(data: bytes, tables: list[Table], shapes: Shapes, values: np.ndarray) -> list[np.ndarray]:
@@ -81,6 +82,7 @@ def test_round_trip(shape: tuple[int, ...], trellis: bool) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiled_and_numpy_give_the_same_bytes(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [index_map(trellis_ids(shape, outliers=0.01)), index_map(trellis_ids(shape, seed=1), trellis=False)]
+    monkeypatch.setenv(compiled.SWITCH, "1")
     first = round_trip(maps, [shape, shape], values_of())
     without_loops(monkeypatch)
     second = round_trip(maps, [shape, shape], values_of())
@@ -151,7 +153,7 @@ def test_any_stream_under_any_rule_ends_or_is_refused_alike(
     table = Table(levels, rule, trellis)
     words = random.integers(0, 2**32, random.integers(0, 300), dtype=np.uint32)
     results = []
-    for loops in (compiled.loops, lambda name: None):
+    for loops in (lambda name, work: compiled.loops(name), lambda name, work: None):
         with monkeypatch.context() as patch:
             patch.setattr(lanes, "loops", loops)
             patch.setattr(streams, "loops", loops)
