@@ -140,6 +140,7 @@ def test_what_a_page_runs_prints_what_it_shows(page: str, stand_ins: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW)
+@pytest.mark.slow  # the pages show the output of the version before the trellis
 def test_what_takes_long_prints_what_the_page_shows(
     page: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
