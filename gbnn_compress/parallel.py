@@ -97,13 +97,6 @@ def usable_threads() -> int:
     return min(torch.get_num_threads(), MOST_THREADS)
 
 
-def available_threads() -> int:
-    """The number of threads for work that gives the same results at any number: of the cores, at most MOST_THREADS."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
-    return min(int(asked) if asked.isdigit() and int(asked) else cores, cores, MOST_THREADS)
-
-
 @contextmanager
 def single_thread() -> Iterator[int]:
     """Run torch and BLAS in one thread: the order of sums, and so the bytes, depend on the number of threads.

@@ -203,15 +203,16 @@ def compress_in_lockstep(
         if posterior.name in calibration.names
     }
     n_weights = sum(len(index_map.ids) for index_map in maps)
-    options = LockstepOptions(
-        penalty=book.penalty,
-        damping=_damping(calibration.synthetic),
-        paths=n_paths(n_weights),
-        sweeps=SWEEPS if n_weights <= SWEPT_WEIGHTS else 0,
-        synthetic=calibration.synthetic,
-        biases=not calibration.synthetic or calibration.has_norms,
-    )
     with single_thread() as threads:
+        options = LockstepOptions(
+            penalty=book.penalty,
+            damping=_damping(calibration.synthetic),
+            paths=n_paths(n_weights),
+            sweeps=SWEEPS if n_weights <= SWEPT_WEIGHTS else 0,
+            synthetic=calibration.synthetic,
+            biases=not calibration.synthetic or calibration.has_norms,
+            threads=threads,
+        )
         original, compressed = (
             make_twin(calibration.network, calibration.names, own_weights=own) for own in (False, True)
         )

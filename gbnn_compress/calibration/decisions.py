@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from gbnn_compress.mixture.intervals import decision_intervals
+from gbnn_compress.mixture.intervals import IntervalTables, interval_tables
 
 CURVATURE_STEPS = 8
 """Costs c of a squared error are rounded to 1/8 octave; thresholds are computed once per step."""
@@ -32,9 +33,8 @@ class Alphabet:
         return [live[live % 2 == 0], live[live % 2 == 1]] if self.trellis else [live]
 
 
-@dataclass(frozen=True)
-class Decisions:
-    """Thresholds between the cheapest components, for the weights of one layer.
+class Decisions(NamedTuple):
+    """Thresholds between the cheapest components, for the weights of one layer; compiled loops take it as it is.
 
     Attributes:
         means: float64 (K,), those of the alphabet.
@@ -43,10 +43,7 @@ class Decisions:
         column_costs: float64 (G, d): their product is c, the cost of a squared error of one weight.
         row_steps: int64 (G, r), and
         column_steps: int64 (G, d): their sum is the number of the rounded cost c, from 0.
-        winners: int64 (n,), the components that win somewhere, table after table. There is a table for each rounded
-            cost of the first superset, then for each of the second.
-        thresholds: float64 (n,), the upper end of each winner's interval; infinite for the last of a table.
-        edges: int64 (tables + 1,), where each table starts, and the end.
+        tables: One for each rounded cost of the first superset, then for each of the second.
         n_steps: Number of rounded costs.
         trellis: Whether a weight's state decides which superset it may use.
     """
@@ -57,16 +54,14 @@ class Decisions:
     column_costs: np.ndarray
     row_steps: np.ndarray
     column_steps: np.ndarray
-    winners: np.ndarray
-    thresholds: np.ndarray
-    edges: np.ndarray
+    tables: IntervalTables
     n_steps: int
     trellis: bool
 
     def at(self, columns: slice) -> Decisions:
         """The same for some of the columns."""
-        costs, steps = self.column_costs[:, columns], self.column_steps[:, columns]
-        return replace(self, column_costs=costs, column_steps=steps)
+        costs, steps = (np.ascontiguousarray(each[:, columns]) for each in (self.column_costs, self.column_steps))
+        return self._replace(column_costs=costs, column_steps=steps)
 
 
 def decisions(alphabet: Alphabet, rows: np.ndarray, columns: np.ndarray, *, penalty: float) -> Decisions:
@@ -84,30 +79,24 @@ def decisions(alphabet: Alphabet, rows: np.ndarray, columns: np.ndarray, *, pena
     wanted = np.zeros(n_steps, dtype=bool)
     for g in range(len(rows)):
         wanted[(np.unique(row_steps[g])[:, None] + np.unique(column_steps[g]) - lowest).ravel()] = True
-    bits_costs = np.zeros(len(alphabet.means))
-    winners, sizes = [], []
-    thresholds: list[np.ndarray] = []
+    lengths = np.zeros(len(alphabet.means))
     for live in alphabet.supersets():
         counts = alphabet.counts[live]
-        lengths = np.log2(counts.sum()) - np.log2(counts)
-        bits_costs[live] = penalty * lengths
-        for step, is_wanted in enumerate(wanted.tolist()):
-            if is_wanted:
-                price = penalty * 2.0 ** (-(step + lowest) / CURVATURE_STEPS)
-                won, between = decision_intervals(alphabet.means[live], lengths, penalty=price)
-                winners.append(live[won])
-                thresholds += [between, np.array([np.inf])]
-            sizes.append(len(won) if is_wanted else 0)
+        lengths[live] = np.log2(counts.sum()) - np.log2(counts)
+    nothing = np.zeros(0, dtype=np.int64)
+    tables = [
+        (live if wanted[step] else nothing, penalty * 2.0 ** (-(step + lowest) / CURVATURE_STEPS))
+        for live in alphabet.supersets()
+        for step in range(n_steps)
+    ]
     return Decisions(
         means=alphabet.means,
-        bits_costs=bits_costs,
-        row_costs=rows,
-        column_costs=columns,
+        bits_costs=penalty * lengths,
+        row_costs=np.ascontiguousarray(rows),
+        column_costs=np.ascontiguousarray(columns),
         row_steps=row_steps - row_steps.min(),
         column_steps=column_steps - column_steps.min(),
-        winners=np.concatenate(winners),
-        thresholds=np.concatenate(thresholds),
-        edges=np.cumsum([0, *sizes]),
+        tables=interval_tables(alphabet.means, lengths, tables),
         n_steps=n_steps,
         trellis=alphabet.trellis,
     )

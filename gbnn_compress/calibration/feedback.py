@@ -57,6 +57,7 @@ def assign_with_feedback(
     paths: int,
     sweeps: int,
     states: np.ndarray | None = None,
+    threads: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose components for the weights of one layer.
 
@@ -70,6 +71,7 @@ def assign_with_feedback(
         paths: Partial assignments kept for each filter, at least 1.
         sweeps: Rounds of searching each window of columns again.
         states: int64 (G, r), of the trellis before the first weights. Default: 0.
+        threads: Number of threads; ids do not depend on it.
 
     Returns:
         int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last weights.
@@ -80,14 +82,25 @@ def assign_with_feedback(
     factor = inverse_factor(hessian)
     column = 1 / np.einsum("gjj->gj", factor) ** 2
     decide = decisions(alphabet, curvature, column, penalty=penalty)
-    ids, last = search(weights, factor, decide, exact, paths=paths, states=states)
+    ids, last = search(weights, factor, decide, exact, paths=paths, states=states, threads=threads)
     for sweep in range(sweeps):
         counts = np.bincount(ids[~exact].ravel(), minlength=len(alphabet.means))
         counts = np.where(alphabet.counts > 0, counts + 0.5, 0.0)
         edges = _windows(weights.shape[2], shifted=sweep % 2 == 0)
         factor, column = _factors_within(hessian, edges)
         decide = decisions(Alphabet(alphabet.means, counts, alphabet.trellis), curvature, column, penalty=penalty)
-        ids, last = descend(weights, hessian, factor, decide, exact, ids, edges=edges, paths=paths, states=states)
+        ids, last = descend(
+            weights,
+            hessian,
+            factor,
+            decide,
+            exact,
+            ids,
+            edges=edges,
+            paths=paths,
+            states=states,
+            threads=threads,
+        )
     return ids, last
 
 

@@ -8,17 +8,17 @@ settled: paths that differ from them end, and errors of settled blocks are sprea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gbnn_compress.calibration.decisions import Decisions
 from gbnn_compress.compiled import loops
 from gbnn_compress.format.trellis import next_states
-from gbnn_compress.parallel import available_threads
+from gbnn_compress.mixture.intervals import places_in
+from gbnn_compress.parallel import on_threads
 
 BLOCK = 64
 """Columns of a block."""
@@ -33,8 +33,25 @@ NEIGHBOURS = np.array([0, -1, 1])
 """Components that a path may go on with: the cheapest, and its neighbours among those that are cheapest somewhere."""
 
 
-@dataclass(frozen=True)
-class _Paths:
+class Columns(NamedTuple):
+    """The columns of one block.
+
+    Attributes:
+        base: float64 (G, r, B), weights minus the errors of settled columns, spread to them.
+        weights: float64 (G, r, B).
+        exact: bool (G, r, B), weights that are kept as they are.
+        factor_before: float64 (G, b, B), from the b columns of the block before.
+        factor: float64 (G, B, B), within the block.
+    """
+
+    base: np.ndarray
+    weights: np.ndarray
+    exact: np.ndarray
+    factor_before: np.ndarray
+    factor: np.ndarray
+
+
+class Paths(NamedTuple):
     """The paths of each filter; the arrays are updated from block to block.
 
     Attributes:
@@ -58,6 +75,7 @@ def search(
     *,
     paths: int,
     states: np.ndarray,
+    threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decide column by column, spreading the errors of each path over the columns to come.
 
@@ -68,6 +86,7 @@ def search(
         exact: bool (G, r, d), weights that are kept as they are.
         paths: Partial assignments kept for each filter, at least 1.
         states: int64 (G, r), the trellis' states before the first column.
+        threads: Number of threads; ids do not depend on it.
 
     Returns:
         int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last column.
@@ -79,16 +98,14 @@ def search(
     for start in range(0, width, BLOCK):
         block = slice(start, min(start + BLOCK, width))
         spread = errors[:, :settled].reshape(groups, rows, settled) @ factor[:, :settled, block]
-        settled_errors, settled_ids = _decide(
+        columns = Columns(
             weights[:, :, block] - spread,
             weights[:, :, block],
             exact[:, :, block],
             factor[:, settled:start, block],
             factor[:, block, block],
-            decide.at(block),
-            found,
-            settles=True,
         )
+        settled_errors, settled_ids = _decide(columns, decide.at(block), found, settles=True, threads=threads)
         errors[:, settled:start], ids[:, settled:start] = settled_errors, settled_ids
         settled = start
     ids[:, start:] = found.ids[:, 0, : width - start]
@@ -106,6 +123,7 @@ def descend(
     edges: Sequence[int],
     paths: int,
     states: np.ndarray,
+    threads: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Search each window of columns again, with all others as they are, and keep what is cheaper.
 
@@ -124,6 +142,7 @@ def descend(
         edges: Where the windows start, and d.
         paths: Partial assignments kept for each filter.
         states: int64 (G, r), the trellis' states before the first column.
+        threads: Number of threads; ids do not depend on it.
 
     Returns:
         int64 (G, r, d), ids, K where `exact`; and int64 (G, r), the states after the last column.
@@ -141,20 +160,22 @@ def descend(
         outside = slope[:, :, window] - errors[:, :, window] @ own
         targets = weights[:, :, window] - (outside @ np.swapaxes(inverse, 1, 2)) @ inverse
         found = _started(states, paths)
-        arguments = (weights[:, :, window], exact[:, :, window], factor[:, :0, : stop - start], inverse)
-        _decide(targets, *arguments, decide.at(window), found, settles=False)
+        of_window = weights[:, :, window], exact[:, :, window]
+        columns = Columns(targets, *of_window, factor[:, :0, : stop - start], inverse)
+        _decide(columns, decide.at(window), found, settles=False, threads=threads)
         open_ends = not decide.trellis or stop == width
         costs = np.where((found.states == last.reshape(-1, 1)) | open_ends, found.costs, np.inf)
         best = costs.argmin(axis=1)
-        tried = found.ids[np.arange(len(best)), best, : stop - start].reshape(before.shape)
-        values, tried_values = (np.where(exact[:, :, window], weights[:, :, window], table[i]) for i in (before, tried))
+        every = np.arange(len(best))
+        tried = found.ids[every, best, : stop - start].reshape(before.shape)
+        values, tried_values = (np.where(columns.exact, columns.weights, table[i]) for i in (before, tried))
         gain = _costs(values - targets, before, own, decide) - _costs(tried_values - targets, tried, own, decide)
         better = (gain > 0) & np.isfinite(costs.min(axis=1)).reshape(groups, rows)
         ids[:, :, window] = np.where(better[:, :, None], tried, before)
         change = np.where(better[:, :, None], tried_values - values, 0.0)
         errors[:, :, window] += change
         slope += change @ hessian[:, window]
-        states = np.where(better, found.states[np.arange(len(best)), best].reshape(groups, rows), last)
+        states = np.where(better, found.states[every, best].reshape(groups, rows), last)
     return ids, states
 
 
@@ -165,152 +186,89 @@ def _costs(errors: np.ndarray, ids: np.ndarray, covariance: np.ndarray, decide: 
     return found
 
 
-def _started(states: np.ndarray, paths: int) -> _Paths:
+def _started(states: np.ndarray, paths: int) -> Paths:
     """One path of each filter, in its state (G, r)."""
     shape = (states.size, paths)
     costs = np.full(shape, np.inf)
     costs[:, 0] = 0
     every = np.repeat(states.reshape(-1, 1), paths, axis=1)
-    return _Paths(costs, every, np.zeros((*shape, BLOCK)), np.zeros((*shape, BLOCK), dtype=np.int64))
+    return Paths(costs, every, np.zeros((*shape, BLOCK)), np.zeros((*shape, BLOCK), dtype=np.int64))
 
 
 def _decide(
-    base: np.ndarray,
-    weights: np.ndarray,
-    exact: np.ndarray,
-    factor_before: np.ndarray,
-    factor: np.ndarray,
-    decide: Decisions,
-    found: _Paths,
-    *,
-    settles: bool,
+    columns: Columns, decide: Decisions, found: Paths, *, settles: bool, threads: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decide the columns of one block: see `_search_block`; updates `found`.
 
     Returns:
         float64 and int64 (filters, columns of the block before), its settled errors and ids.
     """
-    width, before = base.shape[2], factor_before.shape[1]
     filters, paths = found.costs.shape
+    before, work = columns.factor_before.shape[1], filters * columns.base.shape[2] * paths
     settled = np.zeros((filters, BLOCK)), np.zeros((filters, BLOCK), dtype=np.int64)
-    arguments = (
-        *map(np.ascontiguousarray, (base, weights, exact, factor_before, factor)),
-        decide.means,
-        decide.bits_costs,
-        decide.row_costs,
-        np.ascontiguousarray(decide.column_costs),
-        decide.row_steps,
-        np.ascontiguousarray(decide.column_steps),
-        decide.winners,
-        decide.thresholds,
-        decide.edges,
-        decide.n_steps,
-        decide.trellis,
-        found.costs,
-        found.states,
-        found.errors,
-        found.ids,
-        before,
-        *settled,
-        settles,
-    )
-    work = filters * width * paths
     compiled = loops("calibration.search_loops", work=SLOWER * work)
-    _in_parts(_search_block if compiled is None else compiled.search_block, filters, arguments, work=work)
+    kernel = _search_block if compiled is None else compiled.search_block
+    arguments = (Columns(*map(np.ascontiguousarray, columns)), decide, found, *settled, settles)
+    # Filters know nothing of each other.
+    parts = threads if work >= WORTHWHILE else 1
+    edges = pairwise(np.linspace(0, filters, parts + 1).astype(int).tolist())
+    for _ in on_threads(partial(_of_filters, kernel, arguments), edges, threads=parts, alone=True):
+        pass
     return settled[0][:, :before], settled[1][:, :before]
 
 
-def _in_parts(kernel: Callable[..., None], filters: int, arguments: tuple[Any, ...], *, work: int) -> None:
-    """Call a kernel for all filters, in as many parts as there are threads; filters know nothing of each other."""
-    threads = available_threads() if work >= WORTHWHILE else 1
-    edges = np.linspace(0, filters, threads + 1).astype(int).tolist()
-    if threads == 1:
-        kernel(0, filters, *arguments)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        for done in [pool.submit(kernel, first, last, *arguments) for first, last in pairwise(edges)]:
-            done.result()
+def _of_filters(kernel: Callable[..., None], arguments: tuple[Any, ...], part: tuple[int, int]) -> None:
+    kernel(*part, *arguments)
 
 
 def _search_block(
     first: int,
     last: int,
-    base: np.ndarray,
-    weights: np.ndarray,
-    exact: np.ndarray,
-    factor_before: np.ndarray,
-    factor: np.ndarray,
-    means: np.ndarray,
-    bits_costs: np.ndarray,
-    row_costs: np.ndarray,
-    column_costs: np.ndarray,
-    row_steps: np.ndarray,
-    column_steps: np.ndarray,
-    winners: np.ndarray,
-    thresholds: np.ndarray,
-    edges: np.ndarray,
-    n_steps: int,
-    has_trellis: bool,
-    costs: np.ndarray,
-    states: np.ndarray,
-    errors: np.ndarray,
-    ids: np.ndarray,
-    n_before: int,
+    columns: Columns,
+    decide: Decisions,
+    found: Paths,
     out_errors: np.ndarray,
     out_ids: np.ndarray,
     settles: bool,
 ) -> None:
-    """Decide the columns of one block for filters `first` to `last` of all groups.
+    """Decide the columns of one block for filters `first` to `last`, numbered through all groups.
 
     Args:
-        first: First filter, numbered through all groups.
+        first: First filter.
         last: The filter after the last one.
-        base: float64 (G, r, B), weights minus the settled errors spread to them.
-        weights: float64 (G, r, B).
-        exact: bool (G, r, B).
-        factor_before: float64 (G, n_before, B), from the columns of the block before to those of this one.
-        factor: float64 (G, B, B), within the block.
-        means: See `Decisions`, as for the arguments up to `n_steps`; columns are those of the block.
-        bits_costs: See there.
-        row_costs: See there.
-        column_costs: See there.
-        row_steps: See there.
-        column_steps: See there.
-        winners: See there.
-        thresholds: See there.
-        edges: See there.
-        n_steps: See there.
-        has_trellis: Whether states matter.
-        costs: float64 (filters, paths), of the paths so far; replaced, cheapest first.
-        states: int64 (filters, paths); replaced.
-        errors: float64 (filters, paths, BLOCK), of the block before, then of this one.
-        ids: int64 (filters, paths, BLOCK), alike.
-        n_before: Columns of the block before.
+        columns: The block.
+        decide: Thresholds; columns are those of the block.
+        found: The paths up to the block before; replaced.
         out_errors: float64 (filters, BLOCK), gets the settled errors of the block before.
         out_ids: int64 (filters, BLOCK), alike.
         settles: Whether paths end that differ from the cheapest one before this block.
     """
+    base, weights, exact, factor_before, factor = columns
+    costs, states, errors, ids = found
+    means, row_costs, row_steps = decide.means, decide.row_costs, decide.row_steps
     rows, width = base.shape[1:]
     group, row = np.divmod(np.arange(first, last), rows)
     mine, count, paths = slice(first, last), last - first, costs.shape[1]
     every = np.arange(count)[:, None]
     cost_of_paths, state = costs[mine].copy(), states[mine].copy()
     targets = np.repeat(base[group, row][:, None], paths, axis=1)
-    for i in range(n_before):
+    for i in range(factor_before.shape[1]):
         targets -= errors[mine, :, i, None] * factor_before[group, i][:, None]
     sources, chosen = (np.empty((width, count, paths), dtype=np.int64) for _ in range(2))
     made = np.empty((width, count, paths))
     for j in range(width):
         weight, is_exact = weights[group, row, j][:, None], exact[group, row, j][:, None]
-        cost = (row_costs[group, row] * column_costs[group, j])[:, None]
-        table = (row_steps[group, row] + column_steps[group, j])[:, None] + (state & 1) * (n_steps * has_trellis)
+        cost = (row_costs[group, row] * decide.column_costs[group, j])[:, None]
+        step = (row_steps[group, row] + decide.column_steps[group, j])[:, None]
+        number = step + (state & 1) * (decide.n_steps * decide.trellis)
         x = targets[:, :, j]
-        centre = _places(thresholds, edges, x, table)[..., None]
+        centre = places_in(decide.tables, number, x)[..., None]
         beside = centre + NEIGHBOURS
-        there = (beside >= edges[table][..., None]) & (beside < edges[table + 1][..., None])
-        component = winners[np.where(there, beside, centre)]
+        start, stop = (decide.tables.edges[each][..., None] for each in (number, number + 1))
+        there = (beside >= start) & (beside < stop)
+        component = decide.tables.winners[np.where(there, beside, centre)]
         miss = means[component] - x[..., None]
-        added = np.where(there, cost[..., None] * (miss * miss) + bits_costs[component], np.inf)
+        added = np.where(there, cost[..., None] * (miss * miss) + decide.bits_costs[component], np.inf)
         missed = weight - x
         alone = np.where(np.arange(3) == 0, (cost * (missed * missed))[..., None], np.inf)
         totals = cost_of_paths[..., None] + np.where(is_exact[..., None], alone, added)
@@ -334,13 +292,3 @@ def _search_block(
     out_ids[mine] = ids[mine][every[:, 0], root[:, 0]]
     costs[mine], states[mine] = np.where((path == root) | (not settles), cost_of_paths, np.inf), state
     errors[mine], ids[mine] = traced_errors, traced_ids
-
-
-def _places(thresholds: np.ndarray, edges: np.ndarray, x: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Positions of the winners for targets x by the tables to ask; a target on a threshold goes below it."""
-    low, high = edges[tables], edges[tables + 1] - 1
-    while (low < high).any():
-        middle, open_ = (low + high) >> 1, low < high
-        above = thresholds[middle] < x
-        low, high = np.where(open_ & above, middle + 1, low), np.where(open_ & ~above, middle, high)
-    return low

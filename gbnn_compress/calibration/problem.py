@@ -46,10 +46,11 @@ class LockstepOptions:
         penalty: lambda.
         damping: Damping of the inputs' covariance (`feedback.damped`).
         paths: Assignments of each filter that the search goes on with (`feedback.assign_with_feedback`).
-        sweeps: Rounds of coordinate descent in a layer.
+        sweeps: Rounds of searching the windows of a layer again.
         synthetic: Whether the inputs are noise. Batch norm then normalises with the inputs' own statistics, and layers
             do not correct the errors of the layers before them: on noise, that does harm.
         biases: Whether biases take up the change of their layer's mean output.
+        threads: Threads of the search.
     """
 
     penalty: float
@@ -58,6 +59,7 @@ class LockstepOptions:
     sweeps: int
     synthetic: bool
     biases: bool = True
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def share(problem: Problem, original: Twin) -> np.ndarray:
             paths=options.paths,
             sweeps=options.sweeps,
             states=states,
+            threads=options.threads,
         )
     return ids
 

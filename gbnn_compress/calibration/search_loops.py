@@ -6,29 +6,17 @@ import numpy as np
 from numba import njit
 
 from gbnn_compress.format.trellis import NEXT_STATE
+from gbnn_compress.rate.assign_loops import SETTINGS, find
 
 
-@njit(cache=True, nogil=True)
-def place(thresholds, low, high, x):  # type: ignore[no-untyped-def]
-    """Position of the winner for a target in the table from `low` to `high`."""
-    high -= 1
-    while low < high:
-        middle = (low + high) >> 1
-        if thresholds[middle] < x:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
-@njit(cache=True, nogil=True)
-def search_block(  # type: ignore[no-untyped-def]
-    first, last, base, weights, exact, factor_before, factor, means, bits_costs, row_costs, column_costs, row_steps,
-    column_steps, winners, thresholds, edges, n_steps, has_trellis, costs, states, errors, ids, n_before, out_errors,
-    out_ids, settles,
-):  # fmt: skip
-    """`path_search._search_block` for filters `first` to `last` of all groups; the same arguments."""
-    rows, width = base.shape[1:]
+@njit(**SETTINGS)
+def search_block(first, last, columns, decide, found, out_errors, out_ids, settles):
+    """`path_search._search_block`; the same arguments."""
+    base, weights, exact, factor_before, factor = columns
+    means, bits_costs, row_costs, column_costs, row_steps, column_steps, tables, n_steps, has_trellis = decide
+    winners, thresholds, edges = tables
+    costs, states, errors, ids = found
+    rows, width, n_before = base.shape[1], base.shape[2], factor_before.shape[1]
     paths = costs.shape[1]
     targets, next_targets = np.empty((paths, width)), np.empty((paths, width))
     sources, chosen = np.empty((width, paths), dtype=np.int64), np.empty((width, paths), dtype=np.int64)
@@ -63,7 +51,7 @@ def search_block(  # type: ignore[no-untyped-def]
                 if not exact[g, r, j]:
                     table = step + (states[f, p] & 1) * n_steps if has_trellis else step
                     low, high = edges[table], edges[table + 1]
-                    centre, tried = place(thresholds, low, high, x), 3
+                    centre, tried = low + find(thresholds[low:high], high - low, x), 3
                 for t in range(tried):
                     if exact[g, r, j]:
                         component = escape

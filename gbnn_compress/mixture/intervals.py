@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
 
@@ -37,3 +40,54 @@ def decision_intervals(means: np.ndarray, code_lengths: np.ndarray, *, penalty: 
             break
         winners.append(k)
     return np.array(winners, dtype=np.int64), np.array(thresholds)
+
+
+class IntervalTables(NamedTuple):
+    """Intervals for several prices of a bit or sets of components, one table after the other.
+
+    Attributes:
+        winners: int64 (n,), the components that win somewhere.
+        thresholds: float64 (n,), the upper end of each winner's interval; infinite for the last of a table.
+        edges: int64 (tables + 1,), where each table starts, and the end.
+    """
+
+    winners: np.ndarray
+    thresholds: np.ndarray
+    edges: np.ndarray
+
+
+def interval_tables(
+    means: np.ndarray, lengths: np.ndarray, tables: Iterable[tuple[np.ndarray, float]]
+) -> IntervalTables:
+    """The intervals of `decision_intervals`, for each table.
+
+    Args:
+        means: float64 (K,), strictly ascending.
+        lengths: float64 (K,), bits of each component that is in a table.
+        tables: For each table the components in it, int64 (m,) ascending, and the penalty. A table without components
+            is empty.
+    """
+    winners, thresholds, edges = [np.zeros(0, dtype=np.int64)], [np.zeros(0)], [0]
+    for live, penalty in tables:
+        if live.size:
+            won, between = decision_intervals(means[live], lengths[live], penalty=penalty)
+            winners.append(live[won])
+            thresholds += [between, np.array([np.inf])]
+        edges.append(edges[-1] + (len(won) if live.size else 0))
+    return IntervalTables(np.concatenate(winners), np.concatenate(thresholds), np.array(edges))
+
+
+def places_in(tables: IntervalTables, numbers: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Positions of the winners for targets x by the tables of these numbers, int64 of their common shape.
+
+    A target on a threshold goes to the component below it. The place in an empty table means nothing.
+    """
+    low, high = (
+        np.broadcast_to(each, np.broadcast(numbers, x).shape)
+        for each in (tables.edges[numbers], tables.edges[numbers + 1] - 1)
+    )
+    while (low < high).any():
+        middle, open_ = (low + high) >> 1, low < high
+        above = tables.thresholds[np.minimum(middle, len(tables.thresholds) - 1)] < x
+        low, high = np.where(open_ & above, middle + 1, low), np.where(open_ & ~above, middle, high)
+    return low

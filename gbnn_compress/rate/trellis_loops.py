@@ -6,14 +6,14 @@ import numpy as np
 from numba import njit
 
 from gbnn_compress.format.trellis import NEXT_STATE
+from gbnn_compress.rate.assign_loops import SETTINGS, find
 
 
-@njit(cache=True, nogil=True)
-def best_paths(  # type: ignore[no-untyped-def]
-    x, levels, exact, curvature, means, bits_costs, winners, thresholds, edges, ids
-):
+@njit(**SETTINGS)
+def best_paths(x, levels, exact, curvature, means, bits_costs, tables, ids):
     """`trellis_paths._best_paths`; the same arguments."""
     rows, width = x.shape
+    winners, thresholds, edges = tables
     escape = len(means)
     costs, after = np.empty(8), np.empty(8)
     cheapest, cost = np.empty((width, 4), dtype=np.int64), np.empty(4)
@@ -29,17 +29,11 @@ def best_paths(  # type: ignore[no-untyped-def]
                     cheapest[j, subset], cost[subset] = escape, 0.0
                     continue
                 table = 4 * levels[r] + subset
-                low, high = edges[table], edges[table + 1] - 1
-                if high < low:
+                low, high = edges[table], edges[table + 1]
+                if low == high:
                     cheapest[j, subset], cost[subset] = escape, np.inf
                     continue
-                while low < high:
-                    middle = (low + high) >> 1
-                    if thresholds[middle] < x[r, j]:
-                        low = middle + 1
-                    else:
-                        high = middle
-                component = winners[low]
+                component = winners[low + find(thresholds[low:high], high - low, x[r, j])]
                 miss = means[component] - x[r, j]
                 cheapest[j, subset], cost[subset] = component, scale * (miss * miss) + bits_costs[component]
             after[:] = np.inf

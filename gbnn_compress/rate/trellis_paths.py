@@ -6,7 +6,7 @@ import numpy as np
 
 from gbnn_compress.compiled import loops
 from gbnn_compress.format.trellis import NEXT_STATE
-from gbnn_compress.mixture.intervals import decision_intervals
+from gbnn_compress.mixture.intervals import IntervalTables, interval_tables, places_in
 
 SLOWER = 64
 """About by how much numpy is slower here than in the jobs that `compiled.WORTHWHILE` is measured in."""
@@ -37,16 +37,12 @@ def cheapest_paths(
     Returns:
         int64 (rows, n), ids, K where `exact`.
     """
-    winners, thresholds, sizes = [np.zeros(0, dtype=np.int64)], [np.zeros(0)], [0]
-    used = np.unique(levels)
-    for level in range(len(curvature)):
-        for subset in range(4):
-            live = np.flatnonzero(np.isfinite(lengths[subset::4])) * 4 + subset
-            if level in used and live.size:
-                won, between = decision_intervals(means[live], lengths[live], penalty=penalty / curvature[level])
-                winners.append(live[won])
-                thresholds += [between, np.array([np.inf])]
-            sizes.append(len(winners[-1]) if level in used and live.size else 0)
+    live, used = np.flatnonzero(np.isfinite(lengths)), np.unique(levels)
+    tables = [
+        (live[(live % 4 == subset) & (level in used)], penalty / curvature[level])
+        for level in range(len(curvature))
+        for subset in range(4)
+    ]
     bits_costs = np.where(np.isfinite(lengths), penalty * lengths, 0.0)
     ids = np.empty(x.shape, dtype=np.int64)
     compiled = loops("rate.trellis_loops", work=SLOWER * x.size)
@@ -57,9 +53,7 @@ def cheapest_paths(
         curvature,
         means,
         bits_costs,
-        np.concatenate(winners),
-        np.concatenate(thresholds),
-        np.cumsum(sizes),
+        interval_tables(means, lengths, tables),
         ids,
     )
     return ids
@@ -72,9 +66,7 @@ def _best_paths(
     curvature: np.ndarray,
     means: np.ndarray,
     bits_costs: np.ndarray,
-    winners: np.ndarray,
-    thresholds: np.ndarray,
-    edges: np.ndarray,
+    tables: IntervalTables,
     ids: np.ndarray,
 ) -> None:
     """Fill in the ids, int64 (rows, n). Table 4 * level + subset has the winners of one subset at one level."""
@@ -86,11 +78,10 @@ def _best_paths(
     scale = curvature[levels][:, None]
     # Each state is reached from two others: the first one in the order of states, then branches, wins ties.
     arrivals = [[(s, b) for s in range(8) for b in range(2) if NEXT_STATE[s, b] == to] for to in range(8)]
-    tables = 4 * levels[:, None] + np.arange(4)
+    numbers = 4 * levels[:, None] + np.arange(4)
+    missing = tables.edges[numbers] == tables.edges[numbers + 1]
     for j in range(width):
-        component = _winners(winners, thresholds, edges, tables, x[:, j, None])
-        missing = component < 0
-        component = np.where(missing, 0, component)
+        component = tables.winners[np.where(missing, 0, places_in(tables, numbers, x[:, j, None]))]
         miss = means[component] - x[:, j, None]
         cost = np.where(missing, np.inf, scale * (miss * miss) + bits_costs[component])
         cost = np.where(exact[:, j, None], 0.0, cost)
@@ -109,17 +100,3 @@ def _best_paths(
         before = came[j, every, state]
         ids[:, j] = cheapest[j, every, ((before >> 1) & 1) + 2 * (before & 1)]
         state = before >> 1
-
-
-def _winners(
-    winners: np.ndarray, thresholds: np.ndarray, edges: np.ndarray, tables: np.ndarray, x: np.ndarray
-) -> np.ndarray:
-    """int64 (rows, 4), the winner of each subset for targets x (rows, 1); -1 for a subset without components."""
-    low, high = edges[tables], edges[tables + 1] - 1
-    empty = high < low
-    low, high = np.where(empty, 0, low), np.where(empty, 0, high)
-    while (low < high).any():
-        middle, open_ = (low + high) >> 1, low < high
-        above = thresholds[middle] < x
-        low, high = np.where(open_ & above, middle + 1, low), np.where(open_ & ~above, middle, high)
-    return np.where(empty, -1, winners[low])
