@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
-from gbnn_compress.rate.control import RateProblem, fit_path
 from gbnn_compress.rate.partition import ascending, moments_of
+from gbnn_compress.rate.rate_problem import RateProblem, fit_path
 from gbnn_compress.types import Cells
 
 LARGEST_GRID = 4096

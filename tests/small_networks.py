@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from gbnn_compress.rate.cells import build_cells
-from gbnn_compress.rate.control import RateProblem, fit_path
 from gbnn_compress.rate.posterior import data_free_posterior
+from gbnn_compress.rate.rate_problem import RateProblem, fit_path
 
 if TYPE_CHECKING:
     from gbnn_compress.types import Cells, Posterior

@@ -91,6 +91,12 @@ def ideal_lengths(counts: np.ndarray, trellis: np.ndarray | None = None) -> np.n
     return np.where(counts > 0, lengths, np.inf)
 
 
+def id_bits(counts: np.ndarray, trellis: np.ndarray | None = None) -> np.ndarray:
+    """Bits of the ids of each tensor at their own frequencies, float64 (T,); arguments as in `ideal_lengths`."""
+    lengths = np.where(counts > 0, ideal_lengths(counts, trellis), 0.0)
+    return np.asarray((counts * lengths).sum(axis=1))
+
+
 def has_both_supersets(counts: np.ndarray) -> np.ndarray:
     """bool (T,), whether each tensor uses even and odd components; counts are (T, K + 1), outliers last."""
     return np.asarray(counts[:, 0:-1:2].any(axis=1) & counts[:, 1:-1:2].any(axis=1))

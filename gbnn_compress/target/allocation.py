@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gbnn_compress.data.kind import CLASSIFIER
-from gbnn_compress.rate.codebook import ideal_lengths
-from gbnn_compress.rate.control import codebook_at
+from gbnn_compress.rate.codebook import id_bits
 from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.rate.rate_problem import codebook_at
 from gbnn_compress.target.forecast import codebook_of_size, layer_errors
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
         return {}
     books = [codebook_at(problem, book.penalty * 2.0**octaves)[0] for octaves in CURVE_OCTAVES]
     errors = np.stack([_relative_errors(prepared, each) for each in books], axis=1)
-    bits = np.stack([_bits(each) for each in books], axis=1)
+    bits = np.stack([id_bits(each.counts, each.trellis) for each in books], axis=1)
     # log2 of the factor at each point of the curve, and of the lambda there, which rises monotonically.
     log_factors = -np.log2(1 - np.maximum.accumulate(errors, axis=1))
     lambdas = CURVE_OCTAVES + log_factors
@@ -112,12 +112,6 @@ def _cut(prepared: Prepared, ratio: float) -> Codebook:
 def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
     """Relative output error of each shared tensor, at most LARGEST_ERROR, float64 (T,)."""
     return np.minimum(layer_errors(prepared, book), LARGEST_ERROR)
-
-
-def _bits(book: Codebook) -> np.ndarray:
-    """Bits of the ids of each shared tensor, float64 (T,)."""
-    lengths = ideal_lengths(book.counts, book.trellis)
-    return np.where(book.counts > 0, book.counts * np.where(np.isfinite(lengths), lengths, 0.0), 0.0).sum(axis=1)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gbnn_compress.predict.differences import OutputDifference, as_json, left_out_note, lost_warnings
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.control import codebook_at, predicted_bytes, solve_damage, solve_size
+from gbnn_compress.rate.control import predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import (
     SAFE_DROP,
     WARN_DROP,
@@ -20,6 +20,7 @@ from gbnn_compress.rate.damage import (
     predict_damage,
     relative_error,
 )
+from gbnn_compress.rate.rate_problem import codebook_at
 from gbnn_compress.report.schema import PlannedRate, Rate
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.types import Damage

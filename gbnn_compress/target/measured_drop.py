@@ -17,8 +17,9 @@ from gbnn_compress.predict.evaluation import labelled
 from gbnn_compress.predict.measuring import measure, metric_of, weights_of
 from gbnn_compress.predict.output_evaluation import AFTER, BEFORE
 from gbnn_compress.predict.running import IGNORED
-from gbnn_compress.rate.control import codebook_at, solve_damage
+from gbnn_compress.rate.control import solve_damage
 from gbnn_compress.rate.damage import layer_error
+from gbnn_compress.rate.rate_problem import codebook_at
 from gbnn_compress.target.encode import Cut, Result, assign
 from gbnn_compress.target.forecast import find_safe_ratio, layer_errors, predicted_cut
 

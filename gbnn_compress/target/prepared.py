@@ -25,10 +25,10 @@ from gbnn_compress.format.vectors import role, vector_bits
 from gbnn_compress.rate.cells import build_cells
 from gbnn_compress.rate.codebook import relative_step
 from gbnn_compress.rate.context_savings import fraction_meter
-from gbnn_compress.rate.control import RateProblem, fit_path
 from gbnn_compress.rate.divided import divided_weights
 from gbnn_compress.rate.paper import PaperRules, paper_rules
 from gbnn_compress.rate.posterior import data_free_posterior, typical_size
+from gbnn_compress.rate.rate_problem import RateProblem, fit_path
 from gbnn_compress.rate.unshared import code_values, read_unshared
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo

@@ -8,7 +8,7 @@ from small_networks import cells_of, random_network
 from uniform_grid import LARGEST_GRID, GridProblem, fit_grid, grid_step
 
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
-from gbnn_compress.rate.control import codebook_at
+from gbnn_compress.rate.rate_problem import codebook_at
 
 
 def grid_problem(*, refinements: int) -> GridProblem:

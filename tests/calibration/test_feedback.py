@@ -17,7 +17,7 @@ from gbnn_compress.calibration.path_search import BLOCK
 from gbnn_compress.compiled import SWITCH
 from gbnn_compress.format.trellis import next_states
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP
-from gbnn_compress.rate.control import UNION_STEP
+from gbnn_compress.rate.trellis_choice import UNION_STEP
 
 SEEDS = st.integers(0, 2**32 - 1)
 

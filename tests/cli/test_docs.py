@@ -131,7 +131,6 @@ def check(page: str, *, chosen: Callable[[run_docs.Step], bool]) -> None:
             run_docs.refreshed(step, run_docs.run(step, names))
 
 
-@pytest.mark.slow  # some pages still show the output of the version before the trellis
 @pytest.mark.long
 @pytest.mark.parametrize("page", RUN)
 def test_what_a_page_runs_prints_what_it_shows(page: str, stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from gbnn_compress.format.contexts import whole_values
 from gbnn_compress.format.table_choice import choose
 from gbnn_compress.rate import context_savings
 from gbnn_compress.rate.context_savings import fraction_meter
-from gbnn_compress.rate.control import codebook_at, predicted_bytes
+from gbnn_compress.rate.control import predicted_bytes
 from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.rate.rate_problem import codebook_at
 
 
 def smooth_network(seed: int) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ from small_networks import cells_of, problem_of, random_network
 
 from gbnn_compress.mixture.merge_path import merge_path
 from gbnn_compress.rate.codebook import HIGH_RATE_STEP, Codebook, Groups, assign_cells, group_cells, refine
-from gbnn_compress.rate.control import codebook_at
 from gbnn_compress.rate.paper import (
     ALPHAS,
     PaperRules,
@@ -20,6 +19,7 @@ from gbnn_compress.rate.paper import (
 )
 from gbnn_compress.rate.partition import moments_of
 from gbnn_compress.rate.posterior import data_free_posterior, typical_size
+from gbnn_compress.rate.rate_problem import codebook_at
 from gbnn_compress.recipe import resolve
 from gbnn_compress.types import Cells, Mixture
 

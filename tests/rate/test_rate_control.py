@@ -17,17 +17,10 @@ from gbnn_compress.format.contexts import whole_values
 from gbnn_compress.format.symbols import encode_maps
 from gbnn_compress.format.tables import encode_tables
 from gbnn_compress.rate.codebook import Codebook
-from gbnn_compress.rate.control import (
-    LOWEST,
-    RateProblem,
-    codebook_at,
-    parameters_of,
-    predicted_bytes,
-    solve_damage,
-    solve_size,
-)
+from gbnn_compress.rate.control import LOWEST, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps
+from gbnn_compress.rate.rate_problem import RateProblem, codebook_at
 from gbnn_compress.types import Bank, Damage, Posterior
 
 
