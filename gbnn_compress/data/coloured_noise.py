@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gbnn_compress.parallel import single_thread
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,5 +29,6 @@ def coloured(white: torch.Tensor, exponent: float) -> torch.Tensor:
     vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
     frequency = torch.sqrt(vertical**2 + horizontal**2).clamp_min(1 / max(height, width))
     single = white.float()
-    filtered = torch.fft.irfft2(torch.fft.rfft2(single) / frequency**exponent, s=(height, width))
-    return ((filtered - filtered.mean()) / filtered.std()).to(white.dtype)
+    with single_thread():  # the sums over all inputs decide the last digits
+        filtered = torch.fft.irfft2(torch.fft.rfft2(single) / frequency**exponent, s=(height, width))
+        return ((filtered - filtered.mean()) / filtered.std()).to(white.dtype)
