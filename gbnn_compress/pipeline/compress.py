@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -32,7 +31,9 @@ from gbnn_compress.target.write import write_verified
 from gbnn_compress.types import Artifact, Checkpoint, Reliability
 
 if TYPE_CHECKING:
+    from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.training.state import StateFile
+
 TrainingFacts = dict[str, Any]
 """Entries of the report's `training` on the choice between the trained and the calibrated file."""
 
@@ -152,7 +153,7 @@ def _trained(
         on_progress=on_progress,
         state=state,
         restart=request.restart,
-        calibrated=calibrated.at,
+        calibrated=calibrated.to_start_from,
     )
     result, facts = trained.result, dict[str, Any]()
     if state.epoch_read and not is_comparable(train.data):
@@ -170,27 +171,37 @@ class _Calibrated:
         given = request.data if request.configuration.feedback else None
         self._request, self._opened = replace(request, epochs=0, val_data=None, data=given), opened
         self._on_progress = on_progress
+        self._calibration: Calibration | None = None
 
     def at(self, ratio: float) -> Result:
-        """The file of a ratio, at least that of the request.
+        """The best file of a ratio, at least that of the request.
 
         Raises:
             GbnnError: Calibration is not possible.
         """
-        self._on_progress(f"calibrating to {ratio:.3g}x without training")
-        return _cut(replace(self._request, target_ratio=ratio), self._opened, self._prepared)
+        return self._file(ratio, trellis=True)
 
-    @cached_property
-    def _prepared(self) -> Prepared:
-        finest = self._request.byte_ratio or FINEST_RATIO
-        return prepare_request(
+    def to_start_from(self, ratio: float) -> Result:
+        """A file without a trellis, as training moves ids one by one.
+
+        Raises:
+            GbnnError: Calibration is not possible.
+        """
+        return self._file(ratio, trellis=False)
+
+    def _file(self, ratio: float, *, trellis: bool) -> Result:
+        self._on_progress(f"calibrating to {ratio:.3g}x without training")
+        prepared = prepare_request(
             self._request,
             self._opened,
-            finest_ratio=finest,
+            finest_ratio=self._request.byte_ratio or FINEST_RATIO,
             rescue=True,
             on_progress=self._on_progress,
-            trellis=False,  # training moves ids one by one
+            trellis=trellis,
+            calibration=self._calibration,
         )
+        self._calibration = prepared.calibration
+        return _cut(replace(self._request, target_ratio=ratio), self._opened, prepared)
 
 
 def _reported(

@@ -39,6 +39,7 @@ def prepare_request(
     rescue: bool,
     on_progress: OnProgress,
     trellis: bool = True,
+    calibration: Calibration | None = None,
 ) -> Prepared:
     """Compute posteriors, mixture and merge path, with calibration unless training follows.
 
@@ -49,12 +50,14 @@ def prepare_request(
         rescue: Whether layers that would vanish at the target get a higher cost. Ignored if training follows.
         on_progress: Called with one line of text when a step begins.
         trellis: Whether tensors may have a trellis, if the recipe allows it. Ignored if training follows.
+        calibration: That of an earlier call for the same request and inputs; None calibrates here.
 
     Raises:
         GbnnError: The data or the architecture do not fit, or the task does not allow the target.
     """
     recipe, read, selection = request.configuration, opened.checkpoint, opened.selection
-    calibration = _calibration(opened, on_progress=on_progress) if _calibrates(request) else None
+    if calibration is None and _calibrates(request):
+        calibration = _calibration(opened, on_progress=on_progress)
     trial = opened.trial
     kind = settle_kind(
         request.task,

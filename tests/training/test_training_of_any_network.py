@@ -36,8 +36,10 @@ def inputs(count: int, *shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def regression() -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.Linear(8, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 3)))
+def regression(width: int = 48) -> nn.Module:
+    return seeded(
+        lambda: nn.Sequential(nn.Linear(8, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 3))
+    )
 
 
 def filled(network: nn.Module, artifact: Artifact, *, seed: int | None) -> nn.Module:
@@ -90,14 +92,21 @@ def test_draws_of_a_file_without_targets_hardly_differ(tmp_path: Path) -> None:
 
 
 def test_worse_than_calibration_is_not_kept(tmp_path: Path) -> None:
-    network, x = regression(), list(inputs(256, 8).split(32))
-    report = trained(network, x, tmp_path, settings=WRECKED, epochs=1)
+    network, (*x, validation) = regression(128), inputs(256, 8).split(32)
+    fine = WRECKED | {"n_components": 1024}
+    report = trained(network, x, tmp_path, settings=fine, epochs=1, val_data=[validation])
     said = report["training"]
     assert said["kept"] == "calibrated"
     assert said["calibrated"] < said["trained"]
     assert any("the calibrated file was written" in warning for warning in report["warnings"])
     assert report["target_met"]
-    assert "training" not in gbnn_compress.load(report["artifact"]["path"]).artifact.facts
+    written = gbnn_compress.load(report["artifact"]["path"]).artifact
+    assert "training" not in written.facts
+    alone = trained(network, x, tmp_path, "alone", settings=fine, epochs=0)
+    maps = gbnn_compress.load(alone["artifact"]["path"]).artifact.maps
+    assert [each.trellis for each in written.maps] == [each.trellis for each in maps]
+    assert all((each.ids == other.ids).all() for each, other in zip(written.maps, maps, strict=True))
+    assert any(each.trellis for each in maps), "training itself writes no trellis"
 
 
 class Parts(nn.Module):
