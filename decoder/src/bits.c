@@ -74,6 +74,7 @@ uint64_t bits_quotient(bits *from) {
 }
 
 void bits_skip(bits *from, uint64_t count, unsigned width) {
-    if (width > 0 && count > UINT64_MAX / width) from->failed = true;
-    taken(from, count * width);
+    if (width == 0) return;
+    if (count > from->end) from->failed = true;
+    else taken(from, count * width);
 }
