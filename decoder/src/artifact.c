@@ -230,7 +230,7 @@ static gbnn_code decode_ids(network *m, size_t number, arena *scratch, id_array 
     stack_state stack = each->stack;
     uint64_t outliers = of->has_outliers ? tensor->size : 0;
     if (of->n_live == 1) {
-        for (size_t place = 0; place < (size_t)tensor->size; place++) put_id(ids.bytes, ids.width, place, of->only);
+        for (size_t place = 0; place < (size_t)tensor->size; place++) put_id(ids, ids.width, place, of->only);
     } else {
         models with;
         TRY(models_make(m->tables, of, &m->bank, m->version, scratch, &with));
@@ -260,6 +260,7 @@ static gbnn_code room_for_ids(const network *m, const gbnn_tensor *tensor, unsig
                               id_array *ids) {
     ids->width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
     ids->bytes = out;
+    ids->patterns = NULL;
     if (ids->width == 2 && m->bank.size > UINT16_MAX) ids->width = 4;
     if (out == NULL || ids->width > gbnn_dtype_bytes(tensor->dtype)) {
         ids->bytes = arena_take(scratch, tensor->size, ids->width);
@@ -327,6 +328,11 @@ static void replace_ids(const network *m, const gbnn_tensor *tensor, id_array id
     }
 }
 
+/* Whether weights can be written as soon as their ids are known: no outliers, and no ids that are read again. */
+static bool can_be_direct(const shared *each, int version) {
+    return !each->table.has_outliers && (version == 2 || !each->table.has_rule);
+}
+
 static gbnn_code decode_shared(network *m, size_t number, const normals *from, arena *scratch, unsigned char *out) {
     const shared *each = &m->shared[number];
     const gbnn_tensor *tensor = &m->manifest.tensors[each->tensor];
@@ -336,10 +342,17 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
     uint64_t *patterns = arena_take(scratch, (uint64_t)size + 1, sizeof(uint64_t));
     id_array ids;
     if (values == NULL || patterns == NULL) return GBNN_NO_MEMORY;
-    TRY(room_for_ids(m, tensor, out, scratch, &ids));
     TRY(find_start(m, number));
-    TRY(decode_ids(m, number, scratch, ids));
     for (uint32_t k = 0; k < size; k++) values[k] = m->bank.means[k] * scale;
+    if (from == NULL && can_be_direct(each, m->version)) {
+        for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
+        ids.bytes = out;
+        ids.width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
+        ids.patterns = patterns;
+        return decode_ids(m, number, scratch, ids);
+    }
+    TRY(room_for_ids(m, tensor, out, scratch, &ids));
+    TRY(decode_ids(m, number, scratch, ids));
     if (from != NULL) TRY(add_noise(m, tensor, noise, from, ids, scratch, values));
     for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
     replace_ids(m, tensor, ids, patterns, m->outliers.data + each->outliers, noise, from, out);

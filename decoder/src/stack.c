@@ -51,14 +51,14 @@ bool stack_start(span words, stack_state *state) {
     return true;
 }
 
-static inline uint32_t pop(span words, stack_state *from, const uint32_t *row, const uint16_t *tops) {
+static inline uint32_t pop(span words, stack_state *from, const uint32_t *row) {
     uint64_t state = from->state;
     uint32_t low = (uint32_t)state & (RANGE - 1);
-    const uint32_t *found = find_symbol(row, tops, low);
+    const uint32_t *found = find_symbol(row, low);
     state = (state >> PRECISION) * (found[1] - found[0]) + (low - found[0]);
     if (state >> 32 == 0 && from->left > 0) state = state << 32 | load32(words.data + 4 * --from->left);
     from->state = state;
-    return (uint32_t)(found - row);
+    return (uint32_t)(found - row - TOP_WORDS);
 }
 
 static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const bank *components, arena *memory) {
@@ -179,23 +179,21 @@ static void sort_places(walk *w, const block *b) {
 
 /* Decodes a block in coding order, and notes how far each value is from what was expected. */
 static inline void decode_block(walk *w, const block *b, size_t tap, span words, stack_state *from, models *with,
-                                unsigned char *ids, unsigned width) {
+                                id_array ids, unsigned width) {
     size_t row = b->start * w->columns, place = 0;
     stack_state state = *from;
-    const uint32_t *symbols = with->symbols[0];
-    const int32_t *values = with->values[0];
+    const symbol *symbols = with->symbols[0];
     for (uint32_t context = 0; context < N_CONTEXTS; context++) {
         if (place == w->begins[context]) continue;
-        int32_t model = with->rows[context];
+        int32_t model = with->places[context];
         if (model < 0) model = models_add(with, context, context, 0);
-        const uint32_t *cumulative = with->cumulative + (size_t)model * with->stride;
-        const uint16_t *tops = with->tops + ((size_t)model << TOP_BITS);
+        const uint32_t *found = with->rows + model;
         for (; place < w->begins[context]; place++) {
-            uint32_t j = pop(words, &state, cumulative, tops);
+            symbol next = symbols[pop(words, &state, found)];
             size_t at = w->places[place];
-            int32_t far = values[j] - (w->predicts ? w->expected[row + at] : 0);
+            int32_t far = next.value - (w->predicts ? w->expected[row + at] : 0);
             w->distances[at] = far < 0 ? -far : far;
-            put_id(ids, width, (row + at) * w->taps + tap, symbols[j]);
+            put_id(ids, width, (row + at) * w->taps + tap, next.id);
         }
     }
     *from = state;
@@ -263,7 +261,7 @@ static void decode_by_context(walk *w, span words, stack_state *state, models *w
                 size_t count = find_contexts(w, &b, tap);
                 if (count == 0) continue;
                 sort_places(w, &b);
-                FOR_WIDTH(ids.width, decode_block(w, &b, tap, words, state, with, ids.bytes, WIDTH));
+                FOR_WIDTH(ids.width, decode_block(w, &b, tap, words, state, with, ids, WIDTH));
                 learn(w, &b, count);
             }
         }
@@ -275,8 +273,7 @@ gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor
     if (!of->has_rule) {
         if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
-            uint32_t j = pop(words, state, with->cumulative, with->tops);
-            put_id(ids.bytes, ids.width, place, with->symbols[0][j]);
+            put_id(ids, ids.width, place, with->symbols[0][pop(words, state, with->rows)].id);
         }
         return GBNN_OK;
     }
