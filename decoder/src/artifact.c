@@ -234,7 +234,7 @@ static gbnn_code decode_ids(network *m, size_t number, arena *scratch, id_array 
     } else {
         models with;
         TRY(models_make(m->tables, of, &m->bank, m->version, scratch, &with));
-        if (m->version == 1) TRY(stack_decode(m->ids, &stack, tensor, of, &m->bank, &with, scratch, ids));
+        if (m->version == 1) TRY(stack_decode(m->ids, &stack, tensor, of, &with, scratch, ids));
         else TRY(lanes_decode(each->words, tensor, of, &with, scratch, ids));
         if (of->has_outliers) {
             outliers = 0;
@@ -309,12 +309,12 @@ static gbnn_code add_noise(const network *m, const gbnn_tensor *tensor, double n
     return GBNN_OK;
 }
 
-/* Replaces ids by weights. */
-static void replace_ids(const network *m, const gbnn_tensor *tensor, id_array ids, const uint64_t *patterns,
-                        const unsigned char *outliers, double noise, const normals *from, unsigned char *out) {
-    size_t width = gbnn_dtype_bytes(tensor->dtype);
+/* Replaces ids by weights; `width` is that of a weight, perhaps as a constant. */
+static inline void replace_ids(const network *m, const gbnn_tensor *tensor, id_array ids, const uint64_t *patterns,
+                               const unsigned char *outliers, double noise, const normals *from, unsigned char *out,
+                               unsigned width, unsigned id_width) {
     for (size_t place = 0; place < (size_t)tensor->size; place++) {
-        uint32_t id = get_id(ids.bytes, ids.width, place);
+        uint32_t id = get_id(ids.bytes, id_width, place);
         uint64_t pattern = patterns[id];
         if (id == m->bank.size) {
             pattern = width == 2 ? load16(outliers) : width == 4 ? load32(outliers) : load64(outliers);
@@ -328,11 +328,6 @@ static void replace_ids(const network *m, const gbnn_tensor *tensor, id_array id
     }
 }
 
-/* Whether weights can be written as soon as their ids are known: no outliers, and no ids that are read again. */
-static bool can_be_direct(const shared *each, int version) {
-    return !each->table.has_outliers && (version == 2 || !each->table.has_rule);
-}
-
 static gbnn_code decode_shared(network *m, size_t number, const normals *from, arena *scratch, unsigned char *out) {
     const shared *each = &m->shared[number];
     const gbnn_tensor *tensor = &m->manifest.tensors[each->tensor];
@@ -344,7 +339,7 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
     if (values == NULL || patterns == NULL) return GBNN_NO_MEMORY;
     TRY(find_start(m, number));
     for (uint32_t k = 0; k < size; k++) values[k] = m->bank.means[k] * scale;
-    if (from == NULL && can_be_direct(each, m->version)) {
+    if (from == NULL && !each->table.has_outliers) { /* ids are not needed */
         for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
         ids.bytes = out;
         ids.width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
@@ -355,7 +350,10 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
     TRY(decode_ids(m, number, scratch, ids));
     if (from != NULL) TRY(add_noise(m, tensor, noise, from, ids, scratch, values));
     for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
-    replace_ids(m, tensor, ids, patterns, m->outliers.data + each->outliers, noise, from, out);
+    const unsigned char *outliers = m->outliers.data + each->outliers;
+    unsigned width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
+    if (ids.width != width) replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, width, ids.width);
+    else FOR_WIDTH(width, replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, WIDTH, WIDTH));
     return GBNN_OK;
 }
 

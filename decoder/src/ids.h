@@ -63,8 +63,8 @@ typedef struct {
 bool stack_start(span words, stack_state *state);
 
 /* Decodes the ids of a tensor with more than one symbol (docs/format.md, "ids, version 1"). */
-gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of,
-                       const bank *components, models *with, arena *memory, id_array ids);
+gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of, models *with,
+                       arena *memory, id_array ids);
 
 /* Decodes a stream of version 2, which must end with the ids. */
 gbnn_code lanes_decode(span words, const gbnn_tensor *tensor, const table *of, models *with, arena *memory,

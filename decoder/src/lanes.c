@@ -78,7 +78,7 @@ static inline wholes clipped4(wholes numbers, int32_t most) {
     return chosen(numbers < most, numbers, mosts);
 }
 
-static inline wholes lg4(wholes bits) { return bits >> 19; }
+static inline wholes lg4(wholes numbers) { return numbers >> 19; }
 
 static inline wholes xp4(wholes levels) { return (levels + ONE) << 19; }
 
@@ -206,8 +206,8 @@ static inline void learn(walk *w, group *g, const lanes *distances, size_t colum
     g->row_usual += xp(clipped(common, MOST_LEVEL));
 }
 
-/* The row of a slot that has none yet. If others were dropped for it, all lanes must be looked up again. */
-static bool add_rows(const group *g, models *with, const uint32_t *rows[LANES]) {
+/* Makes the rows that are missing. If others were dropped for one, all lanes must be looked up again. */
+static bool add_rows(const group *g, models *with, int32_t places[LANES]) {
     for (size_t lane = 0; lane < g->n_lanes;) {
         uint32_t slot = (uint32_t)g->slots.one[lane], used = with->used;
         if (with->places[slot] < 0) {
@@ -217,62 +217,63 @@ static bool add_rows(const group *g, models *with, const uint32_t *rows[LANES]) 
                 continue;
             }
         }
-        rows[lane++] = with->rows + with->places[slot];
+        places[lane] = with->places[slot];
+        lane++;
     }
     return true;
 }
 
 /* Finds the rows of a step's slots; false if one allows no symbol. */
-static inline bool find_rows(group *g, models *with, const uint32_t *rows[LANES]) {
+static inline bool find_rows(group *g, models *with, int32_t places[LANES]) {
     int32_t all = 0;
     EACH_QUAD g->slots.whole[q] = 2 * g->contexts.whole[q] + (g->states.whole[q] & 1);
-    for (size_t lane = 0; lane < g->n_lanes; lane++) {
-        int32_t place = with->places[g->slots.one[lane]];
-        rows[lane] = with->rows + place;
-        all |= place;
+    if (g->n_lanes < LANES) return add_rows(g, with, places);
+    for (int lane = 0; lane < LANES; lane++) {
+        places[lane] = with->places[g->slots.one[lane]];
+        all |= places[lane];
     }
-    return all >= 0 || add_rows(g, with, rows);
+    return all >= 0 || add_rows(g, with, places);
 }
 
-/* Decodes the number of a symbol in its row; `may_end` is false where at least one word is left. */
+/* Decodes the number of a symbol. At least one word is left, or `stop` is where the words end. */
 static inline uint32_t next_symbol(uint64_t *state, const unsigned char **words, const unsigned char *stop,
-                                   const uint32_t *row, bool may_end) {
+                                   const uint32_t *row) {
     uint32_t low = (uint32_t)*state & (RANGE - 1);
-    const uint32_t *found = find_symbol(row, low);
-    uint64_t next = (*state >> PRECISION) * (found[1] - found[0]) + (low - found[0]);
-    bool is_short = next >> 32 == 0 && !(may_end && *words == stop);
-    if (!may_end || is_short) {
+    range found = find_symbol(row, low);
+    uint64_t next = (*state >> PRECISION) * (found.stop - found.start) + (low - found.start);
+    bool is_short = next >> 32 == 0;
+    if (stop == NULL) {
         uint64_t longer = next << 32 | load32(*words);
         next = is_short ? longer : next;
-        *words += is_short ? 4 : 0;
+        *words += 4 * (size_t)is_short;
+    } else if (is_short && *words < stop) {
+        next = next << 32 | load32(*words);
+        *words += 4;
     }
     *state = next;
-    return (uint32_t)(found - row - TOP_WORDS);
+    return found.number;
 }
 
 /* Decodes the symbols of a step. */
-static inline void next_symbols(stream *from, const uint32_t *const rows[LANES], size_t n_lanes, size_t number,
-                                uint32_t symbols[LANES]) {
+static inline void next_symbols(stream *from, const uint32_t *rows, const int32_t places[LANES], size_t n_lanes,
+                                size_t number, uint32_t symbols[LANES]) {
     const unsigned char *words = from->words.data, *stop = words + from->words.size;
-    if (n_lanes == LANES && from->words.size >= 4 * LANES) {
-        if (from->mask == 0) {
-            uint64_t state = from->states[0];
-            for (int lane = 0; lane < LANES; lane++) symbols[lane] = next_symbol(&state, &words, stop, rows[lane], false);
-            from->states[0] = state;
-        } else {
-            uint64_t a = from->states[0], b = from->states[1], c = from->states[2], d = from->states[3];
-            for (int lane = 0; lane < LANES; lane += 4) {
-                symbols[lane] = next_symbol(&a, &words, stop, rows[lane], false);
-                symbols[lane + 1] = next_symbol(&b, &words, stop, rows[lane + 1], false);
-                symbols[lane + 2] = next_symbol(&c, &words, stop, rows[lane + 2], false);
-                symbols[lane + 3] = next_symbol(&d, &words, stop, rows[lane + 3], false);
-            }
-            from->states[0] = a, from->states[1] = b, from->states[2] = c, from->states[3] = d;
+    if (n_lanes == LANES && from->words.size >= 4 * LANES && from->mask > 0) {
+        uint64_t a = from->states[0], b = from->states[1], c = from->states[2], d = from->states[3];
+        for (int lane = 0; lane < LANES; lane += 4) {
+            symbols[lane] = next_symbol(&a, &words, NULL, rows + places[lane]);
+            symbols[lane + 1] = next_symbol(&b, &words, NULL, rows + places[lane + 1]);
+            symbols[lane + 2] = next_symbol(&c, &words, NULL, rows + places[lane + 2]);
+            symbols[lane + 3] = next_symbol(&d, &words, NULL, rows + places[lane + 3]);
         }
+        from->states[0] = a;
+        from->states[1] = b;
+        from->states[2] = c;
+        from->states[3] = d;
     } else {
         for (size_t lane = 0; lane < n_lanes; lane++) {
             uint64_t *state = &from->states[(number + lane) & from->mask];
-            symbols[lane] = next_symbol(state, &words, stop, rows[lane], true);
+            symbols[lane] = next_symbol(state, &words, stop, rows + places[lane]);
         }
     }
     from->words = span_of(words, (size_t)(stop - words));
@@ -288,32 +289,28 @@ static inline void next_states(group *g, const lanes *ids, int32_t outlier) {
 }
 
 /* Looks up ids and values of the symbols of a step. */
-static inline void take_symbols(const group *g, const models *with, const uint32_t symbols[LANES], lanes *ids,
-                                lanes *values) {
-    const symbol *of_parity[2] = {with->symbols[0], with->symbols[1]};
+static inline void take_symbols(const symbol *all, const uint32_t symbols[LANES], lanes *ids, lanes *values) {
     EACH_QUAD {
-        const symbol *found[4];
-        for (int index = 0; index < 4; index++) {
-            found[index] = &of_parity[g->slots.one[4 * q + index] & 1][symbols[4 * q + index]];
-        }
-        ids->whole[q] = (wholes){(int32_t)found[0]->id, (int32_t)found[1]->id, (int32_t)found[2]->id, (int32_t)found[3]->id};
-        values->whole[q] = (wholes){found[0]->value, found[1]->value, found[2]->value, found[3]->value};
+        const uint32_t *four = symbols + 4 * q;
+        symbol a = all[four[0]], b = all[four[1]], c = all[four[2]], d = all[four[3]];
+        ids->whole[q] = (wholes){(int32_t)a.id, (int32_t)b.id, (int32_t)c.id, (int32_t)d.id};
+        values->whole[q] = (wholes){a.value, b.value, c.value, d.value};
     }
 }
 
 /* Decodes the ids of a step; false if a state allows no symbol. */
 static inline bool decode_step(walk *w, group *g, stream *from, models *with, size_t column, size_t tap, size_t number,
                                lanes *ids) {
-    const uint32_t *rows[LANES];
+    int32_t places[LANES];
     uint32_t symbols[LANES] = {0};
     lanes values, distances;
     if (w->has_rule) {
         lanes levels = find_levels(w, g, column, tap);
         find_contexts(w, g, &levels, tap);
     }
-    if (!find_rows(g, with, rows)) return false;
-    next_symbols(from, rows, g->n_lanes, number, symbols);
-    take_symbols(g, with, symbols, ids, &values);
+    if (!find_rows(g, with, places)) return false;
+    next_symbols(from, with->rows, places, g->n_lanes, number, symbols);
+    take_symbols(with->symbols, symbols, ids, &values);
     if (w->has_trellis) next_states(g, ids, (int32_t)with->outlier);
     if (!w->has_rule) return true;
     EACH_QUAD {

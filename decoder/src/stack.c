@@ -15,10 +15,10 @@
 /* What is learnt of a tensor, and memory for a block. Sums are whole numbers below 2^53. */
 typedef struct {
     size_t rows, columns, taps, width, band;
-    bool predicts;
+    bool predicts, is_wide;
     rule rule;
-    const int32_t *values;
-    uint32_t n_components;
+    const symbol *symbols;
+    unsigned char *numbers; /* (taps, rows, columns), numbers of symbols, of 2 bytes or, if wide, of 4 */
     int64_t mean, total, count;
     int64_t *row_sums, *row_counts, *column_sums, *column_counts;
     double *kernels;   /* (rows, columns), if there are several taps */
@@ -51,17 +51,28 @@ bool stack_start(span words, stack_state *state) {
     return true;
 }
 
+/* Decodes the number of a symbol. */
 static inline uint32_t pop(span words, stack_state *from, const uint32_t *row) {
-    uint64_t state = from->state;
-    uint32_t low = (uint32_t)state & (RANGE - 1);
-    const uint32_t *found = find_symbol(row, low);
-    state = (state >> PRECISION) * (found[1] - found[0]) + (low - found[0]);
+    uint32_t low = (uint32_t)from->state & (RANGE - 1);
+    range found = find_symbol(row, low);
+    uint64_t state = (from->state >> PRECISION) * (found.stop - found.start) + (low - found.start);
     if (state >> 32 == 0 && from->left > 0) state = state << 32 | load32(words.data + 4 * --from->left);
     from->state = state;
-    return (uint32_t)(found - row - TOP_WORDS);
+    return found.number;
 }
 
-static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const bank *components, arena *memory) {
+static inline uint32_t number_at(const walk *w, size_t place) {
+    uint16_t two;
+    uint32_t four;
+    if (w->is_wide) {
+        memcpy(&four, w->numbers + 4 * place, 4);
+        return four;
+    }
+    memcpy(&two, w->numbers + 2 * place, 2);
+    return two;
+}
+
+static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const models *with, arena *memory) {
     uint64_t taps, width;
     kernel_of(tensor, &taps, &width);
     w->rows = (size_t)tensor->shape[0];
@@ -73,8 +84,9 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->band = band < 1 ? 1 : band > w->rows ? w->rows : (size_t)band;
     w->rule = of->rule;
     w->predicts = taps > 1 && (of->rule.left != 0 || of->rule.above != 0 || of->rule.corner != 0);
-    w->values = components->values;
-    w->n_components = components->size;
+    w->symbols = with->symbols;
+    w->is_wide = of->n_live > UINT16_MAX;
+    w->numbers = arena_take(memory, tensor->size, w->is_wide ? 4 : 2);
     w->mean = ex(4 * of->rule.start);
     uint64_t in_tap = (uint64_t)w->rows * w->columns, in_band = (uint64_t)w->band * w->columns;
     w->row_sums = arena_take(memory, w->rows, sizeof(int64_t));
@@ -90,7 +102,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->distances = arena_take(memory, in_band, sizeof(int32_t));
     w->in_columns = arena_take(memory, w->columns, sizeof(int64_t));
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&
-                w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
+                w->numbers != NULL && w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
                 w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_columns != NULL;
     if (!made) return GBNN_NO_MEMORY;
     for (size_t o = 0; o < w->rows; o++) {
@@ -177,23 +189,21 @@ static void sort_places(walk *w, const block *b) {
     }
 }
 
-/* Decodes a block in coding order, and notes how far each value is from what was expected. */
-static inline void decode_block(walk *w, const block *b, size_t tap, span words, stack_state *from, models *with,
-                                id_array ids, unsigned width) {
-    size_t row = b->start * w->columns, place = 0;
+/* Decodes the numbers of the symbols of a block in coding order; `start` is the place of its first row. */
+static void decode_block(walk *w, size_t start, span words, stack_state *from, models *with) {
+    size_t place = 0;
     stack_state state = *from;
-    const symbol *symbols = with->symbols[0];
     for (uint32_t context = 0; context < N_CONTEXTS; context++) {
         if (place == w->begins[context]) continue;
         int32_t model = with->places[context];
         if (model < 0) model = models_add(with, context, context, 0);
-        const uint32_t *found = with->rows + model;
+        const uint32_t *row = with->rows + model;
         for (; place < w->begins[context]; place++) {
-            symbol next = symbols[pop(words, &state, found)];
-            size_t at = w->places[place];
-            int32_t far = next.value - (w->predicts ? w->expected[row + at] : 0);
-            w->distances[at] = far < 0 ? -far : far;
-            put_id(ids, width, (row + at) * w->taps + tap, next.id);
+            uint32_t number = pop(words, &state, row);
+            uint16_t narrow = (uint16_t)number;
+            size_t at = start + w->places[place];
+            if (w->is_wide) memcpy(w->numbers + 4 * at, &number, 4);
+            else memcpy(w->numbers + 2 * at, &narrow, 2);
         }
     }
     *from = state;
@@ -201,12 +211,17 @@ static inline void decode_block(walk *w, const block *b, size_t tap, span words,
 
 static inline int64_t relative(int64_t sum, int64_t mean) { return min64(sum, LARGEST_SUM) * 4096 / mean; }
 
-static void learn(walk *w, const block *b, size_t count) {
+/* Learns from a block; `plane` is the place of the first weight of its tap. */
+static void learn(walk *w, const block *b, size_t count, size_t plane) {
     memset(w->in_columns, 0, w->columns * sizeof(int64_t));
     int64_t total = 0;
     for (size_t o = b->start; o < b->stop; o++) {
-        const int32_t *distances = w->distances + (o - b->start) * w->columns;
+        int32_t *distances = w->distances + (o - b->start) * w->columns;
+        const int32_t *expected = w->expected + (w->predicts ? o * w->columns : 0);
         FOR_COLUMNS(b, o, w->columns, {
+            int32_t far = w->symbols[number_at(w, plane + o * w->columns + i)].value;
+            if (w->predicts) far -= expected[i];
+            distances[i] = far < 0 ? -far : far;
             total += distances[i];
             w->in_columns[i] += distances[i];
             w->column_counts[i]++;
@@ -233,24 +248,33 @@ static void learn(walk *w, const block *b, size_t count) {
 }
 
 /* Predictions of a tap from the taps beside, above, and above to the left. */
-static inline void expect(walk *w, size_t tap, const unsigned char *ids, unsigned width) {
+static void expect(walk *w, size_t tap) {
     size_t x = tap % w->width, y = tap / w->width, n = w->rows * w->columns;
     int32_t left = x > 0 ? w->rule.left : 0, above = y > 0 ? w->rule.above : 0;
     int32_t corner = x > 0 && y > 0 ? w->rule.corner : 0;
-    size_t beside = tap - 1, over = y > 0 ? tap - w->width : 0, across = x > 0 && y > 0 ? tap - w->width - 1 : 0;
+    size_t beside = n * (tap - 1), over = y > 0 ? n * (tap - w->width) : 0;
+    size_t across = x > 0 && y > 0 ? n * (tap - w->width - 1) : 0;
     for (size_t at = 0; at < n; at++) {
-        const size_t first = at * w->taps;
-        int32_t sum = left * w->values[get_id(ids, width, first + beside)];
-        sum += above * w->values[get_id(ids, width, first + over)];
-        sum += corner * w->values[get_id(ids, width, first + across)];
+        int32_t sum = left * w->symbols[number_at(w, beside + at)].value;
+        sum += above * w->symbols[number_at(w, over + at)].value;
+        sum += corner * w->symbols[number_at(w, across + at)].value;
         w->expected[at] = sum >> 4;
     }
 }
 
-static void decode_by_context(walk *w, span words, stack_state *state, models *with, id_array ids) {
+/* Writes all ids in C order. */
+static inline void put_ids(const walk *w, id_array ids, unsigned width) {
+    size_t n = w->rows * w->columns, place = 0;
+    for (size_t at = 0; at < n; at++) {
+        for (size_t tap = 0; tap < w->taps; tap++) put_id(ids, width, place++, w->symbols[number_at(w, tap * n + at)].id);
+    }
+}
+
+static void decode_by_context(walk *w, span words, stack_state *state, models *with) {
     static const size_t first_ends[] = {1, 2, 4, 8, 16}, next_ends[] = {2, 16};
     for (size_t tap = 0; tap < w->taps; tap++) {
-        if (tap > 0 && w->predicts) FOR_WIDTH(ids.width, expect(w, tap, ids.bytes, WIDTH));
+        size_t plane = tap * w->rows * w->columns;
+        if (tap > 0 && w->predicts) expect(w, tap);
         w->total = MEAN_PRIOR * w->mean;
         w->count = MEAN_PRIOR;
         block b = {0, 0, 0, 0};
@@ -261,25 +285,26 @@ static void decode_by_context(walk *w, span words, stack_state *state, models *w
                 size_t count = find_contexts(w, &b, tap);
                 if (count == 0) continue;
                 sort_places(w, &b);
-                FOR_WIDTH(ids.width, decode_block(w, &b, tap, words, state, with, ids, WIDTH));
-                learn(w, &b, count);
+                decode_block(w, plane + b.start * w->columns, words, state, with);
+                learn(w, &b, count, plane);
             }
         }
     }
 }
 
-gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of,
-                       const bank *components, models *with, arena *memory, id_array ids) {
+gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of, models *with,
+                       arena *memory, id_array ids) {
     if (!of->has_rule) {
         if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
-            put_id(ids, ids.width, place, with->symbols[0][pop(words, state, with->rows)].id);
+            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows)].id);
         }
         return GBNN_OK;
     }
     walk *w = arena_take(memory, 1, sizeof(walk));
     if (w == NULL) return GBNN_NO_MEMORY;
-    TRY(make_walk(w, tensor, of, components, memory));
-    decode_by_context(w, words, state, with, ids);
+    TRY(make_walk(w, tensor, of, with, memory));
+    decode_by_context(w, words, state, with);
+    FOR_WIDTH(ids.width, put_ids(w, ids, WIDTH));
     return GBNN_OK;
 }

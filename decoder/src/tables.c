@@ -58,29 +58,23 @@ gbnn_code table_read(bits *from, const gbnn_tensor *tensor, uint32_t n_component
 }
 
 /* Adds the symbols that a parity allows, with their weights: 30 bits for the largest. */
-static gbnn_code add_symbols(models *into, unsigned parity, const table *of, const bank *components,
-                             const int64_t *levels, arena *memory) {
+static void add_symbols(models *into, unsigned parity, const table *of, const bank *components, const int64_t *levels) {
     static const int64_t mantissas[4] = {16, 19, 23, 27};
-    uint32_t count = 0, k_outlier = components->size;
-    symbol *symbols = arena_take(memory, of->n_live, sizeof(symbol));
-    int64_t *weights = arena_take(memory, of->n_live, sizeof(int64_t)), largest = 0;
-    if (symbols == NULL || weights == NULL) return GBNN_NO_MEMORY;
-    for (uint32_t k = 0; k <= k_outlier; k++) {
-        if (levels[k] == 0 || (of->has_trellis && k != k_outlier && (k & 1) != parity)) continue;
-        symbols[count].value = components->values[k];
-        symbols[count].id = k;
-        weights[count++] = levels[k] - 1;
+    uint32_t start = parity == 0 ? 0 : into->count[0], stop = start;
+    int64_t largest = 0;
+    for (uint32_t k = 0; k <= components->size; k++) {
+        if (levels[k] == 0 || (of->has_trellis && k != components->size && (k & 1) != parity)) continue;
+        into->symbols[stop].value = components->values[k];
+        into->symbols[stop].id = k;
+        into->weights[stop++] = levels[k] - 1;
         largest = max64(largest, (levels[k] - 1) / 4);
     }
-    for (uint32_t index = 0; index < count; index++) {
-        int64_t octaves = largest - weights[index] / 4;
-        weights[index] = octaves > 62 ? 0 : mantissas[weights[index] % 4] << 25 >> octaves;
+    for (uint32_t index = start; index < stop; index++) {
+        int64_t octaves = largest - into->weights[index] / 4;
+        into->weights[index] = octaves > 62 ? 0 : mantissas[into->weights[index] % 4] << 25 >> octaves;
     }
-    into->count[parity] = count;
-    into->symbols[parity] = symbols;
-    into->weights[parity] = weights;
-    into->escapes[parity] = count > 0 && symbols[count - 1].id == k_outlier;
-    return GBNN_OK;
+    into->start[parity] = start;
+    into->count[parity] = stop - start;
 }
 
 #define KEPT_ENTRIES ((size_t)1 << 20) /* frequencies that are kept for slots that recur */
@@ -88,7 +82,7 @@ static gbnn_code add_symbols(models *into, unsigned parity, const table *of, con
 
 static gbnn_code make_room(models *into, uint32_t n_slots, arena *memory) {
     uint32_t most = into->count[0] > into->count[1] ? into->count[0] : into->count[1];
-    into->stride = TOP_WORDS + (size_t)most + PADDING;
+    into->stride = 1 + TOP_WORDS + (size_t)most + PADDING;
     size_t rows = KEPT_ENTRIES / into->stride;
     into->n_slots = n_slots;
     into->n_rows = rows < FEWEST_ROWS ? FEWEST_ROWS : rows > n_slots ? n_slots : (uint32_t)rows;
@@ -105,16 +99,18 @@ gbnn_code models_make(span tables, const table *of, const bank *components, int 
     bits from = bits_of(tables);
     from.place = of->place;
     int64_t *levels = arena_take(memory, (uint64_t)components->size + 1, sizeof(int64_t));
-    if (levels == NULL) return GBNN_NO_MEMORY;
-    TRY(read_levels(&from, components->size, &again, levels));
     memset(into, 0, sizeof *into);
+    into->symbols = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(symbol)); /* the outlier may occur twice */
+    into->weights = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(int64_t));
+    if (levels == NULL || into->symbols == NULL || into->weights == NULL) return GBNN_NO_MEMORY;
+    TRY(read_levels(&from, components->size, &again, levels));
     into->by_rule = of->has_rule;
     into->outlier = components->size;
     into->tail = of->rule.tail;
     into->offset = of->rule.offset;
     into->floor = of->has_rule ? ex(4 * of->rule.floor) : 0;
-    TRY(add_symbols(into, 0, of, components, levels, memory));
-    if (of->has_trellis) TRY(add_symbols(into, 1, of, components, levels, memory));
+    add_symbols(into, 0, of, components, levels);
+    if (of->has_trellis) add_symbols(into, 1, of, components, levels);
     uint32_t parities = version == 2 ? 2 : 1;
     return make_room(into, parities * (of->has_rule ? N_CONTEXTS : 1), memory);
 }
@@ -131,8 +127,8 @@ static void weigh(models *in, uint32_t context, unsigned parity) {
     int64_t centre = (place * ex(4 * level + 2)) >> 1;
     int64_t scale = ex(max64(4 * (level + in->offset) + 2, 0)) + in->floor;
     int64_t freedom = (((int64_t)4 << in->tail) - 1) << 20;
-    const symbol *symbols = in->symbols[parity];
-    const int64_t *weights = in->weights[parity];
+    const symbol *symbols = in->symbols + in->start[parity];
+    const int64_t *weights = in->weights + in->start[parity];
     uint32_t count = in->count[parity];
     for (uint32_t j = 0; j < count; j++) {
         int64_t far = symbols[j].value - centre;
@@ -141,7 +137,7 @@ static void weigh(models *in, uint32_t context, unsigned parity) {
         for (int32_t step = 0; step <= in->tail; step++) factor = (factor * factor) >> 30;
         in->scratch[j] = (weights[j] * factor) >> 26;
     }
-    if (in->escapes[parity]) in->scratch[count - 1] = weights[count - 1] << 4;
+    if (symbols[count - 1].id == in->outlier) in->scratch[count - 1] = weights[count - 1] << 4;
 }
 
 /* Turns the weights into frequencies that sum to 2^24, and these into a row. */
@@ -158,7 +154,7 @@ static void accumulate(models *in, uint32_t count, uint32_t *row) {
         left -= weights[j];
     }
     weights[top] += left;
-    uint32_t *cumulative = row + TOP_WORDS;
+    uint32_t *cumulative = row + 1 + TOP_WORDS;
     for (uint32_t j = 0; j < count; j++) {
         cumulative[j] = start;
         start += (uint32_t)weights[j];
@@ -167,7 +163,7 @@ static void accumulate(models *in, uint32_t count, uint32_t *row) {
     for (uint32_t part = 0; part < 1u << TOP_BITS; part++) {
         while (cumulative[first + 1] <= part << (PRECISION - TOP_BITS)) first++;
         uint16_t number = (uint16_t)(first < UINT16_MAX ? first : UINT16_MAX);
-        memcpy((unsigned char *)row + 2 * (size_t)part, &number, 2);
+        memcpy((unsigned char *)(row + 1) + 2 * (size_t)part, &number, 2);
     }
 }
 
@@ -181,7 +177,8 @@ int32_t models_add(models *in, uint32_t slot, uint32_t context, unsigned parity)
     size_t place = in->used++ * in->stride;
     in->places[slot] = (int32_t)place;
     if (in->by_rule) weigh(in, context, parity);
-    else memcpy(in->scratch, in->weights[parity], count * sizeof(int64_t));
+    else memcpy(in->scratch, in->weights + in->start[parity], count * sizeof(int64_t));
+    in->rows[place] = in->start[parity];
     accumulate(in, count, in->rows + place);
     return (int32_t)place;
 }

@@ -50,18 +50,18 @@ typedef struct {
 
 /* Cumulative frequencies of one tensor by context and parity, made at first use.
  *
- * The row of a slot starts with 2^TOP_BITS numbers of 16 bits: for each part of the range the number of the symbol at its
- * start. The cumulative frequency of each symbol follows, then PADDING times 2^24.
+ * The row of a slot starts with a number that find_symbol adds. Then come 2^TOP_BITS numbers of 16 bits: for each part of
+ * the range the number of the symbol at its start. The cumulative frequency of each symbol follows, then PADDING times
+ * 2^24.
  */
 typedef struct {
-    uint32_t count[2];  /* of the symbols that a parity allows */
-    symbol *symbols[2]; /* by ascending ids */
-    int64_t *weights[2];
-    bool escapes[2];    /* whether the last of them is the outlier */
+    symbol *symbols; /* those that parity 0 allows by ascending ids, then those of parity 1 */
+    int64_t *weights;
+    uint32_t start[2], count[2]; /* of a parity's symbols */
+    uint32_t outlier;            /* K */
     bool by_rule;
     int32_t tail, offset;
     int64_t floor;
-    uint32_t outlier; /* K */
     uint32_t n_slots, n_rows, used;
     size_t stride;
     int32_t *places; /* of each slot's row, or -1 */
@@ -77,14 +77,22 @@ gbnn_code models_make(span tables, const table *of, const bank *components, int 
  * more rows, all others are dropped; there is room for 16 at least. */
 int32_t models_add(models *in, uint32_t slot, uint32_t context, unsigned parity);
 
-/* The symbol of a row whose range holds `low`: the place of its cumulative frequency. */
-static inline const uint32_t *find_symbol(const uint32_t *row, uint32_t low) {
+typedef struct {
+    uint32_t number; /* among the symbols */
+    uint32_t start, stop;
+} range;
+
+/* The symbol of a row whose range holds `low`. Few ranges are so small that the loop is entered. */
+static inline range find_symbol(const uint32_t *row, uint32_t low) {
     uint16_t first;
-    memcpy(&first, (const unsigned char *)row + 2 * (size_t)(low >> (PRECISION - TOP_BITS)), 2);
-    const uint32_t *found = row + TOP_WORDS + first;
-    found += (found[1] <= low) + (found[2] <= low) + (found[3] <= low);
-    while (found[1] <= low) found++;
-    return found;
+    memcpy(&first, (const unsigned char *)(row + 1) + 2 * (size_t)(low >> (PRECISION - TOP_BITS)), 2);
+    const uint32_t *starts = row + 1 + TOP_WORDS + first;
+    size_t more = low >= starts[1];
+    more += low >= starts[2];
+    more += low >= starts[3];
+    while (low >= starts[more + 1]) more++;
+    range result = {row[0] + first + (uint32_t)more, starts[more], starts[more + 1]};
+    return result;
 }
 
 #endif
