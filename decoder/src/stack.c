@@ -29,6 +29,7 @@ typedef struct {
     uint16_t *contexts;     /* of the block, in C order */
     uint32_t *places;       /* within the band, in coding order */
     int32_t *distances;     /* (band, columns) */
+    int64_t *in_rows;       /* (band) */
     int64_t *in_columns;    /* (columns) */
     uint32_t begins[N_CONTEXTS + 1];
 } walk;
@@ -100,10 +101,11 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->contexts = arena_take(memory, in_band, sizeof(uint16_t));
     w->places = arena_take(memory, in_band, sizeof(uint32_t));
     w->distances = arena_take(memory, in_band, sizeof(int32_t));
+    w->in_rows = arena_take(memory, w->band, sizeof(int64_t));
     w->in_columns = arena_take(memory, w->columns, sizeof(int64_t));
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&
                 w->numbers != NULL && w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
-                w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_columns != NULL;
+                w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_rows != NULL && w->in_columns != NULL;
     if (!made) return GBNN_NO_MEMORY;
     for (size_t o = 0; o < w->rows; o++) {
         w->row_sums[o] = ROW_PRIOR << 12;
@@ -122,11 +124,13 @@ static inline int32_t clipped(int32_t number, int32_t low, int32_t high) {
     return number < low ? low : number > high ? high : number;
 }
 
+static inline double whole(double number) { return (double)(int64_t)number; }
+
 /* Expected magnitude of a weight, in quarter octaves. */
 static inline int32_t level_of(const walk *w, size_t tap, int32_t level, int32_t mean_level, double kernel) {
     if (tap > 0) {
         double linear = (w->ratios[clipped(level + UNIT, 0, MOST_KERNEL)] + kernel) / (double)(KERNEL_PRIOR + tap);
-        level = lg(linear < 1 ? 1.0 : (double)(int64_t)linear) - UNIT;
+        level = lg(linear < 1 ? 1.0 : whole(linear)) - UNIT;
     }
     return clipped((level + mean_level) >> 2, 0, N_LEVELS - 1);
 }
@@ -153,6 +157,9 @@ static inline uint16_t context_of(const walk *w, size_t tap, int32_t level, int3
         for (size_t i = begin_; i < stop_; i++) statement;                                                             \
     }
 
+/* Whether a block has the last half of the weights of its rows, or more. Whole rows are then faster to go through. */
+static bool is_wide(const block *b) { return b->high == PHASES && b->low <= PHASES / 2; }
+
 /* Contexts of a block in C order, and how often each occurs; returns the number of weights. */
 static size_t find_contexts(walk *w, const block *b, size_t tap) {
     int32_t mean_level = lg((double)w->mean);
@@ -164,7 +171,7 @@ static size_t find_contexts(walk *w, const block *b, size_t tap) {
     for (size_t o = b->start; o < b->stop; o++) {
         int32_t row_level = lg((double)w->row_sums[o]) - lg((double)(w->row_counts[o] << 12));
         size_t row = o * w->columns;
-        if (b->high - b->low >= PHASES / 2) {
+        if (is_wide(b)) {
             for (size_t i = 0; i < w->columns; i++) {
                 w->row_contexts[i] = context_of(w, tap, row_level + w->column_levels[i], mean_level, row + i);
             }
@@ -211,21 +218,52 @@ static void decode_block(walk *w, size_t start, span words, stack_state *from, m
 
 static inline int64_t relative(int64_t sum, int64_t mean) { return min64(sum, LARGEST_SUM) * 4096 / mean; }
 
+static inline int32_t distance_at(const walk *w, size_t plane, size_t at) {
+    int32_t far = w->symbols[number_at(w, plane + at)].value - (w->predicts ? w->expected[at] : 0);
+    return far < 0 ? -far : far;
+}
+
+/* How far the values of a row are from what was expected; returns their sum. */
+static int64_t find_distances(walk *w, const block *b, size_t o, size_t plane, int32_t *distances) {
+    const block before = {b->start, b->stop, 0, b->low};
+    size_t row = o * w->columns;
+    int64_t sum = 0;
+    if (is_wide(b)) { /* all weights of the row are known */
+        for (size_t i = 0; i < w->columns; i++) distances[i] = distance_at(w, plane, row + i);
+        FOR_COLUMNS(&before, o, w->columns, distances[i] = 0)
+        for (size_t i = 0; i < w->columns; i++) sum += distances[i];
+        for (size_t i = 0; i < w->columns; i++) w->in_columns[i] += distances[i];
+        return sum;
+    }
+    FOR_COLUMNS(b, o, w->columns, {
+        distances[i] = distance_at(w, plane, row + i);
+        sum += distances[i];
+        w->in_columns[i] += distances[i];
+    })
+    return sum;
+}
+
+/* Counts the weights of a block in its rows and in all columns. Every 16 rows or columns have the same numbers. */
+static void count_weights(walk *w, const block *b) {
+    int64_t in_sixteen = (int64_t)(b->high - b->low);
+    size_t whole_rows = (b->stop - b->start) / PHASES, rest = b->start + whole_rows * PHASES;
+    size_t whole_columns = w->columns / PHASES, last = w->columns % PHASES;
+    for (size_t i = 0; i < w->columns; i++) w->column_counts[i] += (int64_t)whole_rows * in_sixteen;
+    for (size_t o = rest; o < b->stop; o++) FOR_COLUMNS(b, o, w->columns, w->column_counts[i]++)
+    for (size_t o = b->start; o < b->stop; o++) {
+        w->row_counts[o] += (int64_t)whole_columns * in_sixteen;
+        FOR_COLUMNS(b, o, last, w->row_counts[o]++)
+    }
+}
+
 /* Learns from a block; `plane` is the place of the first weight of its tap. */
 static void learn(walk *w, const block *b, size_t count, size_t plane) {
-    memset(w->in_columns, 0, w->columns * sizeof(int64_t));
     int64_t total = 0;
+    memset(w->in_columns, 0, w->columns * sizeof(int64_t));
     for (size_t o = b->start; o < b->stop; o++) {
         int32_t *distances = w->distances + (o - b->start) * w->columns;
-        const int32_t *expected = w->expected + (w->predicts ? o * w->columns : 0);
-        FOR_COLUMNS(b, o, w->columns, {
-            int32_t far = w->symbols[number_at(w, plane + o * w->columns + i)].value;
-            if (w->predicts) far -= expected[i];
-            distances[i] = far < 0 ? -far : far;
-            total += distances[i];
-            w->in_columns[i] += distances[i];
-            w->column_counts[i]++;
-        })
+        w->in_rows[o - b->start] = find_distances(w, b, o, plane, distances);
+        total += w->in_rows[o - b->start];
     }
     w->total += total;
     w->count += (int64_t)count;
@@ -233,18 +271,17 @@ static void learn(walk *w, const block *b, size_t count, size_t plane) {
     double mean = (double)w->mean;
     for (size_t o = b->start; o < b->stop; o++) {
         const int32_t *distances = w->distances + (o - b->start) * w->columns;
-        double *kernels = w->kernels + o * w->columns;
-        int64_t in_row = 0, in_row_count = 0;
-        FOR_COLUMNS(b, o, w->columns, {
-            in_row += distances[i];
-            in_row_count++;
-        })
-        w->row_sums[o] += relative(in_row, w->mean);
-        w->row_counts[o] += in_row_count;
+        double *kernels = w->kernels + (w->taps > 1 ? o * w->columns : 0);
+        w->row_sums[o] += relative(w->in_rows[o - b->start], w->mean);
         if (w->taps == 1) continue;
-        FOR_COLUMNS(b, o, w->columns, kernels[i] += (double)(int64_t)(distances[i] * 4096.0 / mean))
+        if (is_wide(b)) {
+            for (size_t i = 0; i < w->columns; i++) kernels[i] += whole(distances[i] * 4096.0 / mean);
+        } else {
+            FOR_COLUMNS(b, o, w->columns, kernels[i] += whole(distances[i] * 4096.0 / mean))
+        }
     }
     for (size_t i = 0; i < w->columns; i++) w->column_sums[i] += relative(w->in_columns[i], w->mean);
+    count_weights(w, b);
 }
 
 /* Predictions of a tap from the taps beside, above, and above to the left. */

@@ -38,7 +38,7 @@ void kernel_of(const gbnn_tensor *tensor, uint64_t *taps, uint64_t *width);
 /* The inverse of the logarithms in sixteenths of octaves, for levels >= 0. */
 static inline int64_t ex(int64_t level) { return ((16 + (level & 15)) << (level >> 4)) >> 4; }
 
-#define TOP_BITS 7
+#define TOP_BITS 8
 #define TOP_WORDS ((1u << TOP_BITS) / 2)
 #define PADDING 4
 
