@@ -14,9 +14,17 @@ from reader import corpus
 
 from gbnn_compress.errors import GbnnError
 
-FLIPS, FORGED, AGREED = 10_000, 20_000, 400
+FLIPS, FORGED, AGREED = 10_000, 8_000, 400
 
 pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
+
+
+def python_checksum(path: Path) -> int | None:
+    """The checksum that the driver should print, or None if the Python reader refuses the file."""
+    try:
+        return checksum(python_reads(path))
+    except GbnnError:
+        return None
 
 
 def test_the_corpus_is_read(driver: Driver, tmp_path: Path) -> None:
@@ -59,12 +67,9 @@ def test_the_python_reader_agrees(driver: Driver, tmp_path: Path) -> None:
         data = mutated(chance, chance.choice(files))
         path.write_bytes(data)
         code, got = driver.read(data)
-        try:
-            expected = checksum(python_reads(path))
-        except GbnnError as error:
-            assert code != 0, (number, str(error))
-        else:
-            assert (code, got) == (0, expected), number
+        expected = python_checksum(path)
+        assert (code == 0) == (expected is not None), number
+        assert code != 0 or got == expected, number
 
 
 def test_headers_of_other_writers(driver: Driver, tmp_path: Path) -> None:
@@ -84,11 +89,7 @@ def test_headers_of_other_writers(driver: Driver, tmp_path: Path) -> None:
             text[place : place + chance.choice((0, 1))] = new
         forged = len(text).to_bytes(8, "little") + bytes(text) + body
         path.write_bytes(forged)
-        try:
-            python_reads(path)
-        except GbnnError:
-            assert driver.read(forged)[0] != 0, (number, bytes(text))
-        else:
-            assert driver.read(forged)[0] == 0, (number, bytes(text))
-            agreed += 1
+        is_read = python_checksum(path) is not None
+        assert (driver.read(forged)[0] == 0) == is_read, (number, bytes(text))
+        agreed += is_read
     assert 0 < agreed < AGREED

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def test_the_file_holds_what_decompress_writes(tool: Path, tmp_path: Path, path:
     done = run(tool, path, ours)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert tensors(ours) == tensors(theirs)
-    assert sorted(os.listdir(tmp_path)) == ["ours.safetensors", "theirs.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.safetensors", "theirs.safetensors"]
 
 
 def test_an_ensemble_needs_a_member(tool: Path, tmp_path: Path) -> None:
