@@ -44,6 +44,7 @@ struct gbnn_file {
 /* What may be unpacked from a file: values, with unshared ones counted UNSHARED_COST times, and table entries. */
 typedef struct {
     uint64_t values, entries, most;
+    manifest_budget manifests;
 } budget;
 
 /* Splits a section in two parts, of which the first has its length before it. */
@@ -160,7 +161,7 @@ static gbnn_code open_member(const container_member *from, span dictionary, budg
     span sections[N_SECTIONS], raw;
     m->version = from->version;
     TRY(container_sections(from, sections));
-    TRY(manifest_read(sections[MANIFEST], dictionary, memory, &m->manifest, following));
+    TRY(manifest_read(sections[MANIFEST], &left->manifests, dictionary, memory, &m->manifest, following));
     TRY(number_tensors(m, memory));
     TRY(bank_read(sections[BANK], m->n_shared, memory, &m->bank));
     TRY(check_size(m, left));
@@ -179,7 +180,8 @@ static gbnn_code open_member(const container_member *from, span dictionary, budg
 static gbnn_code open_members(gbnn_file *file, span bytes, size_t *damaged) {
     TRY(container_open(bytes, &file->container));
     size_t count = file->container.count;
-    budget left = {0, 0, FREE_VALUES + VALUES_PER_BYTE * bytes.size};
+    const manifest_budget manifests = {MOST_JSON_BYTES, MOST_NAME_CHARACTERS};
+    budget left = {0, 0, FREE_VALUES + VALUES_PER_BYTE * bytes.size, manifests};
     span dictionary = manifest_dictionary(), following = dictionary;
     file->networks = arena_take(&file->memory, count, sizeof(network));
     if (file->networks == NULL) return GBNN_NO_MEMORY;
