@@ -97,7 +97,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->predicts = taps > 1 && (of->rule.left != 0 || of->rule.above != 0 || of->rule.corner != 0);
     w->symbols = with->symbols;
     w->number_bytes = of->n_live <= UINT8_MAX ? 1 : of->n_live <= UINT16_MAX ? 2 : 4;
-    w->numbers = arena_take(memory, tensor->size, w->number_bytes);
+    w->numbers = arena_take_room(memory, tensor->size, w->number_bytes);
     w->mean = ex(4 * of->rule.start);
     uint64_t in_tap = (uint64_t)w->rows * w->columns, in_band = (uint64_t)w->band * w->columns;
     w->row_sums = arena_take(memory, w->rows, sizeof(int64_t));
@@ -108,9 +108,9 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->expected = arena_take(memory, w->predicts ? in_tap : 1, sizeof(int32_t));
     w->column_levels = arena_take(memory, w->columns, sizeof(int32_t));
     w->row_contexts = arena_take(memory, w->columns, sizeof(uint16_t));
-    w->contexts = arena_take(memory, in_band, sizeof(uint16_t));
-    w->places = arena_take(memory, in_band, sizeof(uint32_t));
-    w->distances = arena_take(memory, in_band, sizeof(int32_t));
+    w->contexts = arena_take_room(memory, in_band, sizeof(uint16_t));
+    w->places = arena_take_room(memory, in_band, sizeof(uint32_t));
+    w->distances = arena_take_room(memory, in_band, sizeof(int32_t));
     w->in_rows = arena_take(memory, w->band, sizeof(int64_t));
     w->in_columns = arena_take(memory, w->columns, sizeof(int64_t));
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&

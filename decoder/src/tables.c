@@ -87,7 +87,7 @@ static gbnn_code make_room(models *into, uint32_t n_slots, arena *memory) {
     into->n_slots = n_slots;
     into->n_rows = rows < FEWEST_ROWS ? FEWEST_ROWS : rows > n_slots ? n_slots : (uint32_t)rows;
     into->places = arena_take(memory, n_slots, sizeof(int32_t));
-    into->rows = arena_take(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
+    into->rows = arena_take_room(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
     into->scratch = arena_take(memory, most, sizeof(int64_t));
     if (into->places == NULL || into->rows == NULL || into->scratch == NULL) return GBNN_NO_MEMORY;
     memset(into->places, 0xFF, n_slots * sizeof(int32_t));
