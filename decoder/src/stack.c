@@ -55,9 +55,9 @@ bool stack_start(span words, stack_state *state) {
 }
 
 /* Decodes the number of a symbol. */
-static inline uint32_t pop(span words, stack_state *from, const uint32_t *row) {
+static inline uint32_t pop(span words, stack_state *from, const uint32_t *row, unsigned shift) {
     uint32_t low = (uint32_t)from->state & (RANGE - 1);
-    range found = find_symbol(row, low);
+    range found = find_symbol(row, low, shift);
     uint64_t state = (from->state >> PRECISION) * (found.stop - found.start) + (low - found.start);
     if (state >> 32 == 0 && from->left > 0) state = state << 32 | load32(words.data + 4 * --from->left);
     from->state = state;
@@ -240,14 +240,14 @@ static void decode_block(walk *w, size_t start, span words, stack_state *from, m
     stack_state state = *from;
     const uint32_t *places = w->places, *ends = w->begins;
     unsigned char *numbers = w->numbers + start * w->number_bytes;
-    const unsigned number_bytes = w->number_bytes;
+    const unsigned number_bytes = w->number_bytes, shift = with->shift;
     for (uint32_t context = 0; context < N_CONTEXTS; context++) {
         if (place == ends[context]) continue;
         int32_t model = with->places[context];
         if (model < 0) model = models_add(with, context, context, 0);
         const uint32_t *row = with->rows + model;
         for (size_t stop = ends[context]; place < stop; place++) {
-            put_number(numbers, number_bytes, places[place], pop(words, &state, row));
+            put_number(numbers, number_bytes, places[place], pop(words, &state, row, shift));
         }
     }
     *from = state;
@@ -376,7 +376,7 @@ gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor
     if (!of->has_rule) {
         if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
-            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows)].id);
+            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows, with->shift)].id);
         }
         return GBNN_OK;
     }
