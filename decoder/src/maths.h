@@ -42,7 +42,7 @@ double scaled(double number, int exponent);
 /* The least X with |number| < 2^X, for finite numbers other than 0. */
 int exponent_of(double number);
 
-/* Error below 0.52 units in the last place, before results below 2^-1022 are rounded. */
+/* Error below 0.54 units in the last place, before results below 2^-1022 are rounded. */
 double exponential(double x);
 double power_of_two(double x);
 
