@@ -12,6 +12,7 @@ import numpy as np
 from codec_facts import FACTS
 from mutations import sections_of, version_of
 from native import Decoded
+from reader import corpus
 from trellis_ids import trellis_ids
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of
@@ -78,6 +79,11 @@ def _vectors(dtype: str, random: np.random.RandomState, tensors: list[TensorInfo
     }
     tensors += [TensorInfo(f"{dtype}.bn.{name}", (4, 6), dtype, "unshared") for name in found]
     return list(found.values())
+
+
+def singles() -> list[bytes]:
+    """The artifacts of one network that forged files are made of."""
+    return [data for data in corpus() if b'"members"' not in data[:300]]
 
 
 def python_reads(path: Path, *, seed: int | None = None) -> dict[str, Decoded]:

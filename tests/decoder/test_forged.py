@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import checksum, ensemble, of_everything, python_reads
+from artifacts import checksum, ensemble, of_everything, python_reads, singles
 from mutations import mutated
 from native import Driver
-from reader import corpus
 
 from gbnn_compress.errors import GbnnError
 
@@ -28,13 +27,13 @@ def python_checksum(path: Path) -> int | None:
 
 
 def test_the_corpus_is_read(driver: Driver, tmp_path: Path) -> None:
-    for data in [*corpus(), of_everything(1), of_everything(2)]:
+    for data in [*singles(), of_everything(1), of_everything(2)]:
         (tmp_path / "net").write_bytes(data)
         assert driver.read(data) == (0, checksum(python_reads(tmp_path / "net")))
 
 
 def test_every_flipped_bit_is_noticed(driver: Driver) -> None:
-    files = [*corpus(), ensemble(corpus())]
+    files = [*singles(), ensemble(singles())]
     for data in files:
         for place in random.Random(0).sample(range(8 * len(data)), FLIPS // len(files)):
             flipped = bytearray(data)
@@ -43,14 +42,14 @@ def test_every_flipped_bit_is_noticed(driver: Driver) -> None:
 
 
 def test_forged_files_are_read_or_refused(driver: Driver) -> None:
-    chance, files = random.Random(1), corpus()
+    chance, files = random.Random(1), singles()
     codes = [driver.read(mutated(chance, chance.choice(files)))[0] for _ in range(FORGED)]
     assert 0 < codes.count(0) < FORGED / 2
     assert len(set(codes)) > 12
 
 
 def test_forged_members_of_ensembles_are_read_or_refused(driver: Driver) -> None:
-    chance, files, codes = random.Random(2), corpus(), []
+    chance, files, codes = random.Random(2), singles(), []
     for _ in range(FORGED // 20):
         members = [chance.choice(files) for _ in range(chance.choice((2, 2, 3)))]
         data = bytearray(ensemble(members))
@@ -61,7 +60,7 @@ def test_forged_members_of_ensembles_are_read_or_refused(driver: Driver) -> None
 
 
 def test_the_python_reader_agrees(driver: Driver, tmp_path: Path) -> None:
-    chance, files = random.Random(3), corpus()
+    chance, files = random.Random(3), singles()
     path = tmp_path / "net.gbnn.safetensors"
     for number in range(AGREED):
         data = mutated(chance, chance.choice(files))
@@ -74,7 +73,7 @@ def test_the_python_reader_agrees(driver: Driver, tmp_path: Path) -> None:
 
 def test_headers_of_other_writers(driver: Driver, tmp_path: Path) -> None:
     """The header may have spaces, escapes and entries in any order, as the safetensors library allows."""
-    data = corpus()[0]
+    data = singles()[0]
     size = int.from_bytes(data[:8], "little")
     body = data[8 + size :]
     chance = random.Random(4)

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifacts import ensemble, of_everything
+from artifacts import ensemble, of_everything, singles
 from mutations import mutated
 from native import FOLDER, Decoded, Library, Refused, missing
-from reader import corpus
 
 SCRIPT = Path(__file__).with_name("decode.mjs")
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
@@ -77,7 +76,7 @@ def test_members(package: Path, library: Library, tmp_path: Path) -> None:
 def test_errors_are_those_of_the_library(package: Path, library: Library, tmp_path: Path) -> None:
     files = [b"", b"x" * 50]
     chance = random.Random(5)
-    files += [mutated(chance, chance.choice(corpus())) for _ in range(40)]
+    files += [mutated(chance, chance.choice(singles())) for _ in range(40)]
     for number, data in enumerate(files):
         (tmp_path / str(number)).write_bytes(data)
     found = in_node(package, [(tmp_path / str(number), None, False) for number in range(len(files))])
