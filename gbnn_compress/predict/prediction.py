@@ -62,6 +62,26 @@ def joined(parts: Sequence[Prediction]) -> Prediction:
     )
 
 
+def across_members(members: Sequence[Prediction]) -> Prediction:
+    """Average the predictions of an ensemble's members, each at its own temperature, for the same inputs.
+
+    The mutual information has two parts, by the chain rule: what the choice of a member tells, H(mean of p_m) - mean of
+    H(p_m), and the mean of the members' own. At temperatures of 1 the sum is that of all draws of all members.
+
+    Args:
+        members: At least one prediction, all of the same shape.
+
+    Returns:
+        The prediction; `samples` is the number of draws of all members.
+    """
+    count = len(members)
+    mean = sum(each.probabilities for each in members) / count
+    of_mean = entropy(mean)
+    between = (of_mean - sum(each.entropy for each in members) / count).clamp(min=0.0)
+    within = sum(each.mutual_information for each in members) / count
+    return Prediction(mean, of_mean, between + within, sum(each.samples for each in members))
+
+
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy of each row of probabilities (N, C), in nats, float64 (N,)."""
     import torch
