@@ -55,7 +55,7 @@ def command(
     forward: options.Forward = None,
     output: options.Output = None,
     task: options.Task = None,
-    arch: options.Architecture = None,
+    arch: options.MemberArchitectures = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -89,7 +89,7 @@ def command(
             artifact,
             file,
             weights=weights,
-            arch=arch,
+            arch=options.parse_architectures(arch),
             input_shape=shape,
             inputs=inputs or (),
             data=data,

@@ -39,7 +39,9 @@ def ensemble_view(report: EnsembleReport, *, name: str, every_layer: bool = Fals
         name: Subject of the headline.
         every_layer: Whether to add the layers of each member.
     """
-    yield tables.line(f"{name}   {statements.ensemble(report)}", "bold" if report.get("target_met", True) else "bold red")
+    yield tables.line(
+        f"{name}   {statements.ensemble(report)}", "bold" if report.get("target_met", True) else "bold red"
+    )
     yield from (tables.line(f"warning: {warning}", "yellow") for warning in report["warnings"])
     yield ""
     yield tables.facts(statements.ensemble_facts(report))

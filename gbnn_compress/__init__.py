@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gbnn_compress.pipeline.request import Request
     from gbnn_compress.predict.bench import Evaluation
     from gbnn_compress.predict.comparison import diff
-    from gbnn_compress.predict.evaluation import evaluate
     from gbnn_compress.predict.ensemble import CompressedEnsemble
+    from gbnn_compress.predict.evaluation import evaluate
     from gbnn_compress.predict.loading import decompress, ensemble, load
     from gbnn_compress.predict.network import CompressedNetwork
 

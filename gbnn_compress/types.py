@@ -262,6 +262,10 @@ class Ensemble:
     sha256: str
 
 
+Model = Checkpoint | Artifact | Ensemble
+"""What predictions are made with."""
+
+
 @dataclass(frozen=True)
 class Damage:
     """Change of the predictions by compression.

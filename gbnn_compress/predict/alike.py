@@ -44,12 +44,13 @@ def in_member(number: int) -> Iterator[None]:
         raise type(error)(f"member {number}: {error}") from error
 
 
-def require_alike(tasks: Sequence[str], outputs: Sequence[Mapping[str, torch.Tensor]]) -> str:
+def require_alike(tasks: Sequence[str], outputs: Sequence[Mapping[str, torch.Tensor]], *, what: str = "member") -> str:
     """Refuse members whose outputs differ in kind or shape.
 
     Args:
         tasks: `classifier` or `other`, of each member.
         outputs: The outputs that count, of each member for the same inputs, by name.
+        what: What they are called.
 
     Returns:
         The task of all.
@@ -61,8 +62,8 @@ def require_alike(tasks: Sequence[str], outputs: Sequence[Mapping[str, torch.Ten
     for number, kind in enumerate(kinds):
         if kind != kinds[0]:
             raise ArchitectureError(
-                f"member {number} returns {kind}, and member 0 {kinds[0]}: the outputs of members that are averaged must"
-                " be of one kind and shape; choose one with `--output`, check `--arch`, or join other networks"
+                f"{what} {number} returns {kind}, and {what} 0 {kinds[0]}: expected outputs of one kind and shape;"
+                " choose one with `--output`, check `--arch`, or take other networks"
             )
     return tasks[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch
@@ -10,6 +11,7 @@ from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.predict.alike import in_member, per_member, require_alike
 from gbnn_compress.predict.draws import Sampler
 from gbnn_compress.predict.forward import Forward
+from gbnn_compress.predict.monte_carlo import monte_carlo
 from gbnn_compress.predict.network import CompressedNetwork, batches_of, check_drawing, outputs_at_mean
 from gbnn_compress.predict.outputs import OutputPrediction, averaged, joined, of_posterior, prediction, together
 from gbnn_compress.predict.prediction import Prediction, across_members
@@ -122,14 +124,8 @@ class CompressedEnsemble:
                 sources.append(member.sampler_for(x))
         settled = self._settled_task(sources, batches[0], how, task=task)
         if settled == CLASSIFIER:
-            return across_members(
-                [
-                    member.predict_with_uncertainty(
-                        x, samples=samples, seed=seed, batch_size=batch_size, task=settled, output=output, forward=forward
-                    )
-                    for member in self.members
-                ]
-            )
+            averages = partial(monte_carlo, samples=samples, seed=seed, option="x", forward=how, positions=True)
+            return across_members([averages(source, batches) for source in sources])
         weights = together([of_posterior(source, samples=samples, seed=seed) for source in sources])
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])

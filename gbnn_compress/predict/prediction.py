@@ -74,11 +74,14 @@ def across_members(members: Sequence[Prediction]) -> Prediction:
     Returns:
         The prediction; `samples` is the number of draws of all members.
     """
-    count = len(members)
-    mean = sum(each.probabilities for each in members) / count
+    import torch
+
+    mean = torch.stack([each.probabilities for each in members]).mean(dim=0)
+    expected, within = (
+        torch.stack([getattr(each, name) for each in members]).mean(dim=0) for name in ("entropy", "mutual_information")
+    )
     of_mean = entropy(mean)
-    between = (of_mean - sum(each.entropy for each in members) / count).clamp(min=0.0)
-    within = sum(each.mutual_information for each in members) / count
+    between = (of_mean - expected).clamp(min=0.0)
     return Prediction(mean, of_mean, between + within, sum(each.samples for each in members))
 
 

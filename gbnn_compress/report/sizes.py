@@ -90,7 +90,7 @@ def ensemble_report(ensemble: Ensemble) -> EnsembleReport:
     members = [report(member) for member in ensemble.members]
     dense_bytes = sum(each["floating_bytes"] for each in members)
     container = ensemble.size_bytes - sum(member.size_bytes for member in ensemble.members)
-    totals = {name: sum(dict(each["sections"])[name] for each in members) for name in members[0]["sections"]}
+    totals = {name: sum(member.sections[name] for member in ensemble.members) for name in members[0]["sections"]}
     totals["header"] += container
     return {
         "schema": SCHEMA,

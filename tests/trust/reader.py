@@ -20,7 +20,6 @@ from gbnn_compress.predict.network import CompressedNetwork
 from gbnn_compress.report import page as pages
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
 
-
 NAMES = ("golden", "contexts", "golden-2", "contexts-2", "golden-ensemble", "contexts-ensemble")
 """Names of the files of `corpus`."""
 
