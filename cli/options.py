@@ -131,8 +131,8 @@ MemberArchitectures = Annotated[
     typer.Option(
         "--arch",
         metavar="SPEC",
-        help="The network: torchvision/resnet18, timm/NAME, models.py:callable or package.module:callable. Of an ensemble:"
-        " one for all, or repeated, one per member. Default: looked up by the names and shapes of the tensors.",
+        help="The network: torchvision/resnet18, timm/NAME, models.py:callable or package.module:callable. Of an"
+        " ensemble: one for all, or repeated, one per member. Default: found by the names and shapes of the tensors.",
     ),
 ]
 Key = Annotated[

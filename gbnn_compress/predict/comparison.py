@@ -52,8 +52,9 @@ def diff(
 ) -> DiffReport:
     """Compare two checkpoints, artifacts or ensembles, tensor by tensor and on data.
 
-    Of ensembles, members of the same number are compared, or each member with the one other network; the member's number
-    and a dot come before the names of its tensors. Predictions are those of whole ensembles. Tensors are matched by name. Names that differ only by parts that wrappers add, such as `module.`, match.
+    Tensors are matched by name. Names that differ only by parts that wrappers add, such as `module.`, match. Of
+    ensembles, members of the same number are compared, or each member with the one other network; the number of the
+    member and a dot come before the names of its tensors. Predictions are those of whole ensembles.
 
     Args:
         first: The reference: a checkpoint (file, folder, module or mapping), an artifact or an ensemble.

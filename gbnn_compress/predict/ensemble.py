@@ -83,12 +83,12 @@ class CompressedEnsemble:
             forward: `f(network, batch) -> outputs`, where calling a network with the inputs does not fit.
 
         Returns:
-            Of classifiers, the mean of the members' probabilities, each at its own temperature, float64 (N, C). Of other
-            networks, the mean of their outputs, in the nesting of the first member's.
+            Of classifiers, the mean of the members' probabilities, each at its own temperature, float64 (N, C). Of
+            other networks, the mean of their outputs, in the nesting of the first member's.
 
         Raises:
-            GbnnError: An argument is out of range, the members' outputs differ in kind or shape, the inputs do not fit a
-                network, or an architecture is not known (then call `to_module` first).
+            GbnnError: An argument is out of range, the members' outputs differ in kind or shape, the inputs do not fit
+                a network, or an architecture is not known (then call `to_module` first).
         """
         found = self.predict_with_uncertainty(
             x, samples=samples, seed=seed, batch_size=batch_size, task=task, output=output, forward=forward

@@ -103,7 +103,8 @@ def evaluate(
         * With `reference`: `agreement` and `logit_kl` (nats).
         * With `val_data`: `temperature`, and `scaled` with the metrics and `ood` at that temperature.
         * `members`, the number of networks, of an ensemble.
-        * `folded_temperature` (of an ensemble `folded_temperatures`, one per member) if the artifact holds a temperature, which is then applied in all metrics.
+        * `folded_temperature` if the artifact holds a temperature, which is then applied in all metrics; of an ensemble
+          `folded_temperatures`, one per member.
 
         Of other networks, `task`, and with `reference`: `relative_error`, `cosine` and `outputs` (the relative error of
         each output), and the same in `mean` for the posterior mean. Of both:

@@ -31,8 +31,8 @@ def load(path: str | Path) -> CompressedNetwork | CompressedEnsemble:
 def ensemble(artifacts: Sequence[str | Path], output: str | Path) -> EnsembleReport | Report:
     """Join several artifacts into one file, whose predictions are the average of theirs.
 
-    The networks may differ in architecture and ratio, but must have outputs of one kind and shape. Nothing is compressed
-    anew. The file has about the size of its parts, or less where members have one architecture.
+    The networks may differ in architecture and ratio, but must have outputs of one kind and shape. Nothing is
+    compressed anew. The file has about the size of its parts, or less where members have one architecture.
 
     Args:
         artifacts: The files. An ensemble among them gives its members. A single network gives the file itself.
@@ -93,8 +93,8 @@ def decompress(
         Size of the written file in bytes.
 
     Raises:
-        GbnnError: The artifact is damaged, or is an ensemble and no member is given, safetensors lacks the dtype of a tensor, the output cannot be written, or
-            the checkpoint does not hold the artifact's tensors.
+        GbnnError: The artifact is damaged, or is an ensemble and no member is given, safetensors lacks the dtype of a
+            tensor, the output cannot be written, or the checkpoint does not hold the artifact's tensors.
     """
     target = Path(output)
     if like is None and target.suffix != ".safetensors":

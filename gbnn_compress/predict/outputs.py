@@ -119,8 +119,8 @@ def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, op
     import torch
 
     found: list[Draws] = []
-    for network, place, seed in _runs(weights):
-        place(seed)
+    for network, write, seed in _runs(weights):
+        write(seed)
         device = device_of(network)
         with evaluating(network), torch.inference_mode():
             for position, batch in enumerate(batches):
