@@ -180,6 +180,16 @@ Epochs = Annotated[
         help="Number of training epochs over `--data`; 0: calibrate only. Default: from the recipe, mostly 0.",
     ),
 ]
+Members = Annotated[
+    int,
+    typer.Option(
+        "--members",
+        metavar="N",
+        parser=whole_number,
+        help="Train N networks from the checkpoint, with other seeds, into one file, whose predictions are averaged."
+        " `--target-ratio` is then the checkpoint over the whole file. Needs `--epochs`.",
+    ),
+]
 EvalData = Annotated[
     str | None,
     typer.Option(

@@ -18,17 +18,20 @@ if TYPE_CHECKING:
 LAYERS_SHOWN = 5
 
 
-def file_view(report: Report | EnsembleReport, *, name: str, every_layer: bool = False) -> Iterator[RenderableType]:
+def file_view(
+    report: Report | EnsembleReport, *, name: str, arch: str | None = None, every_layer: bool = False
+) -> Iterator[RenderableType]:
     """The report on a file of any number of networks.
 
     Args:
         report: The report.
         name: Subject of the headline.
+        arch: The architecture that the user named.
         every_layer: Whether to show all layers, in an ensemble those of each member.
     """
     if "members" in report:
         return ensemble_view(report, name=name, every_layer=every_layer)
-    return report_view(report, name=name, every_layer=every_layer)
+    return report_view(report, name=name, arch=arch, every_layer=every_layer)
 
 
 def ensemble_view(report: EnsembleReport, *, name: str, every_layer: bool = False) -> Iterator[RenderableType]:

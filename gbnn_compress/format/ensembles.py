@@ -30,6 +30,11 @@ class Member(NamedTuple):
     digest: bytes
     text: bytes
 
+    @property
+    def parts(self) -> dict[str, bytes]:
+        """Its sections, the manifest uncompressed."""
+        return {**self.contents.sections, "manifest": self.digest + self.text}
+
 
 def read_ensemble(path: Path) -> Ensemble:
     """Decode a file of any number of networks; a file of one is an ensemble of one.

@@ -304,7 +304,7 @@ def labelled(prediction: Prediction, labels: np.ndarray) -> Prediction:
 
 
 def evaluate_compression(
-    bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+    bench: Bench, checkpoint: Checkpoint, artifact: Artifact | Ensemble, *, seed: int
 ) -> tuple[EvaluationEntry, dict[str, Any], dict[str, Reliability]]:
     """Measure a checkpoint and its artifact on labelled data.
 

@@ -52,23 +52,27 @@ def ensemble(artifacts: Sequence[str | Path], output: str | Path) -> EnsembleRep
         if same_file(target, path):
             raise OutputError(f"cannot write `{target}`: it is one of the files to join; choose another `-o`")
     require_writable(target)
-    members = [member for path in paths for member in members_of(path)]
-    written: list[Ensemble] = []
-    write_atomically(target, joined(members), verify=lambda file: written.append(_verified(file, members)))
-    return report_of(written[0])
+    return report_of(write_ensemble(target, [member for path in paths for member in members_of(path)]))
 
 
-def _verified(path: Path, members: Sequence[Member]) -> Ensemble:
-    """The content of a written file, which is decoded whole, and compared with what it must hold.
+def write_ensemble(path: Path, members: Sequence[Member]) -> Ensemble:
+    """Write the file of some networks, which is decoded and compared with what it must hold before it is put in place.
 
     Raises:
-        OutputError: The file holds other bytes.
+        GbnnError: There are too many members, or the file cannot be written.
     """
-    for number, (got, expected) in enumerate(zip(members_of(path), members, strict=True)):
-        own, its = ({**each.contents.sections, "manifest": each.digest + each.text} for each in (got, expected))
-        if own != its:
-            raise OutputError(f"member {number} of `{path}` is not what was written; try again")
-    return read_ensemble(path)
+    written: list[Ensemble] = []
+
+    def verify(file: Path) -> None:
+        for number, (got, expected) in enumerate(zip(members_of(file), members, strict=True)):
+            if got.parts != expected.parts:
+                raise OutputError(
+                    f"member {number} of `{path}` is not what was written; nothing was changed, try again"
+                )
+        written.append(read_ensemble(file))
+
+    write_atomically(path, joined(members), verify=verify)
+    return written[0]
 
 
 def decompress(

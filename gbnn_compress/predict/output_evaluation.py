@@ -113,7 +113,7 @@ def output_warnings(found: Mapping[str, Measured], *, inputs: str, reference: st
 
 
 def evaluate_output_compression(
-    bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+    bench: Bench, checkpoint: Checkpoint, artifact: Artifact | Ensemble, *, seed: int
 ) -> tuple[EvaluationEntry, dict[str, Any], list[str]]:
     """Measure an artifact against its checkpoint.
 

@@ -65,6 +65,16 @@ def ensemble(report: EnsembleReport) -> str:
     return f"{said} (target {words.times(target)}: {'met' if report['target_met'] else 'missed'})"
 
 
+def missed_by(report: EnsembleReport) -> str:
+    """A warning that an ensemble misses its target."""
+    target = report.get("target_ratio")
+    assert target is not None
+    return (
+        f"target missed: ratio to one network {words.times(report['ratio_to_one'])}, target {words.times(target)}; the"
+        " file is written nevertheless"
+    )
+
+
 def ensemble_facts(report: EnsembleReport) -> Iterator[tuple[str, str]]:
     """Both ratios of an ensemble, as pairs of name and text."""
     size, first = report["artifact"]["bytes"], report["members"][0]["floating_bytes"]
