@@ -127,9 +127,10 @@ def evaluate(
     use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
     bench = open_bench(loaded, evaluation, arch_of(model, arch), labels=None, use=use)
     compared = None if reference is None else read_model(reference, argument="reference")
+    place = 0 if compared is None else _fitting(compared, bench, name=words.path_of(reference))
     bench = settled(bench, loaded)
     require_measurable(bench, loaded)
-    runs_reference = bench if compared is None else _bench_for(compared, bench, name=words.path_of(reference))
+    runs_reference = (bench, *bench.others)[place]
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": words.path_of(model),
@@ -168,8 +169,8 @@ def evaluate(
     return cast("EvaluationReport", result)
 
 
-def _bench_for(compared: Model, bench: Bench, *, name: str) -> Bench:
-    """The bench whose network the reference fits; of an ensemble, that of the first member that it fits.
+def _fitting(compared: Model, bench: Bench, *, name: str) -> int:
+    """The first member whose network the reference fits; 0 for a model of one network.
 
     Raises:
         GbnnError: There is none, or the reference is an ensemble.
@@ -179,13 +180,13 @@ def _bench_for(compared: Model, bench: Bench, *, name: str) -> Bench:
             f"`--reference {name}`: expected one network, got an ensemble; name a checkpoint or a single file"
         )
     refusals = []
-    for each in (bench, *bench.others):
+    for number, each in enumerate((bench, *bench.others)):
         try:
             each.require_fitting(compared, name=name, option="--reference")
         except ArchitectureError as error:
             refusals.append(error)
         else:
-            return each
+            return number
     raise refusals[0]
 
 

@@ -224,7 +224,7 @@ class EnsembleReport(TypedDict):
     container_bytes: int
     warnings: list[str]
     checkpoint: NotRequired[CheckpointEntry]
-    target_ratio: NotRequired[float | None]
+    target_ratio: NotRequired[float]
     target_met: NotRequired[bool]
     evaluation: NotRequired[EvaluationEntry | None]
     timings: NotRequired[Timings]
