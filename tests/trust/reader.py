@@ -48,7 +48,8 @@ def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
         network.state_dict(seed=1)
         gbnn_compress.decompress(path, folder / "dense.safetensors", member=None if alone else number)
     if page:
-        pages.render(pages.file_page(loaded.artifact if alone else loaded.ensemble, name="fuzzed"))
+        shown = pages.file_page(loaded.artifact, name="fuzzed") if alone else pages.EnsemblePage("fuzzed", report)
+        pages.render(shown)
 
 
 def corpus() -> list[bytes]:
