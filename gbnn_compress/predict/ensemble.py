@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.data.batches import Batch
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.predict.alike import in_member, per_member, require_alike
-from gbnn_compress.predict.draws import Sampler
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.monte_carlo import monte_carlo
-from gbnn_compress.predict.network import CompressedNetwork, batches_of, check_drawing, outputs_at_mean
+from gbnn_compress.predict.network import CompressedNetwork, batches_of, check_drawing, first_outputs
 from gbnn_compress.predict.outputs import OutputPrediction, averaged, joined, of_posterior, prediction, together
 from gbnn_compress.predict.prediction import Prediction, across_members
 from gbnn_compress.report import sizes
@@ -118,23 +116,15 @@ class CompressedEnsemble:
         """
         check_drawing(samples=samples, seed=seed, batch_size=batch_size)
         batches, how = batches_of(x, batch_size), Forward(forward, output)
-        sources = []
+        found = []
         for number, member in enumerate(self.members):
             with in_member(number):
-                sources.append(member.sampler_for(x))
-        settled = self._settled_task(sources, batches[0], how, task=task)
+                found.append(first_outputs(member, x, batches[0], how, task=task))
+        sources, tasks, outputs = zip(*found, strict=True)
+        settled = require_alike(tasks, outputs)
         if settled == CLASSIFIER:
             averages = partial(monte_carlo, samples=samples, seed=seed, option="x", forward=how, positions=True)
             return across_members([averages(source, batches) for source in sources])
         weights = together([of_posterior(source, samples=samples, seed=seed) for source in sources])
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])
-
-    def _settled_task(self, sources: Sequence[Sampler], batch: Batch, forward: Forward, *, task: str | None) -> str:
-        """The task of all members, whose outputs for the first batch must be alike."""
-        tasks, outputs = [], []
-        for number, (member, source) in enumerate(zip(self.members, sources, strict=True)):
-            with in_member(number):
-                tasks.append(member.settled_task(source, batch, forward, task=task))
-                outputs.append(outputs_at_mean(source, batch, forward))
-        return require_alike(tasks, outputs)

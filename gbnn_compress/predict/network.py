@@ -158,8 +158,8 @@ class CompressedNetwork:
         """
         check_drawing(samples=samples, seed=seed, batch_size=batch_size)
         batches, how = batches_of(x, batch_size), Forward(forward, output)
-        source = self.sampler_for(x)
-        settled = self.settled_task(source, batches[0], how, task=task)
+        source = self._sampler(_device(x))
+        settled = self._settled_task(source, batches[0], how, task=task)
         if settled == CLASSIFIER:
             known = CLASSIFIER in (task, recorded_task(self.artifact.facts))
             return monte_carlo(source, batches, samples=samples, seed=seed, option="x", forward=how, positions=known)
@@ -167,18 +167,14 @@ class CompressedNetwork:
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])
 
-    def settled_task(self, source: Sampler, batch: Batch, forward: Forward, *, task: str | None) -> str:
+    def _settled_task(self, source: Sampler, batch: Batch, forward: Forward, *, task: str | None) -> str:
         """`classifier` or `other`: the given task, that of the file, or what inputs and outputs suggest."""
         labelled = labels_of(batch) is not None
         outputs = partial(outputs_at_mean, source, batch, forward)
         return settled_task(batch, outputs, task=task, facts=self.artifact.facts, labelled=labelled)
 
-    def sampler_for(self, x: Any) -> Sampler:
-        """The posterior with a copy of the network, on the device of some inputs.
-
-        The network that `to_module` returned belongs to the user.
-        """
-        device = _device(x)
+    def _sampler(self, device: torch.device) -> Sampler:
+        """The posterior with a copy of the network; the one that `to_module` returned belongs to the user."""
         if self._source is None or self._device != device:
             network = copied(self._module or self.to_module()).to(device)
             self._source = sampler(
@@ -188,6 +184,26 @@ class CompressedNetwork:
             )
             self._device = device
         return self._source
+
+
+def first_outputs(
+    network: CompressedNetwork, x: Any, batch: Batch, forward: Forward, *, task: str | None
+) -> tuple[Sampler, str, Mapping[str, torch.Tensor]]:
+    """What a member of an ensemble is, before it predicts.
+
+    Args:
+        network: The member.
+        x: All inputs, on their device.
+        batch: The first of them.
+        forward: How the network is run, and which outputs count.
+        task: The task that the user gave.
+
+    Returns:
+        The posterior with a copy of the network, its task, and its outputs for the batch at the posterior mean.
+    """
+    source = network._sampler(_device(x))
+    settled = network._settled_task(source, batch, forward, task=task)
+    return source, settled, outputs_at_mean(source, batch, forward)
 
 
 def check_drawing(*, samples: int, seed: int, batch_size: int) -> None:

@@ -45,7 +45,7 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     place = chance.randrange(len(members))
     members[place] = (_forged(chance, members[place][0]), members[place][1])
     if len(members) > 1 and chance.random() < 0.1:
-        members = chance.choices(members, k=chance.choice((1, 2, 3, 64, 65)))
+        members = chance.choices(members, k=chance.choice((1, 2, 3, 8, 65)))
     made = packed(members) if len(members) > 1 else container.pack(members[0][0], version=members[0][1])
     return damaged(chance, made) if chance.random() < 0.02 else made
 

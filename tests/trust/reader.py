@@ -44,9 +44,10 @@ def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
     for renderable in file_view(report, name="fuzzed", every_layer=True):
         console.print(renderable)
     alone = isinstance(loaded, CompressedNetwork)
-    for number, network in enumerate([loaded] if alone else loaded.members):
+    for network in [loaded] if alone else loaded.members:
         network.state_dict(seed=1)
-        gbnn_compress.decompress(path, folder / "dense.safetensors", member=None if alone else number)
+    last = None if alone else len(loaded.members) - 1
+    gbnn_compress.decompress(path, folder / "dense.safetensors", member=last)
     if page:
         shown = pages.file_page(loaded.artifact, name="fuzzed") if alone else pages.EnsemblePage("fuzzed", report)
         pages.render(shown)
