@@ -24,6 +24,7 @@ def command(
     data: options.Data = None,
     val_data: options.ValData = None,
     epochs: options.Epochs = None,
+    members: options.Members = 1,
     eval_data: options.EvalData = None,
     forward: options.Forward = None,
     output: options.Output = None,
@@ -86,6 +87,7 @@ def command(
             data=reading(data),
             val_data=reading(val_data),
             epochs=epochs,
+            members=members,
             eval_data=reading(eval_data),
             forward=forward,
             metric=metric,
@@ -99,14 +101,14 @@ def command(
         report = run(request, progress=tell)
     if follows:
         return 0
-    any_data, trained = bool(data or val_data or eval_data), bool(report.get("training"))
+    any_data, trained = bool(data or val_data or eval_data), "members" in report or "training" in report
     idle = options.idle(any_data=any_data, trained=trained, mean=mean, std=std, image_size=image_size, restart=restart)
     console.warn(idle, in_table=False)
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)
     if in_table:
-        from gbnn_compress_cli.report_view import report_view
+        from gbnn_compress_cli.report_view import file_view
 
-        view = report_view(report, name=words.name_of(source), arch=arch, every_layer=verbose)
+        view = file_view(report, name=words.name_of(source), arch=arch, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0 if report["target_met"] else 1

@@ -32,6 +32,12 @@ def command(
             help="Write one posterior sample instead of the posterior mean.",
         ),
     ] = None,
+    member: Annotated[
+        int | None,
+        typer.Option(
+            "--member", metavar="N", parser=options.whole_number, help="Of an ensemble: the network to take, from 0."
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> int:
@@ -43,7 +49,8 @@ def command(
         tell(f"rebuilding the weights of {words.name_of(artifact)}")
         import gbnn_compress
 
-        size_bytes = gbnn_compress.decompress(artifact, output, seed=sample, like=like)
+        size_bytes = gbnn_compress.decompress(artifact, output, seed=sample, like=like, member=member)
+    of_member = "" if member is None else f" of member {member}"
     which = "the posterior mean" if sample is None else f"one posterior sample (seed {sample})"
-    console.write_stdout(f"wrote {words.printable(output)}: {which}, {words.size(size_bytes)}\n")
+    console.write_stdout(f"wrote {words.printable(output)}: {which}{of_member}, {words.size(size_bytes)}\n")
     return 0

@@ -25,7 +25,7 @@ def command(
         str | None,
         typer.Option("--data", metavar="SPEC", help="Inputs to compare predictions on; labels are optional."),
     ] = None,
-    arch: options.Architecture = None,
+    arch: options.MemberArchitectures = None,
     key: options.Key = None,
     task: options.Task = None,
     forward: options.Forward = None,
@@ -46,7 +46,7 @@ def command(
 
     Shows their sizes and the error of each tensor; with `--data` also their predictions.
     """
-    reads = (data, arch, forward, metric, loss)
+    reads = (data, *(arch or ()), forward, metric, loss)
     console.check_json_target(json, reads=reads, the_first_model=first, the_second_model=second)
     with console.progress(quiet=quiet) as tell:
         tell(f"comparing {words.name_of(first)} and {words.name_of(second)}")
@@ -60,7 +60,7 @@ def command(
             first,
             second,
             data=evaluation,
-            arch=arch,
+            arch=options.parse_architectures(arch),
             key=key,
             task=task,
             forward=forward,

@@ -25,7 +25,7 @@ def command(
             show_default=False,
         ),
     ],
-    arch: options.Architecture = None,
+    arch: options.MemberArchitectures = None,
     key: options.Key = None,
     ood: Annotated[
         str | None,
@@ -77,7 +77,7 @@ def command(
     Of networks that are no classifiers: relative error and cosine of the outputs against those of `--reference`, and
     the value of `--metric`. One of the two is needed.
     """
-    reads = (data, ood, val_data, reference, arch, forward, metric, loss)
+    reads = (data, ood, val_data, reference, *(arch or ()), forward, metric, loss)
     console.check_json_target(json, reads=reads, the_model=model, the_page=html)
     with console.progress(quiet=quiet) as tell:
         tell(f"evaluating {words.name_of(model)} on {data}")
@@ -91,7 +91,7 @@ def command(
         result = gbnn_compress.evaluate(
             model,
             evaluation,
-            arch=arch,
+            arch=options.parse_architectures(arch),
             key=key,
             task=task,
             ood=ood,
@@ -121,8 +121,9 @@ def _view(
     if "accuracy" not in result:
         yield from _outputs_view(result, data=data, reference=reference)
         return
-    draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
+    draws = _draws(result)
     folded = f", at its temperature {result['folded_temperature']:.3g}" if "folded_temperature" in result else ""
+    folded += ", each at its temperature" if "folded_temperatures" in result else ""
     rows = [(f"{words.name_of(result['model'])}{draws}{folded}", result)]
     if "scaled" in result:
         rows.append((f"scaled, temperature {result['temperature']:.3g}", result["scaled"]))
@@ -146,12 +147,20 @@ def _view(
         )
 
 
+def _draws(result: "Mapping[str, Any]") -> str:
+    """How many predictions are averaged, after the name of the model."""
+    draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
+    if "members" not in result:
+        return draws
+    return f", {result['members']} networks" + (f" x {result['samples']} draws" if draws else "")
+
+
 def _outputs_view(result: "Mapping[str, Any]", *, data: str, reference: str | None) -> "Iterator[RenderableType]":
     """The measures of a network that is no classifier."""
     from gbnn_compress_cli import tables
 
     if reference is not None:
-        draws = f", {result['samples']} draws" if result["samples"] > 1 else ""
+        draws = _draws(result)
         name = words.name_of(result["model"])
         rows = [(f"{name}{draws}", {key: result[key] for key in ("relative_error", "cosine")})]
         if result["samples"] > 1:

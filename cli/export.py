@@ -55,7 +55,7 @@ def command(
     forward: options.Forward = None,
     output: options.Output = None,
     task: options.Task = None,
-    arch: options.Architecture = None,
+    arch: options.MemberArchitectures = None,
     samples: Annotated[
         int,
         typer.Option(
@@ -89,7 +89,7 @@ def command(
             artifact,
             file,
             weights=weights,
-            arch=arch,
+            arch=options.parse_architectures(arch),
             input_shape=shape,
             inputs=inputs or (),
             data=data,
@@ -115,13 +115,16 @@ def _parse_shape(text: str) -> tuple[int, ...]:
 
 def _view(result: "ExportReport") -> str:
     made, check = result["onnx"], result["check"]
+    of_members = f" of each of {result['members']} networks" if "members" in result else ""
     kind = {
         "mean": "dense posterior means",
         "codebook": f"codebooks and ids, {words.size(made['dense_bytes'])} once decoded",
-        "samples": f"{result['samples']} posterior samples",
+        "samples": f"{result['samples']} posterior samples{of_members}",
     }[made["weights"]]
     inputs = [f"`{each['name']}` {each['dtype']} ({', '.join(map(str, each['shape']))})" for each in result["inputs"]]
     scaled = f", at temperature {result['temperature']:.4g}" if "temperature" in result else ""
+    if "temperatures" in result:
+        scaled = f", at temperatures {', '.join(f'{each:.4g}' for each in result['temperatures'])}"
     return (
         f"checked in ONNX Runtime {check['onnxruntime']} on {check['inputs']} inputs:"
         f" largest relative difference {check['largest_relative_difference']:.1e}\n"

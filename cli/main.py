@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 import typer.core
 import typer.main
-from gbnn_compress_cli import compress, decompress, demo, diff, evaluate, export, plan, recipe, report, usage
+from gbnn_compress_cli import compress, decompress, demo, diff, ensemble, evaluate, export, plan, recipe, report, usage
 from gbnn_compress_cli.console import PROGRAM, mute_stdout, one_line, write_stderr
 
 from gbnn_compress.errors import GbnnError
@@ -35,6 +35,7 @@ app.command("plan")(plan.command)
 app.command("report")(report.command)
 app.command("evaluate")(evaluate.command)
 app.command("diff")(diff.command)
+app.command("ensemble")(ensemble.command)
 app.command("decompress")(decompress.command)
 app.command("export")(export.command)
 app.add_typer(recipe.app, name="recipe")

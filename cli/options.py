@@ -126,6 +126,15 @@ Architecture = Annotated[
         " Default: looked up by the names and shapes of the tensors.",
     ),
 ]
+MemberArchitectures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arch",
+        metavar="SPEC",
+        help="The network: torchvision/resnet18, timm/NAME, models.py:callable or package.module:callable. Of an"
+        " ensemble: one for all, or repeated, one per member. Default: found by the names and shapes of the tensors.",
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(
@@ -169,6 +178,16 @@ Epochs = Annotated[
         metavar="N",
         parser=whole_number,
         help="Number of training epochs over `--data`; 0: calibrate only. Default: from the recipe, mostly 0.",
+    ),
+]
+Members = Annotated[
+    int,
+    typer.Option(
+        "--members",
+        metavar="N",
+        parser=whole_number,
+        help="Train N networks from the checkpoint, with other seeds, into one file, whose predictions are averaged."
+        " `--target-ratio` is then the checkpoint over the whole file. Needs `--epochs`.",
     ),
 ]
 EvalData = Annotated[
@@ -269,6 +288,11 @@ def artifact_and_output(file: str | None, output: str | None) -> tuple[str | Non
     if file is not None:
         raise GbnnError(f"`-o {file}` and `--output {output}`: expected one path of the artifact; leave out one")
     return output, None
+
+
+def parse_architectures(given: list[str] | None) -> str | list[str] | None:
+    """The one architecture for all networks of a file, or a list with one for each."""
+    return given if given is None or len(given) > 1 else given[0]
 
 
 def parse_settings(settings: list[str] | None) -> dict[str, str]:

@@ -19,21 +19,22 @@ def command(
     name = words.name_of(artifact)
     with console.progress(quiet=quiet) as tell:
         tell(f"reading {name}")
-        import gbnn_compress
+        from gbnn_compress.format.ensembles import read_ensemble
         from gbnn_compress.report import page, templated
+        from gbnn_compress.report.sizes import report_of
 
         if html is not None:
             templated.require_writable(Path(html), artifact=Path(artifact))
-        network = gbnn_compress.load(artifact)
-        report = network.report()
+        found = read_ensemble(Path(artifact))
+        report = report_of(found)
         if html is not None:
             tell(f"writing {words.name_of(html)}")
-            page.write(page.file_page(network.artifact, name=name), Path(html))
+            page.write(page.page_of(found, name=name), Path(html))
     in_table = console.write_json(report, json)
     console.warn(report["warnings"], in_table=in_table)
     if in_table:
-        from gbnn_compress_cli.report_view import report_view
+        from gbnn_compress_cli.report_view import file_view
 
-        view = report_view(report, name=name, every_layer=verbose)
+        view = file_view(report, name=name, every_layer=verbose)
         console.write_stdout(console.render(*view))
     return 0

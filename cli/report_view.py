@@ -13,9 +13,49 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from gbnn_compress.report.schema import EvaluationEntry, LayerEntry, Report
+    from gbnn_compress.report.schema import EnsembleReport, EvaluationEntry, LayerEntry, Report
 
 LAYERS_SHOWN = 5
+
+
+def file_view(
+    report: Report | EnsembleReport, *, name: str, arch: str | None = None, every_layer: bool = False
+) -> Iterator[RenderableType]:
+    """The report on a file of any number of networks.
+
+    Args:
+        report: The report.
+        name: Subject of the headline.
+        arch: The architecture that the user named.
+        every_layer: Whether to show all layers, in an ensemble those of each member.
+    """
+    if "members" in report:
+        return ensemble_view(report, name=name, every_layer=every_layer)
+    return report_view(report, name=name, arch=arch, every_layer=every_layer)
+
+
+def ensemble_view(report: EnsembleReport, *, name: str, every_layer: bool = False) -> Iterator[RenderableType]:
+    """Headline, ratios, members, bytes, metrics.
+
+    Args:
+        report: The report; paths and timings are shown if it has them.
+        name: Subject of the headline.
+        every_layer: Whether to add the layers of each member.
+    """
+    yield tables.line(
+        f"{name}   {statements.ensemble(report)}", "bold" if report.get("target_met", True) else "bold red"
+    )
+    yield from (tables.line(f"warning: {warning}", "yellow") for warning in report["warnings"])
+    yield ""
+    yield tables.facts(statements.ensemble_facts(report))
+    yield ""
+    yield tables.table(("member", *statements.MEMBER_TITLES), statements.member_rows(report))
+    yield ""
+    yield _sections(report)
+    for number, member in enumerate(report["members"] if every_layer else []):
+        yield ""
+        yield _layer_table(f"layers of member {number}", member["layers"])
+    yield from _ending(report)
 
 
 def report_view(
@@ -47,10 +87,16 @@ def report_view(
     yield _sections(report)
     yield ""
     yield from _layers(report["layers"], every_layer=every_layer)
-    if report["evaluation"]:
+    yield from _ending(report)
+
+
+def _ending(report: Report | EnsembleReport) -> Iterator[RenderableType]:
+    """The evaluation, and the file that was written."""
+    evaluation = report.get("evaluation")
+    if evaluation:
         yield ""
-        yield _evaluation(report["evaluation"])
-    if "path" in report["artifact"]:
+        yield _evaluation(evaluation)
+    if "path" in report["artifact"] and "timings" in report:
         yield ""
         taken = words.seconds(report["timings"]["total"])
         yield tables.line(f"wrote {report['artifact']['path']} in {taken}", "bold")
@@ -61,7 +107,7 @@ def _headline(report: Report, *, name: str) -> str:
     return f"{name}   {sizes}   {words.times(report['ratio'])} smaller ({statements.verdict(report)})"
 
 
-def _sections(report: Report) -> RenderableType:
+def _sections(report: Report | EnsembleReport) -> RenderableType:
     total = report["artifact"]["bytes"]
     rows = [
         (name.replace("_", " "), f"{size:,}", words.percent(size / total), statements.SECTION_MEANINGS.get(name, ""))

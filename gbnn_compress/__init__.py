@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from gbnn_compress.pipeline.request import Request
     from gbnn_compress.predict.bench import Evaluation
     from gbnn_compress.predict.comparison import diff
+    from gbnn_compress.predict.ensemble import CompressedEnsemble
     from gbnn_compress.predict.evaluation import evaluate
-    from gbnn_compress.predict.network import CompressedNetwork, decompress, load
+    from gbnn_compress.predict.loading import decompress, ensemble, load
+    from gbnn_compress.predict.network import CompressedNetwork
 
 __all__ = [
+    "CompressedEnsemble",
     "CompressedNetwork",
     "Evaluation",
     "GbnnError",
@@ -27,6 +30,7 @@ __all__ = [
     "compress",
     "decompress",
     "diff",
+    "ensemble",
     "evaluate",
     "export_onnx",
     "load",
@@ -41,8 +45,10 @@ _HOMES = {
     "evaluate": "predict.evaluation",
     "export_onnx": "onnx_files.export",
     "CompressedNetwork": "predict.network",
-    "decompress": "predict.network",
-    "load": "predict.network",
+    "CompressedEnsemble": "predict.ensemble",
+    "decompress": "predict.loading",
+    "ensemble": "predict.loading",
+    "load": "predict.loading",
     "compress": "pipeline.compress",
     "plan": "pipeline.plan",
     "Request": "pipeline.request",

@@ -248,6 +248,25 @@ class Artifact:
 
 
 @dataclass(frozen=True)
+class Ensemble:
+    """The decoded content of a file with several networks.
+
+    Attributes:
+        members: The networks in order. `size_bytes` and `sha256` of each are those of its part of the file.
+        size_bytes: Size of the file in bytes.
+        sha256: Hex digest of the file's bytes.
+    """
+
+    members: tuple[Artifact, ...]
+    size_bytes: int
+    sha256: str
+
+
+Model = Checkpoint | Artifact | Ensemble
+"""What predictions are made with."""
+
+
+@dataclass(frozen=True)
 class Damage:
     """Change of the predictions by compression.
 

@@ -23,7 +23,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-RUN = (DOCS / "quickstart.md", ROOT / "README.md", DOCS / "any-network.md", DOCS / "python-api.md", DOCS / "faq.md")
+RUN = (
+    *(DOCS / "quickstart.md", ROOT / "README.md", DOCS / "any-network.md", DOCS / "python-api.md", DOCS / "faq.md"),
+    DOCS / "ensembles.md",
+)
 """Pages that are run, the one that makes the stand-ins first."""
 
 PROMPT = "$ gbnn-compress "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,17 @@ from gbnn_compress.errors import ArtifactError
 from gbnn_compress.format import container
 from gbnn_compress.format.bank import decode_bank, encode_bank
 from gbnn_compress.format.bits import read_length, write_length
-from gbnn_compress.format.checks import BITS, RAW_BYTES, check_facts, check_infos, check_size
+from gbnn_compress.format.checks import BITS, RAW_BYTES, Held, check_facts, check_infos
 from gbnn_compress.format.contexts import whole_values
 from gbnn_compress.format.lane_maps import decode_lane_maps, encode_lane_maps
-from gbnn_compress.format.manifest import KINDS, decode_manifest, deflate, encode_manifest, inflate
+from gbnn_compress.format.manifest import (
+    KINDS,
+    decode_manifest,
+    deflate,
+    encode_manifest,
+    inflate,
+    inflate_manifest,
+)
 from gbnn_compress.format.symbols import decode_maps, encode_maps
 from gbnn_compress.format.tables import Table, decode_tables, encode_tables
 from gbnn_compress.format.vectors import EXACT, Vector, decode_vectors, dequantise_all, encode_vectors, role
@@ -97,15 +105,36 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
         known: The maps that the file must hold; the artifact then refers to these instead of copies.
 
     Raises:
-        ArtifactError: The file is missing, of another format or damaged, or holds other maps.
+        ArtifactError: The file is missing, of another format or damaged, holds other maps, or several networks.
     """
     contents = container.unpack(path)
+    with refused(f"`{path}`"):
+        digest, text = inflate_manifest(contents.sections["manifest"])
+        artifact, _ = decode(contents, digest, text, sha256=sha256_of(path), known=known)
+    return artifact
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def refused(name: str, *, subject: str = "") -> Iterator[None]:
+    """Turn every error that the bytes of a file may cause into a refusal of one line.
+
+    Args:
+        name: Name of the file, or of the member.
+        subject: What contradicts itself, if it is not what the name says.
+
+    Raises:
+        ArtifactError: The block raised an error.
+    """
     try:
-        return _decode(contents, sha256, known)
+        yield
     except ArtifactError as error:
-        raise ArtifactError(f"`{path}`: {error}") from None
+        raise ArtifactError(f"{name}: {error}") from None
     except (
         LookupError,
         TypeError,
@@ -118,18 +147,47 @@ def read_artifact(path: Path, *, known: Sequence[IndexMap] | None = None) -> Art
     ) as error:
         # The checksums are right, so the file was written like this.
         reason = f"{type(error).__name__}: {error}"[:REASON_LENGTH]
-        raise ArtifactError(f"`{path}` contradicts itself ({reason}); it was not written by gbnn-compress") from None
+        what = f"{name}: {subject}" if subject else name
+        raise ArtifactError(f"{what} contradicts itself ({reason}); it was not written by gbnn-compress") from None
 
 
-def _decode(contents: container.Contents, sha256: str, known: Sequence[IndexMap] | None) -> Artifact:
+def decode(
+    contents: container.Contents,
+    digest: bytes,
+    text: bytes,
+    *,
+    sha256: str,
+    known: Sequence[IndexMap] | None = None,
+    before: Held | None = None,
+    file_bytes: int | None = None,
+) -> tuple[Artifact, Held]:
+    """Decode one network.
+
+    Args:
+        contents: Its sections.
+        digest: SHA-256 of its checkpoint.
+        text: The JSON of its manifest.
+        sha256: Hex digest of its bytes.
+        known: The maps that it must hold.
+        before: What the networks before it in the file hold.
+        file_bytes: Size of the file, if it holds other networks too.
+
+    Returns:
+        The network, and what the file holds up to it.
+
+    Raises:
+        ArtifactError: It would unpack into too much, or holds other maps.
+        Exception: Any of those that `refused` knows.
+    """
     sections, size_bytes, version = contents
-    tensors, facts = decode_manifest(sections["manifest"])
+    tensors, facts = decode_manifest(digest, text)
     check_infos(tensors)
     check_facts(facts)
     by_kind = {kind: [info for info in tensors if info.kind == kind] for kind in KINDS.values()}
     shared = by_kind["shared"]
     bank, scales, errors = decode_bank(sections["bank"], n_tensors=len(shared))
-    check_size(tensors, n_components=len(bank.means), size_bytes=size_bytes)
+    held = (before or Held()).with_tensors(tensors, n_components=len(bank.means))
+    held.require_fitting(size_bytes if file_bytes is None else file_bytes)
     table_part, id_part = _parted(sections["maps"])
     vector_part, raw_part = _parted(sections["values"])
     shapes = [info.shape for info in shared]
@@ -139,8 +197,8 @@ def _decode(contents: container.Contents, sha256: str, known: Sequence[IndexMap]
     def consume(index: int, part: np.ndarray) -> None:
         ids.append(part if known is None else _same(known[index].ids, part, info=shared[index]))
 
-    decode = decode_maps if version == 1 else decode_lane_maps
-    map_bits = decode(id_part, tables, shapes, whole_values(bank.means), consume=consume)
+    decode_ids = decode_maps if version == 1 else decode_lane_maps
+    map_bits = decode_ids(id_part, tables, shapes, whole_values(bank.means), consume=consume)
     maps = _with_outliers(shared, ids, tables, sections["outliers"], len(bank.means))
     for expected, got, info in zip(known or (), maps, shared, strict=known is not None):
         _same(expected.outliers, got.outliers, info=info)
@@ -150,7 +208,7 @@ def _decode(contents: container.Contents, sha256: str, known: Sequence[IndexMap]
         roles=[role(info.name) for info in by_kind["unshared"]],
     )
     _check_widths(by_kind["unshared"], vectors)
-    return Artifact(
+    artifact = Artifact(
         tensors=tensors,
         bank=bank,
         scales=scales,
@@ -165,6 +223,7 @@ def _decode(contents: container.Contents, sha256: str, known: Sequence[IndexMap]
         size_bytes=size_bytes,
         sha256=sha256,
     )
+    return artifact, held
 
 
 def compress_raw(raw: Sequence[bytes]) -> bytes:

@@ -9,9 +9,11 @@ import json
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gbnn_compress.errors import ArtifactError
+from gbnn_compress.format.manifest import MOST_NAME_CHARACTERS
 from gbnn_compress.types import TensorInfo
 
 RAW_BYTES = {
@@ -53,25 +55,47 @@ def check_infos(infos: Sequence[TensorInfo]) -> None:
         seen.add(info.name)
 
 
-def check_size(infos: Sequence[TensorInfo], *, n_components: int, size_bytes: int) -> None:
-    """Refuse a file that would unpack into far more values than its size allows.
+@dataclass(frozen=True)
+class Held:
+    """What a file holds, as far as limits count it.
 
-    Args:
-        infos: Its tensors, checked.
-        n_components: K; each shared tensor has a table with one entry per component.
-        size_bytes: Size of the file.
-
-    Raises:
-        ArtifactError: The file would unpack into too many values.
+    Attributes:
+        characters: Characters of the names of all tensors.
+        values: Values, with unshared ones weighted by UNSHARED_COST.
+        entries: Entries of frequency tables.
     """
-    shared = [info for info in infos if info.kind == "shared"]
-    values = sum(_cost(info) for info in infos)
-    most = FREE_VALUES + VALUES_PER_BYTE * size_bytes
-    if max(values, len(shared) * (n_components + 1)) > most:
-        raise ArtifactError(
-            f"{size_bytes:,} bytes would unpack into {values:,} values and {len(shared):,} tables of {n_components:,} "
-            "components, too many for a network; if you made the file, choose a smaller ratio"
+
+    characters: int = 0
+    values: int = 0
+    entries: int = 0
+
+    def with_tensors(self, infos: Sequence[TensorInfo], *, n_components: int) -> Held:
+        """With one more network.
+
+        Args:
+            infos: Its tensors, checked.
+            n_components: K; each shared tensor has a table with one entry per component.
+        """
+        n_tables = sum(info.kind == "shared" for info in infos)
+        return Held(
+            characters=self.characters + sum(len(info.name) for info in infos),
+            values=self.values + sum(_cost(info) for info in infos),
+            entries=self.entries + n_tables * (n_components + 1),
         )
+
+    def require_fitting(self, size_bytes: int) -> None:
+        """Refuse a file that would unpack into far more values than its size in bytes allows.
+
+        Raises:
+            ArtifactError: The file would unpack into too many values, or too long names.
+        """
+        if self.characters > MOST_NAME_CHARACTERS:
+            raise ArtifactError(f"the names of its tensors have more than {MOST_NAME_CHARACTERS:,} characters")
+        if max(self.values, self.entries) > FREE_VALUES + VALUES_PER_BYTE * size_bytes:
+            raise ArtifactError(
+                f"{size_bytes:,} bytes would unpack into {self.values:,} values and {self.entries:,} entries of tables,"
+                " too many for a network; if you made the file, choose a smaller ratio"
+            )
 
 
 def check_facts(facts: Mapping[str, Any]) -> None:

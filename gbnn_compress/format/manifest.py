@@ -25,6 +25,10 @@ _HEAD = re.compile(r"([0-9]+)(?:([surt])([0-9]+(?:,[0-9]+)*)?:([a-z0-9_]+))?")
 """Number of parts in common with the name before; kind, shape and dtype where they differ from the tensor before."""
 
 
+_WINDOW_BYTES = 1 << 15
+"""Largest size of a preset dictionary."""
+
+
 def encode_manifest(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> bytes:
     """Write the descriptions of the tensors, and the facts.
 
@@ -41,21 +45,55 @@ def encode_manifest(tensors: Sequence[TensorInfo], facts: Mapping[str, Any]) -> 
         "checkpoint": checkpoint,
     }
     text = json.dumps(described, separators=(",", ":"), ensure_ascii=False).encode()
-    return digest + deflate(text, dictionary=DICTIONARY)
+    return deflate_manifest(digest, text)
 
 
-def decode_manifest(data: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
+def decode_manifest(digest: bytes, text: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]]:
     """Read a manifest: the tensors and the facts, both unchecked.
 
+    Args:
+        digest: SHA-256 of the checkpoint's file.
+        text: Its JSON, from `inflate_manifest`.
+
     Raises:
-        LookupError, TypeError, AttributeError, ValueError, zlib.error: The bytes are no manifest.
+        LookupError, TypeError, AttributeError, ValueError: The text is no manifest.
     """
-    facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY).decode())
+    facts = json.loads(text.decode())
     rows, ties = facts.pop("tensors"), facts.pop("ties")
     if not isinstance(rows, list) or not all(isinstance(name, str) for name in ties.values()):
         raise ValueError("`tensors` should be a list, and `ties` should map names to names")
-    facts["checkpoint"] = {"sha256": data[:_DIGEST_BYTES].hex(), **facts["checkpoint"]}
+    facts["checkpoint"] = {"sha256": digest.hex(), **facts["checkpoint"]}
     return _infos(rows, ties), facts
+
+
+def deflate_manifest(digest: bytes, text: bytes, *, first: bytes = b"") -> bytes:
+    """The bytes of a manifest.
+
+    Args:
+        digest: SHA-256 of the checkpoint's file.
+        text: JSON.
+        first: JSON of the first member of an ensemble, for the members after it.
+    """
+    return digest + deflate(text, dictionary=_dictionary(first))
+
+
+def inflate_manifest(data: bytes, *, first: bytes = b"", most: int = MOST_BYTES) -> tuple[bytes, bytes]:
+    """The inverse of `deflate_manifest`.
+
+    Args:
+        data: The manifest.
+        first: JSON of the first member of an ensemble, for the members after it.
+        most: Largest size of the JSON.
+
+    Raises:
+        ValueError, zlib.error: The bytes are no manifest, or hold more.
+    """
+    text = inflate(data[_DIGEST_BYTES:], most=most, dictionary=_dictionary(first))
+    return data[:_DIGEST_BYTES], text
+
+
+def _dictionary(first: bytes) -> bytes:
+    return (DICTIONARY + first)[-_WINDOW_BYTES:]
 
 
 def deflate(data: bytes, *, dictionary: bytes = b"") -> bytes:

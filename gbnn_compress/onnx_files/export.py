@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.kind import CLASSIFIER, check_task
 from gbnn_compress.data.made_inputs import parse_inputs
-from gbnn_compress.errors import ArchitectureError, GbnnError, require_seed
+from gbnn_compress.errors import ArchitectureError, GbnnError, listed, require_seed
 from gbnn_compress.files import refuse_inputs, require_writable, same_file, write_atomically
-from gbnn_compress.format.artifact import read_artifact
+from gbnn_compress.format.ensembles import read_ensemble
 from gbnn_compress.onnx_files.call import Call
 from gbnn_compress.onnx_files.given import Given, from_data, made_inputs, random_images
 from gbnn_compress.onnx_files.graph import OPSET, FixedAxisError
 from gbnn_compress.onnx_files.reference import Outputs, Reference, require_steady, run
 from gbnn_compress.onnx_files.signature import Signature, signature_of
+from gbnn_compress.predict.alike import in_member, per_member
 from gbnn_compress.predict.draws import place, sampler
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import extra_notes, open_network
@@ -33,11 +35,13 @@ from gbnn_compress.report.schema import SCHEMA, ExportReport, OnnxInput
 from gbnn_compress.report.sizes import n_values
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
+    import onnx_ir as ir
     import torch
 
-    from gbnn_compress.types import Artifact
+    from gbnn_compress.data.made_inputs import InputSpec
+    from gbnn_compress.types import Artifact, Ensemble
 
 FORMS = ("mean", "codebook", "samples")
 
@@ -59,11 +63,13 @@ def export_onnx(
 ) -> ExportReport:
     """Write an artifact as one ONNX file, once its outputs in ONNX Runtime equal those of the network.
 
+    Of an ensemble, whose `weights` must be `samples`, the file has the outputs averaged over all members.
+
     By default the model's input is `input`, float32 (N, *input_shape), preprocessed; N is free. `inputs` or `data` name
     and shape the inputs of other networks. Floating inputs and weights are float32.
 
     Args:
-        artifact: The artifact.
+        artifact: The artifact, or an ensemble.
         file: The file to write; its name ends in `.onnx`.
         weights: `mean`: dense posterior means. `codebook`: the same as ids and codebooks, which the graph decodes. Both
             have the outputs of the network: a lone one is `logits` of classifiers and `output` of others, several have
@@ -71,7 +77,7 @@ def export_onnx(
             classifiers, the outputs are `probabilities`, `entropy` and `mutual_information` (nats); of others, each
             floating output is the mean, and `NAME.std` the standard deviation.
         arch: Specification of the network, a module, or a callable that makes one. Default: the one that the artifact
-            records or the index finds.
+            records or the index finds. Of an ensemble, also a list with one for each member.
         input_shape: Shape of one input. Default: that of the architecture's published weights.
         inputs: In place of `input_shape`: the inputs as `NAME:DTYPE:SHAPE`, such as `input_ids:int64:batch,sequence`.
             Axes with a name are free.
@@ -82,7 +88,8 @@ def export_onnx(
             `path.py:callable`.
         output: Name or position of the one output to export. Default: all. In place of `file`: the file to write.
         task: `classifier` or `other`. Default: what the artifact records, or what inputs and outputs suggest.
-        samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`.
+        samples: Number of posterior samples, >= 1, for `samples`; equal to those of `CompressedNetwork.predict`. Each
+            member of an ensemble has as many.
         seed: Seed of the first sample.
 
     Returns:
@@ -92,53 +99,164 @@ def export_onnx(
         GbnnError: The artifact, architecture, inputs or file are invalid, or the network cannot be exported.
     """
     target, chosen = _file_and_output(file, output)
-    reads = [each for each in (arch, data, forward) if isinstance(each, str)]
+    archs = arch if isinstance(arch, list | tuple) else [arch]
+    reads = [each for each in (*archs, data, forward) if isinstance(each, str)]
     _check_request(target, Path(artifact), weights=weights, samples=samples, reads=reads)
     require_seed(seed)
     check_task(task)
     specs = parse_inputs(inputs)
     if sum((input_shape is not None, bool(specs), data is not None)) > 1:
         raise GbnnError("expected one of `--input-shape`, `--input` and `--data`, got several; leave out the others")
-    loaded = read_artifact(Path(artifact))
-    module, spec, notes = _network(loaded, arch)
-    how = use_of(forward=forward, output=chosen).forward
-    if data is not None:
-        given = from_data(module, how, data, spec=spec)
-    elif specs:
-        given = made_inputs(module, how, specs)
+    found = read_ensemble(Path(artifact))
+    count = len(found.members)
+    if count > 1 and weights != "samples":
+        raise GbnnError(
+            f"`--weights {weights}`: an ensemble of {count} networks has no one set of weights; give `--weights"
+            " samples`, or export the members' own files"
+        )
+    asked = _Asked(
+        weights=weights,
+        seeds=tuple(range(seed, seed + samples)) if weights == "samples" else (),
+        forward=use_of(forward=forward, output=chosen).forward,
+        task=task,
+        data=data,
+        specs=specs,
+        input_shape=input_shape,
+    )
+    traced: list[_Traced] = []
+    for number, (member, own) in enumerate(zip(found.members, per_member(arch, count), strict=True)):
+        with in_member(number) if count > 1 else nullcontext():
+            traced.append(_traced(member, own, asked, like=traced[0] if traced else None))
+    return _written(target, found, traced, asked, seed=seed)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a file is asked to hold, and the inputs that it is checked with."""
+
+    weights: str
+    seeds: tuple[int, ...]
+    forward: Forward
+    task: str | None
+    data: Any
+    specs: Sequence[InputSpec]
+    input_shape: Sequence[int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    """One network as a model.
+
+    Attributes:
+        artifact: The artifact.
+        given: The inputs of the check.
+        expected: The outputs that the file must give, for each call of the check.
+        made: The model.
+        notes: Sentences for the report.
+    """
+
+    artifact: Artifact
+    given: Given
+    expected: list[Outputs]
+    made: _Made
+    notes: tuple[str, ...]
+
+
+def _traced(artifact: Artifact, arch: Any, asked: _Asked, *, like: _Traced | None) -> _Traced:
+    """Run a network on the inputs of the check, and convert it.
+
+    Args:
+        artifact: The artifact.
+        arch: Its architecture, as for `export_onnx`.
+        asked: The form and the inputs.
+        like: The first member of the ensemble, for the others, which take inputs of the same shape.
+
+    Raises:
+        GbnnError: The network cannot be opened, run or exported, or has other inputs or outputs than the first.
+    """
+    module, spec, notes = _network(artifact, arch)
+    if asked.data is not None:
+        given = from_data(module, asked.forward, asked.data, spec=spec)
+    elif asked.specs:
+        given = made_inputs(module, asked.forward, asked.specs)
     else:
-        given = random_images(module, how, shape=input_shape, spec=spec)
-    signature = _signature(module, loaded, given, task=task, indexed=arch is None)
-    seeds = range(seed, seed + samples) if weights == "samples" else ()
-    reference = _reference(module, loaded, given, signature, spec=spec)
-    expected = reference.averaged(seeds) if seeds else reference.at_mean()
-    made = _converted(module, loaded, reference, weights=weights, seeds=seeds, spec=spec)
-    notes += made.notes
-    kept = [number for number, call in enumerate(given.calls) if _fits(call, made.signature, given.calls[0])]
-    difference = _write_checked(target, made.data, [given.calls[n] for n in kept], [expected[n] for n in kept])
+        shape = asked.input_shape if like is None else like.given.calls[0].tensors[0].shape[1:]
+        given = random_images(module, asked.forward, shape=shape, spec=spec)
+    signature = _signature(module, artifact, given, task=asked.task, indexed=arch is None)
+    reference = _reference(module, artifact, given, signature, spec=spec)
+    expected = reference.averaged(asked.seeds) if asked.seeds else reference.at_mean()
+    if like is not None:
+        _require_alike(signature, expected, like)
+    made = _converted(module, artifact, reference, weights=asked.weights, seeds=asked.seeds, spec=spec)
+    return _Traced(artifact, given, expected, made, (*notes, *made.notes))
+
+
+def _require_alike(signature: Signature, outputs: Sequence[Outputs], first: _Traced) -> None:
+    """Refuse a member whose inputs or outputs are not those of the first member."""
+    ours, its = (
+        (each.inputs, each.floating, {name: array.shape for name, array in found[0].items()})
+        for each, found in ((signature, outputs), (first.made.signature, first.expected))
+    )
+    if ours != its:
+        raise ArchitectureError(
+            f"expected the inputs and outputs of member 0, {_ends(*its)}, got {_ends(*ours)}; choose one output with"
+            " `--output`, check `--arch`, or join other networks"
+        )
+
+
+def _ends(inputs: Sequence[str], floating: Sequence[bool], outputs: Mapping[str, Sequence[int]]) -> str:
+    shapes = ", ".join(f"`{name}` {list(shape)}" for name, shape in outputs.items())
+    return f"from {listed(inputs)} to {shapes}"
+
+
+def _written(target: Path, found: Ensemble, traced: Sequence[_Traced], asked: _Asked, *, seed: int) -> ExportReport:
+    """Write the file, checked, and report on it."""
+    from gbnn_compress.onnx_files.forms import serialised
+    from gbnn_compress.onnx_files.members import average_outputs, averaged_model
+
+    first, draws = traced[0], len(asked.seeds)
+    # One network that takes batches of one size only makes it so for all.
+    made = next((each.made for each in traced if not any(each.made.signature.axes)), first.made)
+    expected, model = first.expected, made.model
+    if len(traced) > 1:
+        of_members = zip(*(each.expected for each in traced), strict=True)
+        expected = [average_outputs(each, made.signature, n_samples=draws) for each in of_members]
+        model = averaged_model(
+            [each.made.model for each in traced], made.signature, n_samples=draws, inputs_of=made.model
+        )
+    data, inputs = serialised(model), tuple(str(value.name) for value in model.graph.inputs)
+    calls = first.given.calls
+    kept = [number for number, call in enumerate(calls) if _fits(call, made.signature, calls[0])]
+    difference = _write_checked(target, data, [calls[n] for n in kept], [expected[n] for n in kept])
     result: ExportReport = {
         "schema": SCHEMA,
         "onnx": {
             "path": str(target),
-            "bytes": len(made.data),
-            "dense_bytes": 4 * n_values(loaded),
+            "bytes": len(data),
+            "dense_bytes": 4 * sum(n_values(member) for member in found.members),
             "opset": OPSET,
-            "weights": weights,
+            "weights": asked.weights,
         },
-        "samples": len(seeds) or None,
-        "seed": seed if seeds else None,
-        "input_shape": list(given.calls[0].tensors[0].shape[1:]) if given.images else None,
-        "inputs": _inputs(given.calls[0], made.signature, made.inputs),
+        "samples": draws or None,
+        "seed": seed if draws else None,
+        "input_shape": list(calls[0].tensors[0].shape[1:]) if first.given.images else None,
+        "inputs": _inputs(calls[0], made.signature, inputs),
         "outputs": list(expected[0]),
         "check": {
-            "inputs": sum(given.calls[number].size for number in kept),
+            "inputs": sum(calls[number].size for number in kept),
             "largest_relative_difference": difference,
             "onnxruntime": version("onnxruntime"),
         },
     }
-    if TEMPERATURE in loaded.facts and made.signature.classifier:
-        result["temperature"] = folded_temperature(loaded)
-    if notes:
+    if len(traced) > 1:
+        result["members"] = len(traced)
+    temperatures = [folded_temperature(member) for member in found.members]
+    if any(TEMPERATURE in member.facts for member in found.members) and made.signature.classifier:
+        if len(traced) > 1:
+            result["temperatures"] = temperatures
+        else:
+            result["temperature"] = temperatures[0]
+    if notes := list(dict.fromkeys(note for each in traced for note in each.notes)):
         result["notes"] = notes
     return result
 
@@ -233,17 +351,15 @@ def _reference(
 
 @dataclass(frozen=True)
 class _Made:
-    """The bytes of a file.
+    """A model.
 
     Attributes:
-        data: The bytes.
-        inputs: Names of its inputs.
-        signature: Inputs and outputs, with the axes that are free in the file.
+        model: The model.
+        signature: Inputs and outputs, with the axes that are free in the model.
         notes: Sentences on axes that are fixed.
     """
 
-    data: bytes
-    inputs: tuple[str, ...]
+    model: ir.Model
     signature: Signature
     notes: tuple[str, ...] = ()
 
@@ -251,15 +367,15 @@ class _Made:
 def _converted(
     module: torch.nn.Module, artifact: Artifact, reference: Reference, *, weights: str, seeds: Sequence[int], spec: str
 ) -> _Made:
-    """The bytes of the file; where the batch size of data cannot be free, for that of the first batch."""
-    from gbnn_compress.onnx_files.forms import onnx_bytes
+    """The model; where the batch size of data cannot be free, for that of the first batch."""
+    from gbnn_compress.onnx_files.forms import onnx_model
 
     given, signature = reference.given, reference.signature
     shared = _own_names(module, artifact, spec=spec)
 
-    def attempt(signature: Signature, traced: Call) -> tuple[bytes, tuple[str, ...]]:
+    def attempt(signature: Signature, traced: Call) -> ir.Model:
         try:
-            return onnx_bytes(
+            return onnx_model(
                 module,
                 artifact,
                 traced,
@@ -275,13 +391,13 @@ def _converted(
             raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
 
     try:
-        return _Made(*attempt(signature, given.traced), signature)
+        return _Made(attempt(signature, given.traced), signature)
     except ArchitectureError as error:
         if given.required or not any(signature.axes):
             raise _refusal(error, given) from error
         fixed = replace(signature, axes=({},) * len(signature.axes))
         note = f"The file takes batches of {given.calls[0].size} input(s) only: {error}."
-        return _Made(*attempt(fixed, given.calls[0]), fixed, (note,))
+        return _Made(attempt(fixed, given.calls[0]), fixed, (note,))
 
 
 def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:

@@ -28,7 +28,7 @@ LARGEST_FILE = 2**31 - 1
 """Largest size of a protobuf message, and so of an ONNX file, in bytes."""
 
 
-def onnx_bytes(
+def onnx_model(
     module: torch.nn.Module,
     artifact: Artifact,
     call: Call,
@@ -38,8 +38,8 @@ def onnx_bytes(
     weights: str,
     seeds: Sequence[int],
     temperature: float,
-) -> tuple[bytes, tuple[str, ...]]:
-    """Serialise a network.
+) -> ir.Model:
+    """A network as a model.
 
     Args:
         module: float32, in evaluation mode, with the posterior-mean weights.
@@ -53,10 +53,10 @@ def onnx_bytes(
             for none.
 
     Returns:
-        The bytes of the file, and the names of its inputs: those of the signature, but for targets that are not used.
+        The model. Its inputs are those of the signature, but for targets that are not used.
 
     Raises:
-        GbnnError: The file would be larger than ONNX allows, or `samples` is asked of a network without shared tensors.
+        GbnnError: `samples` is asked of a network without shared tensors.
         Exception: Any exception of torch's exporter.
     """
     model, inputs = network_graph(module, call, signature=signature, shared=shared)
@@ -76,7 +76,7 @@ def onnx_bytes(
             model, inputs, shared_tables, signature=signature, n_samples=len(seeds), temperature=temperature
         )
     _drop_unused_targets(model.graph)
-    return _serialised(model), tuple(str(value.name) for value in model.graph.inputs)
+    return model
 
 
 def _fill_in(graph: ir.Graph, inputs: Mapping[str, ir.Value], artifact: Artifact) -> None:
@@ -113,7 +113,12 @@ def _divide(graph: ir.Graph, signature: Signature, temperature: float) -> None:
     graph.outputs[signature.logits] = Tape(graph).op("Div", [logits, divisor], output=scaled)
 
 
-def _serialised(model: ir.Model) -> bytes:
+def serialised(model: ir.Model) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        GbnnError: The file would be larger than ONNX allows.
+    """
     held = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
     size = sum(tensor.nbytes for tensor in held if tensor is not None)
     if size > LARGEST_FILE:

@@ -133,18 +133,19 @@ def _of_classifier(
     if temperature != 1.0:
         divided = tape.op("Div", [log_mean, constant(graph, TEMPERATURE, np.array(temperature, dtype=np.float32))])
         scaled = tape.op("LogSoftmax", [divided], {"axis": class_axis})
-    probabilities = tape.op("Exp", [scaled], output=_output(PROBABILITIES, signature))
+    probabilities = tape.op("Exp", [scaled], output=output_value(PROBABILITIES, signature))
     negative = tape.op("ReduceSum", [tape.op("Mul", [probabilities, scaled]), last], {"keepdims": 0})
-    entropy = tape.op("Neg", [negative], output=_output(ENTROPY, signature))
+    entropy = tape.op("Neg", [negative], output=output_value(ENTROPY, signature))
     surprise = tape.op("Mul", [tape.op("Exp", [log_each]), tape.op("Sub", [log_each, log_mean])])
     divergence = tape.op("ReduceSum", [surprise, last], {"keepdims": 0})
     # Rounding may make it negative.
     information = tape.op("ReduceMean", [divergence, first], {"keepdims": 0})
-    mutual = tape.op("Relu", [information], output=_output(MUTUAL_INFORMATION, signature))
+    mutual = tape.op("Relu", [information], output=output_value(MUTUAL_INFORMATION, signature))
     return [probabilities, entropy, mutual]
 
 
-def _output(name: str, signature: Signature) -> ir.Value:
+def output_value(name: str, signature: Signature) -> ir.Value:
+    """One of the outputs of a classifier: `probabilities`, `entropy` or `mutual_information`."""
     places = [f"axis_{axis}" for axis in range(2, signature.rank)]
     classes = ["classes"] if name == PROBABILITIES else []
     return ir.val(name, ir.DataType.FLOAT, ("batch", *classes, *places))

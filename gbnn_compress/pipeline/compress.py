@@ -11,6 +11,7 @@ from gbnn_compress import compiled
 from gbnn_compress.checkpoint.select import outlier_warnings
 from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
+from gbnn_compress.pipeline.members import Trained, train_members
 from gbnn_compress.pipeline.opening import RunInputs, open_request
 from gbnn_compress.pipeline.preparing import FINEST_RATIO, prepare_request
 from gbnn_compress.pipeline.progress import Clock, OnProgress
@@ -21,14 +22,14 @@ from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compres
 from gbnn_compress.predict.output_evaluation import evaluate_output_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
-from gbnn_compress.report.schema import DamageEntry, Report, TrainingEntry
+from gbnn_compress.report.schema import DamageEntry, EnsembleReport, EvaluationEntry, Report, TrainingEntry
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import damage_warnings
 from gbnn_compress.target.measured_drop import meet_measured_drop, meet_measured_error
 from gbnn_compress.target.prepared import Prepared
 from gbnn_compress.target.write import write_verified
-from gbnn_compress.types import Artifact, Checkpoint, Reliability
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Reliability
 
 if TYPE_CHECKING:
     from gbnn_compress.calibration.calibrated import Calibration
@@ -44,7 +45,7 @@ INCOMPARABLE = (
 
 
 @takes_options
-def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: Any) -> Report:
+def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: Any) -> Report | EnsembleReport:
     """Compress a checkpoint into one artifact file.
 
     Args:
@@ -54,7 +55,7 @@ def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: 
             target.
 
     Returns:
-        The report. `target_met` says whether the target was met.
+        The report, of an ensemble if there are several members. `target_met` says whether the target was met.
 
     Raises:
         GbnnError: An argument or an input is not valid; nothing is written.
@@ -62,7 +63,7 @@ def compress(checkpoint: Any, *, progress: OnProgress | None = None, **options: 
     return run(Request(checkpoint=checkpoint, **options), progress=progress)
 
 
-def run(request: Request, *, progress: OnProgress | None = None) -> Report:
+def run(request: Request, *, progress: OnProgress | None = None) -> Report | EnsembleReport:
     """Compress as a request says; `compress` makes the request from its arguments and calls this.
 
     Args:
@@ -79,7 +80,69 @@ def run(request: Request, *, progress: OnProgress | None = None) -> Report:
         raise GbnnError("`planned`: expected False to compress, got True; make the request without `planned=True`")
     on_progress = progress or (lambda line: None)
     with compiled.heard_by(progress):
-        return _run(request, on_progress)
+        return _run(request, on_progress) if request.members == 1 else _run_members(request, on_progress)
+
+
+def _run_members(request: Request, on_progress: OnProgress) -> EnsembleReport:
+    """Train several networks from one checkpoint into one file."""
+    clock = Clock()
+    with clock("read"):
+        on_progress(f"reading {words.name_of(request.name)}")
+        opened = open_request(request)
+    with clock("fit"):
+        assert request.ratio is not None
+        finest = request.ratio * request.members
+        prepared = prepare_request(request, opened, finest_ratio=finest, rescue=True, on_progress=on_progress)
+    with clock("finetune"):
+        trained = train_members(request, opened, prepared, _trained, on_progress=on_progress)
+    report = _members_reported(request, opened, trained, on_progress)
+    if request.html is not None:
+        on_progress(f"writing {words.name_of(request.html)}")
+        page.write(page.EnsemblePage(words.name_of(request.path), report), Path(request.html))
+    report["timings"] = clock.timings()
+    return report
+
+
+def _members_reported(request: Request, opened: RunInputs, trained: Trained, on_progress: OnProgress) -> EnsembleReport:
+    """The report on an ensemble with the facts of this run."""
+    report = sizes.ensemble_report(trained.ensemble)
+    for member, result, facts in zip(report["members"], trained.results, trained.facts, strict=True):
+        last = {"last_epoch": dict(result.training)} if result.training else {}
+        member["training"] = cast("TrainingEntry", {**member.get("training", _settings(request)), **last, **facts})
+    report["artifact"] = {"path": str(request.path), **report["artifact"]}
+    report["checkpoint"] = {
+        "path": None if request.source is None else str(request.source),
+        **report["members"][0]["checkpoint"],
+        "architecture_candidates": list(opened.candidates),
+    }
+    assert request.ratio is not None
+    report["target_ratio"] = request.ratio
+    report["target_met"] = report["ratio_to_one"] >= request.ratio * (1 - 1e-12)
+    report["evaluation"] = None
+    warnings = [*trained.notes, *opened.warnings, *report["warnings"]]
+    if opened.evaluation is not None:
+        on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
+        bench = opened.evaluation.with_others([opened.evaluation] * (len(report["members"]) - 1))
+        report["evaluation"], found = _ensemble_evaluated(bench, opened.checkpoint, trained.ensemble, seed=request.seed)
+        warnings += found
+    report["warnings"] = [*([] if report["target_met"] else [statements.missed_by(report)]), *warnings]
+    return report
+
+
+def _ensemble_evaluated(
+    bench: Bench, checkpoint: Checkpoint, ensemble: Ensemble, *, seed: int
+) -> tuple[EvaluationEntry, list[str]]:
+    """Measures of the checkpoint and of the ensemble, and warnings; functions of the user are left out."""
+    if bench.task == OTHER:
+        evaluation, _, found = evaluate_output_compression(bench, checkpoint, ensemble, seed=seed)
+        return evaluation, found
+    evaluation, measured, _ = evaluate_compression(
+        bench.with_use(replace(bench.use, loss=None)), checkpoint, ensemble, seed=seed
+    )
+    return evaluation, [
+        *baseline_warnings(bench, evaluation["before"], name="the checkpoint"),
+        *damage_warnings(measured["drop"], None, measured=True),
+    ]
 
 
 def _run(request: Request, on_progress: OnProgress) -> Report:

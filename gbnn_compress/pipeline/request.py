@@ -17,6 +17,7 @@ from gbnn_compress.data.loaders import check_data
 from gbnn_compress.data.made_inputs import parse_inputs
 from gbnn_compress.errors import GbnnError, OutputError, listed, require_seed
 from gbnn_compress.files import refuse_inputs, require_writable, same_file
+from gbnn_compress.format.container import MOST_MEMBERS
 from gbnn_compress.predict.bench import as_evaluation
 from gbnn_compress.predict.models import check_arch, name_of_arch
 from gbnn_compress.predict.use import check_functions, check_output
@@ -64,6 +65,8 @@ class Request:
         val_data: Labelled validation data, given like `data`. Training uses it for its choices (default: a held-out
             part of `data`). Without training, `max_drop` is measured on it.
         epochs: Training epochs; 0 calibrates only. Default: the recipe's, which is 0 in most recipes.
+        members: Number of networks to train from the checkpoint into one file, an ensemble; they differ by their seeds,
+            which start at `seed`. `target_ratio` is then the checkpoint's floating bytes over the whole file.
         eval_data: Data that the finished file is evaluated on, given like `data`.
         forward: `f(network, batch) -> outputs`, where the network is not called with the batch's inputs; or text
             `path.py:callable`.
@@ -103,6 +106,7 @@ class Request:
     data: Any = None
     val_data: Any = None
     epochs: int | None = None
+    members: int = 1
     eval_data: Any = None
     samples: int = 16
     html: str | Path | None = None
@@ -145,6 +149,7 @@ class Request:
             object.__setattr__(self, name, value)  # a frozen dataclass sets its own fields in this way
         _check_target(self)
         _check_data(self)
+        _check_members(self)
         require_seed(self.seed)
         check_task(self.task)
         given = (each for each in (self.data, self.val_data, self.eval_data) if each is not None)
@@ -245,7 +250,7 @@ def _check_types(request: Request) -> None:
     number, whole, text = ("a number", (Real,)), ("a whole number", (Integral,)), ("text", (str,))
     kinds: dict[str, tuple[str, tuple[type, ...]]] = {
         **dict.fromkeys(("target_ratio", "max_drop", "max_error"), number),
-        **dict.fromkeys(("epochs", "seed", "samples"), whole),
+        **dict.fromkeys(("epochs", "seed", "samples", "members"), whole),
         **dict.fromkeys(("key", "task"), text),
         **dict.fromkeys(("recipe", "file", "html"), ("a path", (str, Path))),
         **dict.fromkeys(("inputs", "keep"), ("a list of texts", (str, list, tuple))),
@@ -314,6 +319,29 @@ def _check_data(request: Request) -> None:
     calibrates = recipe.feedback or recipe.posterior != "data_free"
     if data is not None and not epochs and not calibrates and not request.measures_on_data:
         raise GbnnError("`--data`: a recipe with `feedback: false` does not calibrate; leave out one of the two")
+
+
+def _check_members(request: Request) -> None:
+    """Refuse a number of members that is out of range, and what an ensemble cannot be made with."""
+    count = request.members
+    if count == 1:
+        return
+    if not 1 <= count <= MOST_MEMBERS:
+        raise GbnnError(f"`--members`: expected 1 to {MOST_MEMBERS} networks, got {count}")
+    if request.planned:
+        raise GbnnError(
+            f"`--members`: `plan` predicts single files; leave it out, and give {count} times the `--target-ratio`"
+        )
+    if not request.passes:
+        raise GbnnError(
+            f"`--members {count}`: members differ by their training; give `--epochs` and `--data`, or join finished"
+            " files with `gbnn-compress ensemble`"
+        )
+    if request.ratio_of != "artifact":
+        raise GbnnError("`--members`: the target is a ratio of bytes; leave out `--ratio-of`")
+    if request.metric is not None:
+        raise GbnnError("`--metric`: it is measured on one network, not on an ensemble; leave it out, or `--members`")
+    require_seed(request.seed + count - 1)
 
 
 def _check_output(source: Path | None, path: Path) -> None:

@@ -16,12 +16,12 @@ from gbnn_compress.data.preprocessing import Preprocessing
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, is_whole
 from gbnn_compress.predict.draws import sampler
 from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import OpenedNetwork, dense, open_network
+from gbnn_compress.predict.models import OpenedNetwork, dense, open_members, open_network
 from gbnn_compress.predict.monte_carlo import monte_carlo
-from gbnn_compress.predict.prediction import Prediction, average
+from gbnn_compress.predict.prediction import Prediction, across_members, average
 from gbnn_compress.predict.running import check_labels, class_labels, copied, logits, probabilities, require_classes
 from gbnn_compress.predict.use import Use
-from gbnn_compress.types import Artifact, Checkpoint, Fit
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Fit, Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +57,7 @@ def as_evaluation(data: Any, *, samples: int) -> Evaluation:
 
 
 def open_bench(
-    model: Checkpoint | Artifact,
+    model: Model,
     evaluation: Evaluation,
     arch: Any = None,
     *,
@@ -65,13 +65,13 @@ def open_bench(
     option: str = "--data",
     use: Use | None = None,
 ) -> Bench:
-    """Build a model's network and load the data of an evaluation.
+    """Build a model's network, or those of an ensemble, and load the data of an evaluation.
 
     Args:
         model: The weights.
         evaluation: The data and the settings.
         arch: Specification of the network, a module or a callable that makes one. Default: the one that the artifact
-            records or the index finds.
+            records or the index finds. Of an ensemble, also a list with one for each member.
         labels: Whether images must have labels. None: labels are optional. Other data keep the targets that they have.
         option: The option that names the data, for messages.
         use: How the network is run and measured.
@@ -79,9 +79,11 @@ def open_bench(
     Raises:
         GbnnError: The data or the architecture are unknown or do not fit.
     """
-    opened = open_network(model, arch)
+    networks = open_members(model, arch) if isinstance(model, Ensemble) else [open_network(model, arch)]
     data = load_data(evaluation.data, labels=labels, option=option)
-    return Bench(opened, data, evaluation, option=option, use=use)
+    made = {id(opened): Bench(opened, data, evaluation, option=option, use=use) for opened in networks}
+    first, *others = (made[id(opened)] for opened in networks)
+    return first.with_others(others) if others else first
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,15 @@ class _Values:
 
 
 class Bench:
-    """A network with a data set, on which several sets of weights can be run."""
+    """A network with a data set, on which several sets of weights can be run.
+
+    Attributes:
+        others: For an ensemble, the benches of the members after the first, on the same data. Members of one
+            architecture share a bench.
+    """
 
     data: Dataset | Batches
+    others: tuple[Bench, ...] = ()
 
     def __init__(
         self,
@@ -197,7 +205,17 @@ class Bench:
         """The same bench, run and measured in another way."""
         other = copy.copy(self)
         other.use = use
+        return other.with_others([each.with_use(use) for each in self.others])
+
+    def with_others(self, others: Iterable[Bench]) -> Bench:
+        """The same bench with those of an ensemble's further members."""
+        other = copy.copy(self)
+        other.others = tuple(others)
         return other
+
+    def members(self, model: Ensemble) -> list[tuple[Bench, Artifact]]:
+        """Each member of an ensemble with its bench."""
+        return list(zip((self, *self.others), model.members, strict=True))
 
     def with_own_network(self) -> Bench:
         """The same bench with a copy of the network, whose weights other benches do not change."""
@@ -210,7 +228,7 @@ class Bench:
         other = copy.copy(self)
         other.evaluation = replace(self.evaluation, data=data.spec)
         other._use(data, option=option)
-        return other
+        return other.with_others([each.on(data, option=option) for each in self.others])
 
     def require_fitting(self, model: Checkpoint | Artifact, *, name: str, option: str) -> None:
         """Check that a model's weights fit the network.
@@ -281,14 +299,17 @@ class Bench:
         """Number of inputs. Data that are no images are read once."""
         return len(self.data) if isinstance(self.data, Dataset) else self.data.n_inputs
 
-    def predict(self, model: Checkpoint | Artifact, *, samples: int | None = None, seed: int = 0) -> Prediction:
-        """Predict with a checkpoint's weights, or average over posterior draws of an artifact.
+    def predict(self, model: Model, *, samples: int | None = None, seed: int = 0) -> Prediction:
+        """Predict with a checkpoint's weights, or average over posterior draws of an artifact, or of all members.
 
         Args:
             model: Weights of this network.
             samples: Number of draws. 0: the posterior mean. None: the evaluation's number.
             seed: Seed of the first draw.
         """
+        if isinstance(model, Ensemble):
+            members = self.members(model)
+            return across_members([bench.predict(each, samples=samples, seed=seed) for bench, each in members])
         if isinstance(model, Checkpoint):
             return average([self.run(model.tensors)])
         source = sampler(model, self.network, load=self._load)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gbnn_compress.data.kind import OTHER
 from gbnn_compress.data.loaders import load_data
-from gbnn_compress.errors import DataError, GbnnError, require_seed
+from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, require_seed
 from gbnn_compress.files import refuse_inputs
 from gbnn_compress.predict import metrics, temperature
 from gbnn_compress.predict.bench import Bench, as_evaluation, open_bench
@@ -22,6 +22,7 @@ from gbnn_compress.predict.output_evaluation import (
     measured_outputs,
     output_measures,
     output_warnings,
+    require_measurable,
 )
 from gbnn_compress.predict.prediction import Prediction, at_temperature, average
 from gbnn_compress.predict.reliability import reliability
@@ -38,7 +39,7 @@ from gbnn_compress.report.schema import (
     ScaledMeasures,
 )
 from gbnn_compress.report.templated import require_writable
-from gbnn_compress.types import Artifact, Checkpoint, Reliability
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Model, Reliability
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,11 +72,11 @@ def evaluate(
     Probabilities, or outputs, of an artifact are averaged over posterior draws.
 
     Args:
-        model: A checkpoint (file, folder, module or mapping) or an artifact.
+        model: A checkpoint (file, folder, module or mapping), an artifact or an ensemble.
         data: Data specification or object, or an `Evaluation` that also says how to read the data. Classifiers need
             labels.
         arch: Specification of the network, a module, or a callable that makes one. Default: the one that the artifact
-            records or the index finds.
+            records or the index finds. Of an ensemble, also a list with one for each member.
         key: Network to take from a checkpoint that holds several: an entry of the wrapper, or a prefix of names.
         task: `classifier` or `other`. Default: the task that the artifact records, or else what labels, the index of
             architectures and the outputs suggest.
@@ -101,7 +102,9 @@ def evaluate(
           `max_probability` and, with several draws, for `mutual_information`.
         * With `reference`: `agreement` and `logit_kl` (nats).
         * With `val_data`: `temperature`, and `scaled` with the metrics and `ood` at that temperature.
-        * `folded_temperature` if the artifact holds a temperature, which is then applied in all metrics.
+        * `members`, the number of networks, of an ensemble.
+        * `folded_temperature` if the artifact holds a temperature, which is then applied in all metrics; of an ensemble
+          `folded_temperatures`, one per member.
 
         Of other networks, `task`, and with `reference`: `relative_error`, `cosine` and `outputs` (the relative error of
         each output), and the same in `mean` for the posterior mean. Of both:
@@ -124,29 +127,31 @@ def evaluate(
     use = use_of(forward=forward, output=output, metric=metric, loss=loss, task=task)
     bench = open_bench(loaded, evaluation, arch_of(model, arch), labels=None, use=use)
     compared = None if reference is None else read_model(reference, argument="reference")
-    if compared is not None:
-        bench.require_fitting(compared, name=words.path_of(reference), option="--reference")
+    place = 0 if compared is None else _fitting(compared, bench, name=words.path_of(reference))
     bench = settled(bench, loaded)
+    require_measurable(bench, loaded)
+    runs_reference = (bench, *bench.others)[place]
     result: dict[str, Any] = {
         "schema": SCHEMA,
         "model": words.path_of(model),
         "data": bench.evaluation.data,
         "inputs": 0,
         "reference": None if reference is None else words.path_of(reference),
-        "samples": bench.evaluation.samples if isinstance(loaded, Artifact) else 1,
-        "seed": seed if isinstance(loaded, Artifact) else None,
+        "samples": 1 if isinstance(loaded, Checkpoint) else bench.evaluation.samples,
+        "seed": None if isinstance(loaded, Checkpoint) else seed,
     }
-    notes = extra_notes(bench.fit, spec=bench.architecture)
-    left_out = left_out_warnings(bench.fit, loaded, spec=bench.architecture)
+    if isinstance(loaded, Ensemble):
+        result["members"] = len(loaded.members)
+    notes, left_out = _left_out(bench, loaded)
     if bench.task == OTHER:
         for option, given in (("--ood", ood), ("--val-data", val_data)):
             if given is not None:
                 raise GbnnError(f"`{option}`: it needs the class probabilities of a classifier; leave it out")
-        measured = _outputs(bench, loaded, compared, reference=reference, seed=seed)
+        measured = _outputs(bench, loaded, compared, runs_reference, reference=reference, seed=seed)
         pictures: dict[str, Any] = {}
     else:
         measured, pictures = _classes(
-            bench, loaded, compared, ood=ood, val_data=val_data, seed=seed, name=words.name_of(model)
+            bench, loaded, compared, runs_reference, ood=ood, val_data=val_data, seed=seed, name=words.name_of(model)
         )
     result |= measured
     result["warnings"] = [*left_out, *measured["warnings"]]
@@ -164,6 +169,37 @@ def evaluate(
     return cast("EvaluationReport", result)
 
 
+def _fitting(compared: Model, bench: Bench, *, name: str) -> int:
+    """The first member whose network the reference fits; 0 for a model of one network.
+
+    Raises:
+        GbnnError: There is none, or the reference is an ensemble.
+    """
+    if isinstance(compared, Ensemble):
+        raise GbnnError(
+            f"`--reference {name}`: expected one network, got an ensemble; name a checkpoint or a single file"
+        )
+    refusals = []
+    for number, each in enumerate((bench, *bench.others)):
+        try:
+            each.require_fitting(compared, name=name, option="--reference")
+        except ArchitectureError as error:
+            refusals.append(error)
+        else:
+            return number
+    raise refusals[0]
+
+
+def _left_out(bench: Bench, model: Model) -> tuple[list[str], list[str]]:
+    """Notes and warnings on tensors that a network has no place for."""
+    members = bench.members(model) if isinstance(model, Ensemble) else [(bench, model)]
+    notes, warnings = list[str](), list[str]()
+    for own, each in members:
+        notes += extra_notes(own.fit, spec=own.architecture)
+        warnings += left_out_warnings(own.fit, each, spec=own.architecture)
+    return list(dict.fromkeys(notes)), list(dict.fromkeys(warnings))
+
+
 def _require_page(path: Path, model: Any, reads: Sequence[str | Path]) -> None:
     """Refuse a page that cannot be written, or that would overwrite what is read."""
     models = {"model": Path(model)} if isinstance(model, str | Path) else {}
@@ -172,10 +208,10 @@ def _require_page(path: Path, model: Any, reads: Sequence[str | Path]) -> None:
 
 
 def _outputs(
-    bench: Bench, model: Checkpoint | Artifact, compared: Checkpoint | Artifact | None, *, reference: Any, seed: int
+    bench: Bench, model: Model, compared: Model | None, runs_reference: Bench, *, reference: Any, seed: int
 ) -> dict[str, Any]:
     """The measures of a network that is no classifier."""
-    found = measured_outputs(bench, model, compared, seed=seed)
+    found = measured_outputs(bench, model, compared, seed=seed, reference_bench=runs_reference)
     n_inputs = found[AFTER].n_inputs
     name = "" if reference is None else words.name_of(reference)
     return {
@@ -188,8 +224,9 @@ def _outputs(
 
 def _classes(
     bench: Bench,
-    model: Checkpoint | Artifact,
-    compared: Checkpoint | Artifact | None,
+    model: Model,
+    compared: Model | None,
+    runs_reference: Bench,
     *,
     ood: Any,
     val_data: Any,
@@ -204,13 +241,11 @@ def _classes(
     inside = labelled(bench.predict(model, seed=seed), labels)
     outside = None if strange is None else strange.predict(model, seed=seed)
     known = labels[labels != IGNORED]
-    result: dict[str, Any] = {"inputs": len(known), "samples": inside.samples}
-    if isinstance(model, Artifact) and temperature.FACT in model.facts:
-        result["folded_temperature"] = temperature.folded_temperature(model)
+    result: dict[str, Any] = {"inputs": len(known), **_folded_temperatures(model)}
     result |= _measures(inside, known, outside)
     predictions = {"as it is": inside}
     result["warnings"] = baseline_warnings(bench, result, name=name, labels=known)
-    before = None if compared is None else labelled(bench.predict(compared, samples=0), labels).probabilities
+    before = None if compared is None else labelled(runs_reference.predict(compared, samples=0), labels).probabilities
     if before is not None:
         result["agreement"] = metrics.agreement(before, inside.probabilities)
         result["logit_kl"] = metrics.logit_kl(before, inside.probabilities)
@@ -230,6 +265,15 @@ def _classes(
         "spreads": {} if outside is None else spreads(inside, outside),
     }
     return result, pictures
+
+
+def _folded_temperatures(model: Model) -> dict[str, Any]:
+    """The temperatures that a file holds: of one network, or of each member if any holds one."""
+    if isinstance(model, Artifact) and temperature.FACT in model.facts:
+        return {"folded_temperature": temperature.folded_temperature(model)}
+    if isinstance(model, Ensemble) and any(temperature.FACT in member.facts for member in model.members):
+        return {"folded_temperatures": [temperature.folded_temperature(member) for member in model.members]}
+    return {}
 
 
 def _measures(inside: Prediction, labels: Any, outside: Prediction | None) -> ScaledMeasures:
@@ -261,7 +305,7 @@ def labelled(prediction: Prediction, labels: np.ndarray) -> Prediction:
 
 
 def evaluate_compression(
-    bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+    bench: Bench, checkpoint: Checkpoint, artifact: Artifact | Ensemble, *, seed: int
 ) -> tuple[EvaluationEntry, dict[str, Any], dict[str, Reliability]]:
     """Measure a checkpoint and its artifact on labelled data.
 

@@ -28,9 +28,10 @@ from gbnn_compress.predict.outputs import (
     mean_outputs,
     of_network,
     of_posterior,
+    together,
 )
 from gbnn_compress.predict.running import copied, device_of, evaluating
-from gbnn_compress.types import Artifact, Checkpoint
+from gbnn_compress.types import Artifact, Ensemble, Model
 
 if TYPE_CHECKING:
     import torch
@@ -88,8 +89,8 @@ class _OnDevice:
         return getattr(self.data, name)
 
 
-def weights_of(bench: Bench, model: Checkpoint | Artifact, *, samples: int, seed: int = 0) -> Weights:
-    """A model's weights in a copy of the bench's network.
+def weights_of(bench: Bench, model: Model, *, samples: int, seed: int = 0) -> Weights:
+    """A model's weights in a copy of the bench's network; of an ensemble, in one copy for each member.
 
     Args:
         bench: The network.
@@ -97,6 +98,8 @@ def weights_of(bench: Bench, model: Checkpoint | Artifact, *, samples: int, seed
         samples: Number of draws of an artifact. 0: the posterior mean.
         seed: Seed of the first draw.
     """
+    if isinstance(model, Ensemble):
+        return together([weights_of(own, each, samples=samples, seed=seed) for own, each in bench.members(model)])
     network = copied(bench.network)
 
     def load(tensors: Mapping[str, torch.Tensor]) -> Any:
@@ -205,8 +208,9 @@ def _run(bench: Bench, weights: Weights, batches: Sequence[Batch]) -> list[Draws
 
 def _at_mean(weights: Weights) -> Weights:
     """The posterior mean, written once."""
-    weights.place(None)
-    return of_network(weights.network)
+    for each in (weights, *weights.others):
+        each.place(None)
+    return together([of_network(each.network) for each in (weights, *weights.others)])
 
 
 def _require_numbers(bench: Bench, known: Draws) -> None:

@@ -14,12 +14,13 @@ from gbnn_compress.checkpoint.select import floating_shapes
 from gbnn_compress.data.architectures import build_network, load_weights
 from gbnn_compress.data.user_code import attempt
 from gbnn_compress.errors import ArchitectureError, GbnnError, listed, one_line
-from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.format.container import FORMAT
+from gbnn_compress.format.ensembles import read_ensemble
+from gbnn_compress.predict.alike import in_member, per_member
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import copied
 from gbnn_compress.report import words
-from gbnn_compress.types import Artifact, Checkpoint, Fit
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Fit, Model
 
 if TYPE_CHECKING:
     import torch
@@ -63,8 +64,8 @@ def open_network(
 
     Args:
         model: The weights.
-        arch: Specification of the network; or a module, of which a copy is taken; or a callable that makes one.
-            Default: the one that the artifact records or the index finds.
+        arch: Specification of the network; or a module, of which a copy is taken; or a callable that makes one; or a
+            list of one of these. Default: the one that the artifact records or the index finds.
         match: Result of `match_of` for the model, if it was called before.
         strict: As in `load_weights`: True refuses tensors that the network lacks, None leaves them out, False also
             keeps the network's values of tensors that the model lacks.
@@ -72,6 +73,7 @@ def open_network(
     Raises:
         ArchitectureError: The architecture is unknown, cannot be built, or does not fit the weights.
     """
+    (arch,) = per_member(arch, 1)
     match = match or match_of(model)
     if arch is None or isinstance(arch, str):
         spec = arch or known_architecture(model, match=match)
@@ -147,8 +149,30 @@ def _unwrapped(network: torch.nn.Module) -> torch.nn.Module:
     return inner if isinstance(inner, torch.nn.Module) else network
 
 
-def read_model(given: Any, *, key: str | None = None, argument: str = "model") -> Checkpoint | Artifact:
-    """Read a checkpoint or an artifact. A file's header says which of the two it is.
+def open_members(model: Ensemble, arch: Any = None) -> list[OpenedNetwork]:
+    """Build the network of each member of an ensemble and load its weights.
+
+    Members that have one architecture and tensors of the same names and shapes share one network, which holds the
+    weights of the first of them.
+
+    Args:
+        model: The ensemble.
+        arch: One architecture for all members, or a list with one for each, as for `open_network`.
+
+    Raises:
+        GbnnError: There are more or fewer architectures than members, or one is unknown or does not fit.
+    """
+    opened: list[tuple[Any, dict[str, tuple[int, ...]], OpenedNetwork]] = []
+    for number, (member, own) in enumerate(zip(model.members, per_member(arch, len(model.members)), strict=True)):
+        shapes = {info.name: info.shape for info in member.tensors}
+        alike = (known for other, names, known in opened if other is own and names == shapes)
+        with in_member(number):
+            opened.append((own, shapes, next(alike, None) or open_network(member, own)))
+    return [known for _, _, known in opened]
+
+
+def read_model(given: Any, *, key: str | None = None, argument: str = "model") -> Model:
+    """Read a checkpoint, an artifact or an ensemble. A file's header says which of the two it is.
 
     Args:
         given: A file, a folder, a module or a mapping of tensors.
@@ -159,13 +183,15 @@ def read_model(given: Any, *, key: str | None = None, argument: str = "model") -
         GbnnError: The object is neither a checkpoint nor an artifact, or is damaged.
     """
     if isinstance(given, str | Path) and is_artifact(Path(given)):
-        return read_artifact(Path(given))
+        found = read_ensemble(Path(given))
+        return found.members[0] if len(found.members) == 1 else found
     return read_any(given, key=key, argument=argument)
 
 
 def arch_of(given: Any, arch: Any) -> Any:
-    """The architecture of a checkpoint: the given one, or a module's own."""
-    check_arch(arch)
+    """The architecture of a checkpoint: the given one, or a module's own; of an ensemble, a list of them."""
+    for each in arch if isinstance(arch, list | tuple) else [arch]:
+        check_arch(each)
     return given if arch is None and is_module(given) else arch
 
 

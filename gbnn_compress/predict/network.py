@@ -1,21 +1,17 @@
-"""Compressed networks in memory, and their conversion back to dense weights."""
+"""A compressed network in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.checkpoint.objects import is_module
-from gbnn_compress.checkpoint.original import laid_out, open_original
-from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.data.architectures import load_weights
 from gbnn_compress.data.batches import Batch, read_batch, tensors_in
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.data.loaders import labels_of
 from gbnn_compress.errors import DataError, GbnnError, is_whole, require_seed
-from gbnn_compress.files import require_writable, same_file, write_atomically
-from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.predict.draws import Sampler, sampler
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.models import check_arch, extra_notes, open_network
@@ -160,14 +156,10 @@ class CompressedNetwork:
             GbnnError: An argument is out of range, the inputs do not fit the network, or the architecture is not known
                 (then call `to_module` first).
         """
-        if not is_whole(samples) or samples < 0:
-            raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
-        if batch_size < 1:
-            raise GbnnError(f"`batch_size`: expected 1 or more, got {batch_size}")
-        require_seed(seed, option="seed")
-        batches, how = _batches(x, batch_size), Forward(forward, output)
+        check_drawing(samples=samples, seed=seed, batch_size=batch_size)
+        batches, how = batches_of(x, batch_size), Forward(forward, output)
         source = self._sampler(_device(x))
-        settled = self._task(source, batches[0], how, task=task)
+        settled = self._settled_task(source, batches[0], how, task=task)
         if settled == CLASSIFIER:
             known = CLASSIFIER in (task, recorded_task(self.artifact.facts))
             return monte_carlo(source, batches, samples=samples, seed=seed, option="x", forward=how, positions=known)
@@ -175,13 +167,10 @@ class CompressedNetwork:
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])
 
-    def _task(self, source: Sampler, batch: Batch, forward: Forward, *, task: str | None) -> str:
-        """`classifier` or `other`."""
-
-        def outputs() -> Mapping[str, torch.Tensor]:
-            return averaged(of_posterior(source, samples=0), [batch], forward=forward, option="x")[0].mean
-
+    def _settled_task(self, source: Sampler, batch: Batch, forward: Forward, *, task: str | None) -> str:
+        """`classifier` or `other`: the given task, that of the file, or what inputs and outputs suggest."""
         labelled = labels_of(batch) is not None
+        outputs = partial(outputs_at_mean, source, batch, forward)
         return settled_task(batch, outputs, task=task, facts=self.artifact.facts, labelled=labelled)
 
     def _sampler(self, device: torch.device) -> Sampler:
@@ -197,7 +186,45 @@ class CompressedNetwork:
         return self._source
 
 
-def _batches(x: Any, batch_size: int) -> list[Batch]:
+def first_outputs(
+    network: CompressedNetwork, x: Any, batch: Batch, forward: Forward, *, task: str | None
+) -> tuple[Sampler, str, Mapping[str, torch.Tensor]]:
+    """What a member of an ensemble is, before it predicts.
+
+    Args:
+        network: The member.
+        x: All inputs, on their device.
+        batch: The first of them.
+        forward: How the network is run, and which outputs count.
+        task: The task that the user gave.
+
+    Returns:
+        The posterior with a copy of the network, its task, and its outputs for the batch at the posterior mean.
+    """
+    source = network._sampler(_device(x))
+    settled = network._settled_task(source, batch, forward, task=task)
+    return source, settled, outputs_at_mean(source, batch, forward)
+
+
+def check_drawing(*, samples: int, seed: int, batch_size: int) -> None:
+    """Refuse numbers that are out of range.
+
+    Raises:
+        GbnnError: As described.
+    """
+    if not is_whole(samples) or samples < 0:
+        raise GbnnError(f"`samples`: expected 0 or more, got {samples}")
+    if batch_size < 1:
+        raise GbnnError(f"`batch_size`: expected 1 or more, got {batch_size}")
+    require_seed(seed, option="seed")
+
+
+def outputs_at_mean(source: Sampler, batch: Batch, forward: Forward) -> Mapping[str, torch.Tensor]:
+    """The outputs that count for one batch at the posterior mean, by name."""
+    return averaged(of_posterior(source, samples=0), [batch], forward=forward, option="x")[0].mean
+
+
+def batches_of(x: Any, batch_size: int) -> list[Batch]:
     """A tensor in parts, any other batch whole.
 
     Raises:
@@ -217,69 +244,3 @@ def _device(x: Any) -> torch.device:
     import torch
 
     return next((tensor.device for tensor in tensors_in(x)), torch.device("cpu"))
-
-
-def load(path: str | Path) -> CompressedNetwork:
-    """Read an artifact.
-
-    Raises:
-        ArtifactError: The file is missing, is no artifact, or is damaged.
-    """
-    return CompressedNetwork(read_artifact(Path(path)))
-
-
-def decompress(path: str | Path, output: str | Path, *, seed: int | None = None, like: str | Path | None = None) -> int:
-    """Write an artifact's dense weights as a safetensors file, or in the layout of the original checkpoint.
-
-    Args:
-        path: The artifact.
-        output: The file to write. Tied tensors are written under each of their names.
-        seed: Seed of a posterior sample; None for the posterior mean.
-        like: The checkpoint file that the artifact was made from. Its layout is kept (wrappers, other entries, names,
-            ties, metadata), and the artifact's weights replace its own.
-
-    Returns:
-        Size of the written file in bytes.
-
-    Raises:
-        GbnnError: The artifact is damaged, safetensors lacks the dtype of a tensor, the output cannot be written, or
-            the checkpoint does not hold the artifact's tensors.
-    """
-    target = Path(output)
-    if like is None and target.suffix != ".safetensors":
-        raise GbnnError(
-            f"`-o {target}`: expected a name that ends in .safetensors; or name a checkpoint with `--like` to keep its"
-            " format"
-        )
-    if like is not None and same_file(target, Path(like)):
-        raise GbnnError(f"cannot write `{target}`: it is the checkpoint that `--like` names; choose another `-o`")
-    if same_file(target, Path(path)):
-        raise GbnnError(f"cannot write `{target}`: it is the artifact itself; choose another `-o`")
-    require_writable(target)
-    require_seed(seed, option="--sample")
-    artifact = read_artifact(Path(path))
-    if like is not None:
-        original = open_original(Path(like))
-        data = laid_out(original, rebuild(artifact, seed=seed), sha256=artifact.facts["checkpoint"]["sha256"])
-    else:
-        data = _as_safetensors(artifact, target, path=path, seed=seed)
-    write_atomically(target, data)
-    return len(data)
-
-
-def _as_safetensors(artifact: Artifact, target: Path, *, path: str | Path, seed: int | None) -> bytes:
-    """The bytes of a safetensors file with the checkpoint's names."""
-    import torch
-    from safetensors.torch import save
-
-    ties = {info.name for info in artifact.tensors if info.kind == "tied"}
-    tensors = rebuild(artifact, seed=seed)
-    del artifact
-    for name, tensor in tensors.items():
-        if tensor.dtype in (torch.complex32, torch.complex128):
-            raise GbnnError(
-                f"cannot write `{target}`: `{name}` has the dtype {dtype_name(tensor)}, which safetensors lacks; use"
-                f" `gbnn_compress.load({str(path)!r}).state_dict()` instead"
-            )
-    owned = {name: tensor.clone() if name in ties else tensor for name, tensor in tensors.items()}
-    return save(owned, metadata={"format": "pt"})

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from gbnn_compress.data.kind import OTHER
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.differences import OutputDifference, left_out_note, lost_warnings
 from gbnn_compress.predict.measuring import Measured, measure, weights_of
 from gbnn_compress.report.schema import ChangedNumber, EvaluationEntry
-from gbnn_compress.types import Artifact, Checkpoint
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Model
 
 if TYPE_CHECKING:
     from gbnn_compress.predict.bench import Bench
@@ -20,11 +21,12 @@ BEFORE, AFTER, MEAN = "before", "after", "mean"
 
 def measured_outputs(
     bench: Bench,
-    model: Checkpoint | Artifact,
-    reference: Checkpoint | Artifact | None,
+    model: Model,
+    reference: Model | None,
     *,
     seed: int,
     compare: bool = True,
+    reference_bench: Bench | None = None,
 ) -> dict[str, Measured]:
     """Measure a model, and a reference if there is one.
 
@@ -34,6 +36,7 @@ def measured_outputs(
         reference: The weights whose outputs the model's are compared with, at their posterior mean.
         seed: Seed of the first draw.
         compare: Whether outputs are compared; otherwise only metric and loss are measured.
+        reference_bench: The network of the reference, if it is another one.
 
     Returns:
         The measures `after` and `mean`; with a reference, also `before`.
@@ -47,12 +50,29 @@ def measured_outputs(
             " that outputs are compared with (`--reference`) or a measure of your own (`--metric`), or `--task"
             " classifier` if it is one"
         )
+    require_measurable(bench, model, reference)
     compare = compare and reference is not None
     after = weights_of(bench, model, samples=bench.evaluation.samples, seed=seed)
     models = {AFTER: after, MEAN: after.at_mean()}
     if reference is not None:
-        models = {BEFORE: weights_of(bench, reference, samples=0), **models}
+        models = {BEFORE: weights_of(reference_bench or bench, reference, samples=0), **models}
     return measure(bench, models, reference=BEFORE if compare else None)
+
+
+def require_measurable(bench: Bench, *models: Model | None) -> None:
+    """Refuse measures of the user that an ensemble does not have.
+
+    Raises:
+        GbnnError: A metric, which runs one network; or a loss of classifiers, whose logits are not averaged.
+    """
+    if not any(isinstance(model, Ensemble) for model in models):
+        return
+    for option, given in (("--metric", bench.metric), ("--loss", None if bench.task == OTHER else bench.loss)):
+        if given is not None:
+            raise GbnnError(
+                f"`{option}`: it is measured on one network, not on an ensemble; leave it out, or measure the members'"
+                " own files"
+            )
 
 
 def output_measures(found: Mapping[str, Measured]) -> dict[str, Any]:
@@ -93,7 +113,7 @@ def output_warnings(found: Mapping[str, Measured], *, inputs: str, reference: st
 
 
 def evaluate_output_compression(
-    bench: Bench, checkpoint: Checkpoint, artifact: Artifact, *, seed: int
+    bench: Bench, checkpoint: Checkpoint, artifact: Artifact | Ensemble, *, seed: int
 ) -> tuple[EvaluationEntry, dict[str, Any], list[str]]:
     """Measure an artifact against its checkpoint.
 

@@ -29,15 +29,17 @@ class Weights:
         network: The network.
         place: Writes one draw into the network; None writes the posterior mean.
         seeds: Seeds of the draws; `(None,)` for the posterior mean, or for a checkpoint.
+        others: The weights of the further members of an ensemble, each in a network of its own.
     """
 
     network: torch.nn.Module
     place: Callable[[int | None], None]
     seeds: tuple[int | None, ...] = (None,)
+    others: tuple[Weights, ...] = ()
 
     def at_mean(self) -> Weights:
         """The same at the posterior mean."""
-        return replace(self, seeds=(None,))
+        return replace(self, seeds=(None,), others=tuple(each.at_mean() for each in self.others))
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,11 +95,17 @@ def of_network(network: torch.nn.Module) -> Weights:
     return Weights(network, lambda drawn: None)
 
 
+def together(members: Sequence[Weights]) -> Weights:
+    """The weights of an ensemble: the draws of all of its members count alike."""
+    first, *others = members
+    return replace(first, others=tuple(others))
+
+
 def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, option: str = "--data") -> list[Draws]:
-    """Average a network's outputs over draws. Each draw is written into the network once.
+    """Average a network's outputs over draws, and over the members of an ensemble. Each draw is written once.
 
     Args:
-        weights: The network. It holds the last draw afterwards.
+        weights: The network or networks. Each holds the last draw afterwards.
         batches: The batches, on any device.
         forward: How the network is run, and which outputs count.
         option: The option that names the data, for messages.
@@ -111,12 +119,12 @@ def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, op
     import torch
 
     found: list[Draws] = []
-    device = device_of(weights.network)
-    for seed in weights.seeds:
-        weights.place(seed)
-        with evaluating(weights.network), torch.inference_mode():
+    for network, write, seed in _runs(weights):
+        write(seed)
+        device = device_of(network)
+        with evaluating(network), torch.inference_mode():
             for position, batch in enumerate(batches):
-                raw = outputs_of(weights.network, batch, forward=forward, device=device, option=option)
+                raw = outputs_of(network, batch, forward=forward, device=device, option=option)
                 outputs = mapped(raw, lambda tensor: tensor.detach().to("cpu", copy=True))
                 chosen = {name: tensor.double() for name, tensor in forward.chosen(outputs).items()}
                 if position == len(found):
@@ -125,6 +133,13 @@ def averaged(weights: Weights, batches: Sequence[Batch], *, forward: Forward, op
                 else:
                     found[position] = _with_draw(found[position], chosen)
     return found
+
+
+def _runs(weights: Weights) -> Iterator[tuple[torch.nn.Module, Callable[[int | None], None], int | None]]:
+    """Each network with each of its draws."""
+    for each in (weights, *weights.others):
+        for seed in each.seeds:
+            yield each.network, each.place, seed
 
 
 def prediction(draws: Draws, *, forward: Forward) -> OutputPrediction:

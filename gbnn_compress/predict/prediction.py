@@ -62,6 +62,29 @@ def joined(parts: Sequence[Prediction]) -> Prediction:
     )
 
 
+def across_members(members: Sequence[Prediction]) -> Prediction:
+    """Average the predictions of an ensemble's members, each at its own temperature, for the same inputs.
+
+    The mutual information has two parts, by the chain rule: what the choice of a member tells, H(mean of p_m) - mean of
+    H(p_m), and the mean of the members' own. At temperatures of 1 the sum is that of all draws of all members.
+
+    Args:
+        members: At least one prediction, all of the same shape.
+
+    Returns:
+        The prediction; `samples` is the number of draws of all members.
+    """
+    import torch
+
+    mean = torch.stack([each.probabilities for each in members]).mean(dim=0)
+    expected, within = (
+        torch.stack([getattr(each, name) for each in members]).mean(dim=0) for name in ("entropy", "mutual_information")
+    )
+    of_mean = entropy(mean)
+    between = (of_mean - expected).clamp(min=0.0)
+    return Prediction(mean, of_mean, between + within, sum(each.samples for each in members))
+
+
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:
     """Entropy of each row of probabilities (N, C), in nats, float64 (N,)."""
     import torch

@@ -12,11 +12,12 @@ from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.data.kind import check_task, settle_kind
 from gbnn_compress.data.loaders import labels_of
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError, listed
+from gbnn_compress.predict.alike import in_member, require_alike
 from gbnn_compress.predict.models import match_of
 from gbnn_compress.predict.outputs import is_same
 from gbnn_compress.predict.running import evaluating, outputs_of
 from gbnn_compress.predict.task import columns_of, is_images, recorded_task
-from gbnn_compress.types import Artifact, Checkpoint
+from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Model
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,8 @@ class Trial:
     labelled: bool
 
 
-def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
-    """Run a network on its first batch, and settle its task.
+def settled(bench: Bench, model: Model) -> Bench:
+    """Run a network on its first batch, and settle its task; of an ensemble, those of all members, which must agree.
 
     Args:
         bench: The network and the data.
@@ -53,6 +54,26 @@ def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
         GbnnError: The network does not run on the data, or the user's choice does not fit the outputs.
     """
     check_task(bench.task)
+    if isinstance(model, Ensemble):
+        return bench.with_task(_task_of_members(bench, model))
+    return bench.with_task(_task(bench, model))
+
+
+def _task_of_members(bench: Bench, model: Ensemble) -> str:
+    """The task of all members.
+
+    Raises:
+        ArchitectureError: The outputs of two members differ in kind or shape.
+    """
+    tasks, outputs = [], []
+    for number, (own, member) in enumerate(bench.members(model)):
+        with in_member(number):
+            tasks.append(_task(own, member))
+            outputs.append(run_first(own, first_batch(own)))
+    return require_alike(tasks, outputs)
+
+
+def _task(bench: Bench, model: Checkpoint | Artifact) -> str:
     trial = try_first(bench)
     kind = settle_kind(
         bench.task,
@@ -63,7 +84,8 @@ def settled(bench: Bench, model: Checkpoint | Artifact) -> Bench:
         tensors={},
         recorded=recorded_task(model.facts) if isinstance(model, Artifact) else None,
     )
-    return bench.with_task(kind.task)
+    assert kind.task is not None
+    return kind.task
 
 
 def try_first(bench: Bench) -> Trial:

@@ -104,8 +104,13 @@ def detection(result: Mapping[str, Any]) -> Iterator[tuple[str, Detected]]:
 
 def _facts(page: EvaluationPage) -> Iterator[tuple[str, str]]:
     result = page.result
+    if "members" in result:
+        yield "networks", f"{result['members']}, whose probabilities are averaged"
     if "folded_temperature" in result:
         yield "temperature", f"{result['folded_temperature']:.3g}, stored in the file and applied to all measures"
+    if "folded_temperatures" in result:
+        found = ", ".join(f"{each:.3g}" for each in result["folded_temperatures"])
+        yield "temperatures", f"{found}, one per member, stored in the file and applied to all measures"
     if "temperature" in result:
         yield "scaled", f"at the temperature {result['temperature']:.3g}, fitted on the validation data"
     if page.reference is not None:

@@ -12,9 +12,9 @@ import numpy as np
 from gbnn_compress.files import write_atomically
 from gbnn_compress.mixture.plane import plane_of, reach
 from gbnn_compress.report import figures, sizes, statements, words
-from gbnn_compress.report.schema import Report, Summary
+from gbnn_compress.report.schema import EnsembleReport, Report, Summary
 from gbnn_compress.report.templated import filled
-from gbnn_compress.types import Artifact, Mixture, Plane, Reliability
+from gbnn_compress.types import Artifact, Ensemble, Mixture, Plane, Reliability
 
 LAYERS_SHOWN = 30
 """With more layers than this, the page shows the worst ones first and all of them on demand."""
@@ -61,8 +61,30 @@ def file_page(artifact: Artifact, *, name: str) -> Page:
     return Page(name=name, report=sizes.report(artifact), plane=plane)
 
 
-def render(page: Page) -> str:
+@dataclass(frozen=True)
+class EnsemblePage:
+    """What the page of an ensemble shows.
+
+    Attributes:
+        name: A file name, the subject of the page.
+        report: The report on the file.
+    """
+
+    name: str
+    report: EnsembleReport
+
+
+def page_of(ensemble: Ensemble, *, name: str) -> Page | EnsemblePage:
+    """The page of a file of any number of networks."""
+    if len(ensemble.members) == 1:
+        return file_page(ensemble.members[0], name=name)
+    return EnsemblePage(name, sizes.ensemble_report(ensemble))
+
+
+def render(page: Page | EnsemblePage) -> str:
     """The page as HTML; the same page gives the same text."""
+    if isinstance(page, EnsemblePage):
+        return _render_ensemble(page)
     report = page.report
     layers: Sequence[Mapping[str, Any]] = report["layers"]
     evaluation: Mapping[str, Any] = report["evaluation"] or {}
@@ -90,7 +112,34 @@ def render(page: Page) -> str:
     )
 
 
-def write(page: Page, path: Path) -> None:
+def _render_ensemble(page: EnsemblePage) -> str:
+    report = page.report
+    members = report["members"]
+    return filled(
+        "ensemble.html",
+        page=page,
+        report=report,
+        headline=statements.ensemble(report),
+        facts=list(statements.ensemble_facts(report)),
+        titles=("member", *statements.MEMBER_TITLES),
+        rows=statements.member_rows(report),
+        meanings=statements.SECTION_MEANINGS,
+        evaluation=report.get("evaluation"),
+        measures=MEASURES,
+        output_measures=_output_measures(report.get("evaluation") or {}),
+        depths=[
+            [figures.depth_figure(each["layers"], key, title=title) for key, title in LAYER_MEASURES.items()]
+            for each in members
+        ],
+        largest={key: max(layer[key] for each in members for layer in _layers(each)) or 1.0 for key in LAYER_MEASURES},
+    )
+
+
+def _layers(report: Report) -> Sequence[Mapping[str, Any]]:
+    return report["layers"]
+
+
+def write(page: Page | EnsemblePage, path: Path) -> None:
     """Render a page into a file, written as a whole or not at all.
 
     Raises:

@@ -211,6 +211,25 @@ class Report(TypedDict):
     timings: NotRequired[Timings]
 
 
+class EnsembleReport(TypedDict):
+    """An ensemble: what `ensemble` and `report` print, and `compress` with a target, an evaluation and timings."""
+
+    schema: int
+    artifact: ArtifactEntry
+    members: list[Report]
+    floating_bytes: int
+    ratio: float
+    ratio_to_one: float
+    sections: SectionBytes
+    container_bytes: int
+    warnings: list[str]
+    checkpoint: NotRequired[CheckpointEntry]
+    target_ratio: NotRequired[float]
+    target_met: NotRequired[bool]
+    evaluation: NotRequired[EvaluationEntry | None]
+    timings: NotRequired[Timings]
+
+
 class Rate(TypedDict):
     """Predicted size and damage of one codebook."""
 
@@ -290,7 +309,9 @@ class EvaluationReport(Measures):
     reference: str | None
     samples: int
     seed: int | None
+    members: NotRequired[int]
     folded_temperature: NotRequired[float]
+    folded_temperatures: NotRequired[list[float]]
     ood: NotRequired[Detection]
     notes: NotRequired[list[str]]
     warnings: list[str]
@@ -312,6 +333,7 @@ class OutputEvaluationReport(TypedDict):
     reference: str | None
     samples: int
     seed: int | None
+    members: NotRequired[int]
     task: str
     relative_error: NotRequired[float | None]
     cosine: NotRequired[float | None]
@@ -388,6 +410,8 @@ class ExportReport(TypedDict):
     input_shape: list[int] | None
     inputs: list[OnnxInput]
     outputs: list[str]
+    members: NotRequired[int]
     temperature: NotRequired[float]
+    temperatures: NotRequired[list[float]]
     notes: NotRequired[list[str]]
     check: CheckEntry

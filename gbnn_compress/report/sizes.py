@@ -15,12 +15,14 @@ from gbnn_compress.report.schema import (
     SCHEMA,
     CheckpointEntry,
     DamageEntry,
+    EnsembleReport,
     LayerEntry,
     Report,
+    SectionBytes,
     WeightCounts,
     total_values,
 )
-from gbnn_compress.types import Artifact, TensorInfo
+from gbnn_compress.types import Artifact, Ensemble, TensorInfo
 
 GUESSED = "predicted accuracy drop"
 """First words of a warning about predicted accuracy points."""
@@ -73,6 +75,42 @@ def report(artifact: Artifact) -> Report:
     if "training" in facts:
         made["training"] = facts["training"]
     return made
+
+
+def report_of(ensemble: Ensemble) -> Report | EnsembleReport:
+    """The report on a file of any number of networks."""
+    return report(ensemble.members[0]) if len(ensemble.members) == 1 else ensemble_report(ensemble)
+
+
+def ensemble_report(ensemble: Ensemble) -> EnsembleReport:
+    """The report on an ensemble, without timings and paths.
+
+    The bytes of the members and of the container add up to the file.
+    """
+    members = [report(member) for member in ensemble.members]
+    dense_bytes = sum(each["floating_bytes"] for each in members)
+    container = ensemble.size_bytes - sum(member.size_bytes for member in ensemble.members)
+    totals = {name: sum(member.sections[name] for member in ensemble.members) for name in members[0]["sections"]}
+    totals["header"] += container
+    return {
+        "schema": SCHEMA,
+        "artifact": {"sha256": ensemble.sha256, "bytes": ensemble.size_bytes},
+        "members": members,
+        "floating_bytes": dense_bytes,
+        "ratio": dense_bytes / ensemble.size_bytes,
+        "ratio_to_one": members[0]["floating_bytes"] / ensemble.size_bytes,
+        "sections": cast(SectionBytes, totals),
+        "container_bytes": container,
+        "warnings": [
+            f"member {number}: {warning}" for number, each in enumerate(members) for warning in each["warnings"]
+        ],
+    }
+
+
+def described(artifact: Artifact) -> str:
+    """An artifact's network in a few words, for lists."""
+    checkpoint = artifact.facts["checkpoint"]
+    return f"{checkpoint['architecture'] or 'own architecture'}, {checkpoint['parameters']:,} parameters"
 
 
 def _has_guess(artifact: Artifact) -> bool:

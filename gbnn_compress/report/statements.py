@@ -7,7 +7,7 @@ from typing import cast
 
 from gbnn_compress.errors import listed
 from gbnn_compress.report import words
-from gbnn_compress.report.schema import CheckpointEntry, Report, TrainingEntry, total_values
+from gbnn_compress.report.schema import CheckpointEntry, EnsembleReport, Report, TrainingEntry, total_values
 
 SECTION_MEANINGS = {
     "bank": "the components' means and deviations",
@@ -51,6 +51,60 @@ def damage(report: Report) -> Iterator[str]:
         yield f"worst layer: `{words.printable(worst['name'])}`, {words.decimals(worst['relative_rmse'])}"
         if report.get("task") is None:
             yield words.UNKNOWN
+
+
+def ensemble(report: EnsembleReport) -> str:
+    """How an ensemble compares with one of its networks, and with the target if there is one."""
+    count, ratio = len(report["members"]), report["ratio_to_one"]
+    alike = len({each["floating_bytes"] for each in report["members"]}) == 1
+    size = f"{words.times(ratio)} smaller" if ratio >= 1 else f"{words.times(1 / ratio)} larger"
+    said = f"{count} networks in a file {size} than {'one' if alike else 'the first'} of them"
+    target = report.get("target_ratio")
+    if target is None:
+        return said
+    return f"{said} (target {words.times(target)}: {'met' if report['target_met'] else 'missed'})"
+
+
+def missed_by(report: EnsembleReport) -> str:
+    """A warning that an ensemble misses its target."""
+    target = report.get("target_ratio")
+    assert target is not None
+    return (
+        f"target missed: ratio to one network {words.times(report['ratio_to_one'])}, target {words.times(target)}; the"
+        " file is written nevertheless"
+    )
+
+
+def ensemble_facts(report: EnsembleReport) -> Iterator[tuple[str, str]]:
+    """Both ratios of an ensemble, as pairs of name and text."""
+    size, first = report["artifact"]["bytes"], report["members"][0]["floating_bytes"]
+    of_file = f"{size:,} bytes of the file"
+    yield "ratio to one", f"{words.times(report['ratio_to_one'])}: {first:,} bytes of the first network / {of_file}"
+    every = f"{report['floating_bytes']:,} bytes of floating tensors of all networks"
+    yield "ratio", f"{words.times(report['ratio'])}: {every} / {of_file}"
+
+
+MEMBER_TITLES = ("architecture", "parameters", "bytes", "ratio", "temperature", "damage")
+"""Titles of the cells of `member_rows`."""
+
+
+def member_rows(report: EnsembleReport) -> list[tuple[str, ...]]:
+    """Number and cells of each member, and the bytes of the container."""
+    rows = []
+    for number, member in enumerate(report["members"]):
+        checkpoint = member["checkpoint"]
+        rows.append(
+            (
+                str(number),
+                words.printable(checkpoint["architecture"] or "not recorded"),
+                f"{checkpoint['parameters']:,}",
+                f"{member['artifact']['bytes']:,}",
+                words.times(member["ratio"]),
+                f"{member['temperature']:.4g}" if "temperature" in member else "",
+                words.short_damage(member["damage"]),
+            )
+        )
+    return [*rows, ("container", "", "", f"{report['container_bytes']:,}", "", "", "")]
 
 
 def verdict(report: Report) -> str:

@@ -137,6 +137,14 @@ def damage(values: DamageEntry, *, measured_on: str | None = None) -> str:
     return f"{source}{condition}: {lost}, {percent(values['agreement'])} of predictions unchanged"
 
 
+def short_damage(values: DamageEntry) -> str:
+    """The damage in a cell of a table: accuracy points, or the relative error of the outputs."""
+    how = "measured" if values["measured"] else "predicted"
+    if values["drop"] is not None:
+        return f"{points(values['drop'])} points {'gained' if values['drop'] < 0 else 'lost'}, {how}"
+    return f"relative error {decimals(values.get('relative_error'))}, {how}"
+
+
 def _difference(values: DamageEntry) -> str:
     """The difference of outputs, for a network that is not known as a classifier."""
     error, cosine = values.get("relative_error"), values.get("cosine")

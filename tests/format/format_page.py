@@ -59,16 +59,32 @@ class Bits:
         return value // 2 if value % 2 == 0 else -(value + 1) // 2
 
 
-def read_container(data: bytes) -> tuple[int, dict[str, bytes]]:
-    """The version, and the sections."""
+def read_container(data: bytes) -> list[tuple[int, bytes]]:
+    """The version and the bytes of each network; more than one in an ensemble."""
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     data = data[8 + length :]
-    version = int(header["__metadata__"]["gbnn-compress"])
-    assert header == {
-        "__metadata__": {"gbnn-compress": str(version)},
-        "data": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]},
-    }
+    metadata = header.pop("__metadata__")
+    if "members" not in metadata:
+        assert list(metadata) == ["gbnn-compress"]
+        assert header == {"data": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}
+        return [(int(metadata["gbnn-compress"]), data)]
+    assert metadata == {"gbnn-compress": "2", "members": metadata["members"]}
+    versions = [int(version) for version in metadata["members"].split(",")]
+    assert 2 <= len(versions) <= 64
+    assert list(header) == [f"data.{number}" for number in range(len(versions))]
+    parts, start = [], 0
+    for entry in header.values():
+        stop = entry["data_offsets"][1]
+        assert entry == {"dtype": "U8", "shape": [stop - start], "data_offsets": [start, stop]}
+        parts.append(data[start:stop])
+        start = stop
+    assert start == len(data)
+    return list(zip(versions, parts, strict=True))
+
+
+def read_sections(version: int, data: bytes) -> dict[str, bytes]:
+    """The sections of one network."""
     entries = []
     orders = {
         1: ("manifest", "bank", "maps", "outliers", "values"),
@@ -83,7 +99,7 @@ def read_container(data: bytes) -> tuple[int, dict[str, bytes]]:
         sections[name], data = data[:length], data[length:]
         assert not length or zlib.crc32(sections[name]).to_bytes(4, "little") == checksum
     assert not data
-    return version, sections
+    return sections
 
 
 def read_length(data: bytes) -> tuple[int, bytes]:
@@ -106,8 +122,13 @@ def dictionary() -> bytes:
     return block.replace("\n", "").encode("ascii")
 
 
-def read_manifest(section: bytes) -> dict[str, Any]:
-    manifest = json.loads(zlib.decompressobj(-15, dictionary()).decompress(section[32:]).decode())
+def manifest_text(section: bytes, first: bytes = b"") -> bytes:
+    """The JSON of a manifest; that of a later member of an ensemble needs the first member's."""
+    return zlib.decompressobj(-15, (dictionary() + first)[-32768:]).decompress(section[32:])
+
+
+def read_manifest(text: bytes) -> dict[str, Any]:
+    manifest = json.loads(text.decode())
     names: list[str] = []
     kinds: list[tuple[str, list[int], str]] = []
     for row in manifest["tensors"]:
@@ -514,9 +535,24 @@ def rounded(values: list[float], dtype: str) -> np.ndarray:
 
 
 def decode(data: bytes) -> dict[str, Any]:
-    """Ids and dense weights (floating ones as bit patterns, raw ones as bytes) of a file."""
-    version, sections = read_container(data)
-    manifest = read_manifest(sections["manifest"])
+    """What `decode_members` gives for a file of one network."""
+    (network,) = decode_members(data)
+    return network
+
+
+def decode_members(data: bytes) -> list[dict[str, Any]]:
+    """Ids and dense weights (floating ones as bit patterns, raw ones as bytes) of each network of a file."""
+    networks, first = [], b""
+    for version, part in read_container(data):
+        sections = read_sections(version, part)
+        text = manifest_text(sections["manifest"], first)
+        networks.append(decode_network(version, sections, read_manifest(text)))
+        first = first or text
+    return networks
+
+
+def decode_network(version: int, sections: dict[str, bytes], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Ids and dense weights of one network."""
     names, shapes, dtypes, kinds = (manifest[key] for key in ("names", "shapes", "dtypes", "kinds"))
     places = {letter: [i for i, kind in enumerate(kinds) if kind == letter] for letter in "surt"}
     bank = read_bank(sections["bank"], len(places["s"]))

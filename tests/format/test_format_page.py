@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from codec_facts import FACTS
-from format_page import decode, dictionary, rounded
+from format_page import decode, decode_members, dictionary, rounded
 from trellis_ids import trellis_ids
+
+if TYPE_CHECKING:
+    from gbnn_compress.types import Artifact
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 
 
 def assert_agrees(path: Path, *, by_context: set[str] | None = None) -> None:
     """The page's decoder and the library's give the same ids and weights; some tensors at least have a rule."""
-    from gbnn_compress.checkpoint.arrays import bit_patterns, raw_bytes_of
     from gbnn_compress.format.artifact import read_artifact
+
+    assert_same(decode(path.read_bytes()), read_artifact(path), by_context=by_context)
+
+
+def assert_same(page: dict[str, Any], artifact: Artifact, *, by_context: set[str] | None = None) -> None:
+    """What the page's decoder gives of a network is what the library reads; some tensors at least have a rule."""
+    from gbnn_compress.checkpoint.arrays import bit_patterns, raw_bytes_of
     from gbnn_compress.predict.rebuild import component_deviations, rebuild
 
-    page, artifact = decode(path.read_bytes()), read_artifact(path)
     library = rebuild(artifact)
     kinds = {info.name: info.kind for info in artifact.tensors}
     assert page["by_context"] >= (by_context or set())
@@ -61,6 +69,16 @@ def test_dictionary_is_that_of_the_page() -> None:
 
 def test_golden_file() -> None:
     assert_agrees(GOLDEN, by_context={"tête.weight"})
+
+
+def test_golden_ensemble() -> None:
+    from gbnn_compress.format.ensembles import read_ensemble
+
+    path = GOLDEN.with_name("ensemble.gbnn.safetensors")
+    pages, members = decode_members(path.read_bytes()), read_ensemble(path).members
+    assert [page["version"] for page in pages] == [1, 2, 1]
+    for page, artifact in zip(pages, members, strict=True):
+        assert_same(page, artifact, by_context={"tête.weight"})
 
 
 def test_golden_file_of_version_2() -> None:

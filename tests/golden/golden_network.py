@@ -13,16 +13,19 @@ import numpy as np
 
 from gbnn_compress.checkpoint.arrays import bit_patterns
 from gbnn_compress.format.artifact import encode_artifact, read_artifact
+from gbnn_compress.format.ensembles import joined, members_of
 from gbnn_compress.format.trellis import next_states
 from gbnn_compress.format.vectors import RELATIVE, quantise
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.types import Bank, IndexMap, TensorInfo
+from gbnn_compress.types import Artifact, Bank, IndexMap, TensorInfo
 
 FOLDER = Path(__file__).parent
 ARTIFACT = FOLDER / "version1.gbnn.safetensors"
 EXPECTED = FOLDER / "version1.npz"
 ARTIFACT_2 = FOLDER / "version2.gbnn.safetensors"
 EXPECTED_2 = FOLDER / "version2.npz"
+ENSEMBLE = FOLDER / "ensemble.gbnn.safetensors"
+ENSEMBLE_OF = (ARTIFACT, ARTIFACT_2, ARTIFACT)
 
 EXPONENT = -4
 MEAN_CODES = (-41, -22, -9, -3, 0, 3, 8, 22, 41)
@@ -152,13 +155,13 @@ def _vectors(random: np.random.RandomState) -> list[Any]:
     ]
 
 
-def as_arrays(artifact_path: Path) -> dict[str, np.ndarray]:
+def as_arrays(artifact: Artifact) -> dict[str, np.ndarray]:
     """Dense weights as numpy arrays, floating ones as bit patterns."""
     return {
         name: bit_patterns(tensor).reshape(tensor.shape)
         if tensor.is_floating_point() and tensor.numel()
         else tensor.numpy()
-        for name, tensor in rebuild(read_artifact(artifact_path)).items()
+        for name, tensor in rebuild(artifact).items()
     }
 
 
@@ -166,9 +169,11 @@ def record(artifact: Path, expected: Path, given: dict[str, Any]) -> None:
     """Write a file and its weights, unless they are there: recorded bytes never change."""
     if not artifact.exists():
         artifact.write_bytes(encode_artifact(**given))
-        np.savez_compressed(expected, **as_arrays(artifact))
+        np.savez_compressed(expected, **as_arrays(read_artifact(artifact)))
 
 
 if __name__ == "__main__":
     record(ARTIFACT, EXPECTED, encoder_input())
     record(ARTIFACT_2, EXPECTED_2, encoder_input_2())
+    if not ENSEMBLE.exists():
+        ENSEMBLE.write_bytes(joined([members_of(path)[0] for path in ENSEMBLE_OF]))

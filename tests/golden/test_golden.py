@@ -10,6 +10,8 @@ import pytest
 from golden_network import (
     ARTIFACT,
     ARTIFACT_2,
+    ENSEMBLE,
+    ENSEMBLE_OF,
     EXPECTED,
     EXPECTED_2,
     FACTS,
@@ -24,6 +26,7 @@ from gbnn_compress.compiled import SWITCH
 from gbnn_compress.format.artifact import encode_artifact, read_artifact
 from gbnn_compress.format.container import unpack
 from gbnn_compress.format.dictionary import DICTIONARY
+from gbnn_compress.format.ensembles import joined, members_of, read_ensemble
 from gbnn_compress.format.manifest import MOST_BYTES, inflate
 
 if TYPE_CHECKING:
@@ -51,7 +54,7 @@ def parts(path: Path) -> dict[str, bytes]:
 
 @VERSIONS
 def test_recorded_file_decodes_to_the_recorded_weights(artifact_path: Path, expected_path: Path, make: Make) -> None:
-    got = as_arrays(artifact_path)
+    got = as_arrays(read_artifact(artifact_path))
     assert list(got) == [info.name for info in TENSORS]
     with np.load(expected_path) as expected:
         assert set(expected.files) == set(got)
@@ -99,6 +102,24 @@ def test_encoding_gives_the_recorded_sections(
 @pytest.mark.skipif(zlib.ZLIB_RUNTIME_VERSION != RECORDED_WITH, reason="zlib may compress the manifest otherwise")
 def test_encoding_gives_the_recorded_bytes(artifact_path: Path, expected_path: Path, make: Make) -> None:
     assert {encode_artifact(**make()) for _ in range(10)} == {artifact_path.read_bytes()}
+
+
+def test_recorded_ensemble_decodes_to_the_recorded_weights() -> None:
+    ensemble = read_ensemble(ENSEMBLE)
+    assert ensemble.size_bytes == ENSEMBLE.stat().st_size
+    for member, path in zip(ensemble.members, ENSEMBLE_OF, strict=True):
+        assert sum(member.sections.values()) == member.size_bytes
+        assert member.facts == FACTS
+        got = as_arrays(member)
+        with np.load(EXPECTED if path == ARTIFACT else EXPECTED_2) as expected:
+            for name, array in got.items():
+                np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+@pytest.mark.skipif(zlib.ZLIB_RUNTIME_VERSION != RECORDED_WITH, reason="zlib may compress the manifest otherwise")
+def test_joining_gives_the_recorded_ensemble() -> None:
+    assert joined([members_of(path)[0] for path in ENSEMBLE_OF]) == ENSEMBLE.read_bytes()
+    assert joined(members_of(ENSEMBLE)) == ENSEMBLE.read_bytes()
 
 
 @pytest.mark.parametrize("switch", ["0", "1"])

@@ -24,6 +24,7 @@ from gbnn_compress.predict.metrics import predictive_entropy
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.temperature import temperature_fact
+from gbnn_compress.types import Ensemble
 
 SAMPLES, SEED = 3, 5
 
@@ -101,7 +102,7 @@ def test_a_folded_temperature_is_applied_as_predict_does(
 ) -> None:
     held = read_artifact(artifact)
     held = replace(held, facts={**held.facts, **temperature_fact(temperature)})
-    monkeypatch.setattr(exporting, "read_artifact", lambda path: held)
+    monkeypatch.setattr(exporting, "read_ensemble", lambda path: Ensemble((held,), held.size_bytes, held.sha256))
     network, x = gbnn_compress.CompressedNetwork(held), 30 * images(5)
     network.to_module(HardNetwork())
     found = run(export(artifact, tmp_path / "out.onnx", weights=form), x)
@@ -119,7 +120,7 @@ def test_only_a_folded_temperature_is_reported(artifact: Path, tmp_path: Path, m
     assert "temperature" not in gbnn_compress.export_onnx(artifact, tmp_path / "out.onnx", **options)
     held = read_artifact(artifact)
     held = replace(held, facts={**held.facts, **temperature_fact(1.5)})
-    monkeypatch.setattr(exporting, "read_artifact", lambda path: held)
+    monkeypatch.setattr(exporting, "read_ensemble", lambda path: Ensemble((held,), held.size_bytes, held.sha256))
     assert gbnn_compress.export_onnx(artifact, tmp_path / "out.onnx", **options)["temperature"] == 1.5
 
 

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 HEADINGS = {
     "`compress` and `report`": schema.Report,
+    "`ensemble`": schema.EnsembleReport,
     "`plan`": schema.PlanReport,
     "`evaluate`": schema.EvaluationReport,
     "`evaluate`, no classifier": schema.OutputEvaluationReport,
@@ -92,7 +93,7 @@ def word(kind: Any) -> str:
     names = {each: name for name, each in HEADINGS.items()}
     if kind in names:
         name = names[kind].replace("ONNX", "onnx").lower()
-        return f"[{name.replace('onnx', 'ONNX')}](#{name.replace(' ', '-')})"
+        return f"[{name.replace('onnx', 'ONNX')}](#{name.replace(' ', '-').replace('`', '')})"
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(map(word, arguments))
@@ -184,6 +185,30 @@ RUNS = {
     "evaluated": {"eval_data": "labelled", "arch": "arch"},
     "trained": {"data": "labelled", "val_data": "labelled", "arch": "arch", **TRAINED},
 }
+
+
+def test_ensemble(made: Made, tmp_path: Path) -> None:
+    path = tmp_path / "ensemble.gbnn.safetensors"
+    report = gbnn_compress.ensemble([made.artifact, made.artifact], path)
+    again = gbnn_compress.load(path)
+    assert report == again.report()
+    assert faults(as_json(report), schema.EnsembleReport) == []
+    result = gbnn_compress.evaluate(path, made.labelled, arch=made.arch, samples=2, ood=made.inputs)
+    assert faults(as_json(result), schema.EvaluationReport) == []
+    result = gbnn_compress.diff(made.checkpoint, path, data=made.labelled, arch=made.arch, samples=2)
+    assert faults(as_json(result), schema.DiffReport) == []
+    options = {"weights": "samples", "arch": made.arch, "input_shape": (1, 8, 8), "samples": 2}
+    result = gbnn_compress.export_onnx(path, tmp_path / "net.onnx", **options)
+    assert faults(as_json(result), schema.ExportReport) == []
+
+
+def test_compress_with_members(made: Made, tmp_path: Path) -> None:
+    options = {"data": made.labelled, "val_data": made.labelled, "eval_data": made.labelled, "arch": made.arch}
+    report = made.compress(output=tmp_path / "net.gbnn.safetensors", target_ratio=1.5, members=2, **TRAINED, **options)
+    assert faults(as_json(report), schema.EnsembleReport) == []
+    assert {"target_met", "timings", "evaluation", "checkpoint"} <= report.keys()
+
+
 OF_THE_RUN = {"last_epoch", "kept", "measure", "trained", "calibrated"}
 """What the report of a file does not say of its training."""
 

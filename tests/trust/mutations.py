@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from gbnn_compress.errors import GbnnError
 from gbnn_compress.format import container
 from gbnn_compress.format.bits import BitWriter, read_length, write_length
 from gbnn_compress.format.dictionary import DICTIONARY
-from gbnn_compress.format.manifest import MOST_BYTES, deflate, inflate
+from gbnn_compress.format.manifest import MOST_BYTES, deflate, deflate_manifest, inflate, inflate_manifest
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "version1.gbnn.safetensors"
 GOLDEN_2 = GOLDEN.with_name("version2.gbnn.safetensors")
+ENSEMBLE = GOLDEN.with_name("ensemble.gbnn.safetensors")
 
 DIGEST_BYTES = 32
 
@@ -39,14 +41,51 @@ def mutated(chance: random.Random, data: bytes) -> bytes:
     """One artifact made of another: damaged as a whole, or forged in a few places with its checksums put right."""
     if chance.random() < 0.1:
         return damaged(chance, data)
-    sections = sections_of(data)
+    members = members_of(data)
+    place = chance.randrange(len(members))
+    members[place] = (_forged(chance, members[place][0]), members[place][1])
+    if len(members) > 1 and chance.random() < 0.1:
+        members = chance.choices(members, k=chance.choice((1, 2, 3, 8, 65)))
+    made = packed(members) if len(members) > 1 else container.pack(members[0][0], version=members[0][1])
+    return damaged(chance, made) if chance.random() < 0.02 else made
+
+
+def _forged(chance: random.Random, sections: Sections) -> Sections:
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
         try:
             sections = chance.choice(MUTATIONS)(chance, sections)
         except (ValueError, TypeError, LookupError, AttributeError, zlib.error, GbnnError):
             continue  # the mutation before took away what this one needs
-    packed = container.pack(sections, version=version_of(data))
-    return damaged(chance, packed) if chance.random() < 0.02 else packed
+    return sections
+
+
+def members_of(data: bytes) -> list[tuple[Sections, int]]:
+    """The sections and the version of each network of a file, each with a manifest that needs no other one."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    if "data" in header:
+        return [(sections_of(data), version_of(data))]
+    versions = [int(version) for version in header["__metadata__"]["members"].split(",")]
+    found, first = list[tuple[Sections, int]](), b""
+    for number, version in enumerate(versions):
+        begin, stop = header[f"data.{number}"]["data_offsets"]
+        sections = container.sections_of(memoryview(data)[start + begin : start + stop], version)
+        digest, text = inflate_manifest(sections["manifest"], first=first)
+        first = first or text
+        found.append(({**sections, "manifest": deflate_manifest(digest, text)}, version))
+    return found
+
+
+def packed(members: Sequence[tuple[Sections, int]]) -> bytes:
+    """An ensemble of such networks; a manifest that cannot be read stays as it is."""
+    first, made = b"", []
+    for sections, version in members:
+        with contextlib.suppress(ValueError, zlib.error):
+            digest, text = inflate_manifest(sections["manifest"])
+            sections = {**sections, "manifest": deflate_manifest(digest, text, first=first)}
+            first = first or text
+        made.append((sections, version))
+    return container.pack_members(made)
 
 
 def damaged(chance: random.Random, data: bytes) -> bytes:
@@ -76,7 +115,7 @@ def damaged(chance: random.Random, data: bytes) -> bytes:
 def sections_of(data: bytes) -> Sections:
     """The sections of an artifact's bytes."""
     start = 8 + int.from_bytes(data[:8], "little")
-    return container.sections_of(Path("artifact"), memoryview(data)[start:], version_of(data))
+    return container.sections_of(memoryview(data)[start:], version_of(data))
 
 
 def version_of(data: bytes) -> int:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from gbnn_compress_cli.report_view import report_view
-from mutations import GOLDEN, GOLDEN_2
+from gbnn_compress_cli.report_view import file_view
+from mutations import ENSEMBLE, GOLDEN, GOLDEN_2, members_of, packed
 from rich.console import Console
 
 import gbnn_compress
@@ -16,8 +16,12 @@ from gbnn_compress.format.artifact import encode_artifact
 from gbnn_compress.format.bank import round_bank
 from gbnn_compress.format.trellis import next_states, superset_of
 from gbnn_compress.format.vectors import quantise
+from gbnn_compress.predict.network import CompressedNetwork
 from gbnn_compress.report import page as pages
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
+
+NAMES = ("golden", "contexts", "golden-2", "contexts-2", "golden-ensemble", "contexts-ensemble")
+"""Names of the files of `corpus`."""
 
 
 def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
@@ -33,21 +37,30 @@ def read_fully(data: bytes, folder: Path, *, page: bool = False) -> None:
     """
     path = folder / "fuzzed.gbnn.safetensors"
     path.write_bytes(data)
-    network = gbnn_compress.load(path)
-    report = network.report()
+    loaded = gbnn_compress.load(path)
+    report = loaded.report()
     json.dumps(report)
     console = Console(file=io.StringIO(), width=100, markup=False, highlight=False, emoji=False)
-    for renderable in report_view(report, name="fuzzed", every_layer=True):
+    for renderable in file_view(report, name="fuzzed", every_layer=True):
         console.print(renderable)
-    network.state_dict(seed=1)
-    gbnn_compress.decompress(path, folder / "dense.safetensors")
+    alone = isinstance(loaded, CompressedNetwork)
+    for network in [loaded] if alone else loaded.members:
+        network.state_dict(seed=1)
+    last = None if alone else len(loaded.members) - 1
+    gbnn_compress.decompress(path, folder / "dense.safetensors", member=last)
     if page:
-        pages.render(pages.file_page(network.artifact, name="fuzzed"))
+        shown = pages.file_page(loaded.artifact, name="fuzzed") if alone else pages.EnsemblePage("fuzzed", report)
+        pages.render(shown)
 
 
 def corpus() -> list[bytes]:
-    """Artifacts to start from: of each version the golden one, and one of kernels whose ids are coded by context."""
-    return [GOLDEN.read_bytes(), with_contexts(), GOLDEN_2.read_bytes(), with_contexts(trellis=True)]
+    """Artifacts to start from: of each version the golden one, and one of kernels whose ids are coded by context.
+
+    The last two are ensembles.
+    """
+    single = [GOLDEN.read_bytes(), with_contexts(), GOLDEN_2.read_bytes(), with_contexts(trellis=True)]
+    both = [member for data in single[1::2] for member in members_of(data)]
+    return [*single, ENSEMBLE.read_bytes(), packed(both)]
 
 
 def with_contexts(*, trellis: bool = False) -> bytes:

@@ -16,7 +16,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import GOLDEN, manifest_of, mutated, sections_of, with_manifest
-from reader import corpus, read_fully
+from reader import NAMES, corpus, read_fully
 
 import gbnn_compress
 from gbnn_compress.errors import ArtifactError, GbnnError
@@ -48,7 +48,7 @@ def test_any_bytes_under_a_right_header_end_in_a_refusal(tmp_path_factory: pytes
         read_fully(stamped, tmp_path_factory.getbasetemp())
 
 
-@pytest.mark.parametrize("data", CORPUS, ids=["golden", "contexts", "golden-2", "contexts-2"])
+@pytest.mark.parametrize("data", CORPUS, ids=NAMES)
 def test_the_corpus_itself_is_read(tmp_path: Path, data: bytes) -> None:
     read_fully(data, tmp_path, page=True)
 
