@@ -37,11 +37,11 @@ def own_names(module: torch.nn.Module, artifact: Artifact, *, kinds: Collection[
         for info in artifact.tensors
     }
     load_weights(module, marked, spec=spec)
-    marks = {own: (tensor.flatten()[0].item(), tuple(tensor.shape)) for own, tensor in _filled(module).items()}
+    marks = {own: (float(tensor.flatten()[0]), tuple(tensor.shape)) for own, tensor in _filled(module).items()}
     means = rebuild(artifact)
     load_weights(module, means, spec=spec)
     held = _filled(module)
-    names = {(numbers[info.name], info.shape): info.name for info in wanted}
+    names = {(float(numbers[info.name]), info.shape): info.name for info in wanted}
     # Booleans and small integers do not hold the numbers; they are found by their own names.
     raw = {info.name: info.name for info in wanted if info.kind == "raw"}
     candidates = ((own, name) for own in held for name in (names.get(marks[own]), raw.get(own)) if name is not None)
