@@ -11,6 +11,9 @@ from gbnn_compress.types import Bank
 LOG_SIGMA_STEPS = 8
 """Log deviations are stored in steps of 1 / LOG_SIGMA_STEPS nat."""
 
+_LARGEST_CODE = 1 << 62
+"""Largest code of a mean, so that other decoders can count in 64 bits."""
+
 _LARGEST_LOG_SIGMA = 700.0
 """Larger log deviations overflow float64."""
 
@@ -100,6 +103,8 @@ def decode_bank(data: bytes, *, n_tensors: int) -> tuple[Bank, np.ndarray, np.nd
     order = reader.read_int(width=6)
     for _ in range(size - 1):
         codes.append(codes[-1] + 1 + reader.read_exp_golomb(order=order))
+    if max(-codes[0], codes[-1]) > _LARGEST_CODE:
+        raise ArtifactError("damaged artifact: the code of a component is too large")
     steps = np.array([unzigzag(reader.read_exp_golomb(order=1)) for _ in range(size)], dtype=np.float64)
     scales, errors = (_read_short_floats(reader, n_tensors) for _ in range(2))
     means = np.ldexp(np.array(codes, dtype=np.float64), exponent)

@@ -50,8 +50,10 @@ def decode_manifest(data: bytes) -> tuple[tuple[TensorInfo, ...], dict[str, Any]
     Raises:
         LookupError, TypeError, AttributeError, ValueError, zlib.error: The bytes are no manifest.
     """
-    facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY))
+    facts = json.loads(inflate(data[_DIGEST_BYTES:], most=MOST_BYTES, dictionary=DICTIONARY).decode())
     rows, ties = facts.pop("tensors"), facts.pop("ties")
+    if not isinstance(rows, list) or not all(isinstance(name, str) for name in ties.values()):
+        raise ValueError("`tensors` should be a list, and `ties` should map names to names")
     facts["checkpoint"] = {"sha256": data[:_DIGEST_BYTES].hex(), **facts["checkpoint"]}
     return _infos(rows, ties), facts
 

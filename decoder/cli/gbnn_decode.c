@@ -1,0 +1,249 @@
+/* gbnn-decode ARTIFACT OUT.safetensors [--member N]: the dense weights of an artifact.
+ *
+ * Exit codes: 0 done; 1 the artifact or a file is bad; 2 bad usage, or an ensemble without --member.
+ */
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../gbnn.h"
+
+typedef struct {
+    unsigned char *data;
+    size_t size;
+} bytes;
+
+static int failed(const char *path, const char *reason) {
+    fprintf(stderr, "gbnn-decode: `%s`: %s\n", path, reason);
+    return 1;
+}
+
+/* Reads a file to its end; NULL in data after an error. */
+static bytes read_file(const char *path) {
+    bytes result = {NULL, 0};
+    size_t room = (size_t)1 << 16, got;
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) return result;
+    result.data = malloc(room);
+    while (result.data != NULL && (got = fread(result.data + result.size, 1, room - result.size, file)) > 0) {
+        result.size += got;
+        if (result.size < room) continue;
+        unsigned char *larger = room > SIZE_MAX / 2 ? NULL : realloc(result.data, 2 * room);
+        if (larger == NULL) {
+            free(result.data);
+            errno = ENOMEM;
+        }
+        result.data = larger;
+        room *= 2;
+    }
+    if (ferror(file)) {
+        free(result.data);
+        result.data = NULL;
+        errno = EIO;
+    }
+    fclose(file);
+    return result;
+}
+
+/* The name of a dtype in safetensors files, or NULL if they lack it. */
+static const char *safetensors_dtype(gbnn_dtype dtype) {
+    static const char *const names[GBNN_DTYPES] = {
+        [GBNN_BOOL] = "BOOL",
+        [GBNN_INT8] = "I8",
+        [GBNN_UINT8] = "U8",
+        [GBNN_FLOAT8_E4M3FN] = "F8_E4M3",
+        [GBNN_FLOAT8_E4M3FNUZ] = "F8_E4M3FNUZ",
+        [GBNN_FLOAT8_E5M2] = "F8_E5M2",
+        [GBNN_FLOAT8_E5M2FNUZ] = "F8_E5M2FNUZ",
+        [GBNN_FLOAT8_E8M0FNU] = "F8_E8M0",
+        [GBNN_INT16] = "I16",
+        [GBNN_UINT16] = "U16",
+        [GBNN_FLOAT16] = "F16",
+        [GBNN_BFLOAT16] = "BF16",
+        [GBNN_INT32] = "I32",
+        [GBNN_UINT32] = "U32",
+        [GBNN_FLOAT32] = "F32",
+        [GBNN_INT64] = "I64",
+        [GBNN_UINT64] = "U64",
+        [GBNN_FLOAT64] = "F64",
+        [GBNN_COMPLEX64] = "C64",
+    };
+    return names[dtype];
+}
+
+static void write_name(FILE *file, const gbnn_tensor *tensor) {
+    fputc('"', file);
+    for (size_t index = 0; index < tensor->name_bytes; index++) {
+        unsigned char letter = (unsigned char)tensor->name[index];
+        if (letter < 32) fprintf(file, "\\u%04x", letter);
+        else if (letter == '"' || letter == '\\') fprintf(file, "\\%c", letter);
+        else fputc(letter, file);
+    }
+    fputc('"', file);
+}
+
+/* Numbers of the tensors, wide dtypes first, so that all values are aligned. */
+static size_t *by_width(const gbnn_file *artifact, size_t member) {
+    size_t count = gbnn_count(artifact, member), place = 0;
+    size_t *order = calloc(count + 1, sizeof *order);
+    for (size_t width = 16; width > 0 && order != NULL; width /= 2) {
+        for (size_t index = 0; index < count; index++) {
+            if (gbnn_dtype_bytes(gbnn_describe(artifact, member, index).dtype) == width) order[place++] = index;
+        }
+    }
+    return order;
+}
+
+/* The JSON header, padded to a multiple of 8 bytes; its length before it is written at the end. */
+static void write_header(FILE *file, const gbnn_file *artifact, size_t member, const size_t *order) {
+    unsigned char length[8] = {0};
+    uint64_t start = 0;
+    fwrite(length, 1, sizeof length, file);
+    fputs("{\"__metadata__\":{\"format\":\"pt\"}", file);
+    for (size_t place = 0; place < gbnn_count(artifact, member); place++) {
+        gbnn_tensor tensor = gbnn_describe(artifact, member, order[place]);
+        uint64_t stop = start + tensor.size_bytes;
+        fputc(',', file);
+        write_name(file, &tensor);
+        fprintf(file, ":{\"dtype\":\"%s\",\"shape\":[", safetensors_dtype(tensor.dtype));
+        for (size_t index = 0; index < tensor.dimensions; index++) {
+            fprintf(file, index > 0 ? ",%llu" : "%llu", (unsigned long long)tensor.shape[index]);
+        }
+        fprintf(file, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)start, (unsigned long long)stop);
+        start = stop;
+    }
+    fputc('}', file);
+    long stop = ftell(file);
+    for (; stop % 8 != 0; stop++) fputc(' ', file);
+    uint64_t size = (uint64_t)stop - 8;
+    for (int index = 0; index < 8; index++) length[index] = (unsigned char)(size >> 8 * index);
+    fseek(file, 0, SEEK_SET);
+    fwrite(length, 1, sizeof length, file);
+    fseek(file, 0, SEEK_END);
+}
+
+/* Decodes all tensors in the order of the file, and writes each where the header says. */
+static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, const size_t *order) {
+    size_t count = gbnn_count(artifact, member);
+    long first = ftell(file);
+    uint64_t *starts = calloc(count + 1, sizeof *starts), start = 0;
+    gbnn_code code = starts == NULL ? GBNN_NO_MEMORY : GBNN_OK;
+    for (size_t place = 0; place < count && code == GBNN_OK; place++) {
+        starts[order[place]] = start;
+        start += gbnn_describe(artifact, member, order[place]).size_bytes;
+    }
+    for (size_t index = 0; index < count && code == GBNN_OK; index++) {
+        gbnn_tensor tensor = gbnn_describe(artifact, member, index);
+        void *weights = tensor.size_bytes < SIZE_MAX ? malloc((size_t)tensor.size_bytes + 1) : NULL;
+        code = weights == NULL ? GBNN_NO_MEMORY : gbnn_decode(artifact, member, index, weights);
+        if (code == GBNN_OK) {
+            fseek(file, first + (long)starts[index], SEEK_SET);
+            fwrite(weights, 1, (size_t)tensor.size_bytes, file);
+        }
+        free(weights);
+    }
+    free(starts);
+    return code;
+}
+
+/* Writes a file under another name, and gives it its own name when it is whole. */
+static int write_file(const char *path, const char *from, gbnn_file *artifact, size_t member) {
+    size_t *order = by_width(artifact, member);
+    char *temporary = malloc(strlen(path) + 6);
+    FILE *file = NULL;
+    int result = 1;
+    if (order == NULL || temporary == NULL) {
+        failed(path, gbnn_sentence(GBNN_NO_MEMORY));
+    } else if (file = fopen(strcat(strcpy(temporary, path), ".part"), "wb"), file == NULL) {
+        failed(temporary, strerror(errno));
+    } else {
+        write_header(file, artifact, member, order);
+        gbnn_code code = write_tensors(file, artifact, member, order);
+        int is_bad = ferror(file);
+        is_bad |= fclose(file);
+        if (code != GBNN_OK) failed(from, gbnn_sentence(code));
+        else if (is_bad) failed(path, "cannot be written; is the disk full?");
+        else if (rename(temporary, path) != 0) failed(path, strerror(errno));
+        else result = 0;
+        if (result != 0) remove(temporary);
+    }
+    free(order);
+    free(temporary);
+    return result;
+}
+
+/* What a member is called in messages: the file, and of an ensemble its number. */
+static void name_member(char *into, size_t room, const char *path, size_t members, size_t member) {
+    if (members > 1) snprintf(into, room, "%s, member %zu", path, member);
+    else snprintf(into, room, "%s", path);
+}
+
+static int choose_member(const char *path, const gbnn_file *artifact, const char *option, size_t *member) {
+    size_t members = gbnn_members(artifact);
+    char *end = NULL;
+    *member = 0;
+    if (option == NULL && members == 1) return 0;
+    if (option != NULL && *option >= '0' && *option <= '9') *member = (size_t)strtoul(option, &end, 10);
+    if (end != NULL && *end == 0 && *member < members) return 0;
+    if (members == 1) {
+        fprintf(stderr, "gbnn-decode: `%s` holds one network: expected `--member 0`, or no option\n", path);
+        return 2;
+    }
+    fprintf(stderr, "gbnn-decode: `%s` is an ensemble of %zu networks: choose one with --member:\n", path, members);
+    for (size_t index = 0; index < members; index++) {
+        uint64_t values = 0;
+        for (size_t i = 0; i < gbnn_count(artifact, index); i++) values += gbnn_describe(artifact, index, i).size;
+        fprintf(stderr, "  --member %zu   %zu tensors, %llu values, version %d\n", index, gbnn_count(artifact, index),
+                (unsigned long long)values, gbnn_version(artifact, index));
+    }
+    return 2;
+}
+
+static int check_dtypes(const char *path, const gbnn_file *artifact, size_t member) {
+    for (size_t index = 0; index < gbnn_count(artifact, member); index++) {
+        gbnn_tensor tensor = gbnn_describe(artifact, member, index);
+        if (safetensors_dtype(tensor.dtype) != NULL) continue;
+        fprintf(stderr, "gbnn-decode: `%s`: `%s` has the dtype %s, which safetensors lacks\n", path, tensor.name,
+                gbnn_dtype_name(tensor.dtype));
+        return 1;
+    }
+    return 0;
+}
+
+static int decode(const char *path, const char *output, const char *option) {
+    bytes data = read_file(path);
+    if (data.data == NULL) return failed(path, strerror(errno));
+    char name[4096];
+    gbnn_file *artifact;
+    size_t member;
+    gbnn_code code = gbnn_open(data.data, data.size, &artifact, &member);
+    int result;
+    if (code != GBNN_OK) {
+        name_member(name, sizeof name, path, member == SIZE_MAX ? 1 : 2, member);
+        result = failed(name, gbnn_sentence(code));
+    } else {
+        result = choose_member(path, artifact, option, &member);
+        name_member(name, sizeof name, path, gbnn_members(artifact), member);
+        if (result == 0) result = check_dtypes(name, artifact, member);
+        if (result == 0) result = write_file(output, name, artifact, member);
+    }
+    gbnn_close(artifact);
+    free(data.data);
+    return result;
+}
+
+int main(int count, char **arguments) {
+    const char *paths[2], *option = NULL;
+    int given = 0, is_right = 1;
+    for (int index = 1; index < count; index++) {
+        if (strcmp(arguments[index], "--member") == 0 && index + 1 < count) option = arguments[++index];
+        else if (strncmp(arguments[index], "--member=", 9) == 0) option = arguments[index] + 9;
+        else if (arguments[index][0] == '-' || given == 2) is_right = 0;
+        else paths[given++] = arguments[index];
+    }
+    if (is_right && given == 2) return decode(paths[0], paths[1], option);
+    fputs("usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n", stderr);
+    return 2;
+}

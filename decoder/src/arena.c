@@ -1,0 +1,52 @@
+/* Memory that is freed at once: small pieces share blocks, large ones have a block each. */
+
+#include <stdlib.h>
+
+#include "core.h"
+
+#define ALIGNMENT 16
+#define SHARED_BYTES ((size_t)1 << 14)
+
+struct arena_block {
+    arena_block *before;
+    size_t used, room;
+};
+
+static size_t header_bytes(void) { return (sizeof(arena_block) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+static arena_block *new_block(size_t room) {
+    arena_block *block = room > SIZE_MAX - header_bytes() ? NULL : calloc(1, header_bytes() + room);
+    if (block != NULL) block->room = room;
+    return block;
+}
+
+void *arena_take(arena *memory, uint64_t count, size_t size) {
+    if (count > (SIZE_MAX / 2 - ALIGNMENT) / size) return NULL;
+    size_t bytes = ((size_t)count * size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    arena_block *block = memory->last;
+    if (block == NULL || block->room - block->used < bytes) {
+        bool large = bytes > SHARED_BYTES / 4;
+        block = new_block(large ? bytes : SHARED_BYTES);
+        if (block == NULL) return NULL;
+        if (large && memory->last != NULL) {
+            /* Behind the block that small pieces still fit into. */
+            block->before = memory->last->before;
+            memory->last->before = block;
+        } else {
+            block->before = memory->last;
+            memory->last = block;
+        }
+    }
+    void *result = (unsigned char *)block + header_bytes() + block->used;
+    block->used += bytes;
+    return result;
+}
+
+void arena_free(arena *memory) {
+    for (arena_block *block = memory->last; block != NULL;) {
+        arena_block *before = block->before;
+        free(block);
+        block = before;
+    }
+    memory->last = NULL;
+}
