@@ -39,7 +39,7 @@ const server = createServer(async (request, response) => {
     response.writeHead(200, {
       "Content-Type": TYPES[extname(path)] ?? "application/octet-stream",
       "Content-Length": kept.bytes.length,
-      "Cache-Control": "no-cache",
+      "Cache-Control": path.includes("onnxruntime-web") ? "max-age=86400" : "no-cache",
       ...(kept.gzipped && { "Content-Encoding": "gzip" }),
     });
     response.end(kept.bytes);

@@ -1,7 +1,7 @@
 // The page: what the user gives, and what the network says of it.
 
 import { fetchBytes, fetchNetwork, runtimeBytes, sortFiles } from "./files.mjs";
-import { Network } from "./network.mjs";
+import { Network, start } from "./network.mjs";
 import { decodePicture, toInput } from "./pictures.mjs";
 import { inWords, likeliest, percent } from "./uncertainty.mjs";
 
@@ -13,13 +13,19 @@ const element = (id) => document.getElementById(id);
 const pad = element("pad");
 const pen = pad.getContext("2d");
 
-/** What is open. `run` numbers the predictions, so that a later one stops an earlier one. */
-const state = { network: null, settings: null, picture: null, own: {}, run: 0, loading: 0 };
+/** What is open. `run` numbers the predictions, so that a later one stops an earlier one; `pen` is where a stroke has come to. */
+const state = { network: null, settings: null, picture: null, drawing: false, pen: null, own: {}, run: 0, loading: 0 };
 
 // Networks
 
+/** ONNX Runtime Web starts while the network is fetched. */
+const starting = start();
+starting.catch(() => {});
+
 async function useNetwork({ settings, graph, artifact }) {
   const loading = ++state.loading;
+  state.run++;
+  state.startMilliseconds = await starting;
   say("Decoding …");
   const network = await new Network(graph.bytes, artifact.bytes, settings).open();
   if (loading !== state.loading) return network.close();
@@ -38,29 +44,34 @@ async function useNetwork({ settings, graph, artifact }) {
 
 /** Size, channels, mean and standard deviation of the input: given, else those of the graph and of ImageNet. */
 function imageOf(network, settings) {
-  const [, channels, height] = network.input.shape;
+  const [channels, height] = network.inputShape;
   const given = { size: height, channels, ...settings.image };
   if (![1, 3].includes(given.channels) || typeof given.size !== "number") {
     throw new Error("This page shows networks of pictures: the graph's input must have 1 or 3 channels and a fixed size.");
   }
   const plain = given.channels === 3 ? IMAGENET : { mean: [0], std: [1] };
-  return { ...plain, ...given };
+  const image = { ...plain, ...given };
+  for (const key of ["mean", "std"]) {
+    if (image[key].length !== image.channels) {
+      throw new Error(`The settings must give one number for each of ${image.channels} channels as “${key}”.`);
+    }
+  }
+  return image;
 }
 
 function showNetwork(graph, artifact) {
   const { network, settings } = state;
   element("about").textContent = settings.about ?? settings.name ?? "Your own network.";
-  element("wire").textContent = size(artifact.wireBytes + graph.wireBytes);
-  element("wire-parts").textContent = `over the wire: artifact ${size(artifact.wireBytes)}, graph ${size(graph.wireBytes)}`;
-  element("dense").textContent = size(network.denseBytes);
+  element("wire").textContent = bytesInWords(artifact.wireBytes + graph.wireBytes);
+  element("wire-parts").textContent = `over the wire: artifact ${bytesInWords(artifact.wireBytes)}, graph ${bytesInWords(graph.wireBytes)}`;
+  element("dense").textContent = bytesInWords(network.denseBytes);
   element("decoding").textContent = duration(network.milliseconds.decoding);
   element("loading").textContent = duration(network.milliseconds.loading);
   const { decoder, runtime } = runtimeBytes();
   element("runtime").textContent =
-    `Beside the network, the page fetched the decoder (${size(decoder)}) and ONNX Runtime Web (${size(runtime)}). ` +
-    "They are the same for every network, and the browser keeps them.";
-  element("clear").hidden = !settings.image.ink;
-  pad.classList.toggle("drawing", Boolean(settings.image.ink));
+    `Beside the network, the page fetched the decoder (${bytesInWords(decoder)}) and ONNX Runtime Web (${bytesInWords(runtime)}), ` +
+    `which took ${duration(state.startMilliseconds)} to start. They are the same for every network, and the browser keeps them.`;
+  element("draw").hidden = !settings.image.ink;
 }
 
 function showSamples(samples) {
@@ -90,6 +101,7 @@ async function showSample(sample, button) {
 async function showPicture(file) {
   state.picture = await decodePicture(file);
   press(null);
+  setDrawing(false);
   const { width, height } = state.picture;
   const scale = Math.min(pad.width / width, pad.height / height);
   pen.imageSmoothingEnabled = scale < 1;
@@ -103,33 +115,40 @@ function press(button) {
   for (const each of element("samples").children) each.setAttribute("aria-pressed", String(each === button));
 }
 
+function setDrawing(drawing) {
+  state.drawing = drawing;
+  pad.classList.toggle("drawing", drawing);
+}
+
+/** Clear the pad; from now on, strokes add to a drawing. */
 function startDrawing() {
   state.run++;
   state.picture = null;
   press(null);
+  setDrawing(true);
   pen.fillStyle = "black";
   pen.fillRect(0, 0, pad.width, pad.height);
   element("result").hidden = true;
-  say("Draw a digit with a finger or the mouse.");
+  say("Draw with a finger or the mouse.");
 }
 
 function draw(event) {
-  if (!state.settings?.image.ink || !(event.buttons & 1)) return;
+  if (!state.drawing || !(event.buttons & 1)) return;
   const box = pad.getBoundingClientRect();
   const scale = pad.width / box.width;
   const [x, y] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
+  const [fromX, fromY] = state.pen ?? [x, y];
+  state.pen = [x, y];
   Object.assign(pen, { lineWidth: PEN, lineCap: "round", strokeStyle: "white" });
   pen.beginPath();
-  pen.moveTo(x - event.movementX * scale, y - event.movementY * scale);
+  pen.moveTo(fromX, fromY);
   pen.lineTo(x, y);
   pen.stroke();
-  pad.dataset.drawn = "";
 }
 
-function finishDrawing() {
-  if (!("drawn" in pad.dataset)) return;
-  delete pad.dataset.drawn;
-  press(null);
+function finishStroke() {
+  if (!state.pen) return;
+  state.pen = null;
   state.picture = pen.getImageData(0, 0, pad.width, pad.height);
   attempt(predict);
 }
@@ -143,12 +162,18 @@ async function predict() {
   const draws = Number(element("draws").value);
   const started = performance.now();
   element("prediction").setAttribute("aria-busy", "true");
-  const summary = await network.predict(toInput(picture, settings.image), {
+  const { size, channels } = settings.image;
+  const stopped = () => run !== state.run;
+  const options = {
+    shape: [channels, size, size],
     draws,
-    onDraw: (n) => run === state.run && say(`Draw ${n} of ${draws} …`),
-    stopped: () => run !== state.run,
+    onDraw: (n) => stopped() || say(`Draw ${n} of ${draws} …`),
+    stopped,
+  };
+  const summary = await network.predict(toInput(picture, settings.image), options).catch((error) => {
+    if (!stopped()) throw error;
   });
-  if (summary === null || run !== state.run) return;
+  if (stopped()) return;
   element("prediction").setAttribute("aria-busy", "false");
   showPrediction(summary, performance.now() - started);
   document.dispatchEvent(new CustomEvent("predicted", { detail: summary }));
@@ -216,7 +241,7 @@ function say(text) {
   element("status").textContent = text;
 }
 
-function size(bytes) {
+function bytesInWords(bytes) {
   if (bytes < 1000) return `${bytes} B`;
   const [number, unit] = bytes < 999_500 ? [bytes / 1000, "kB"] : [bytes / 1e6, "MB"];
   return `${number.toPrecision(3)} ${unit}`;
@@ -266,15 +291,14 @@ for (const id of ["file", "files"]) {
 }
 element("draws").addEventListener("input", ({ target }) => (element("draws-shown").value = target.value));
 element("draws").addEventListener("change", () => attempt(predict));
-element("clear").addEventListener("click", startDrawing);
+element("draw").addEventListener("click", startDrawing);
 pad.addEventListener("pointerdown", (event) => {
-  if (!state.settings?.image.ink) return;
-  pad.setPointerCapture(event.pointerId);
-  if (state.picture) startDrawing();
+  if (state.drawing) pad.setPointerCapture(event.pointerId);
   draw(event);
 });
 pad.addEventListener("pointermove", draw);
-pad.addEventListener("pointerup", finishDrawing);
+pad.addEventListener("pointerup", finishStroke);
+pad.addEventListener("pointercancel", finishStroke);
 document.addEventListener("paste", (event) => {
   if (event.clipboardData.files.length) attempt(() => take(event.clipboardData.files));
 });

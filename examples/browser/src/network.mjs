@@ -13,6 +13,18 @@ ort.env.logLevel = "error";
 /** Sessions of all draws are kept while their weights take no more bytes than this. */
 const KEPT_BYTES = 2 ** 28;
 
+/** A graph of one Identity. */
+const TRIVIAL = "CAo6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEBU=";
+
+/** Start ONNX Runtime Web, which fetches and compiles it; the milliseconds that this takes. */
+export async function start() {
+  const started = performance.now();
+  const graph = Uint8Array.from(atob(TRIVIAL), (letter) => letter.charCodeAt(0));
+  const session = await ort.InferenceSession.create(graph, { executionProviders: ["wasm"] });
+  await session.release();
+  return performance.now() - started;
+}
+
 /** Let the page draw what changed. */
 const breathe = () => new Promise((resolve) => setTimeout(resolve));
 
@@ -34,39 +46,43 @@ export class Network {
   /** Decode the posterior mean and load the graph. */
   async open() {
     const session = await this.#session(null);
-    this.input = session.inputMetadata[0];
+    const [input] = session.inputMetadata;
+    if (session.inputMetadata.length !== 1 || input.shape.length !== 4) {
+      throw new Error("This page shows networks of pictures: the graph must have one input, (batch, channels, height, width).");
+    }
+    this.inputShape = input.shape.slice(1);
     return this;
   }
 
   /**
    * Predict one picture.
    *
-   * @param {Float32Array} values (channels, height, width)
-   * @param {{draws: number, seed?: number, onDraw?: (n: number) => void}} options
-   * @returns {Promise<object>} What `summarise` returns, and `atMean`, the probabilities of the posterior mean.
+   * @param {Float32Array} values
+   * @param {{shape: number[], draws: number, seed?: number, onDraw?: (n: number) => void, stopped?: () => boolean}} options
+   *   `shape`: (channels, height, width). Draw n has the weights of seed + n.
+   * @returns {Promise<object | null>} What `summarise` returns, and `atMean`, the probabilities of the posterior mean; null
+   *   if it was stopped.
    */
-  async predict(values, { draws, seed = 0, onDraw = () => {} }) {
-    const atMean = await this.#run(null, values);
+  async predict(values, { shape, draws, seed = 0, onDraw = () => {}, stopped = () => false }) {
+    const input = new ort.Tensor("float32", values, [1, ...shape]);
+    const atMean = await this.#run(null, input);
     const each = [];
     for (let draw = 0; draw < draws; draw++) {
       onDraw(draw + 1);
       await breathe();
-      each.push(await this.#run(seed + draw, values));
+      if (stopped()) return null;
+      each.push(await this.#run(seed + draw, input));
     }
-    const tempered = summarise([atMean], this.temperature).probabilities;
-    return { ...summarise(each.length ? each : [atMean], this.temperature), atMean: tempered };
+    return { ...summarise(each, this.temperature), atMean: summarise([atMean], this.temperature).probabilities };
   }
 
   /** Probabilities at temperature 1, with the weights of a seed, or the posterior mean. */
-  async #run(seed, values) {
+  async #run(seed, input) {
     const session = await this.#session(seed);
-    const [, ...shape] = this.input?.shape ?? session.inputMetadata[0].shape;
-    const fixed = shape.map((size) => (typeof size === "number" ? size : Math.sqrt(values.length / shape[0])));
-    const input = new ort.Tensor("float32", values, [1, ...fixed]);
     const outputs = await session.run({ [session.inputNames[0]]: input });
-    const logits = outputs[session.outputNames[0]];
-    if (!this.#keeps(seed)) await session.release();
-    return softmax(Array.from(logits.data, (logit) => logit * this.temperature));
+    if (!this.sessions.has(seed)) await session.release();
+    const { data } = outputs[session.outputNames[0]];
+    return softmax(Array.from(data, (logit) => logit * this.temperature));
   }
 
   /** The graph with the weights of a seed. */
@@ -74,19 +90,23 @@ export class Network {
     const kept = this.sessions.get(seed);
     if (kept) return kept;
     const started = performance.now();
-    const tensors = await decode(this.artifact, seed === null ? {} : { normals: normals(seed) });
+    const tensors = await this.#decoded(seed);
     const decoded = performance.now();
     const session = await sessionWith(this.graph, tensors);
     if (seed === null) {
       this.denseBytes = Object.values(tensors).reduce((total, { data }) => total + data.byteLength, 0);
       this.milliseconds = { decoding: decoded - started, loading: performance.now() - decoded };
     }
-    if (this.#keeps(seed)) this.sessions.set(seed, session);
+    if (seed === null || this.denseBytes * this.sessions.size < KEPT_BYTES) this.sessions.set(seed, session);
     return session;
   }
 
-  #keeps(seed) {
-    return seed === null || this.denseBytes * this.sessions.size < KEPT_BYTES;
+  async #decoded(seed) {
+    try {
+      return await decode(this.artifact, seed === null ? {} : { normals: normals(seed) });
+    } catch (error) {
+      throw new Error(`The artifact cannot be decoded: ${error.message}.`);
+    }
   }
 
   /** Free the sessions. */

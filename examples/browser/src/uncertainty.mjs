@@ -76,8 +76,6 @@ export function inWords(summary, labels) {
       : `${agreeing} of ${votes.length} draws of the weights say ${labels[best]}; others say ${others.join(", ")}.`,
     summary.entropy < 0.05
       ? ""
-      : mutualInformation > summary.entropy / 4
-        ? "Much of the doubt is about the weights: the compressed network has not seen enough pictures like this one."
-        : "Most of the doubt is about the picture itself: other draws of the weights see it in the same way.",
+      : `The weights account for ${percent(mutualInformation / summary.entropy)} of the doubt, the picture for the rest.`,
   ].filter(Boolean);
 }
