@@ -1,4 +1,4 @@
-"""The page of examples/browser in Chromium: its probabilities are Python's, its layout fits, its errors are sentences."""
+"""The page of examples/browser in Chromium: probabilities are those of Python, and it fits phone and desktop."""
 
 from __future__ import annotations
 

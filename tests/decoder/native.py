@@ -40,9 +40,7 @@ def missing(*tools: str) -> str | None:
     for tool in ("make", "gcc", *tools):
         if shutil.which(tool) is None:
             return f"`{tool}` is not installed"
-    found = subprocess.run(
-        ["gcc", "-E", "-include", "zlib.h", "-x", "c", "/dev/null"], capture_output=True, check=False
-    )
+    found = subprocess.run(["gcc", "-E", "-include", "zlib.h", "-x", "c", "/dev/null"], capture_output=True, check=False)
     return "the headers of zlib are not installed" if found.returncode else None
 
 
