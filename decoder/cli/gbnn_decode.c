@@ -24,6 +24,7 @@ static int failed(const char *path, const char *reason) {
 static bytes read_file(const char *path) {
     bytes result = {NULL, 0};
     size_t room = (size_t)1 << 16, got;
+    errno = 0;
     FILE *file = fopen(path, "rb");
     if (file == NULL) return result;
     result.data = malloc(room);
@@ -41,7 +42,7 @@ static bytes read_file(const char *path) {
     if (ferror(file)) {
         free(result.data);
         result.data = NULL;
-        errno = EIO;
+        if (errno == 0) errno = EIO;
     }
     fclose(file);
     return result;

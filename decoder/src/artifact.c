@@ -44,6 +44,7 @@ struct gbnn_file {
 /* What may be unpacked from a file: values, with unshared ones counted UNSHARED_COST times, and table entries. */
 typedef struct {
     uint64_t values, entries, most;
+    manifest_budget manifests;
 } budget;
 
 /* Splits a section in two parts, of which the first has its length before it. */
@@ -160,7 +161,7 @@ static gbnn_code open_member(const container_member *from, span dictionary, budg
     span sections[N_SECTIONS], raw;
     m->version = from->version;
     TRY(container_sections(from, sections));
-    TRY(manifest_read(sections[MANIFEST], dictionary, memory, &m->manifest, following));
+    TRY(manifest_read(sections[MANIFEST], &left->manifests, dictionary, memory, &m->manifest, following));
     TRY(number_tensors(m, memory));
     TRY(bank_read(sections[BANK], m->n_shared, memory, &m->bank));
     TRY(check_size(m, left));
@@ -179,7 +180,8 @@ static gbnn_code open_member(const container_member *from, span dictionary, budg
 static gbnn_code open_members(gbnn_file *file, span bytes, size_t *damaged) {
     TRY(container_open(bytes, &file->container));
     size_t count = file->container.count;
-    budget left = {0, 0, FREE_VALUES + VALUES_PER_BYTE * bytes.size};
+    const manifest_budget manifests = {MOST_JSON_BYTES, MOST_NAME_CHARACTERS};
+    budget left = {0, 0, FREE_VALUES + VALUES_PER_BYTE * bytes.size, manifests};
     span dictionary = manifest_dictionary(), following = dictionary;
     file->networks = arena_take(&file->memory, count, sizeof(network));
     if (file->networks == NULL) return GBNN_NO_MEMORY;
@@ -230,11 +232,11 @@ static gbnn_code decode_ids(network *m, size_t number, arena *scratch, id_array 
     stack_state stack = each->stack;
     uint64_t outliers = of->has_outliers ? tensor->size : 0;
     if (of->n_live == 1) {
-        for (size_t place = 0; place < (size_t)tensor->size; place++) put_id(ids.bytes, ids.width, place, of->only);
+        for (size_t place = 0; place < (size_t)tensor->size; place++) put_id(ids, ids.width, place, of->only);
     } else {
         models with;
         TRY(models_make(m->tables, of, &m->bank, m->version, scratch, &with));
-        if (m->version == 1) TRY(stack_decode(m->ids, &stack, tensor, of, &m->bank, &with, scratch, ids));
+        if (m->version == 1) TRY(stack_decode(m->ids, &stack, tensor, of, &with, scratch, ids));
         else TRY(lanes_decode(each->words, tensor, of, &with, scratch, ids));
         if (of->has_outliers) {
             outliers = 0;
@@ -260,6 +262,7 @@ static gbnn_code room_for_ids(const network *m, const gbnn_tensor *tensor, unsig
                               id_array *ids) {
     ids->width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
     ids->bytes = out;
+    ids->patterns = NULL;
     if (ids->width == 2 && m->bank.size > UINT16_MAX) ids->width = 4;
     if (out == NULL || ids->width > gbnn_dtype_bytes(tensor->dtype)) {
         ids->bytes = arena_take(scratch, tensor->size, ids->width);
@@ -308,12 +311,12 @@ static gbnn_code add_noise(const network *m, const gbnn_tensor *tensor, double n
     return GBNN_OK;
 }
 
-/* Replaces ids by weights. */
-static void replace_ids(const network *m, const gbnn_tensor *tensor, id_array ids, const uint64_t *patterns,
-                        const unsigned char *outliers, double noise, const normals *from, unsigned char *out) {
-    size_t width = gbnn_dtype_bytes(tensor->dtype);
+/* Replaces ids by weights; `width` is that of a weight, perhaps as a constant. */
+static inline void replace_ids(const network *m, const gbnn_tensor *tensor, id_array ids, const uint64_t *patterns,
+                               const unsigned char *outliers, double noise, const normals *from, unsigned char *out,
+                               unsigned width, unsigned id_width) {
     for (size_t place = 0; place < (size_t)tensor->size; place++) {
-        uint32_t id = get_id(ids.bytes, ids.width, place);
+        uint32_t id = get_id(ids.bytes, id_width, place);
         uint64_t pattern = patterns[id];
         if (id == m->bank.size) {
             pattern = width == 2 ? load16(outliers) : width == 4 ? load32(outliers) : load64(outliers);
@@ -336,13 +339,23 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
     uint64_t *patterns = arena_take(scratch, (uint64_t)size + 1, sizeof(uint64_t));
     id_array ids;
     if (values == NULL || patterns == NULL) return GBNN_NO_MEMORY;
-    TRY(room_for_ids(m, tensor, out, scratch, &ids));
     TRY(find_start(m, number));
-    TRY(decode_ids(m, number, scratch, ids));
     for (uint32_t k = 0; k < size; k++) values[k] = m->bank.means[k] * scale;
+    if (from == NULL && !each->table.has_outliers) { /* ids are not needed */
+        for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
+        ids.bytes = out;
+        ids.width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
+        ids.patterns = patterns;
+        return decode_ids(m, number, scratch, ids);
+    }
+    TRY(room_for_ids(m, tensor, out, scratch, &ids));
+    TRY(decode_ids(m, number, scratch, ids));
     if (from != NULL) TRY(add_noise(m, tensor, noise, from, ids, scratch, values));
     for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
-    replace_ids(m, tensor, ids, patterns, m->outliers.data + each->outliers, noise, from, out);
+    const unsigned char *outliers = m->outliers.data + each->outliers;
+    unsigned width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
+    if (ids.width != width) replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, width, ids.width);
+    else FOR_WIDTH(width, replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, WIDTH, WIDTH));
     return GBNN_OK;
 }
 

@@ -72,7 +72,7 @@ static gbnn_code read_versions(const json *header, uint32_t metadata, container 
     if (version == 0) return GBNN_NOT_AN_ARTIFACT;
     bool is_second = json_equals(header, version, "2");
     if (!is_second && !json_equals(header, version, "1")) return GBNN_VERSION;
-    *is_single = members == 0 || !is_second;
+    *is_single = members == 0;
     if (*is_single) {
         into->count = 1;
         into->members[0].version = is_second ? 2 : 1;
@@ -80,7 +80,7 @@ static gbnn_code read_versions(const json *header, uint32_t metadata, container 
     }
     span list = json_text(header, members);
     into->count = (list.size + 1) / 2;
-    if (list.size % 2 == 0 || into->count < 2 || into->count > MOST_MEMBERS) return GBNN_HEADER;
+    if (!is_second || list.size % 2 == 0 || into->count < 2 || into->count > MOST_MEMBERS) return GBNN_HEADER;
     for (size_t index = 0; index < list.size; index++) {
         unsigned char letter = list.data[index];
         if (index % 2 == 1 ? letter != ',' : letter != '1' && letter != '2') return GBNN_HEADER;

@@ -5,18 +5,21 @@
 
 #include "tables.h"
 
-/* Ids in C order, of 2, 4 or 8 bytes each in the byte order of the machine. */
+/* Ids in C order, or the patterns of 2, 4 or 8 bytes that they stand for, in the byte order of the machine. */
 typedef struct {
     unsigned char *bytes;
     unsigned width;
+    const uint64_t *patterns; /* of each id; NULL where ids themselves are wanted */
 } id_array;
 
-static inline void put_id(unsigned char *bytes, unsigned width, size_t place, uint32_t id) {
-    uint16_t narrow = (uint16_t)id;
-    uint64_t wide = id;
-    if (width == 2) memcpy(bytes + 2 * place, &narrow, 2);
-    else if (width == 4) memcpy(bytes + 4 * place, &id, 4);
-    else memcpy(bytes + 8 * place, &wide, 8);
+/* Writes an id, or its pattern; width is that of the array, perhaps as a constant. */
+static inline void put_id(id_array into, unsigned width, size_t place, uint32_t id) {
+    uint64_t eight = into.patterns == NULL ? id : into.patterns[id];
+    uint16_t two = (uint16_t)eight;
+    uint32_t four = (uint32_t)eight;
+    if (width == 2) memcpy(into.bytes + 2 * place, &two, 2);
+    else if (width == 4) memcpy(into.bytes + 4 * place, &four, 4);
+    else memcpy(into.bytes + 8 * place, &eight, 8);
 }
 
 static inline uint32_t get_id(const unsigned char *bytes, unsigned width, size_t place) {
@@ -60,19 +63,11 @@ typedef struct {
 bool stack_start(span words, stack_state *state);
 
 /* Decodes the ids of a tensor with more than one symbol (docs/format.md, "ids, version 1"). */
-gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of,
-                       const bank *components, models *with, arena *memory, id_array ids);
+gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of, models *with,
+                       arena *memory, id_array ids);
 
 /* Decodes a stream of version 2, which must end with the ids. */
 gbnn_code lanes_decode(span words, const gbnn_tensor *tensor, const table *of, models *with, arena *memory,
                        id_array ids);
-
-/* Place in a row of the symbol whose range holds `low`. */
-static inline const uint32_t *find_symbol(const uint32_t *row, const uint16_t *tops, uint32_t low) {
-    const uint32_t *found = row + tops[low >> (PRECISION - TOP_BITS)];
-    found += (found[1] <= low) + (found[2] <= low) + (found[3] <= low);
-    while (found[1] <= low) found++;
-    return found;
-}
 
 #endif

@@ -3,7 +3,6 @@
 #include "inflate.h"
 
 #define DIGEST_BYTES 32
-#define MOST_JSON_BYTES ((size_t)1 << 22)
 
 /* The last bytes of the dictionary and then this text. */
 static gbnn_code follow(span dictionary, span text, arena *memory, span *following) {
@@ -18,30 +17,33 @@ static gbnn_code follow(span dictionary, span text, arena *memory, span *followi
     return GBNN_OK;
 }
 
-static gbnn_code read_text(unsigned char *bytes, size_t size, arena *scratch, arena *memory, manifest *into) {
+static gbnn_code read_text(unsigned char *bytes, size_t size, uint64_t *characters, arena *scratch, arena *memory,
+                           manifest *into) {
     json text;
     TRY(json_parse(&text, scratch, bytes, size));
     if (text.nodes[0].kind != JSON_OBJECT) return GBNN_JSON;
     uint32_t rows = json_find(&text, 0, "tensors"), ties = json_find(&text, 0, "ties");
     if (rows == 0 || text.nodes[rows].kind != JSON_ARRAY) return GBNN_TENSORS;
     if (ties == 0 || text.nodes[ties].kind != JSON_OBJECT) return GBNN_TENSORS;
-    TRY(rows_read(&text, rows, ties, memory, into));
+    TRY(rows_read(&text, rows, ties, characters, memory, into));
     return facts_hold(&text, &into->noise) ? GBNN_OK : GBNN_FACTS;
 }
 
-gbnn_code manifest_read(span section, span dictionary, arena *memory, manifest *into, span *following) {
+gbnn_code manifest_read(span section, manifest_budget *left, span dictionary, arena *memory, manifest *into,
+                        span *following) {
     if (section.size < DIGEST_BYTES) return GBNN_DEFLATE;
     span_take(&section, DIGEST_BYTES);
     uint64_t room = (uint64_t)section.size * LARGEST_EXPANSION;
-    if (room > MOST_JSON_BYTES) room = MOST_JSON_BYTES;
+    if (room > left->json_bytes) room = left->json_bytes;
     arena scratch = {NULL};
     unsigned char *bytes = arena_take(&scratch, room + 1, 1);
     size_t size = 0;
     gbnn_code code = bytes == NULL ? GBNN_NO_MEMORY : GBNN_OK;
     if (code == GBNN_OK) code = inflate_stream(section, dictionary, bytes, (size_t)room + 1, &size);
     if (code == GBNN_OK && size > room) code = GBNN_DEFLATE;
+    if (code == GBNN_OK) left->json_bytes -= size;
     if (code == GBNN_OK && following != NULL) code = follow(dictionary, span_of(bytes, size), memory, following);
-    if (code == GBNN_OK) code = read_text(bytes, size, &scratch, memory, into);
+    if (code == GBNN_OK) code = read_text(bytes, size, &left->name_characters, &scratch, memory, into);
     arena_free(&scratch);
     return code;
 }

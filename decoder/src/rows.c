@@ -2,7 +2,6 @@
 
 #include "manifest.h"
 
-#define MOST_NAME_CHARACTERS ((uint64_t)1 << 23)
 #define MOST_DIMENSIONS 32
 #define MOST_DIGITS 4300
 #define LARGEST_SIZE ((uint64_t)1 << 48)
@@ -189,9 +188,9 @@ static bool is_reserved(const gbnn_tensor *tensor) {
     return compare_texts(name_of(tensor), span_of("__metadata__", 12)) == 0;
 }
 
-gbnn_code rows_read(const json *text, uint32_t rows, uint32_t ties, arena *memory, manifest *into) {
+gbnn_code rows_read(const json *text, uint32_t rows, uint32_t ties, uint64_t *characters, arena *memory,
+                    manifest *into) {
     description as = {0, 0, NULL, GBNN_DTYPES};
-    uint64_t characters = 0;
     into->count = text->nodes[rows].length;
     into->tensors = arena_take(memory, into->count + 1, sizeof(gbnn_tensor));
     char *kinds = arena_take(memory, into->count + 1, 1);
@@ -201,8 +200,9 @@ gbnn_code rows_read(const json *text, uint32_t rows, uint32_t ties, arena *memor
         gbnn_tensor *tensor = &into->tensors[index];
         if (text->nodes[row].kind != JSON_STRING || text->nodes[row].broken) return GBNN_TENSORS;
         TRY(read_row(json_text(text, row), memory, &as, index > 0 ? tensor - 1 : NULL, tensor));
-        characters += characters_of(tensor->name, tensor->name_bytes);
-        if (characters > MOST_NAME_CHARACTERS || is_reserved(tensor)) return GBNN_TENSORS;
+        uint64_t here = characters_of(tensor->name, tensor->name_bytes);
+        if (here > *characters || is_reserved(tensor)) return GBNN_TENSORS;
+        *characters -= here;
         kinds[index] = as.kind;
     }
     TRY(sort_names(memory, into));

@@ -15,10 +15,10 @@
 /* What is learnt of a tensor, and memory for a block. Sums are whole numbers below 2^53. */
 typedef struct {
     size_t rows, columns, taps, width, band;
-    bool predicts;
+    bool predicts, is_wide;
     rule rule;
-    const int32_t *values;
-    uint32_t n_components;
+    const symbol *symbols;
+    unsigned char *numbers; /* (taps, rows, columns), numbers of symbols, of 2 bytes or, if wide, of 4 */
     int64_t mean, total, count;
     int64_t *row_sums, *row_counts, *column_sums, *column_counts;
     double *kernels;   /* (rows, columns), if there are several taps */
@@ -29,6 +29,7 @@ typedef struct {
     uint16_t *contexts;     /* of the block, in C order */
     uint32_t *places;       /* within the band, in coding order */
     int32_t *distances;     /* (band, columns) */
+    int64_t *in_rows;       /* (band) */
     int64_t *in_columns;    /* (columns) */
     uint32_t begins[N_CONTEXTS + 1];
 } walk;
@@ -51,17 +52,28 @@ bool stack_start(span words, stack_state *state) {
     return true;
 }
 
-static inline uint32_t pop(span words, stack_state *from, const uint32_t *row, const uint16_t *tops) {
-    uint64_t state = from->state;
-    uint32_t low = (uint32_t)state & (RANGE - 1);
-    const uint32_t *found = find_symbol(row, tops, low);
-    state = (state >> PRECISION) * (found[1] - found[0]) + (low - found[0]);
+/* Decodes the number of a symbol. */
+static inline uint32_t pop(span words, stack_state *from, const uint32_t *row) {
+    uint32_t low = (uint32_t)from->state & (RANGE - 1);
+    range found = find_symbol(row, low);
+    uint64_t state = (from->state >> PRECISION) * (found.stop - found.start) + (low - found.start);
     if (state >> 32 == 0 && from->left > 0) state = state << 32 | load32(words.data + 4 * --from->left);
     from->state = state;
-    return (uint32_t)(found - row);
+    return found.number;
 }
 
-static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const bank *components, arena *memory) {
+static inline uint32_t number_at(const walk *w, size_t place) {
+    uint16_t two;
+    uint32_t four;
+    if (w->is_wide) {
+        memcpy(&four, w->numbers + 4 * place, 4);
+        return four;
+    }
+    memcpy(&two, w->numbers + 2 * place, 2);
+    return two;
+}
+
+static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const models *with, arena *memory) {
     uint64_t taps, width;
     kernel_of(tensor, &taps, &width);
     w->rows = (size_t)tensor->shape[0];
@@ -73,8 +85,9 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->band = band < 1 ? 1 : band > w->rows ? w->rows : (size_t)band;
     w->rule = of->rule;
     w->predicts = taps > 1 && (of->rule.left != 0 || of->rule.above != 0 || of->rule.corner != 0);
-    w->values = components->values;
-    w->n_components = components->size;
+    w->symbols = with->symbols;
+    w->is_wide = of->n_live > UINT16_MAX;
+    w->numbers = arena_take(memory, tensor->size, w->is_wide ? 4 : 2);
     w->mean = ex(4 * of->rule.start);
     uint64_t in_tap = (uint64_t)w->rows * w->columns, in_band = (uint64_t)w->band * w->columns;
     w->row_sums = arena_take(memory, w->rows, sizeof(int64_t));
@@ -88,10 +101,11 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->contexts = arena_take(memory, in_band, sizeof(uint16_t));
     w->places = arena_take(memory, in_band, sizeof(uint32_t));
     w->distances = arena_take(memory, in_band, sizeof(int32_t));
+    w->in_rows = arena_take(memory, w->band, sizeof(int64_t));
     w->in_columns = arena_take(memory, w->columns, sizeof(int64_t));
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&
-                w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
-                w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_columns != NULL;
+                w->numbers != NULL && w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
+                w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_rows != NULL && w->in_columns != NULL;
     if (!made) return GBNN_NO_MEMORY;
     for (size_t o = 0; o < w->rows; o++) {
         w->row_sums[o] = ROW_PRIOR << 12;
@@ -110,11 +124,13 @@ static inline int32_t clipped(int32_t number, int32_t low, int32_t high) {
     return number < low ? low : number > high ? high : number;
 }
 
+static inline double whole(double number) { return (double)(int64_t)number; }
+
 /* Expected magnitude of a weight, in quarter octaves. */
 static inline int32_t level_of(const walk *w, size_t tap, int32_t level, int32_t mean_level, double kernel) {
     if (tap > 0) {
         double linear = (w->ratios[clipped(level + UNIT, 0, MOST_KERNEL)] + kernel) / (double)(KERNEL_PRIOR + tap);
-        level = lg(linear < 1 ? 1.0 : (double)(int64_t)linear) - UNIT;
+        level = lg(linear < 1 ? 1.0 : whole(linear)) - UNIT;
     }
     return clipped((level + mean_level) >> 2, 0, N_LEVELS - 1);
 }
@@ -141,6 +157,9 @@ static inline uint16_t context_of(const walk *w, size_t tap, int32_t level, int3
         for (size_t i = begin_; i < stop_; i++) statement;                                                             \
     }
 
+/* Whether a block has the last half of the weights of its rows, or more. Whole rows are then faster to go through. */
+static bool is_wide(const block *b) { return b->high == PHASES && b->low <= PHASES / 2; }
+
 /* Contexts of a block in C order, and how often each occurs; returns the number of weights. */
 static size_t find_contexts(walk *w, const block *b, size_t tap) {
     int32_t mean_level = lg((double)w->mean);
@@ -152,7 +171,7 @@ static size_t find_contexts(walk *w, const block *b, size_t tap) {
     for (size_t o = b->start; o < b->stop; o++) {
         int32_t row_level = lg((double)w->row_sums[o]) - lg((double)(w->row_counts[o] << 12));
         size_t row = o * w->columns;
-        if (b->high - b->low >= PHASES / 2) {
+        if (is_wide(b)) {
             for (size_t i = 0; i < w->columns; i++) {
                 w->row_contexts[i] = context_of(w, tap, row_level + w->column_levels[i], mean_level, row + i);
             }
@@ -177,25 +196,21 @@ static void sort_places(walk *w, const block *b) {
     }
 }
 
-/* Decodes a block in coding order, and notes how far each value is from what was expected. */
-static inline void decode_block(walk *w, const block *b, size_t tap, span words, stack_state *from, models *with,
-                                unsigned char *ids, unsigned width) {
-    size_t row = b->start * w->columns, place = 0;
+/* Decodes the numbers of the symbols of a block in coding order; `start` is the place of its first row. */
+static void decode_block(walk *w, size_t start, span words, stack_state *from, models *with) {
+    size_t place = 0;
     stack_state state = *from;
-    const uint32_t *symbols = with->symbols[0];
-    const int32_t *values = with->values[0];
     for (uint32_t context = 0; context < N_CONTEXTS; context++) {
         if (place == w->begins[context]) continue;
-        int32_t model = with->rows[context];
+        int32_t model = with->places[context];
         if (model < 0) model = models_add(with, context, context, 0);
-        const uint32_t *cumulative = with->cumulative + (size_t)model * with->stride;
-        const uint16_t *tops = with->tops + ((size_t)model << TOP_BITS);
+        const uint32_t *row = with->rows + model;
         for (; place < w->begins[context]; place++) {
-            uint32_t j = pop(words, &state, cumulative, tops);
-            size_t at = w->places[place];
-            int32_t far = values[j] - (w->predicts ? w->expected[row + at] : 0);
-            w->distances[at] = far < 0 ? -far : far;
-            put_id(ids, width, (row + at) * w->taps + tap, symbols[j]);
+            uint32_t number = pop(words, &state, row);
+            uint16_t narrow = (uint16_t)number;
+            size_t at = start + w->places[place];
+            if (w->is_wide) memcpy(w->numbers + 4 * at, &number, 4);
+            else memcpy(w->numbers + 2 * at, &narrow, 2);
         }
     }
     *from = state;
@@ -203,16 +218,52 @@ static inline void decode_block(walk *w, const block *b, size_t tap, span words,
 
 static inline int64_t relative(int64_t sum, int64_t mean) { return min64(sum, LARGEST_SUM) * 4096 / mean; }
 
-static void learn(walk *w, const block *b, size_t count) {
-    memset(w->in_columns, 0, w->columns * sizeof(int64_t));
-    int64_t total = 0;
+static inline int32_t distance_at(const walk *w, size_t plane, size_t at) {
+    int32_t far = w->symbols[number_at(w, plane + at)].value - (w->predicts ? w->expected[at] : 0);
+    return far < 0 ? -far : far;
+}
+
+/* How far the values of a row are from what was expected; returns their sum. */
+static int64_t find_distances(walk *w, const block *b, size_t o, size_t plane, int32_t *distances) {
+    const block before = {b->start, b->stop, 0, b->low};
+    size_t row = o * w->columns;
+    int64_t sum = 0;
+    if (is_wide(b)) { /* all weights of the row are known */
+        for (size_t i = 0; i < w->columns; i++) distances[i] = distance_at(w, plane, row + i);
+        FOR_COLUMNS(&before, o, w->columns, distances[i] = 0)
+        for (size_t i = 0; i < w->columns; i++) sum += distances[i];
+        for (size_t i = 0; i < w->columns; i++) w->in_columns[i] += distances[i];
+        return sum;
+    }
+    FOR_COLUMNS(b, o, w->columns, {
+        distances[i] = distance_at(w, plane, row + i);
+        sum += distances[i];
+        w->in_columns[i] += distances[i];
+    })
+    return sum;
+}
+
+/* Counts the weights of a block in its rows and in all columns. Every 16 rows or columns have the same numbers. */
+static void count_weights(walk *w, const block *b) {
+    int64_t in_sixteen = (int64_t)(b->high - b->low);
+    size_t whole_rows = (b->stop - b->start) / PHASES, rest = b->start + whole_rows * PHASES;
+    size_t whole_columns = w->columns / PHASES, last = w->columns % PHASES;
+    for (size_t i = 0; i < w->columns; i++) w->column_counts[i] += (int64_t)whole_rows * in_sixteen;
+    for (size_t o = rest; o < b->stop; o++) FOR_COLUMNS(b, o, w->columns, w->column_counts[i]++)
     for (size_t o = b->start; o < b->stop; o++) {
-        const int32_t *distances = w->distances + (o - b->start) * w->columns;
-        FOR_COLUMNS(b, o, w->columns, {
-            total += distances[i];
-            w->in_columns[i] += distances[i];
-            w->column_counts[i]++;
-        })
+        w->row_counts[o] += (int64_t)whole_columns * in_sixteen;
+        FOR_COLUMNS(b, o, last, w->row_counts[o]++)
+    }
+}
+
+/* Learns from a block; `plane` is the place of the first weight of its tap. */
+static void learn(walk *w, const block *b, size_t count, size_t plane) {
+    int64_t total = 0;
+    memset(w->in_columns, 0, w->columns * sizeof(int64_t));
+    for (size_t o = b->start; o < b->stop; o++) {
+        int32_t *distances = w->distances + (o - b->start) * w->columns;
+        w->in_rows[o - b->start] = find_distances(w, b, o, plane, distances);
+        total += w->in_rows[o - b->start];
     }
     w->total += total;
     w->count += (int64_t)count;
@@ -220,39 +271,47 @@ static void learn(walk *w, const block *b, size_t count) {
     double mean = (double)w->mean;
     for (size_t o = b->start; o < b->stop; o++) {
         const int32_t *distances = w->distances + (o - b->start) * w->columns;
-        double *kernels = w->kernels + o * w->columns;
-        int64_t in_row = 0, in_row_count = 0;
-        FOR_COLUMNS(b, o, w->columns, {
-            in_row += distances[i];
-            in_row_count++;
-        })
-        w->row_sums[o] += relative(in_row, w->mean);
-        w->row_counts[o] += in_row_count;
+        double *kernels = w->kernels + (w->taps > 1 ? o * w->columns : 0);
+        w->row_sums[o] += relative(w->in_rows[o - b->start], w->mean);
         if (w->taps == 1) continue;
-        FOR_COLUMNS(b, o, w->columns, kernels[i] += (double)(int64_t)(distances[i] * 4096.0 / mean))
+        if (is_wide(b)) {
+            for (size_t i = 0; i < w->columns; i++) kernels[i] += whole(distances[i] * 4096.0 / mean);
+        } else {
+            FOR_COLUMNS(b, o, w->columns, kernels[i] += whole(distances[i] * 4096.0 / mean))
+        }
     }
     for (size_t i = 0; i < w->columns; i++) w->column_sums[i] += relative(w->in_columns[i], w->mean);
+    count_weights(w, b);
 }
 
 /* Predictions of a tap from the taps beside, above, and above to the left. */
-static inline void expect(walk *w, size_t tap, const unsigned char *ids, unsigned width) {
+static void expect(walk *w, size_t tap) {
     size_t x = tap % w->width, y = tap / w->width, n = w->rows * w->columns;
     int32_t left = x > 0 ? w->rule.left : 0, above = y > 0 ? w->rule.above : 0;
     int32_t corner = x > 0 && y > 0 ? w->rule.corner : 0;
-    size_t beside = tap - 1, over = y > 0 ? tap - w->width : 0, across = x > 0 && y > 0 ? tap - w->width - 1 : 0;
+    size_t beside = n * (tap - 1), over = y > 0 ? n * (tap - w->width) : 0;
+    size_t across = x > 0 && y > 0 ? n * (tap - w->width - 1) : 0;
     for (size_t at = 0; at < n; at++) {
-        const size_t first = at * w->taps;
-        int32_t sum = left * w->values[get_id(ids, width, first + beside)];
-        sum += above * w->values[get_id(ids, width, first + over)];
-        sum += corner * w->values[get_id(ids, width, first + across)];
+        int32_t sum = left * w->symbols[number_at(w, beside + at)].value;
+        sum += above * w->symbols[number_at(w, over + at)].value;
+        sum += corner * w->symbols[number_at(w, across + at)].value;
         w->expected[at] = sum >> 4;
     }
 }
 
-static void decode_by_context(walk *w, span words, stack_state *state, models *with, id_array ids) {
+/* Writes all ids in C order. */
+static inline void put_ids(const walk *w, id_array ids, unsigned width) {
+    size_t n = w->rows * w->columns, place = 0;
+    for (size_t at = 0; at < n; at++) {
+        for (size_t tap = 0; tap < w->taps; tap++) put_id(ids, width, place++, w->symbols[number_at(w, tap * n + at)].id);
+    }
+}
+
+static void decode_by_context(walk *w, span words, stack_state *state, models *with) {
     static const size_t first_ends[] = {1, 2, 4, 8, 16}, next_ends[] = {2, 16};
     for (size_t tap = 0; tap < w->taps; tap++) {
-        if (tap > 0 && w->predicts) FOR_WIDTH(ids.width, expect(w, tap, ids.bytes, WIDTH));
+        size_t plane = tap * w->rows * w->columns;
+        if (tap > 0 && w->predicts) expect(w, tap);
         w->total = MEAN_PRIOR * w->mean;
         w->count = MEAN_PRIOR;
         block b = {0, 0, 0, 0};
@@ -263,26 +322,26 @@ static void decode_by_context(walk *w, span words, stack_state *state, models *w
                 size_t count = find_contexts(w, &b, tap);
                 if (count == 0) continue;
                 sort_places(w, &b);
-                FOR_WIDTH(ids.width, decode_block(w, &b, tap, words, state, with, ids.bytes, WIDTH));
-                learn(w, &b, count);
+                decode_block(w, plane + b.start * w->columns, words, state, with);
+                learn(w, &b, count, plane);
             }
         }
     }
 }
 
-gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of,
-                       const bank *components, models *with, arena *memory, id_array ids) {
+gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of, models *with,
+                       arena *memory, id_array ids) {
     if (!of->has_rule) {
         if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
-            uint32_t j = pop(words, state, with->cumulative, with->tops);
-            put_id(ids.bytes, ids.width, place, with->symbols[0][j]);
+            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows)].id);
         }
         return GBNN_OK;
     }
     walk *w = arena_take(memory, 1, sizeof(walk));
     if (w == NULL) return GBNN_NO_MEMORY;
-    TRY(make_walk(w, tensor, of, components, memory));
-    decode_by_context(w, words, state, with, ids);
+    TRY(make_walk(w, tensor, of, with, memory));
+    decode_by_context(w, words, state, with);
+    FOR_WIDTH(ids.width, put_ids(w, ids, WIDTH));
     return GBNN_OK;
 }

@@ -58,31 +58,23 @@ gbnn_code table_read(bits *from, const gbnn_tensor *tensor, uint32_t n_component
 }
 
 /* Adds the symbols that a parity allows, with their weights: 30 bits for the largest. */
-static gbnn_code add_symbols(models *into, unsigned parity, const table *of, const bank *components,
-                             const int64_t *levels, arena *memory) {
+static void add_symbols(models *into, unsigned parity, const table *of, const bank *components, const int64_t *levels) {
     static const int64_t mantissas[4] = {16, 19, 23, 27};
-    uint32_t count = 0, k_outlier = components->size;
-    uint32_t *symbols = arena_take(memory, of->n_live, sizeof(uint32_t));
-    int32_t *values = arena_take(memory, of->n_live, sizeof(int32_t));
-    int64_t *weights = arena_take(memory, of->n_live, sizeof(int64_t)), largest = 0;
-    if (symbols == NULL || values == NULL || weights == NULL) return GBNN_NO_MEMORY;
-    for (uint32_t k = 0; k <= k_outlier; k++) {
-        if (levels[k] == 0 || (of->has_trellis && k != k_outlier && (k & 1) != parity)) continue;
-        symbols[count] = k;
-        values[count] = components->values[k];
-        weights[count++] = levels[k] - 1;
+    uint32_t start = parity == 0 ? 0 : into->count[0], stop = start;
+    int64_t largest = 0;
+    for (uint32_t k = 0; k <= components->size; k++) {
+        if (levels[k] == 0 || (of->has_trellis && k != components->size && (k & 1) != parity)) continue;
+        into->symbols[stop].value = components->values[k];
+        into->symbols[stop].id = k;
+        into->weights[stop++] = levels[k] - 1;
         largest = max64(largest, (levels[k] - 1) / 4);
     }
-    for (uint32_t index = 0; index < count; index++) {
-        int64_t octaves = largest - weights[index] / 4;
-        weights[index] = octaves > 62 ? 0 : mantissas[weights[index] % 4] << 25 >> octaves;
+    for (uint32_t index = start; index < stop; index++) {
+        int64_t octaves = largest - into->weights[index] / 4;
+        into->weights[index] = octaves > 62 ? 0 : mantissas[into->weights[index] % 4] << 25 >> octaves;
     }
-    into->count[parity] = count;
-    into->symbols[parity] = symbols;
-    into->values[parity] = values;
-    into->weights[parity] = weights;
-    into->escapes[parity] = count > 0 && symbols[count - 1] == k_outlier;
-    return GBNN_OK;
+    into->start[parity] = start;
+    into->count[parity] = stop - start;
 }
 
 #define KEPT_ENTRIES ((size_t)1 << 20) /* frequencies that are kept for slots that recur */
@@ -90,17 +82,15 @@ static gbnn_code add_symbols(models *into, unsigned parity, const table *of, con
 
 static gbnn_code make_room(models *into, uint32_t n_slots, arena *memory) {
     uint32_t most = into->count[0] > into->count[1] ? into->count[0] : into->count[1];
-    into->stride = (size_t)most + PADDING;
-    size_t rows = KEPT_ENTRIES / (into->stride + (2u << TOP_BITS) / 4);
+    into->stride = 1 + TOP_WORDS + (size_t)most + PADDING;
+    size_t rows = KEPT_ENTRIES / into->stride;
     into->n_slots = n_slots;
     into->n_rows = rows < FEWEST_ROWS ? FEWEST_ROWS : rows > n_slots ? n_slots : (uint32_t)rows;
-    into->rows = arena_take(memory, n_slots, sizeof(int32_t));
-    into->cumulative = arena_take(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
-    into->tops = arena_take(memory, (uint64_t)into->n_rows << TOP_BITS, sizeof(uint16_t));
+    into->places = arena_take(memory, n_slots, sizeof(int32_t));
+    into->rows = arena_take(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
     into->scratch = arena_take(memory, most, sizeof(int64_t));
-    bool made = into->rows != NULL && into->cumulative != NULL && into->tops != NULL && into->scratch != NULL;
-    if (!made) return GBNN_NO_MEMORY;
-    memset(into->rows, 0xFF, n_slots * sizeof(int32_t));
+    if (into->places == NULL || into->rows == NULL || into->scratch == NULL) return GBNN_NO_MEMORY;
+    memset(into->places, 0xFF, n_slots * sizeof(int32_t));
     return GBNN_OK;
 }
 
@@ -109,15 +99,18 @@ gbnn_code models_make(span tables, const table *of, const bank *components, int 
     bits from = bits_of(tables);
     from.place = of->place;
     int64_t *levels = arena_take(memory, (uint64_t)components->size + 1, sizeof(int64_t));
-    if (levels == NULL) return GBNN_NO_MEMORY;
-    TRY(read_levels(&from, components->size, &again, levels));
     memset(into, 0, sizeof *into);
+    into->symbols = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(symbol)); /* the outlier may occur twice */
+    into->weights = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(int64_t));
+    if (levels == NULL || into->symbols == NULL || into->weights == NULL) return GBNN_NO_MEMORY;
+    TRY(read_levels(&from, components->size, &again, levels));
     into->by_rule = of->has_rule;
+    into->outlier = components->size;
     into->tail = of->rule.tail;
     into->offset = of->rule.offset;
     into->floor = of->has_rule ? ex(4 * of->rule.floor) : 0;
-    TRY(add_symbols(into, 0, of, components, levels, memory));
-    if (of->has_trellis) TRY(add_symbols(into, 1, of, components, levels, memory));
+    add_symbols(into, 0, of, components, levels);
+    if (of->has_trellis) add_symbols(into, 1, of, components, levels);
     uint32_t parities = version == 2 ? 2 : 1;
     return make_room(into, parities * (of->has_rule ? N_CONTEXTS : 1), memory);
 }
@@ -134,23 +127,23 @@ static void weigh(models *in, uint32_t context, unsigned parity) {
     int64_t centre = (place * ex(4 * level + 2)) >> 1;
     int64_t scale = ex(max64(4 * (level + in->offset) + 2, 0)) + in->floor;
     int64_t freedom = (((int64_t)4 << in->tail) - 1) << 20;
-    const int32_t *values = in->values[parity];
-    const int64_t *weights = in->weights[parity];
+    const symbol *symbols = in->symbols + in->start[parity];
+    const int64_t *weights = in->weights + in->start[parity];
     uint32_t count = in->count[parity];
     for (uint32_t j = 0; j < count; j++) {
-        int64_t far = values[j] - centre;
+        int64_t far = symbols[j].value - centre;
         far = min64(quotient((far < 0 ? -far : far) << 10, scale), (int64_t)1 << 20);
         int64_t factor = quotient(freedom << 30, freedom + far * far);
         for (int32_t step = 0; step <= in->tail; step++) factor = (factor * factor) >> 30;
         in->scratch[j] = (weights[j] * factor) >> 26;
     }
-    if (in->escapes[parity]) in->scratch[count - 1] = weights[count - 1] << 4;
+    if (symbols[count - 1].id == in->outlier) in->scratch[count - 1] = weights[count - 1] << 4;
 }
 
 /* Turns the weights into frequencies that sum to 2^24, and these into a row. */
-static void accumulate(models *in, uint32_t count, uint32_t *row, uint16_t *tops) {
+static void accumulate(models *in, uint32_t count, uint32_t *row) {
     int64_t *weights = in->scratch, total = 0, left = RANGE, free = (int64_t)RANGE - count;
-    uint32_t top = 0, start = 0, symbol = 0;
+    uint32_t top = 0, start = 0, first = 0;
     for (uint32_t j = 0; j < count; j++) {
         total += weights[j];
         if (weights[j] > weights[top]) top = j;
@@ -161,14 +154,16 @@ static void accumulate(models *in, uint32_t count, uint32_t *row, uint16_t *tops
         left -= weights[j];
     }
     weights[top] += left;
+    uint32_t *cumulative = row + 1 + TOP_WORDS;
     for (uint32_t j = 0; j < count; j++) {
-        row[j] = start;
+        cumulative[j] = start;
         start += (uint32_t)weights[j];
     }
-    for (uint32_t j = 0; j < PADDING; j++) row[count + j] = RANGE;
+    for (uint32_t j = 0; j < PADDING; j++) cumulative[count + j] = RANGE;
     for (uint32_t part = 0; part < 1u << TOP_BITS; part++) {
-        while (row[symbol + 1] <= part << (PRECISION - TOP_BITS)) symbol++;
-        tops[part] = (uint16_t)(symbol < UINT16_MAX ? symbol : UINT16_MAX);
+        while (cumulative[first + 1] <= part << (PRECISION - TOP_BITS)) first++;
+        uint16_t number = (uint16_t)(first < UINT16_MAX ? first : UINT16_MAX);
+        memcpy((unsigned char *)(row + 1) + 2 * (size_t)part, &number, 2);
     }
 }
 
@@ -176,13 +171,14 @@ int32_t models_add(models *in, uint32_t slot, uint32_t context, unsigned parity)
     uint32_t count = in->count[parity];
     if (count == 0) return -1;
     if (in->used == in->n_rows) {
-        memset(in->rows, 0xFF, in->n_slots * sizeof(int32_t));
+        memset(in->places, 0xFF, in->n_slots * sizeof(int32_t));
         in->used = 0;
     }
-    uint32_t row = in->used++;
-    in->rows[slot] = (int32_t)row;
+    size_t place = in->used++ * in->stride;
+    in->places[slot] = (int32_t)place;
     if (in->by_rule) weigh(in, context, parity);
-    else memcpy(in->scratch, in->weights[parity], count * sizeof(int64_t));
-    accumulate(in, count, in->cumulative + row * in->stride, in->tops + ((size_t)row << TOP_BITS));
-    return (int32_t)row;
+    else memcpy(in->scratch, in->weights + in->start[parity], count * sizeof(int64_t));
+    in->rows[place] = in->start[parity];
+    accumulate(in, count, in->rows + place);
+    return (int32_t)place;
 }

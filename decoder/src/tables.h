@@ -39,27 +39,33 @@ void kernel_of(const gbnn_tensor *tensor, uint64_t *taps, uint64_t *width);
 static inline int64_t ex(int64_t level) { return ((16 + (level & 15)) << (level >> 4)) >> 4; }
 
 #define TOP_BITS 8
+#define TOP_WORDS ((1u << TOP_BITS) / 2)
 #define PADDING 4
+
+/* What is known of a symbol: its value for the contexts, and its id. */
+typedef struct {
+    int32_t value;
+    uint32_t id;
+} symbol;
 
 /* Cumulative frequencies of one tensor by context and parity, made at first use.
  *
- * The row of a slot has the cumulative frequency of each symbol, then PADDING times 2^24, and for each part of the
- * range, of 2^16, the number of the symbol at its start.
+ * The row of a slot starts with a number that find_symbol adds. Then come 2^TOP_BITS numbers of 16 bits: for each part of
+ * the range the number of the symbol at its start. The cumulative frequency of each symbol follows, then PADDING times
+ * 2^24.
  */
 typedef struct {
-    uint32_t count[2];    /* of the symbols that a parity allows */
-    uint32_t *symbols[2]; /* their ids, ascending */
-    int32_t *values[2];   /* their values */
-    int64_t *weights[2];
-    bool escapes[2];      /* whether the last of them is the outlier */
+    symbol *symbols; /* those that parity 0 allows by ascending ids, then those of parity 1 */
+    int64_t *weights;
+    uint32_t start[2], count[2]; /* of a parity's symbols */
+    uint32_t outlier;            /* K */
     bool by_rule;
     int32_t tail, offset;
     int64_t floor;
     uint32_t n_slots, n_rows, used;
-    int32_t *rows; /* of each slot, or -1 */
     size_t stride;
-    uint32_t *cumulative;
-    uint16_t *tops;
+    int32_t *places; /* of each slot's row, or -1 */
+    uint32_t *rows;
     int64_t *scratch;
 } models;
 
@@ -67,7 +73,26 @@ typedef struct {
  * plus the parity; without a rule the context is 0. */
 gbnn_code models_make(span tables, const table *of, const bank *components, int version, arena *memory, models *into);
 
-/* The row of a slot that has none yet; -1 if the slot allows no symbol. */
+/* Makes the row of a slot that has none, and returns its place; -1 if the slot allows no symbol. When there is no room for
+ * more rows, all others are dropped; there is room for 16 at least. */
 int32_t models_add(models *in, uint32_t slot, uint32_t context, unsigned parity);
+
+typedef struct {
+    uint32_t number; /* among the symbols */
+    uint32_t start, stop;
+} range;
+
+/* The symbol of a row whose range holds `low`. Few ranges are so small that the loop is entered. */
+static inline range find_symbol(const uint32_t *row, uint32_t low) {
+    uint16_t first;
+    memcpy(&first, (const unsigned char *)(row + 1) + 2 * (size_t)(low >> (PRECISION - TOP_BITS)), 2);
+    const uint32_t *starts = row + 1 + TOP_WORDS + first;
+    size_t more = low >= starts[1];
+    more += low >= starts[2];
+    more += low >= starts[3];
+    while (low >= starts[more + 1]) more++;
+    range result = {row[0] + first + (uint32_t)more, starts[more], starts[more + 1]};
+    return result;
+}
 
 #endif

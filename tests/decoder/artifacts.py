@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from codec_facts import FACTS
+from mutations import sections_of, version_of
 from native import Decoded
+from trellis_ids import trellis_ids
 
 from gbnn_compress.checkpoint.arrays import raw_bytes_of
 from gbnn_compress.format.artifact import encode_artifact, read_artifact
@@ -24,22 +26,13 @@ from gbnn_compress.format.vectors import EXACT, LINEAR, LOGARITHMIC, RELATIVE, V
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
 
-for folder in ("format", "trust"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-
-from codec_facts import FACTS
-from mutations import sections_of, version_of
-from trellis_ids import trellis_ids
-
 SHAPES = [(40, 12), (35, 9, 3, 3), (20, 1, 2, 3, 2), (1, 60), (300, 1), (7, 5, 1, 4)]
 
 
 def of_everything(version: int, *, components: int = 33, outliers: float = 0.01, seed: int = 0) -> bytes:
     """Shared, unshared, raw and tied tensors of every dtype and shape."""
     random = np.random.RandomState(seed)
-    bank = round_bank(
-        Bank(np.sort(random.normal(size=components)), random.normal(size=components)), exponent=-14
-    )
+    bank = round_bank(Bank(np.sort(random.normal(size=components)), random.normal(size=components)), exponent=-14)
     tensors, maps, vectors, raw = [], [], [], []
     for number, (dtype, bits) in enumerate(BITS.items()):
         for shape in SHAPES:
@@ -47,7 +40,9 @@ def of_everything(version: int, *, components: int = 33, outliers: float = 0.01,
             tensors.append(TensorInfo(name, shape, dtype, "shared"))
             ids = trellis_ids(shape, components=components, outliers=outliers, seed=seed + len(maps))
             patterns = random.randint(0, 1 << 16, int((ids == components).sum())).astype(f"u{bits // 8}")
-            maps.append(IndexMap(name, ids.astype(np.uint32), patterns << (bits - 16), version == 2 and number % 2 == 0))
+            maps.append(
+                IndexMap(name, ids.astype(np.uint32), patterns << (bits - 16), version == 2 and number % 2 == 0)
+            )
         vectors += _vectors(dtype, random, tensors)
         tensors.append(TensorInfo(f"{dtype}.tied", (40, 12), dtype, "tied", f"{dtype}.40x12.weight"))
     for dtype, width in RAW_BYTES.items():
@@ -117,7 +112,9 @@ def ensemble(members: Sequence[bytes]) -> bytes:
         if not parts:
             dictionary = (DICTIONARY + text)[-32768:]
         ordered = [sections[name] for name in SECTIONS_BY_VERSION[version]]
-        entries = [write_length(len(part)) + (zlib.crc32(part).to_bytes(4, "little") if part else b"") for part in ordered]
+        entries = [
+            write_length(len(part)) + (zlib.crc32(part).to_bytes(4, "little") if part else b"") for part in ordered
+        ]
         parts.append(b"".join(entries + ordered))
     return ensemble_of_parts(parts, [version_of(member) for member in members])
 

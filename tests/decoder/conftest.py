@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "format"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "trust"))
+
 from native import Driver, Library, build, missing
 
 

@@ -40,7 +40,9 @@ def missing(*tools: str) -> str | None:
     for tool in ("make", "gcc", *tools):
         if shutil.which(tool) is None:
             return f"`{tool}` is not installed"
-    found = subprocess.run(["gcc", "-E", "-include", "zlib.h", "-x", "c", "/dev/null"], capture_output=True, check=False)
+    found = subprocess.run(
+        ["gcc", "-E", "-include", "zlib.h", "-x", "c", "/dev/null"], capture_output=True, check=False
+    )
     return "the headers of zlib are not installed" if found.returncode else None
 
 
@@ -74,6 +76,7 @@ class Library:
 
     def __init__(self, path: Path) -> None:
         self._c = ctypes.CDLL(str(path))
+        self._room: ctypes.Array[ctypes.c_char] | None = None
         for name in ("gbnn_sentence", "gbnn_dtype_name"):
             getattr(self._c, name).restype = ctypes.c_char_p
         self._c.gbnn_describe.restype = _Tensor
@@ -100,6 +103,24 @@ class Library:
                 name, tensor = self._decode(file, member, index, normals)
                 found[name] = tensor
             return dict(reversed(found.items())) if backwards else found
+
+    def skim(self, data: bytes) -> int:
+        """Decode a single file into memory that is used again for each tensor; returns the number of values."""
+        total = 0
+        with _File(self, data) as file:
+            member = ctypes.c_size_t(0)
+            infos = [
+                self._c.gbnn_describe(file, member, ctypes.c_size_t(index))
+                for index in range(self._c.gbnn_count(file, member))
+            ]
+            size_bytes = max((info.size_bytes for info in infos), default=0)
+            if self._room is None or len(self._room) < size_bytes:
+                self._room = ctypes.create_string_buffer(size_bytes)
+            for index, info in enumerate(infos):
+                if info.tied_to == NO_MEMBER:
+                    self.check(self._c.gbnn_decode(file, member, ctypes.c_size_t(index), self._room))
+                    total += info.size
+        return total
 
     def _decode(
         self, file: ctypes.c_void_p, member: int, index: int, normals: Iterator[float] | None

@@ -14,8 +14,6 @@ from gbnn_compress.format.checks import RAW_BYTES
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
 
-FLOAT64 = ("float64",)
-
 
 def assert_same(got: dict[str, Decoded], expected: dict[str, Decoded], *, last_bit: tuple[str, ...] = ()) -> None:
     """Names, dtypes, shapes and bits are the same; tensors named like this may differ in the last bit."""

@@ -1,0 +1,101 @@
+"""`gbnn-decode`: its file, its messages and its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from artifacts import ensemble, of_everything
+from safetensors import safe_open
+
+import gbnn_compress
+
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
+
+
+def run(tool: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([tool, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def tensors(path: Path) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    raw = {name: tensor.reshape(-1).view(torch.uint8).numpy().tobytes() for name, tensor in found.items()}
+    return {name: (tensor.dtype, tensor.shape, raw[name]) for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name.partition(".")[0])
+def test_the_file_holds_what_decompress_writes(tool: Path, tmp_path: Path, path: Path) -> None:
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    gbnn_compress.decompress(path, theirs)
+    done = run(tool, path, ours)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert tensors(ours) == tensors(theirs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.safetensors", "theirs.safetensors"]
+
+
+def test_an_ensemble_needs_a_member(tool: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "both.gbnn.safetensors", tmp_path / "out.safetensors"
+    path.write_bytes(ensemble([GOLDEN[1].read_bytes(), GOLDEN[0].read_bytes()]))
+    for option in ([], ["--member", "2"], ["--member", "x"], ["--member=-1"]):
+        refused = run(tool, path, out, *option)
+        assert refused.returncode == 2
+        assert "ensemble of 2" in refused.stderr
+        assert "--member 1" in refused.stderr
+        assert not out.exists()
+    gbnn_compress.decompress(GOLDEN[0], tmp_path / "theirs.safetensors")
+    assert run(tool, path, out, "--member", "1").returncode == 0
+    assert tensors(out) == tensors(tmp_path / "theirs.safetensors")
+
+
+def test_a_single_network_is_member_0(tool: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    assert run(tool, GOLDEN[0], out, "--member=0").returncode == 0
+    assert run(tool, GOLDEN[0], out, "--member=1").returncode == 2
+
+
+def test_errors_are_one_line_that_names_the_file(tool: Path, tmp_path: Path) -> None:
+    out, damaged = tmp_path / "out.safetensors", tmp_path / "damaged.gbnn.safetensors"
+    data = bytearray(GOLDEN[1].read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    lacking = tmp_path / "complex.gbnn.safetensors"
+    lacking.write_bytes(of_everything(1))
+    for path, reason in [
+        (damaged, "checksum"),
+        (tmp_path / "none", "No such file"),
+        (tmp_path, "directory"),
+        (lacking, "complex32, which safetensors lacks"),
+    ]:
+        refused = run(tool, path, out)
+        assert refused.returncode == 1
+        assert refused.stderr.count("\n") == 1
+        assert str(path) in refused.stderr
+        assert reason in refused.stderr
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_damaged_member_is_named(tool: Path, tmp_path: Path) -> None:
+    path = tmp_path / "both.gbnn.safetensors"
+    data = bytearray(ensemble([GOLDEN[1].read_bytes(), GOLDEN[1].read_bytes()]))
+    data[-1] ^= 1
+    path.write_bytes(data)
+    refused = run(tool, path, tmp_path / "out.safetensors", "--member", "0")
+    assert refused.returncode == 1
+    assert f"`{path}, member 1`" in refused.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"], ["a", "b", "--wrong"], ["a", "b", "--member"]])
+def test_usage(tool: Path, arguments: list[str]) -> None:
+    refused = run(tool, *arguments)
+    assert refused.returncode == 2
+    assert refused.stderr == "usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n"
+
+
+def test_a_folder_that_cannot_be_written(tool: Path, tmp_path: Path) -> None:
+    refused = run(tool, GOLDEN[0], tmp_path / "missing" / "out.safetensors")
+    assert refused.returncode == 1
+    assert "No such file" in refused.stderr
