@@ -37,7 +37,7 @@ async function predicted(page, action) {
   return page.evaluate(() => window.predictions.at(-1));
 }
 
-const text = (page, selector) => page.locator(selector).innerText();
+const text = async (page, selector) => (await page.locator(selector).innerText()).replaceAll("\u00a0", " ");
 
 const actions = {
   /** Predictions of the first sample and of pictures, with what the page says. */

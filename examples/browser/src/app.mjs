@@ -160,6 +160,7 @@ async function predict() {
   if (!network || !picture) return;
   const run = ++state.run;
   const draws = Number(element("draws").value);
+  const known = network.sessions.size;
   const started = performance.now();
   element("prediction").setAttribute("aria-busy", "true");
   const { size, channels } = settings.image;
@@ -175,11 +176,13 @@ async function predict() {
   });
   if (stopped()) return;
   element("prediction").setAttribute("aria-busy", "false");
-  showPrediction(summary, performance.now() - started);
+  showPrediction(summary);
+  const decoded = network.sessions.size > known ? ", with decoding them" : "";
+  element("time").textContent = duration(performance.now() - started) + decoded;
   document.dispatchEvent(new CustomEvent("predicted", { detail: summary }));
 }
 
-function showPrediction(summary, milliseconds) {
+function showPrediction(summary) {
   const labels = summary.probabilities.map((_, i) => state.settings.labels[i] ?? `class ${i}`);
   const best = likeliest(summary.probabilities);
   const draws = summary.votes.length;
@@ -199,7 +202,6 @@ function showPrediction(summary, milliseconds) {
   );
   element("entropy").textContent = `${summary.entropy.toFixed(3)} nats`;
   element("mutual").textContent = `${summary.mutualInformation.toFixed(3)} nats`;
-  element("time").textContent = duration(milliseconds);
 }
 
 /** All labels in order if they are few, else the likeliest. */
@@ -242,9 +244,9 @@ function say(text) {
 }
 
 function bytesInWords(bytes) {
-  if (bytes < 1000) return `${bytes} B`;
+  if (bytes < 1000) return `${bytes}\u00a0B`;
   const [number, unit] = bytes < 999_500 ? [bytes / 1000, "kB"] : [bytes / 1e6, "MB"];
-  return `${number.toPrecision(3)} ${unit}`;
+  return `${number.toPrecision(3)}\u00a0${unit}`;
 }
 
 function duration(milliseconds) {
