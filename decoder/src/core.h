@@ -24,6 +24,10 @@ typedef struct {
 
 /* Zeroed memory for count things of size bytes, or NULL if there is none. */
 void *arena_take(arena *memory, uint64_t count, size_t size);
+
+/* The same, but not zeroed: for large tables that are written before they are read. */
+void *arena_take_room(arena *memory, uint64_t count, size_t size);
+
 void arena_free(arena *memory);
 
 typedef struct {

@@ -237,9 +237,9 @@ static inline bool find_rows(group *g, models *with, int32_t places[LANES]) {
 
 /* Decodes the number of a symbol. At least one word is left, or `stop` is where the words end. */
 static inline uint32_t next_symbol(uint64_t *state, const unsigned char **words, const unsigned char *stop,
-                                   const uint32_t *row) {
+                                   const uint32_t *row, unsigned shift) {
     uint32_t low = (uint32_t)*state & (RANGE - 1);
-    range found = find_symbol(row, low);
+    range found = find_symbol(row, low, shift);
     uint64_t next = (*state >> PRECISION) * (found.stop - found.start) + (low - found.start);
     bool is_short = next >> 32 == 0;
     if (stop == NULL) {
@@ -255,16 +255,18 @@ static inline uint32_t next_symbol(uint64_t *state, const unsigned char **words,
 }
 
 /* Decodes the symbols of a step. */
-static inline void next_symbols(stream *from, const uint32_t *rows, const int32_t places[LANES], size_t n_lanes,
+static inline void next_symbols(stream *from, const models *with, const int32_t places[LANES], size_t n_lanes,
                                 size_t number, uint32_t symbols[LANES]) {
     const unsigned char *words = from->words.data, *stop = words + from->words.size;
+    const uint32_t *rows = with->rows;
+    const unsigned shift = with->shift;
     if (n_lanes == LANES && from->words.size >= 4 * LANES && from->mask > 0) {
         uint64_t a = from->states[0], b = from->states[1], c = from->states[2], d = from->states[3];
         for (int lane = 0; lane < LANES; lane += 4) {
-            symbols[lane] = next_symbol(&a, &words, NULL, rows + places[lane]);
-            symbols[lane + 1] = next_symbol(&b, &words, NULL, rows + places[lane + 1]);
-            symbols[lane + 2] = next_symbol(&c, &words, NULL, rows + places[lane + 2]);
-            symbols[lane + 3] = next_symbol(&d, &words, NULL, rows + places[lane + 3]);
+            symbols[lane] = next_symbol(&a, &words, NULL, rows + places[lane], shift);
+            symbols[lane + 1] = next_symbol(&b, &words, NULL, rows + places[lane + 1], shift);
+            symbols[lane + 2] = next_symbol(&c, &words, NULL, rows + places[lane + 2], shift);
+            symbols[lane + 3] = next_symbol(&d, &words, NULL, rows + places[lane + 3], shift);
         }
         from->states[0] = a;
         from->states[1] = b;
@@ -273,7 +275,7 @@ static inline void next_symbols(stream *from, const uint32_t *rows, const int32_
     } else {
         for (size_t lane = 0; lane < n_lanes; lane++) {
             uint64_t *state = &from->states[(number + lane) & from->mask];
-            symbols[lane] = next_symbol(state, &words, stop, rows + places[lane]);
+            symbols[lane] = next_symbol(state, &words, stop, rows + places[lane], shift);
         }
     }
     from->words = span_of(words, (size_t)(stop - words));
@@ -309,7 +311,7 @@ static inline bool decode_step(walk *w, group *g, stream *from, models *with, si
         find_contexts(w, g, &levels, tap);
     }
     if (!find_rows(g, with, places)) return false;
-    next_symbols(from, with->rows, places, g->n_lanes, number, symbols);
+    next_symbols(from, with, places, g->n_lanes, number, symbols);
     take_symbols(with->symbols, symbols, ids, &values);
     if (w->has_trellis) next_states(g, ids, (int32_t)with->outlier);
     if (!w->has_rule) return true;

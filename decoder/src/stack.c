@@ -8,6 +8,7 @@
 #define LARGEST_SUM ((int64_t)1 << 50)
 #define UNIT 192 /* 4096 in sixteenths of octaves */
 #define MOST_KERNEL 576
+#define CHUNK 256
 #define ROW_PRIOR 8
 #define KERNEL_PRIOR 16
 #define MEAN_PRIOR 8
@@ -15,15 +16,16 @@
 /* What is learnt of a tensor, and memory for a block. Sums are whole numbers below 2^53. */
 typedef struct {
     size_t rows, columns, taps, width, band;
-    bool predicts, is_wide;
+    bool predicts;
+    unsigned number_bytes;
     rule rule;
     const symbol *symbols;
-    unsigned char *numbers; /* (taps, rows, columns), numbers of symbols, of 2 bytes or, if wide, of 4 */
+    unsigned char *numbers; /* (taps, rows, columns), numbers of symbols; few bytes stay in a processor's cache */
     int64_t mean, total, count;
     int64_t *row_sums, *row_counts, *column_sums, *column_counts;
     double *kernels;   /* (rows, columns), if there are several taps */
     int32_t *expected; /* (rows, columns), if neighbours predict */
-    double ratios[MOST_KERNEL + 1], scales[N_LEVELS];
+    double ratios[MOST_KERNEL + 1], inverse_scales[N_LEVELS]; /* 2 / E */
     int32_t *column_levels; /* (columns) */
     uint16_t *row_contexts; /* (columns) */
     uint16_t *contexts;     /* of the block, in C order */
@@ -53,24 +55,32 @@ bool stack_start(span words, stack_state *state) {
 }
 
 /* Decodes the number of a symbol. */
-static inline uint32_t pop(span words, stack_state *from, const uint32_t *row) {
+static inline uint32_t pop(span words, stack_state *from, const uint32_t *row, unsigned shift) {
     uint32_t low = (uint32_t)from->state & (RANGE - 1);
-    range found = find_symbol(row, low);
+    range found = find_symbol(row, low, shift);
     uint64_t state = (from->state >> PRECISION) * (found.stop - found.start) + (low - found.start);
     if (state >> 32 == 0 && from->left > 0) state = state << 32 | load32(words.data + 4 * --from->left);
     from->state = state;
     return found.number;
 }
 
+static inline void put_number(unsigned char *numbers, unsigned bytes, size_t place, uint32_t number) {
+    uint16_t two = (uint16_t)number;
+    if (bytes == 1) numbers[place] = (unsigned char)number;
+    else if (bytes == 2) memcpy(numbers + 2 * place, &two, 2);
+    else memcpy(numbers + 4 * place, &number, 4);
+}
+
 static inline uint32_t number_at(const walk *w, size_t place) {
     uint16_t two;
     uint32_t four;
-    if (w->is_wide) {
-        memcpy(&four, w->numbers + 4 * place, 4);
-        return four;
+    if (w->number_bytes == 1) return w->numbers[place];
+    if (w->number_bytes == 2) {
+        memcpy(&two, w->numbers + 2 * place, 2);
+        return two;
     }
-    memcpy(&two, w->numbers + 2 * place, 2);
-    return two;
+    memcpy(&four, w->numbers + 4 * place, 4);
+    return four;
 }
 
 static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, const models *with, arena *memory) {
@@ -86,8 +96,8 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->rule = of->rule;
     w->predicts = taps > 1 && (of->rule.left != 0 || of->rule.above != 0 || of->rule.corner != 0);
     w->symbols = with->symbols;
-    w->is_wide = of->n_live > UINT16_MAX;
-    w->numbers = arena_take(memory, tensor->size, w->is_wide ? 4 : 2);
+    w->number_bytes = of->n_live <= UINT8_MAX ? 1 : of->n_live <= UINT16_MAX ? 2 : 4;
+    w->numbers = arena_take_room(memory, tensor->size, w->number_bytes);
     w->mean = ex(4 * of->rule.start);
     uint64_t in_tap = (uint64_t)w->rows * w->columns, in_band = (uint64_t)w->band * w->columns;
     w->row_sums = arena_take(memory, w->rows, sizeof(int64_t));
@@ -98,9 +108,9 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->expected = arena_take(memory, w->predicts ? in_tap : 1, sizeof(int32_t));
     w->column_levels = arena_take(memory, w->columns, sizeof(int32_t));
     w->row_contexts = arena_take(memory, w->columns, sizeof(uint16_t));
-    w->contexts = arena_take(memory, in_band, sizeof(uint16_t));
-    w->places = arena_take(memory, in_band, sizeof(uint32_t));
-    w->distances = arena_take(memory, in_band, sizeof(int32_t));
+    w->contexts = arena_take_room(memory, in_band, sizeof(uint16_t));
+    w->places = arena_take_room(memory, in_band, sizeof(uint32_t));
+    w->distances = arena_take_room(memory, in_band, sizeof(int32_t));
     w->in_rows = arena_take(memory, w->band, sizeof(int64_t));
     w->in_columns = arena_take(memory, w->columns, sizeof(int64_t));
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&
@@ -116,7 +126,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
         w->column_counts[i] = ROW_PRIOR;
     }
     for (int32_t level = 0; level <= MOST_KERNEL; level++) w->ratios[level] = (double)(KERNEL_PRIOR * ex(level));
-    for (int32_t level = 0; level < N_LEVELS; level++) w->scales[level] = (double)ex(4 * level + 2);
+    for (int32_t level = 0; level < N_LEVELS; level++) w->inverse_scales[level] = 2.0 / (double)ex(4 * level + 2);
     return GBNN_OK;
 }
 
@@ -126,26 +136,42 @@ static inline int32_t clipped(int32_t number, int32_t low, int32_t high) {
 
 static inline double whole(double number) { return (double)(int64_t)number; }
 
+/* What the contexts of a row depend on. */
+typedef struct {
+    const double *ratios, *inverse_scales;
+    const double *kernels;   /* of the row; NULL in the first tap */
+    const int32_t *expected; /* of the row; NULL if nothing predicts */
+    const int32_t *column_levels;
+    int32_t row_level, mean_level;
+    double inverse; /* of the number of weights that a kernel's sum stands for */
+} row_view;
+
+/* 1 / n and a little more. Times it, a whole number below 2^49 has the whole part of the exact quotient: where that is not
+ * whole, it is farther below the next whole number than the little more. */
+static inline double inverse_of(double n) { return 1.0 / n * (1.0 + 0x1p-50); }
+
 /* Expected magnitude of a weight, in quarter octaves. */
-static inline int32_t level_of(const walk *w, size_t tap, int32_t level, int32_t mean_level, double kernel) {
-    if (tap > 0) {
-        double linear = (w->ratios[clipped(level + UNIT, 0, MOST_KERNEL)] + kernel) / (double)(KERNEL_PRIOR + tap);
-        level = lg(linear < 1 ? 1.0 : whole(linear)) - UNIT;
+static inline int32_t level_of(const row_view *r, size_t i) {
+    int32_t level = r->row_level + r->column_levels[i];
+    if (r->kernels != NULL) {
+        double linear = (r->ratios[clipped(level + UNIT, 0, MOST_KERNEL)] + r->kernels[i]) * r->inverse;
+        level = lg(whole(linear < 1 ? 1.0 : linear)) - UNIT;
     }
-    return clipped((level + mean_level) >> 2, 0, N_LEVELS - 1);
+    return clipped((level + r->mean_level) >> 2, 0, N_LEVELS - 1);
 }
 
-/* The prediction in half scales, rounded down from a half more. */
-static inline int32_t place_of(const walk *w, int32_t level, int32_t expected) {
-    double scale = w->scales[level];
-    double halves = clamped((4.0 * expected + scale) / (2.0 * scale), 16.0) + 32.0; /* above 0: cut off is down */
-    return clipped((int32_t)halves - 32, -REACH, REACH);
+/* The prediction in half scales, rounded down from a half more. Multiples of half scales are kept on their side by a little
+ * more; no other quotient is as near to one. Above 0, cutting off is rounding down. */
+static inline int32_t place_of(const row_view *r, int32_t level, size_t i) {
+    double halves = r->expected[i] * r->inverse_scales[level] + (0.5 + 0x1p-33);
+    halves = halves < 16.0 ? halves : 16.0;
+    halves = halves > -16.0 ? halves : -16.0;
+    return clipped((int32_t)(halves + 32.0) - 32, -REACH, REACH);
 }
 
-static inline uint16_t context_of(const walk *w, size_t tap, int32_t level, int32_t mean_level, size_t at) {
-    int32_t found = level_of(w, tap, level, mean_level, tap > 0 ? w->kernels[at] : 0.0);
-    int32_t place = tap > 0 && w->predicts ? place_of(w, found, w->expected[at]) : 0;
-    return (uint16_t)(N_PREDICTIONS * found + REACH + place);
+static inline uint16_t context_of(const row_view *r, size_t i) {
+    int32_t level = level_of(r, i), place = r->expected != NULL ? place_of(r, level, i) : 0;
+    return (uint16_t)(N_PREDICTIONS * level + REACH + place);
 }
 
 /* Runs a statement for each column i of a row o within a block. */
@@ -160,39 +186,51 @@ static inline uint16_t context_of(const walk *w, size_t tap, int32_t level, int3
 /* Whether a block has the last half of the weights of its rows, or more. Whole rows are then faster to go through. */
 static bool is_wide(const block *b) { return b->high == PHASES && b->low <= PHASES / 2; }
 
-/* Contexts of a block in C order, and how often each occurs; returns the number of weights. */
+/* Contexts of a row's weights in a block, to `to`; returns where they end. */
+static inline uint16_t *row_contexts(const row_view *r, const block *b, size_t o, size_t columns, uint16_t *scratch,
+                                     uint16_t *to) {
+    const row_view view = *r;
+    if (is_wide(b)) {
+        for (size_t i = 0; i < columns; i++) scratch[i] = context_of(&view, i);
+        FOR_COLUMNS(b, o, columns, *to++ = scratch[i])
+    } else {
+        FOR_COLUMNS(b, o, columns, *to++ = context_of(&view, i))
+    }
+    return to;
+}
+
+/* Contexts of a block in C order, and where each will begin in coding order; returns the number of weights. */
 static size_t find_contexts(walk *w, const block *b, size_t tap) {
-    int32_t mean_level = lg((double)w->mean);
-    size_t count = 0;
-    memset(w->begins, 0, sizeof w->begins);
-    for (size_t i = 0; i < w->columns && w->columns > 1; i++) {
+    const size_t columns = w->columns;
+    uint16_t *stop = w->contexts;
+    const double inverse = inverse_of((double)(KERNEL_PRIOR + tap));
+    row_view r = {w->ratios, w->inverse_scales, NULL, NULL, w->column_levels, 0, lg((double)w->mean), inverse};
+    for (size_t i = 0; i < columns && columns > 1; i++) {
         w->column_levels[i] = lg((double)w->column_sums[i]) - lg((double)(w->column_counts[i] << 12));
     }
     for (size_t o = b->start; o < b->stop; o++) {
-        int32_t row_level = lg((double)w->row_sums[o]) - lg((double)(w->row_counts[o] << 12));
-        size_t row = o * w->columns;
-        if (is_wide(b)) {
-            for (size_t i = 0; i < w->columns; i++) {
-                w->row_contexts[i] = context_of(w, tap, row_level + w->column_levels[i], mean_level, row + i);
-            }
-            FOR_COLUMNS(b, o, w->columns, w->contexts[count++] = w->row_contexts[i])
-        } else {
-            FOR_COLUMNS(b, o, w->columns, {
-                w->contexts[count++] = context_of(w, tap, row_level + w->column_levels[i], mean_level, row + i);
-            })
-        }
+        r.row_level = lg((double)w->row_sums[o]) - lg((double)(w->row_counts[o] << 12));
+        if (tap > 0) r.kernels = w->kernels + o * columns;
+        if (tap > 0 && w->predicts) r.expected = w->expected + o * columns;
+        stop = row_contexts(&r, b, o, columns, w->row_contexts, stop);
     }
-    for (size_t index = 0; index < count; index++) w->begins[w->contexts[index] + 1]++;
-    for (size_t context = 0; context < N_CONTEXTS; context++) w->begins[context + 1] += w->begins[context];
+    const uint16_t *contexts = w->contexts;
+    uint32_t *begins = w->begins;
+    const size_t count = (size_t)(stop - contexts);
+    memset(begins, 0, sizeof w->begins);
+    for (size_t index = 0; index < count; index++) begins[contexts[index] + 1]++;
+    for (size_t context = 0; context < N_CONTEXTS; context++) begins[context + 1] += begins[context];
     return count;
 }
 
 /* Sorts the weights of a block by context; afterwards begins[c] is where context c ends. */
 static void sort_places(walk *w, const block *b) {
-    size_t count = 0;
+    const uint16_t *context = w->contexts;
+    uint32_t *begins = w->begins, *places = w->places;
+    const size_t columns = w->columns;
     for (size_t o = b->start; o < b->stop; o++) {
-        size_t row = (o - b->start) * w->columns;
-        FOR_COLUMNS(b, o, w->columns, w->places[w->begins[w->contexts[count++]]++] = (uint32_t)(row + i))
+        uint32_t first = (uint32_t)((o - b->start) * columns);
+        FOR_COLUMNS(b, o, columns, places[begins[*context++]++] = first + (uint32_t)i)
     }
 }
 
@@ -200,17 +238,16 @@ static void sort_places(walk *w, const block *b) {
 static void decode_block(walk *w, size_t start, span words, stack_state *from, models *with) {
     size_t place = 0;
     stack_state state = *from;
+    const uint32_t *places = w->places, *ends = w->begins;
+    unsigned char *numbers = w->numbers + start * w->number_bytes;
+    const unsigned number_bytes = w->number_bytes, shift = with->shift;
     for (uint32_t context = 0; context < N_CONTEXTS; context++) {
-        if (place == w->begins[context]) continue;
+        if (place == ends[context]) continue;
         int32_t model = with->places[context];
         if (model < 0) model = models_add(with, context, context, 0);
         const uint32_t *row = with->rows + model;
-        for (; place < w->begins[context]; place++) {
-            uint32_t number = pop(words, &state, row);
-            uint16_t narrow = (uint16_t)number;
-            size_t at = start + w->places[place];
-            if (w->is_wide) memcpy(w->numbers + 4 * at, &number, 4);
-            else memcpy(w->numbers + 2 * at, &narrow, 2);
+        for (size_t stop = ends[context]; place < stop; place++) {
+            put_number(numbers, number_bytes, places[place], pop(words, &state, row, shift));
         }
     }
     *from = state;
@@ -226,19 +263,19 @@ static inline int32_t distance_at(const walk *w, size_t plane, size_t at) {
 /* How far the values of a row are from what was expected; returns their sum. */
 static int64_t find_distances(walk *w, const block *b, size_t o, size_t plane, int32_t *distances) {
     const block before = {b->start, b->stop, 0, b->low};
-    size_t row = o * w->columns;
-    int64_t sum = 0;
-    if (is_wide(b)) { /* all weights of the row are known */
-        for (size_t i = 0; i < w->columns; i++) distances[i] = distance_at(w, plane, row + i);
-        FOR_COLUMNS(&before, o, w->columns, distances[i] = 0)
-        for (size_t i = 0; i < w->columns; i++) sum += distances[i];
-        for (size_t i = 0; i < w->columns; i++) w->in_columns[i] += distances[i];
+    const size_t columns = w->columns, first = o * columns;
+    int64_t sum = 0, *in_columns = w->in_columns;
+    if (is_wide(b)) { /* the other weights of the row were read before */
+        for (size_t i = 0; i < columns; i++) distances[i] = distance_at(w, plane, first + i);
+        FOR_COLUMNS(&before, o, columns, distances[i] = 0)
+        for (size_t i = 0; i < columns; i++) sum += distances[i];
+        for (size_t i = 0; i < columns; i++) in_columns[i] += distances[i];
         return sum;
     }
-    FOR_COLUMNS(b, o, w->columns, {
-        distances[i] = distance_at(w, plane, row + i);
+    FOR_COLUMNS(b, o, columns, {
+        distances[i] = distance_at(w, plane, first + i);
         sum += distances[i];
-        w->in_columns[i] += distances[i];
+        in_columns[i] += distances[i];
     })
     return sum;
 }
@@ -268,16 +305,16 @@ static void learn(walk *w, const block *b, size_t count, size_t plane) {
     w->total += total;
     w->count += (int64_t)count;
     w->mean = max64(1, w->total / w->count);
-    double mean = (double)w->mean;
+    const double inverse = inverse_of((double)w->mean);
     for (size_t o = b->start; o < b->stop; o++) {
         const int32_t *distances = w->distances + (o - b->start) * w->columns;
         double *kernels = w->kernels + (w->taps > 1 ? o * w->columns : 0);
         w->row_sums[o] += relative(w->in_rows[o - b->start], w->mean);
         if (w->taps == 1) continue;
         if (is_wide(b)) {
-            for (size_t i = 0; i < w->columns; i++) kernels[i] += whole(distances[i] * 4096.0 / mean);
+            for (size_t i = 0; i < w->columns; i++) kernels[i] += whole(distances[i] * 4096.0 * inverse);
         } else {
-            FOR_COLUMNS(b, o, w->columns, kernels[i] += whole(distances[i] * 4096.0 / mean))
+            FOR_COLUMNS(b, o, w->columns, kernels[i] += whole(distances[i] * 4096.0 * inverse))
         }
     }
     for (size_t i = 0; i < w->columns; i++) w->column_sums[i] += relative(w->in_columns[i], w->mean);
@@ -299,11 +336,16 @@ static void expect(walk *w, size_t tap) {
     }
 }
 
-/* Writes all ids in C order. */
+/* Writes all ids in C order, a few rows and columns of all taps at a time. */
 static inline void put_ids(const walk *w, id_array ids, unsigned width) {
-    size_t n = w->rows * w->columns, place = 0;
-    for (size_t at = 0; at < n; at++) {
-        for (size_t tap = 0; tap < w->taps; tap++) put_id(ids, width, place++, w->symbols[number_at(w, tap * n + at)].id);
+    const size_t n = w->rows * w->columns, taps = w->taps;
+    for (size_t start = 0; start < n; start += CHUNK) {
+        const size_t stop = start + CHUNK < n ? start + CHUNK : n;
+        for (size_t tap = 0; tap < taps; tap++) {
+            for (size_t at = start; at < stop; at++) {
+                put_id(ids, width, at * taps + tap, w->symbols[number_at(w, tap * n + at)].id);
+            }
+        }
     }
 }
 
@@ -334,7 +376,7 @@ gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor
     if (!of->has_rule) {
         if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
-            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows)].id);
+            put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows, with->shift)].id);
         }
         return GBNN_OK;
     }

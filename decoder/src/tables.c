@@ -85,9 +85,10 @@ static gbnn_code make_room(models *into, uint32_t n_slots, arena *memory) {
     into->stride = 1 + TOP_WORDS + (size_t)most + PADDING;
     size_t rows = KEPT_ENTRIES / into->stride;
     into->n_slots = n_slots;
+    for (into->shift = 0; most >> into->shift > UINT8_MAX;) into->shift++;
     into->n_rows = rows < FEWEST_ROWS ? FEWEST_ROWS : rows > n_slots ? n_slots : (uint32_t)rows;
     into->places = arena_take(memory, n_slots, sizeof(int32_t));
-    into->rows = arena_take(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
+    into->rows = arena_take_room(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
     into->scratch = arena_take(memory, most, sizeof(int64_t));
     if (into->places == NULL || into->rows == NULL || into->scratch == NULL) return GBNN_NO_MEMORY;
     memset(into->places, 0xFF, n_slots * sizeof(int32_t));
@@ -160,10 +161,10 @@ static void accumulate(models *in, uint32_t count, uint32_t *row) {
         start += (uint32_t)weights[j];
     }
     for (uint32_t j = 0; j < PADDING; j++) cumulative[count + j] = RANGE;
+    unsigned char *tops = (unsigned char *)(row + 1);
     for (uint32_t part = 0; part < 1u << TOP_BITS; part++) {
         while (cumulative[first + 1] <= part << (PRECISION - TOP_BITS)) first++;
-        uint16_t number = (uint16_t)(first < UINT16_MAX ? first : UINT16_MAX);
-        memcpy((unsigned char *)(row + 1) + 2 * (size_t)part, &number, 2);
+        tops[part] = (unsigned char)(first >> in->shift);
     }
 }
 

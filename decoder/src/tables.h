@@ -38,8 +38,8 @@ void kernel_of(const gbnn_tensor *tensor, uint64_t *taps, uint64_t *width);
 /* The inverse of the logarithms in sixteenths of octaves, for levels >= 0. */
 static inline int64_t ex(int64_t level) { return ((16 + (level & 15)) << (level >> 4)) >> 4; }
 
-#define TOP_BITS 8
-#define TOP_WORDS ((1u << TOP_BITS) / 2)
+#define TOP_BITS 7
+#define TOP_WORDS ((1u << TOP_BITS) / 4)
 #define PADDING 4
 
 /* What is known of a symbol: its value for the contexts, and its id. */
@@ -50,15 +50,16 @@ typedef struct {
 
 /* Cumulative frequencies of one tensor by context and parity, made at first use.
  *
- * The row of a slot starts with a number that find_symbol adds. Then come 2^TOP_BITS numbers of 16 bits: for each part of
- * the range the number of the symbol at its start. The cumulative frequency of each symbol follows, then PADDING times
- * 2^24.
+ * The row of a slot starts with a number that find_symbol adds. Then comes a byte for each of 2^TOP_BITS parts of the
+ * range: the number of the symbol at its start, without its `shift` low bits. The cumulative frequency of each symbol
+ * follows, then PADDING times 2^24. Rows are small so that many of them stay in a processor's cache.
  */
 typedef struct {
     symbol *symbols; /* those that parity 0 allows by ascending ids, then those of parity 1 */
     int64_t *weights;
     uint32_t start[2], count[2]; /* of a parity's symbols */
     uint32_t outlier;            /* K */
+    unsigned shift;
     bool by_rule;
     int32_t tail, offset;
     int64_t floor;
@@ -83,9 +84,9 @@ typedef struct {
 } range;
 
 /* The symbol of a row whose range holds `low`. Few ranges are so small that the loop is entered. */
-static inline range find_symbol(const uint32_t *row, uint32_t low) {
-    uint16_t first;
-    memcpy(&first, (const unsigned char *)(row + 1) + 2 * (size_t)(low >> (PRECISION - TOP_BITS)), 2);
+static inline range find_symbol(const uint32_t *row, uint32_t low, unsigned shift) {
+    const unsigned char *tops = (const unsigned char *)(row + 1);
+    uint32_t first = (uint32_t)tops[low >> (PRECISION - TOP_BITS)] << shift;
     const uint32_t *starts = row + 1 + TOP_WORDS + first;
     size_t more = low >= starts[1];
     more += low >= starts[2];
