@@ -21,9 +21,9 @@ def command(
         str,
         typer.Option(
             "--weights",
-            metavar="mean|codebook|samples",
+            metavar="mean|codebook|samples|external",
             help="mean: dense posterior means; codebook: the same as codebooks and ids, a small file; samples:"
-            " posterior samples.",
+            " posterior samples; external: the graph alone, whose weights a decoder takes from the artifact.",
         ),
     ] = "mean",
     input_shape: Annotated[
@@ -69,8 +69,8 @@ def command(
 ) -> int:
     """Write an artifact as ONNX, checked in ONNX Runtime.
 
-    Of an image classifier, the input is `input`, float32, preprocessed, of any batch size. The outputs are `logits`
-    (mean, codebook), or `probabilities`, `entropy` and `mutual_information` (samples). Other networks need `--input` or
+    Of an image classifier, the input is `input`, float32, preprocessed, of any batch size. The outputs are
+    `probabilities`, `entropy` and `mutual_information` (samples), or `logits`. Other networks need `--input` or
     `--data`. Their outputs have the names of the network's own, such as `value` or `parts.0`; with samples, each is the
     mean, and NAME.std the standard deviation.
     """
@@ -120,6 +120,7 @@ def _view(result: "ExportReport") -> str:
         "mean": "dense posterior means",
         "codebook": f"codebooks and ids, {words.size(made['dense_bytes'])} once decoded",
         "samples": f"{result['samples']} posterior samples{of_members}",
+        "external": f"the graph alone; its weights are in the artifact, {words.size(made.get('artifact_bytes', 0))}",
     }[made["weights"]]
     inputs = [f"`{each['name']}` {each['dtype']} ({', '.join(map(str, each['shape']))})" for each in result["inputs"]]
     scaled = f", at temperature {result['temperature']:.4g}" if "temperature" in result else ""

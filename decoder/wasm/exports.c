@@ -41,4 +41,15 @@ const description *EXPORT(describe)(size_t member, size_t index) {
 
 int EXPORT(decode)(size_t member, size_t index, unsigned char *out) { return (int)gbnn_decode(file, member, index, out); }
 
+__attribute__((import_module("env"), import_name("normal"))) double next_normal(void);
+
+static double normal(void *context) {
+    (void)context;
+    return next_normal();
+}
+
+int EXPORT(draw)(size_t member, size_t index, unsigned char *out) {
+    return (int)gbnn_draw(file, member, index, normal, NULL, out);
+}
+
 const char *EXPORT(sentence)(int code) { return gbnn_sentence((gbnn_code)code); }

@@ -21,6 +21,11 @@ export interface Tensor {
 export interface Options {
   /** The network of an ensemble, from 0; needed if there are several. */
   member?: number;
+  /**
+   * Returns the next standard normal number: a posterior draw in place of the mean. It is called for each shared tensor in
+   * turn, once for each component of the bank and once for each outlier of the tensor.
+   */
+  normals?: () => number;
 }
 
 /** What is wrong with an artifact, in one sentence. */
@@ -28,7 +33,7 @@ export class ArtifactError extends Error {}
 
 /**
  * Decodes an artifact of gbnn-compress: the posterior mean of every tensor of the network, in the order of its state
- * dict. The bits are those that `gbnn-compress decompress` writes.
+ * dict, or with `normals` a posterior draw. The bits of the mean are those that `gbnn-compress decompress` writes.
  *
  * @throws ArtifactError if the artifact is damaged, RangeError if there is no such member.
  */

@@ -37,11 +37,11 @@ export class ArtifactError extends Error {
 }
 
 /** Decodes an artifact, given as bytes or as the response that brings them. */
-export async function decode(artifact, { member } = {}) {
+export async function decode(artifact, { member, normals } = {}) {
   const bytes = await bytesOf(artifact);
   compiled ??= compile();
-  const { exports } = await WebAssembly.instantiate(await compiled);
-  return tensorsOf(open(exports, bytes), chosen(exports, member));
+  const { exports } = await WebAssembly.instantiate(await compiled, { env: { normal: normals ?? (() => 0) } });
+  return tensorsOf(open(exports, bytes), chosen(exports, member), normals ? exports.draw : exports.decode);
 }
 
 async function compile() {
@@ -77,11 +77,13 @@ function chosen(core, member) {
   throw new RangeError(`the artifact holds ${members} network(s): expected {member: 0} to {member: ${members - 1}}; ${got}`);
 }
 
-function tensorsOf(core, member) {
+/** The tensors of a member, each decoded by `decode` or `draw`. */
+function tensorsOf(core, member, decodeInto) {
   const tensors = [];
   for (let index = 0; index < core.count(member); index++) {
     const { name, dtype, shape, sizeBytes, tiedTo } = describe(core, member, index);
-    const data = tiedTo === NOT_TIED ? decodeOne(core, member, index, ARRAYS[dtype], sizeBytes) : tensors[tiedTo][1].data;
+    const one = () => decodeOne(core, (place) => decodeInto(member, index, place), member, ARRAYS[dtype], sizeBytes);
+    const data = tiedTo === NOT_TIED ? one() : tensors[tiedTo][1].data;
     tensors.push([name, { dtype, shape, data }]);
   }
   return Object.fromEntries(tensors);
@@ -102,9 +104,9 @@ function describe(core, member, index) {
   };
 }
 
-function decodeOne(core, member, index, Numbers, sizeBytes) {
+function decodeOne(core, decodeAt, member, Numbers, sizeBytes) {
   const place = allocate(core, sizeBytes);
-  const code = core.decode(member, index, place);
+  const code = decodeAt(place);
   if (code !== 0) fail(core, code, core.members() > 1 ? member : -1);
   const data = new Numbers(core.memory.buffer.slice(place, place + sizeBytes));
   core.release(place);

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gbnn_compress.errors import OutputError
+from gbnn_compress.onnx_files.external import give_external
 from gbnn_compress.onnx_files.samples import DEVIATION, ENTROPY, MUTUAL_INFORMATION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
+
+    import torch
 
 TOLERANCE = 1e-4
 """Largest relative difference that passes."""
@@ -26,12 +29,15 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def run_onnx(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def run_onnx(
+    path: Path, feeds: Iterable[Mapping[str, np.ndarray]], *, tensors: Mapping[str, torch.Tensor] | None = None
+) -> list[dict[str, np.ndarray]]:
     """Outputs of a model on the CPU.
 
     Args:
         path: The file.
         feeds: For each run, the inputs by name. Inputs that the model lacks are left out.
+        tensors: Decoded tensors by name, for a file whose weights are external data.
 
     Returns:
         For each run, the outputs by name.
@@ -42,6 +48,8 @@ def run_onnx(path: Path, feeds: Iterable[Mapping[str, np.ndarray]]) -> list[dict
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if tensors is not None:
+        give_external(options, path.read_bytes(), tensors)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from gbnn_compress.data.made_inputs import InputSpec
     from gbnn_compress.types import Artifact, Ensemble
 
-FORMS = ("mean", "codebook", "samples")
+FORMS = ("mean", "codebook", "samples", "external")
 
 
 def export_onnx(
@@ -75,7 +75,9 @@ def export_onnx(
             have the outputs of the network: a lone one is `logits` of classifiers and `output` of others, several have
             the names of the network's nesting (`value`, `parts.0`). `samples`: posterior samples with common ids. Of
             classifiers, the outputs are `probabilities`, `entropy` and `mutual_information` (nats); of others, each
-            floating output is the mean, and `NAME.std` the standard deviation.
+            floating output is the mean, and `NAME.std` the standard deviation. `external`: a graph with the outputs of
+            `mean` and without weights. Its initialisers are external data: the location is the name of a tensor of the
+            artifact, and the values are those of `decompress`, or of a posterior sample.
         arch: Specification of the network, a module, or a callable that makes one. Default: the one that the artifact
             records or the index finds. Of an ensemble, also a list with one for each member.
         input_shape: Shape of one input. Default: that of the architecture's published weights.
@@ -227,7 +229,13 @@ def _written(target: Path, found: Ensemble, traced: Sequence[_Traced], asked: _A
     data, inputs = serialised(model), tuple(str(value.name) for value in model.graph.inputs)
     calls = first.given.calls
     kept = [number for number, call in enumerate(calls) if _fits(call, made.signature, calls[0])]
-    difference = _write_checked(target, data, [calls[n] for n in kept], [expected[n] for n in kept])
+    difference = _write_checked(
+        target,
+        data,
+        [calls[n] for n in kept],
+        [expected[n] for n in kept],
+        tensors=rebuild(first.artifact) if asked.weights == "external" else None,
+    )
     result: ExportReport = {
         "schema": SCHEMA,
         "onnx": {
@@ -248,6 +256,8 @@ def _written(target: Path, found: Ensemble, traced: Sequence[_Traced], asked: _A
             "onnxruntime": version("onnxruntime"),
         },
     }
+    if asked.weights == "external":
+        result["onnx"]["artifact_bytes"] = found.size_bytes
     if len(traced) > 1:
         result["members"] = len(traced)
     temperatures = [folded_temperature(member) for member in found.members]
@@ -371,7 +381,7 @@ def _converted(
     from gbnn_compress.onnx_files.forms import onnx_model
 
     given, signature = reference.given, reference.signature
-    shared = _own_names(module, artifact, spec=spec)
+    names = _names(module, artifact, weights=weights, spec=spec)
 
     def attempt(signature: Signature, traced: Call) -> ir.Model:
         try:
@@ -380,7 +390,7 @@ def _converted(
                 artifact,
                 traced,
                 signature=signature,
-                shared=shared,
+                names=names,
                 weights=weights,
                 seeds=seeds,
                 temperature=reference.temperature,
@@ -413,28 +423,25 @@ def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
     return ArchitectureError(f"{error}; {way_out}, or rewrite its `forward`")
 
 
-def _own_names(module: torch.nn.Module, artifact: Artifact, *, spec: str) -> dict[str, str]:
-    """Name in the module -> name of the shared tensor that it holds.
+def _names(module: torch.nn.Module, artifact: Artifact, *, weights: str, spec: str) -> dict[str, str]:
+    """Name in the module -> name in the artifact of the tensors that the file does not hold as they are."""
+    from gbnn_compress.onnx_files.external import KINDS, can_be_external
+    from gbnn_compress.onnx_files.own_names import own_names
 
-    Found by loading numbers in place of weights: modules may rename what they load, and need not tie the same tensors.
-    """
-    import torch
-
-    shared = [info for info in artifact.tensors if info.kind == "shared"]
-    numbers = {info.name: number for number, info in enumerate(shared, start=1)}
-    marked = {
-        info.name: torch.tensor(float(numbers.get(info.tied_to or info.name, 0))).expand(info.shape)
-        for info in artifact.tensors
-    }
-    load_weights(module, marked, spec=spec)
-    filled = {own: tensor for own, tensor in module.state_dict().items() if tensor.numel()}
-    marks = {own: (tensor.flatten()[0].item(), tuple(tensor.shape)) for own, tensor in filled.items()}
-    load_weights(module, rebuild(artifact), spec=spec)
-    names = {(numbers[info.name], info.shape): info.name for info in shared}
-    return {own: names[mark] for own, mark in marks.items() if mark in names}
+    if weights != "external":
+        return own_names(module, artifact, kinds=("shared",), spec=spec)
+    outside = {info.name for info in artifact.tensors if can_be_external(info)}
+    return {own: name for own, name in own_names(module, artifact, kinds=KINDS, spec=spec).items() if name in outside}
 
 
-def _write_checked(target: Path, data: bytes, calls: Sequence[Call], expected: Sequence[Outputs]) -> float:
+def _write_checked(
+    target: Path,
+    data: bytes,
+    calls: Sequence[Call],
+    expected: Sequence[Outputs],
+    *,
+    tensors: Mapping[str, torch.Tensor] | None,
+) -> float:
     """Write the file if it passes the check, and return the largest relative difference."""
     from gbnn_compress.onnx_files.check import largest_over_runs, require_equal, run_onnx
 
@@ -442,7 +449,7 @@ def _write_checked(target: Path, data: bytes, calls: Sequence[Call], expected: S
     differences: list[float] = []
 
     def verify(path: Path) -> None:
-        differences.append(largest_over_runs(run_onnx(path, feeds), expected))
+        differences.append(largest_over_runs(run_onnx(path, feeds, tensors=tensors), expected))
         require_equal(differences[0])
 
     write_atomically(target, data, verify=verify)

@@ -1,4 +1,4 @@
-"""The three forms of an ONNX file: dense means, a codebook, or posterior samples with common ids."""
+"""The forms of an ONNX file: dense means, a codebook, posterior samples with common ids, or no weights at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from onnx_ir.tape import Tape
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.onnx_files.call import TARGET
 from gbnn_compress.onnx_files.decode import constant, decode, tables
+from gbnn_compress.onnx_files.external import leave_outside
 from gbnn_compress.onnx_files.graph import TEMPERATURE, network_graph
 from gbnn_compress.onnx_files.samples import sampled
 from gbnn_compress.predict.rebuild import rebuild
@@ -34,7 +35,7 @@ def onnx_model(
     call: Call,
     *,
     signature: Signature,
-    shared: Mapping[str, str],
+    names: Mapping[str, str],
     weights: str,
     seeds: Sequence[int],
     temperature: float,
@@ -46,8 +47,9 @@ def onnx_model(
         artifact: The source of its weights.
         call: The call that is traced; free axes have sizes of at least 2.
         signature: Names and free axes of inputs and outputs.
-        shared: Name of a parameter or buffer in the module -> the artifact's name of that shared tensor.
-        weights: `mean`, `codebook` or `samples`.
+        names: Name of a parameter or buffer in the module -> the artifact's name of that tensor: of shared tensors, and
+            for `external` of all that are to be outside of the file.
+        weights: `mean`, `codebook`, `samples` or `external`.
         seeds: Seeds of the posterior samples; ignored by the other forms.
         temperature: Divisor of a classifier's logits, or for samples of the logarithm of their mean probabilities; 1
             for none.
@@ -59,12 +61,15 @@ def onnx_model(
         GbnnError: `samples` is asked of a network without shared tensors.
         Exception: Any exception of torch's exporter.
     """
-    model, inputs = network_graph(module, call, signature=signature, shared=shared)
+    model, inputs = network_graph(module, call, signature=signature, names=names)
     if weights == "mean":
         _fill_in(model.graph, inputs, artifact)
         _divide(model.graph, signature, temperature)
     elif weights == "codebook":
         _decode_in(model.graph, inputs, artifact)
+        _divide(model.graph, signature, temperature)
+    elif weights == "external":
+        leave_outside(model.graph, inputs, artifact)
         _divide(model.graph, signature, temperature)
     elif not inputs:
         raise GbnnError(
@@ -120,7 +125,7 @@ def serialised(model: ir.Model) -> bytes:
         GbnnError: The file would be larger than ONNX allows.
     """
     held = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
-    size = sum(tensor.nbytes for tensor in held if tensor is not None)
+    size = sum(each.nbytes for each in held if each is not None and not isinstance(each, ir.ExternalTensor))
     if size > LARGEST_FILE:
         raise GbnnError(
             f"the weights take {size / 1e9:.1f} GB, but an ONNX file holds at most 2.1 GB; give `--weights codebook`"

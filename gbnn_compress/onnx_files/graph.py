@@ -1,4 +1,4 @@
-"""A torch module as an ONNX graph with its shared weights as inputs."""
+"""A torch module as an ONNX graph with tensors of an artifact as inputs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class FixedAxisError(ArchitectureError):
 
 
 def network_graph(
-    module: torch.nn.Module, call: Call, *, signature: Signature, shared: Mapping[str, str]
+    module: torch.nn.Module, call: Call, *, signature: Signature, names: Mapping[str, str]
 ) -> tuple[ir.Model, dict[str, ir.Value]]:
-    """Export a module, its shared weights as inputs of the graph.
+    """Export a module, some of its tensors as inputs of the graph.
 
     The optimiser, which runs here, neither folds nor transposes inputs.
 
@@ -43,11 +43,11 @@ def network_graph(
         module: float32, in evaluation mode.
         call: The call that is traced; free axes have sizes of at least 2.
         signature: Names and free axes.
-        shared: Name of a parameter or buffer in the module -> name of the shared tensor; two names of one tensor
-            become one input.
+        names: Name of a parameter or buffer in the module -> name of the tensor; two names of one tensor become one
+            input.
 
     Returns:
-        The model, and its inputs for the shared tensors that the network uses, by the tensor's name.
+        The model, and its inputs for the tensors that the network uses, by the tensor's name.
 
     Raises:
         FixedAxisError: The exporter has found that a free axis has one size only.
@@ -73,7 +73,7 @@ def network_graph(
         _require_free(inputs, signature, _fixed_symbols(program.exported_program))
         _name_axes([*inputs, *graph.outputs], inputs, signature)
         _name_weights(graph)
-        weights = _weights_as_inputs(graph, shared)
+        weights = _weights_as_inputs(graph, names)
         _own_outputs(graph)
         _forget_shapes_after_recurrent_layers(graph)
         program.optimize()
@@ -128,9 +128,9 @@ def _name_weights(graph: ir.Graph) -> None:
         graph.initializers.add(value)
 
 
-def _weights_as_inputs(graph: ir.Graph, shared: Mapping[str, str]) -> dict[str, ir.Value]:
+def _weights_as_inputs(graph: ir.Graph, names: Mapping[str, str]) -> dict[str, ir.Value]:
     weights: dict[str, ir.Value] = {}
-    for own, name in shared.items():
+    for own, name in names.items():
         if own not in graph.initializers:
             continue
         value = graph.initializers.pop(own)

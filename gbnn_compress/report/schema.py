@@ -382,6 +382,7 @@ class OnnxEntry(TypedDict):
     dense_bytes: int
     opset: int
     weights: str
+    artifact_bytes: NotRequired[int]
 
 
 class CheckEntry(TypedDict):

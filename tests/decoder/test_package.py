@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from artifacts import ensemble, of_everything, singles
 from mutations import mutated
 from native import FOLDER, Decoded, Library, Refused, missing
+
+from gbnn_compress.format.artifact import read_artifact
 
 SCRIPT = Path(__file__).with_name("decode.mjs")
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
@@ -31,9 +34,9 @@ DTYPES = {
 ARRAYS = {dtype: array for array, dtypes in DTYPES.items() for dtype in dtypes.split()}
 
 
-def in_node(package: Path, requests: Sequence[tuple[Path, int | None, bool]]) -> list[dict[str, Any]]:
-    """What the package makes of files."""
-    lines = "".join(json.dumps([str(path), member, response]) + "\n" for path, member, response in requests)
+def in_node(package: Path, requests: Sequence[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """What the package makes of files: each a path, a member or None, whether as a response, and normal numbers."""
+    lines = "".join(json.dumps([str(path), *rest]) + "\n" for path, *rest in requests)
     done = subprocess.run(["node", SCRIPT, package], input=lines, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -61,6 +64,18 @@ def test_the_same_bits(package: Path, library: Library, tmp_path: Path) -> None:
     found = in_node(package, [(path, None, index == 0) for index, path in enumerate(paths)])
     for path, got in zip(paths, found, strict=True):
         assert got["tensors"] == described(library.decode(path.read_bytes()))
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.name)
+def test_draws_from_given_normals(package: Path, library: Library, path: Path) -> None:
+    numbers = np.random.default_rng(3).standard_normal(10_000).tolist()
+    (found,) = in_node(package, [(path, None, False, numbers)])
+    drawn = library.decode(path.read_bytes(), normals=iter(numbers))
+    for info in read_artifact(path).tensors:
+        if info.tied_to is not None:
+            drawn[info.name] = drawn[info.tied_to]
+    assert found["tensors"] == described(drawn)
+    assert found["tensors"] != described(library.decode(path.read_bytes()))
 
 
 def test_members(package: Path, library: Library, tmp_path: Path) -> None:
