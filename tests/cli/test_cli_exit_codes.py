@@ -85,7 +85,10 @@ USAGE = [
     ("export ARTIFACT -o out.onnx --arch ARCH --input-shape 1,0,8", "`--input-shape`: expected sizes of at least 1"),
     ("export ARTIFACT -o out.onnx --arch ARCH --input-shape 1,9,9", "(16, 1, 9, 9) from `--input-shape 1,9,9`"),
     ("export ARTIFACT -o out.onnx --arch ARCH --input-shape 3,8,8", "3 channel(s), the network expects 1"),
-    ("export ARTIFACT -o out.onnx --arch ARCH --weights dense", "`--weights`: expected mean, codebook or samples"),
+    (
+        "export ARTIFACT -o out.onnx --arch ARCH --weights dense",
+        "`--weights`: expected mean, codebook, samples or external",
+    ),
     ("export ARTIFACT -o out.onnx --arch ARCH --samples 0", "`--samples`: expected at least 1, got 0"),
     ("export ARTIFACT -o out.onnx --json out.onnx", "it is the model; choose another file"),
     ("export CHECKPOINT -o out.onnx --arch ARCH", "is not a gbnn-compress artifact"),

@@ -27,6 +27,11 @@ from gbnn_compress.format.vectors import EXACT, LINEAR, LOGARITHMIC, RELATIVE, V
 from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.types import Bank, IndexMap, TensorInfo
 
+_GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN_ENSEMBLE = _GOLDEN / "ensemble.gbnn.safetensors"
+GOLDEN = [path for path in sorted(_GOLDEN.glob("*.gbnn.safetensors")) if path != GOLDEN_ENSEMBLE]
+"""Stored artifacts of one network."""
+
 SHAPES = [(40, 12), (35, 9, 3, 3), (20, 1, 2, 3, 2), (1, 60), (300, 1), (7, 5, 1, 4)]
 
 

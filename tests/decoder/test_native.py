@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifacts import ensemble, ensemble_of_parts, of_everything, python_reads
+from artifacts import GOLDEN, ensemble, ensemble_of_parts, of_everything, python_reads
 from native import Decoded, Library, Refused
 
 from gbnn_compress.format.checks import RAW_BYTES
-
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
 
 
 def assert_same(got: dict[str, Decoded], expected: dict[str, Decoded], *, last_bit: tuple[str, ...] = ()) -> None:

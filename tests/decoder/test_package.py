@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import ensemble, of_everything, singles
+from artifacts import GOLDEN, ensemble, of_everything, singles
 from mutations import mutated
 from native import FOLDER, Decoded, Library, Refused, missing
 
 from gbnn_compress.format.artifact import read_artifact
 
 SCRIPT = Path(__file__).with_name("decode.mjs")
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
 
 DTYPES = {
     "Uint8Array": "bool uint8 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu",

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from artifacts import ensemble, of_everything
+from artifacts import GOLDEN, GOLDEN_ENSEMBLE, ensemble, of_everything
 from safetensors import safe_open
 
 import gbnn_compress
-
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.gbnn.safetensors"))
 
 
 def run(tool: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -35,6 +33,14 @@ def test_the_file_holds_what_decompress_writes(tool: Path, tmp_path: Path, path:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert tensors(ours) == tensors(theirs)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours.safetensors", "theirs.safetensors"]
+
+
+@pytest.mark.parametrize("member", [0, 1, 2])
+def test_each_member_of_an_ensemble_is_what_decompress_writes(tool: Path, tmp_path: Path, member: int) -> None:
+    ours, theirs = tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors"
+    gbnn_compress.decompress(GOLDEN_ENSEMBLE, theirs, member=member)
+    assert run(tool, GOLDEN_ENSEMBLE, ours, "--member", member).returncode == 0
+    assert tensors(ours) == tensors(theirs)
 
 
 def test_an_ensemble_needs_a_member(tool: Path, tmp_path: Path) -> None:
