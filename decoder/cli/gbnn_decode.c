@@ -1,12 +1,15 @@
 /* gbnn-decode ARTIFACT OUT.safetensors [--member N]: the dense weights of an artifact.
  *
- * Exit codes: 0 done; 1 the artifact or a file is bad; 2 bad usage, or an ensemble without --member.
+ * Exit codes: 0 done; 1 a file cannot be read, decoded or written; 2 bad usage, or an ensemble without --member.
  */
+
+#define _POSIX_C_SOURCE 200809L
 
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "../gbnn.h"
 
@@ -213,7 +216,17 @@ static int check_dtypes(const char *path, const gbnn_file *artifact, size_t memb
     return 0;
 }
 
+/* Whether two names are those of one file, which is there. */
+static int is_same_file(const char *first, const char *second) {
+    struct stat a, b;
+    return stat(first, &a) == 0 && stat(second, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 static int decode(const char *path, const char *output, const char *option) {
+    if (is_same_file(path, output)) {
+        fprintf(stderr, "gbnn-decode: `%s` is the artifact itself: choose another output\n", output);
+        return 2;
+    }
     bytes data = read_file(path);
     if (data.data == NULL) return failed(path, strerror(errno));
     char name[4096];

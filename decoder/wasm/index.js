@@ -38,6 +38,9 @@ export class ArtifactError extends Error {
 
 /** Decodes an artifact, given as bytes or as the response that brings them. */
 export async function decode(artifact, { member, normals } = {}) {
+  if (normals !== undefined && typeof normals !== "function") {
+    throw new TypeError("decode: expected `normals` to be a function that returns the next normal number");
+  }
   const bytes = await bytesOf(artifact);
   compiled ??= compile();
   const { exports } = await WebAssembly.instantiate(await compiled, { env: { normal: normals ?? (() => 0) } });
@@ -74,7 +77,11 @@ function chosen(core, member) {
   if (member === undefined && members === 1) return 0;
   if (Number.isInteger(member) && member >= 0 && member < members) return member;
   const got = member === undefined ? "no member was given" : `got ${member}`;
-  throw new RangeError(`the artifact holds ${members} network(s): expected {member: 0} to {member: ${members - 1}}; ${got}`);
+  const [holds, wanted] =
+    members === 1
+      ? ["one network", "{member: 0}, or no member"]
+      : [`${members} networks`, `{member: 0} to {member: ${members - 1}}`];
+  throw new RangeError(`the artifact holds ${holds}: expected ${wanted}; ${got}`);
 }
 
 /** The tensors of a member, each decoded by `decode` or `draw`. */

@@ -191,6 +191,14 @@ def test_errors_are_sentences(drive: Drive, tmp_path: Path) -> None:
     assert all("\n" not in each and each.endswith(".") for each in said), said
 
 
+def test_a_graph_of_another_network_is_refused(drive: Drive, tmp_path: Path) -> None:
+    other = {name: torch.randn(shape) for name, shape in (("conv1.weight", (40, 1, 3, 3)), ("norm1.weight", (40,)))}
+    gbnn_compress.compress(other, target_ratio=2, output=tmp_path / "other.gbnn.safetensors")
+    (said,) = drive("problems", files=[[MODELS / "digits.onnx", tmp_path / "other.gbnn.safetensors"]])
+    shapes = "40×1×3×3 in the artifact and 32×1×3×3 in the graph"
+    assert said == f"“conv1.weight” is {shapes}: they are not of one network."
+
+
 def test_an_address_that_leads_nowhere(drive: Drive) -> None:
     (said,) = drive("problems", "?network=models/nothing.json", files=[None])
     assert re.fullmatch(r"“http.*/models/nothing\.json” could not be fetched: the server answered 404\.", said)

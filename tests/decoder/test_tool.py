@@ -84,6 +84,17 @@ def test_errors_are_one_line_that_names_the_file(tool: Path, tmp_path: Path) -> 
     assert not list(tmp_path.glob("out*"))
 
 
+def test_the_artifact_is_not_overwritten(tool: Path, tmp_path: Path) -> None:
+    path, link = tmp_path / "a.gbnn.safetensors", tmp_path / "b.gbnn.safetensors"
+    path.write_bytes(GOLDEN[0].read_bytes())
+    link.hardlink_to(path)
+    for output in (path, link):
+        refused = run(tool, path, output)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert "is the artifact itself" in refused.stderr
+    assert path.read_bytes() == GOLDEN[0].read_bytes()
+
+
 def test_the_damaged_member_is_named(tool: Path, tmp_path: Path) -> None:
     path = tmp_path / "both.gbnn.safetensors"
     data = bytearray(ensemble([GOLDEN[1].read_bytes(), GOLDEN[1].read_bytes()]))

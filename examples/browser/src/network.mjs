@@ -3,6 +3,7 @@
 import { decode } from "gbnn-decoder";
 import * as ort from "onnxruntime-web";
 
+import { requireFit } from "./graph.mjs";
 import { normals } from "./normals.mjs";
 import { softmax, summarise } from "./uncertainty.mjs";
 
@@ -91,6 +92,7 @@ export class Network {
     if (kept) return kept;
     const started = performance.now();
     const tensors = await this.#decoded(seed);
+    if (seed === null) requireFit(this.graph, tensors);
     const decoded = performance.now();
     const session = await sessionWith(this.graph, tensors);
     if (seed === null) {
