@@ -84,7 +84,7 @@ def test_members(package: Path, library: Library, tmp_path: Path) -> None:
     assert [one["tensors"], two["tensors"]] == [described(library.decode(member)) for member in members]
     for refused in (none, third):
         assert refused["error"] == "RangeError"
-        assert "holds 2 network(s)" in refused["message"]
+        assert "holds 2 networks" in refused["message"]
 
 
 def test_errors_are_those_of_the_library(package: Path, library: Library, tmp_path: Path) -> None:
