@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "../gbnn.h"
 
@@ -152,20 +153,29 @@ static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, c
     return code;
 }
 
+/* Makes a file of a new name beside the output, with the usual permissions. `name` ends in XXXXXX. */
+static FILE *new_file(char *name) {
+    mode_t mask = umask(0);
+    umask(mask);
+    int file = mkstemp(name);
+    if (file >= 0) fchmod(file, 0666 & ~mask);
+    return file < 0 ? NULL : fdopen(file, "wb");
+}
+
 /* Writes a file under another name, and gives it its own name when it is whole. */
 static int write_file(const char *path, const char *from, gbnn_file *artifact, size_t member) {
     size_t *order = by_width(artifact, member);
-    char *temporary = malloc(strlen(path) + 6);
+    char *temporary = malloc(strlen(path) + 8);
     FILE *file = NULL;
     int result = 1;
     if (order == NULL || temporary == NULL) {
         failed(path, gbnn_sentence(GBNN_NO_MEMORY));
-    } else if (file = fopen(strcat(strcpy(temporary, path), ".part"), "wb"), file == NULL) {
-        failed(temporary, strerror(errno));
+    } else if (file = new_file(strcat(strcpy(temporary, path), ".XXXXXX")), file == NULL) {
+        failed(path, strerror(errno));
     } else {
         write_header(file, artifact, member, order);
         gbnn_code code = write_tensors(file, artifact, member, order);
-        int is_bad = ferror(file);
+        int is_bad = ferror(file) | fflush(file) | fsync(fileno(file));
         is_bad |= fclose(file);
         if (code != GBNN_OK) failed(from, gbnn_sentence(code));
         else if (is_bad) failed(path, "cannot be written; is the disk full?");

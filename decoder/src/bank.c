@@ -22,7 +22,7 @@ static gbnn_code read_means(bits *from, int exponent, bank *into) {
         if (!is_finite || (k > 0 && into->means[k] <= into->means[k - 1])) return GBNN_BANK;
         if (k + 1 == into->size) return GBNN_OK;
         uint64_t gap = bits_eg(from, order);
-        if (gap >= (uint64_t)LARGEST_CODE) return GBNN_BANK;
+        if (gap >= (uint64_t)(LARGEST_CODE - code)) return GBNN_BANK;
         code += 1 + (int64_t)gap;
     }
 }

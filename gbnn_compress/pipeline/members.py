@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.errors import OutputError
 from gbnn_compress.format.container import NEWEST, SECTIONS, pack, pack_members
 from gbnn_compress.format.ensembles import Member, members_of
 from gbnn_compress.format.manifest import deflate_manifest, encode_manifest, inflate_manifest
@@ -83,6 +84,7 @@ def train_members(
     Raises:
         GbnnError: As for training; or the file cannot be written.
     """
+    _require_free([member_path(request.path, number) for number in range(request.members)])
     members: list[Member] = []
     results, facts, states = list["Result"](), list[dict[str, Any]](), list["StateFile"]()
     for number in range(request.members):
@@ -128,6 +130,15 @@ def member_request(request: Request, number: int, *, ratio: float) -> Request:
 def member_path(path: Path, number: int) -> Path:
     """`x.member0.gbnn.safetensors` beside `x.gbnn.safetensors`."""
     return path.with_name(f"{path.name.removesuffix(SUFFIX).removesuffix('.safetensors')}.member{number}{SUFFIX}")
+
+
+def _require_free(paths: Sequence[Path]) -> None:
+    """Refuse files where members are written while they are trained, and removed afterwards."""
+    for path in paths:
+        if path.exists():
+            raise OutputError(
+                f"`{path}` is in the way: a member is written there for a time; move it, or choose another `-o`"
+            )
 
 
 def _named(number: int, on_progress: OnProgress) -> OnProgress:
