@@ -117,7 +117,7 @@ def _members_reported(request: Request, opened: RunInputs, trained: Trained, on_
     }
     assert request.ratio is not None
     report["target_ratio"] = request.ratio
-    report["target_met"] = report["ratio_to_one"] >= request.ratio * (1 - 1e-12)
+    report["target_met"] = sizes.meets(report["ratio_to_one"], request.ratio)
     report["evaluation"] = None
     warnings = [*trained.notes, *opened.warnings, *report["warnings"]]
     if opened.evaluation is not None:

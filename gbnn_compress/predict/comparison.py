@@ -124,8 +124,12 @@ def _pairs(
         a, b = (each[0] if len(each) == 1 else each[number] if number < len(each) else {} for each in (first, second))
         b = _named_alike(b, a) if a and b else b
         prefix = f"{number}." if count > 1 else ""
-        found.append(tuple({f"{prefix}{name}": tensor for name, tensor in each.items()} for each in (a, b)))
-    return cast("list[tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]]", found)
+        found.append((_prefixed(a, prefix), _prefixed(b, prefix)))
+    return found
+
+
+def _prefixed(tensors: Mapping[str, torch.Tensor], prefix: str) -> Mapping[str, torch.Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _benches(models: Sequence[Model], evaluation: Evaluation, arch: Any, use: Use) -> tuple[Bench, Bench]:

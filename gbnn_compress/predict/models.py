@@ -166,15 +166,10 @@ def open_members(model: Ensemble, arch: Any = None) -> list[OpenedNetwork]:
     for number, (member, own) in enumerate(zip(model.members, per_member(arch, len(model.members)), strict=True)):
         shapes = {info.name: info.shape for info in member.tensors}
         made_by = member.facts["checkpoint"]["architecture"] if own is None else own
-        alike = (known for other, names, known in opened if _same_arch(other, made_by) and names == shapes)
+        alike = (known for other, names, known in opened if other == made_by and names == shapes)
         with in_member(number):
             opened.append((made_by, shapes, next(alike, None) or open_network(member, own)))
     return [known for _, _, known in opened]
-
-
-def _same_arch(one: Any, other: Any) -> bool:
-    """Whether two architectures are one: the same object, or the same text."""
-    return one is other or (isinstance(one, str) and isinstance(other, str) and one == other)
 
 
 def read_model(given: Any, *, key: str | None = None, argument: str = "model") -> Model:

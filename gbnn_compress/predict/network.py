@@ -159,7 +159,8 @@ class CompressedNetwork:
         check_drawing(samples=samples, seed=seed, batch_size=batch_size)
         batches, how = batches_of(x, batch_size), Forward(forward, output)
         source = self._sampler(_device(x))
-        settled = self._settled_task(source, batches[0], how, task=task)
+        outputs = partial(outputs_at_mean, source, batches[0], how)
+        settled = self._settled_task(batches[0], outputs, task=task)
         if settled == CLASSIFIER:
             known = CLASSIFIER in (task, recorded_task(self.artifact.facts))
             return monte_carlo(source, batches, samples=samples, seed=seed, option="x", forward=how, positions=known)
@@ -167,10 +168,11 @@ class CompressedNetwork:
         draws = averaged(weights, batches, forward=how, option="x")
         return joined([prediction(each, forward=how) for each in draws], [batch.size for batch in batches])
 
-    def _settled_task(self, source: Sampler, batch: Batch, forward: Forward, *, task: str | None) -> str:
+    def _settled_task(
+        self, batch: Batch, outputs: Callable[[], Mapping[str, torch.Tensor]], *, task: str | None
+    ) -> str:
         """`classifier` or `other`: the given task, that of the file, or what inputs and outputs suggest."""
         labelled = labels_of(batch) is not None
-        outputs = partial(outputs_at_mean, source, batch, forward)
         return settled_task(batch, outputs, task=task, facts=self.artifact.facts, labelled=labelled)
 
     def _sampler(self, device: torch.device) -> Sampler:
@@ -202,8 +204,8 @@ def first_outputs(
         The posterior with a copy of the network, its task, and its outputs for the batch at the posterior mean.
     """
     source = network._sampler(_device(x))
-    settled = network._settled_task(source, batch, forward, task=task)
-    return source, settled, outputs_at_mean(source, batch, forward)
+    outputs = outputs_at_mean(source, batch, forward)
+    return source, network._settled_task(batch, lambda: outputs, task=task), outputs
 
 
 def check_drawing(*, samples: int, seed: int, batch_size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gbnn_compress.data.batches import Batch, arguments, read_batch, tensors_in
@@ -33,11 +33,13 @@ class Trial:
         columns: C if the outputs that count are one floating (N, C) tensor, else 0.
         images: Whether the inputs are images: of a data set of images, or floating (N, 1 or 3, H, W).
         labelled: Whether the data have one integer label per input that fits one floating output (N, C >= 2).
+        outputs: The outputs that count, by name, on the CPU.
     """
 
     columns: int
     images: bool
     labelled: bool
+    outputs: Mapping[str, torch.Tensor] = field(default_factory=dict, compare=False)
 
 
 def settled(bench: Bench, model: Model) -> Bench:
@@ -56,7 +58,7 @@ def settled(bench: Bench, model: Model) -> Bench:
     check_task(bench.task)
     if isinstance(model, Ensemble):
         return bench.with_task(_task_of_members(bench, model))
-    return bench.with_task(_task(bench, model))
+    return bench.with_task(_task(bench, model, try_first(bench)))
 
 
 def _task_of_members(bench: Bench, model: Ensemble) -> str:
@@ -68,13 +70,13 @@ def _task_of_members(bench: Bench, model: Ensemble) -> str:
     tasks, outputs = [], []
     for number, (own, member) in enumerate(bench.members(model)):
         with in_member(number):
-            tasks.append(_task(own, member))
-            outputs.append(run_first(own, first_batch(own)))
+            trial = try_first(own)
+            tasks.append(_task(own, member, trial))
+            outputs.append(trial.outputs)
     return require_alike(tasks, outputs)
 
 
-def _task(bench: Bench, model: Checkpoint | Artifact) -> str:
-    trial = try_first(bench)
+def _task(bench: Bench, model: Checkpoint | Artifact, trial: Trial) -> str:
     kind = settle_kind(
         bench.task,
         labels=trial.labelled,
@@ -100,7 +102,8 @@ def try_first(bench: Bench) -> Trial:
     if not isinstance(bench.data, Dataset):
         _check_same(outputs, run_first(bench, batch), option=bench.option)
     columns = columns_of(outputs, n_inputs=batch.size)
-    return Trial(columns, isinstance(bench.data, Dataset) or is_images(batch), _fits(bench, batch, columns))
+    images = isinstance(bench.data, Dataset) or is_images(batch)
+    return Trial(columns, images, _fits(bench, batch, columns), outputs)
 
 
 def first_batch(bench: Bench) -> Batch:

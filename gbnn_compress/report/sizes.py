@@ -153,7 +153,12 @@ def _is_met(artifact: Artifact, weights: WeightCounts) -> bool:
         return error is not None and bool(error <= facts["max_error"])
     by_bytes = facts["ratio_of"] == "artifact"
     ratio = floating_bytes(artifact) / artifact.size_bytes if by_bytes else parameter_ratio(artifact, weights)
-    return bool(ratio >= facts["target_ratio"] * (1 - 1e-12))
+    return meets(ratio, facts["target_ratio"])
+
+
+def meets(ratio: float, target: float) -> bool:
+    """Whether a ratio reaches its target, but for rounding."""
+    return ratio >= target * (1 - 1e-12)
 
 
 def metric_drop(damage: Mapping[str, Any]) -> float | None:
