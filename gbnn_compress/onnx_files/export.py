@@ -5,29 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.data.architectures import load_weights
-from gbnn_compress.data.kind import CLASSIFIER, check_task
+from gbnn_compress.data.kind import check_task
 from gbnn_compress.data.made_inputs import parse_inputs
-from gbnn_compress.errors import ArchitectureError, GbnnError, listed, require_seed
+from gbnn_compress.errors import GbnnError, require_seed
 from gbnn_compress.files import refuse_inputs, require_writable, same_file, write_atomically
 from gbnn_compress.format.ensembles import read_ensemble
 from gbnn_compress.onnx_files.call import Call
-from gbnn_compress.onnx_files.given import Given, from_data, made_inputs, random_images
-from gbnn_compress.onnx_files.graph import OPSET, FixedAxisError
-from gbnn_compress.onnx_files.reference import Outputs, Reference, require_steady, run
-from gbnn_compress.onnx_files.signature import Signature, signature_of
+from gbnn_compress.onnx_files.graph import OPSET
+from gbnn_compress.onnx_files.reference import Outputs
+from gbnn_compress.onnx_files.signature import Signature
+from gbnn_compress.onnx_files.tracing import Asked, Traced, traced_network
 from gbnn_compress.predict.alike import in_member, per_member
-from gbnn_compress.predict.draws import place, sampler
-from gbnn_compress.predict.forward import Forward
-from gbnn_compress.predict.models import extra_notes, open_network
 from gbnn_compress.predict.rebuild import rebuild
-from gbnn_compress.predict.running import logits
-from gbnn_compress.predict.task import settled_task
 from gbnn_compress.predict.temperature import FACT as TEMPERATURE
 from gbnn_compress.predict.temperature import folded_temperature
 from gbnn_compress.predict.use import use_of
@@ -37,11 +30,9 @@ from gbnn_compress.report.sizes import n_values
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-    import onnx_ir as ir
     import torch
 
-    from gbnn_compress.data.made_inputs import InputSpec
-    from gbnn_compress.types import Artifact, Ensemble
+    from gbnn_compress.types import Ensemble
 
 FORMS = ("mean", "codebook", "samples", "external")
 
@@ -116,7 +107,7 @@ def export_onnx(
             f"`--weights {weights}`: an ensemble of {count} networks has no one set of weights; give `--weights"
             " samples`, or export the members' own files"
         )
-    asked = _Asked(
+    asked = Asked(
         weights=weights,
         seeds=tuple(range(seed, seed + samples)) if weights == "samples" else (),
         forward=use_of(forward=forward, output=chosen).forward,
@@ -125,93 +116,14 @@ def export_onnx(
         specs=specs,
         input_shape=input_shape,
     )
-    traced: list[_Traced] = []
+    traced: list[Traced] = []
     for number, (member, own) in enumerate(zip(found.members, per_member(arch, count), strict=True)):
         with in_member(number) if count > 1 else nullcontext():
-            traced.append(_traced(member, own, asked, like=traced[0] if traced else None))
+            traced.append(traced_network(member, own, asked, like=traced[0] if traced else None))
     return _written(target, found, traced, asked, seed=seed)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What a file is asked to hold, and the inputs that it is checked with."""
-
-    weights: str
-    seeds: tuple[int, ...]
-    forward: Forward
-    task: str | None
-    data: Any
-    specs: Sequence[InputSpec]
-    input_shape: Sequence[int] | None
-
-
-@dataclass(frozen=True, eq=False)
-class _Traced:
-    """One network as a model.
-
-    Attributes:
-        artifact: The artifact.
-        given: The inputs of the check.
-        expected: The outputs that the file must give, for each call of the check.
-        made: The model.
-        notes: Sentences for the report.
-    """
-
-    artifact: Artifact
-    given: Given
-    expected: list[Outputs]
-    made: _Made
-    notes: tuple[str, ...]
-
-
-def _traced(artifact: Artifact, arch: Any, asked: _Asked, *, like: _Traced | None) -> _Traced:
-    """Run a network on the inputs of the check, and convert it.
-
-    Args:
-        artifact: The artifact.
-        arch: Its architecture, as for `export_onnx`.
-        asked: The form and the inputs.
-        like: The first member of the ensemble, for the others, which take inputs of the same shape.
-
-    Raises:
-        GbnnError: The network cannot be opened, run or exported, or has other inputs or outputs than the first.
-    """
-    module, spec, notes = _network(artifact, arch)
-    if asked.data is not None:
-        given = from_data(module, asked.forward, asked.data, spec=spec)
-    elif asked.specs:
-        given = made_inputs(module, asked.forward, asked.specs)
-    else:
-        shape = asked.input_shape if like is None else like.given.calls[0].tensors[0].shape[1:]
-        given = random_images(module, asked.forward, shape=shape, spec=spec)
-    signature = _signature(module, artifact, given, task=asked.task, indexed=arch is None)
-    reference = _reference(module, artifact, given, signature, spec=spec)
-    expected = reference.averaged(asked.seeds) if asked.seeds else reference.at_mean()
-    if like is not None:
-        _require_alike(signature, expected, like)
-    made = _converted(module, artifact, reference, weights=asked.weights, seeds=asked.seeds, spec=spec)
-    return _Traced(artifact, given, expected, made, (*notes, *made.notes))
-
-
-def _require_alike(signature: Signature, outputs: Sequence[Outputs], first: _Traced) -> None:
-    """Refuse a member whose inputs or outputs are not those of the first member."""
-    ours, its = (
-        (each.inputs, each.floating, {name: array.shape for name, array in found[0].items()})
-        for each, found in ((signature, outputs), (first.made.signature, first.expected))
-    )
-    if ours != its:
-        raise ArchitectureError(
-            f"expected the inputs and outputs of member 0, {_ends(*its)}, got {_ends(*ours)}; choose one output with"
-            " `--output`, check `--arch`, or join other networks"
-        )
-
-
-def _ends(inputs: Sequence[str], floating: Sequence[bool], outputs: Mapping[str, Sequence[int]]) -> str:
-    shapes = ", ".join(f"`{name}` {list(shape)}" for name, shape in outputs.items())
-    return f"from {listed(inputs)} to {shapes}"
-
-
-def _written(target: Path, found: Ensemble, traced: Sequence[_Traced], asked: _Asked, *, seed: int) -> ExportReport:
+def _written(target: Path, found: Ensemble, traced: Sequence[Traced], asked: Asked, *, seed: int) -> ExportReport:
     """Write the file, checked, and report on it."""
     from gbnn_compress.onnx_files.forms import serialised
     from gbnn_compress.onnx_files.members import average_outputs, averaged_model
@@ -271,34 +183,6 @@ def _written(target: Path, found: Ensemble, traced: Sequence[_Traced], asked: _A
     return result
 
 
-def _network(artifact: Artifact, arch: Any) -> tuple[torch.nn.Module, str, list[str]]:
-    """The network in float32 with the posterior mean, its name, and notes; the caller's module is not changed."""
-    opened = open_network(artifact, arch)
-    return opened.network.float().eval(), opened.spec, list(extra_notes(opened.fit, spec=opened.spec))
-
-
-def _signature(
-    module: torch.nn.Module, artifact: Artifact, given: Given, *, task: str | None, indexed: bool
-) -> Signature:
-    """Names of inputs and outputs, and the task, from a first run."""
-    try:
-        outputs = run(module, given.calls[0], option=given.option)
-    except ArchitectureError:
-        if given.images and given.calls[0].forward == Forward():
-            logits(module, [given.batch], option=given.option)  # the message names channels and sizes
-        raise
-
-    require_steady(module, given.calls[0], outputs, option=given.option)
-
-    def floating() -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in outputs.items() if tensor.is_floating_point()}
-
-    settled = settled_task(
-        given.batch, floating, task=task, facts=artifact.facts, labelled=given.labelled, indexed=indexed
-    )
-    return signature_of(given.names, given.axes, outputs, classifier=settled == CLASSIFIER)
-
-
 def _inputs(call: Call, signature: Signature, kept: Collection[str]) -> list[OnnxInput]:
     """Name, dtype and shape of each input that the file has."""
     return [
@@ -350,90 +234,6 @@ def _check_request(target: Path, artifact: Path, *, weights: str, samples: int, 
     require_writable(target)
 
 
-def _reference(
-    module: torch.nn.Module, artifact: Artifact, given: Given, signature: Signature, *, spec: str
-) -> Reference:
-    """The module with the draws of the artifact; it holds the posterior mean."""
-    source = sampler(artifact, module, load=lambda tensors: load_weights(module, tensors, spec=spec))
-    temperature = folded_temperature(artifact) if signature.classifier else 1.0
-    return Reference(module, given, signature, lambda seed: place(source, seed), temperature)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A model.
-
-    Attributes:
-        model: The model.
-        signature: Inputs and outputs, with the axes that are free in the model.
-        notes: Sentences on axes that are fixed.
-    """
-
-    model: ir.Model
-    signature: Signature
-    notes: tuple[str, ...] = ()
-
-
-def _converted(
-    module: torch.nn.Module, artifact: Artifact, reference: Reference, *, weights: str, seeds: Sequence[int], spec: str
-) -> _Made:
-    """The model; where the batch size of data cannot be free, for that of the first batch."""
-    from gbnn_compress.onnx_files.forms import onnx_model
-
-    given, signature = reference.given, reference.signature
-    names = _names(module, artifact, weights=weights, spec=spec)
-
-    def attempt(signature: Signature, traced: Call) -> ir.Model:
-        try:
-            return onnx_model(
-                module,
-                artifact,
-                traced,
-                signature=signature,
-                names=names,
-                weights=weights,
-                seeds=seeds,
-                temperature=reference.temperature,
-            )
-        except GbnnError:
-            raise
-        except Exception as error:  # any exception of torch's exporter or of the user's network
-            raise ArchitectureError(f"`{spec}` cannot be exported to ONNX ({_reason(error)})") from error
-
-    try:
-        return _Made(attempt(signature, given.traced), signature)
-    except ArchitectureError as error:
-        if given.required or not any(signature.axes):
-            raise _refusal(error, given) from error
-        fixed = replace(signature, axes=({},) * len(signature.axes))
-        note = f"The file takes batches of {given.calls[0].size} input(s) only: {error}."
-        return _Made(attempt(fixed, given.calls[0]), fixed, (note,))
-
-
-def _refusal(error: ArchitectureError, given: Given) -> ArchitectureError:
-    """The same error with the way out."""
-    if not isinstance(error, FixedAxisError):
-        return error
-    if given.images:
-        return ArchitectureError(
-            "the network can be exported for one batch size only, because it loops over the images of a batch or"
-            " holds their number as a constant; rewrite its `forward` without either"
-        )
-    way_out = "give its size in place of its name" if given.option == "--input" else "give batches of one size"
-    return ArchitectureError(f"{error}; {way_out}, or rewrite its `forward`")
-
-
-def _names(module: torch.nn.Module, artifact: Artifact, *, weights: str, spec: str) -> dict[str, str]:
-    """Name in the module -> name in the artifact of the tensors that the file does not hold as they are."""
-    from gbnn_compress.onnx_files.external import KINDS, can_be_external
-    from gbnn_compress.onnx_files.own_names import own_names
-
-    if weights != "external":
-        return own_names(module, artifact, kinds=("shared",), spec=spec)
-    outside = {info.name for info in artifact.tensors if can_be_external(info)}
-    return {own: name for own, name in own_names(module, artifact, kinds=KINDS, spec=spec).items() if name in outside}
-
-
 def _write_checked(
     target: Path,
     data: bytes,
@@ -454,10 +254,3 @@ def _write_checked(
 
     write_atomically(target, data, verify=verify)
     return differences[0]
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of the first exception in a chain; the rest is advice on reporting, or a page of code."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
