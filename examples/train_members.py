@@ -5,8 +5,8 @@
 
 SGD with momentum under one cycle of the learning rate, with shifted and flipped images. Member k has the seed
 `--seed` + k, for its first weights, its batches and its images. After each epoch the state is written, so that the same
-command goes on where it was stopped. Several processes may train different members: give each `--members 1` and its own `--seed`.
-Then compress each checkpoint, and join the files with `gbnn-compress ensemble`.
+command goes on where it was stopped. Several processes may train different members: give each `--members 1` and a
+`--seed` of its own. Then compress each checkpoint, and join the files with `gbnn-compress ensemble`.
 """
 
 from __future__ import annotations

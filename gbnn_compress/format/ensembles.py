@@ -42,7 +42,19 @@ def read_ensemble(path: Path) -> Ensemble:
     Raises:
         ArtifactError: The file is missing, of another format or damaged.
     """
-    found = members_of(path)
+    return decoded(path, members_of(path))
+
+
+def decoded(path: Path, found: Sequence[Member]) -> Ensemble:
+    """Decode the networks of a file.
+
+    Args:
+        path: The file.
+        found: What `members_of` returned for it.
+
+    Raises:
+        ArtifactError: A network is damaged, or the file would unpack into too much.
+    """
     size_bytes, sha256 = path.stat().st_size, sha256_of(path)
     held, artifacts = Held(), list[Artifact]()
     for number, (contents, digest, text) in enumerate(found):

@@ -22,7 +22,14 @@ from gbnn_compress.predict.evaluation import baseline_warnings, evaluate_compres
 from gbnn_compress.predict.output_evaluation import evaluate_output_compression
 from gbnn_compress.rate.divided import uneven_warnings
 from gbnn_compress.report import page, sizes, statements, words
-from gbnn_compress.report.schema import DamageEntry, EnsembleReport, EvaluationEntry, Report, TrainingEntry
+from gbnn_compress.report.schema import (
+    CheckpointEntry,
+    DamageEntry,
+    EnsembleReport,
+    EvaluationEntry,
+    Report,
+    TrainingEntry,
+)
 from gbnn_compress.target.budget import meet
 from gbnn_compress.target.encode import Result
 from gbnn_compress.target.forecast import damage_warnings
@@ -32,7 +39,6 @@ from gbnn_compress.target.write import write_verified
 from gbnn_compress.types import Artifact, Checkpoint, Ensemble, Reliability
 
 if TYPE_CHECKING:
-    from gbnn_compress.calibration.calibrated import Calibration
     from gbnn_compress.training.state import StateFile
 
 TrainingFacts = dict[str, Any]
@@ -107,14 +113,9 @@ def _members_reported(request: Request, opened: RunInputs, trained: Trained, on_
     """The report on an ensemble with the facts of this run."""
     report = sizes.ensemble_report(trained.ensemble)
     for member, result, facts in zip(report["members"], trained.results, trained.facts, strict=True):
-        last = {"last_epoch": dict(result.training)} if result.training else {}
-        member["training"] = cast("TrainingEntry", {**member.get("training", _settings(request)), **last, **facts})
+        member["training"] = _training(request, member, result, facts)
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
-    report["checkpoint"] = {
-        "path": None if request.source is None else str(request.source),
-        **report["members"][0]["checkpoint"],
-        "architecture_candidates": list(opened.candidates),
-    }
+    report["checkpoint"] = _checkpoint(request, opened, report["members"][0])
     assert request.ratio is not None
     report["target_ratio"] = request.ratio
     report["target_met"] = sizes.meets(report["ratio_to_one"], request.ratio)
@@ -234,7 +235,7 @@ class _Calibrated:
         given = request.data if request.configuration.feedback else None
         self._request, self._opened = replace(request, epochs=0, val_data=None, data=given), opened
         self._on_progress = on_progress
-        self._calibration: Calibration | None = None
+        self._prepared: dict[bool, Prepared] = {}
 
     def at(self, ratio: float) -> Result:
         """The best file of a ratio, at least that of the request.
@@ -254,17 +255,23 @@ class _Calibrated:
 
     def _file(self, ratio: float, *, trellis: bool) -> Result:
         self._on_progress(f"calibrating to {ratio:.3g}x without training")
-        prepared = prepare_request(
-            self._request,
-            self._opened,
-            finest_ratio=self._request.byte_ratio or FINEST_RATIO,
-            rescue=True,
-            on_progress=self._on_progress,
-            trellis=trellis,
-            calibration=self._calibration,
-        )
-        self._calibration = prepared.calibration
+        prepared = self._prepared_for(trellis=trellis and self._request.configuration.trellis)
         return _cut(replace(self._request, target_ratio=ratio), self._opened, prepared)
+
+    def _prepared_for(self, *, trellis: bool) -> Prepared:
+        """The checkpoint on the inputs, which are run once."""
+        if trellis not in self._prepared:
+            earlier = next(iter(self._prepared.values()), None)
+            self._prepared[trellis] = prepare_request(
+                self._request,
+                self._opened,
+                finest_ratio=self._request.byte_ratio or FINEST_RATIO,
+                rescue=True,
+                on_progress=self._on_progress,
+                trellis=trellis,
+                calibration=None if earlier is None else earlier.calibration,
+            )
+        return self._prepared[trellis]
 
 
 def _reported(
@@ -277,15 +284,10 @@ def _reported(
 ) -> tuple[Report, Mapping[str, Reliability]]:
     """The artifact's report with the facts of this run, and the reliability of both networks if it was measured."""
     report = sizes.report(artifact)
-    report["checkpoint"] = {
-        "path": None if request.source is None else str(request.source),
-        **report["checkpoint"],
-        "architecture_candidates": list(opened.candidates),
-    }
+    report["checkpoint"] = _checkpoint(request, opened, report)
     report["artifact"] = {"path": str(request.path), **report["artifact"]}
     if request.passes:
-        last = {"last_epoch": dict(result.training)} if result.training else {}
-        report["training"] = cast("TrainingEntry", {**report.get("training", _settings(request)), **last, **training})
+        report["training"] = _training(request, report, result, training)
     reliability: Mapping[str, Reliability] = {}
     if opened.evaluation is not None:
         on_progress(f"evaluating on {opened.evaluation.evaluation.data}")
@@ -299,6 +301,21 @@ def _reported(
         *report["warnings"],
     ]
     return report, reliability
+
+
+def _checkpoint(request: Request, opened: RunInputs, report: Report) -> CheckpointEntry:
+    """The report's entry on the checkpoint, with where it came from and the architectures that it may have."""
+    return {
+        "path": None if request.source is None else str(request.source),
+        **report["checkpoint"],
+        "architecture_candidates": list(opened.candidates),
+    }
+
+
+def _training(request: Request, report: Report, result: Result, facts: TrainingFacts) -> TrainingEntry:
+    """The report's entry on training, with the last epoch and the choice of the file."""
+    last = {"last_epoch": dict(result.training)} if result.training else {}
+    return cast("TrainingEntry", {**report.get("training", _settings(request)), **last, **facts})
 
 
 def _settings(request: Request) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from gbnn_compress.checkpoint.original import laid_out, open_original
 from gbnn_compress.checkpoint.select import dtype_name
 from gbnn_compress.errors import GbnnError, OutputError, is_whole, listed, require_seed
 from gbnn_compress.files import require_writable, same_file, write_atomically
-from gbnn_compress.format.ensembles import Member, joined, members_of, read_ensemble
+from gbnn_compress.format.ensembles import Member, decoded, joined, members_of, read_ensemble
 from gbnn_compress.predict.ensemble import CompressedEnsemble
 from gbnn_compress.predict.network import CompressedNetwork
 from gbnn_compress.predict.rebuild import rebuild
@@ -64,12 +64,13 @@ def write_ensemble(path: Path, members: Sequence[Member]) -> Ensemble:
     written: list[Ensemble] = []
 
     def verify(file: Path) -> None:
-        for number, (got, expected) in enumerate(zip(members_of(file), members, strict=True)):
+        found = members_of(file)
+        for number, (got, expected) in enumerate(zip(found, members, strict=True)):
             if got.parts != expected.parts:
                 raise OutputError(
                     f"member {number} of `{path}` is not what was written; nothing was changed, try again"
                 )
-        written.append(read_ensemble(file))
+        written.append(decoded(file, found))
 
     write_atomically(path, joined(members), verify=verify)
     return written[0]

@@ -8,9 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from artifacts import GOLDEN, ensemble, ensemble_of_parts, of_everything, python_reads
+from codec_facts import FACTS
+from mutations import manifest_of, sections_of, with_manifest
 from native import Decoded, Library, Refused
+from trellis_ids import trellis_ids
 
+from gbnn_compress.format.artifact import encode_artifact
+from gbnn_compress.format.bank import round_bank
 from gbnn_compress.format.checks import RAW_BYTES
+from gbnn_compress.format.container import pack
+from gbnn_compress.types import Bank, IndexMap, TensorInfo
 
 
 def assert_same(got: dict[str, Decoded], expected: dict[str, Decoded], *, last_bit: tuple[str, ...] = ()) -> None:
@@ -68,11 +75,6 @@ def test_draws_from_given_normals(library: Library, tmp_path: Path, version: int
 
 
 def test_ids_that_are_wider_than_weights(library: Library, tmp_path: Path) -> None:
-    from codec_facts import FACTS
-
-    from gbnn_compress.format.artifact import encode_artifact
-    from gbnn_compress.types import Bank, IndexMap, TensorInfo
-
     size = 70_000
     codes = np.arange(size) - 35_000.0
     ids = np.random.RandomState(0).choice([3, 60_000, 69_999, size], 60).astype(np.uint32)
@@ -96,13 +98,7 @@ def test_ids_that_are_wider_than_weights(library: Library, tmp_path: Path) -> No
 
 
 def test_several_states(library: Library, tmp_path: Path) -> None:
-    from trellis_ids import trellis_ids
-
-    from gbnn_compress.format.artifact import encode_artifact
-    from gbnn_compress.format.bank import round_bank
-    from gbnn_compress.types import Bank, IndexMap, TensorInfo
-
-    shape, facts = (130, 1024), python_facts()
+    shape = (130, 1024)
     ids = trellis_ids(shape, components=17, seed=1).astype(np.uint8)
     data = encode_artifact(
         tensors=[TensorInfo("w", shape, "float32", "shared")],
@@ -113,17 +109,11 @@ def test_several_states(library: Library, tmp_path: Path) -> None:
         maps=[IndexMap("w", ids, np.empty(0, np.uint32), trellis=True)],
         vectors=[],
         raw=[],
-        facts=facts,
+        facts=FACTS,
     )
     path = tmp_path / "net.gbnn.safetensors"
     path.write_bytes(data)
     assert_same(library.decode(data), python_reads(path))
-
-
-def python_facts() -> dict[str, object]:
-    from codec_facts import FACTS
-
-    return FACTS
 
 
 def test_members_of_an_ensemble(library: Library) -> None:
@@ -149,10 +139,6 @@ def test_an_ensemble_has_2_to_64_members(library: Library, count: int) -> None:
 
 
 def test_values_of_all_members_count(library: Library) -> None:
-    from mutations import manifest_of, sections_of, with_manifest
-
-    from gbnn_compress.format.container import pack
-
     sections = sections_of(GOLDEN[1].read_bytes())
     manifest = manifest_of(sections)
     manifest["tensors"].append(f"0r{40_000_000}:bool claimed")

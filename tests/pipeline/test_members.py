@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from trainings import stopped_at
+from trainings import Stop, digits_options, stopped_at
 
 from gbnn_compress import compress, load
-from gbnn_compress.data.architectures import build_network
-from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.ensembles import members_of
 
@@ -24,35 +21,12 @@ from torch import nn
 def tiny():
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
 """
-SETTINGS = {"n_components": 16, "em_iterations": 2, "finetune.precision": "float32"}
-
-
-class Stop(BaseException):
-    """Ends a run as a kill would."""
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A network with batch norm, and 160 digits."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "models.py").write_text(MODELS)
-    arch = f"{folder / 'models.py'}:tiny"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(build_network(arch).state_dict(), folder / "tiny.pth")
-    data = load_data("digits:train")
-    assert data.labels is not None
-    x = np.stack([data.images[i] for i in range(200)])
-    np.savez(folder / "train.npz", x=x[:160], y=data.labels[:160])
-    np.savez(folder / "dev.npz", x=x[160:], y=data.labels[160:200])
-    return {
-        "checkpoint": folder / "tiny.pth",
-        "arch": arch,
-        "data": f"npz:{folder / 'train.npz'}",
-        "val_data": f"npz:{folder / 'dev.npz'}",
-        "epochs": 1,
-        "settings": SETTINGS,
-    }
+    return digits_options(tmp_path_factory.mktemp("tiny"), MODELS, n_validation=40) | {"epochs": 1}
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from trainings import stopped_at
+from trainings import Stop, digits_options, stopped_at
 
 from gbnn_compress import compress
-from gbnn_compress.data.datasets import Dataset, load_data
+from gbnn_compress.data.datasets import Dataset
 from gbnn_compress.errors import OutputError
 from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.state import StateFile, fingerprint, packed, state_path, unpacked
@@ -48,34 +48,12 @@ with each_step(kill):
 """
 
 
-class Stop(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
-
-
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A network with batch norm and dropout, and 160 digits: ten steps an epoch."""
-    folder = tmp_path_factory.mktemp("tiny")
-    (folder / "models.py").write_text(MODELS)
-    from gbnn_compress.data.architectures import build_network
-
-    arch = f"{folder / 'models.py'}:tiny"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        torch.save(build_network(arch).state_dict(), folder / "tiny.pth")
-    data = load_data("digits:train")
-    x = np.stack([data.images[i] for i in range(220)])
-    assert data.labels is not None
-    np.savez(folder / "train.npz", x=x[:160], y=data.labels[:160])
-    np.savez(folder / "dev.npz", x=x[160:], y=data.labels[160:220])
-    return {
-        "checkpoint": str(folder / "tiny.pth"),
+    return digits_options(tmp_path_factory.mktemp("tiny"), MODELS, n_validation=60) | {
         "target_ratio": 5,
-        "arch": arch,
-        "data": f"npz:{folder / 'train.npz'}",
-        "val_data": f"npz:{folder / 'dev.npz'}",
         "epochs": EPOCHS,
-        "settings": {"n_components": 16, "em_iterations": 2, "finetune.precision": "float32"},
     }
 
 

@@ -2,29 +2,30 @@
 
 const [GRAPH, INITIALISER, DIMENSION, NAME, EXTERNAL, KEY, VALUE] = [7, 5, 1, 8, 13, 1, 2];
 
+/** A whole number at a place, seven bits per byte, the lowest first, and the place after it. */
+function varint(bytes, place) {
+  for (let number = 0, unit = 1; place < bytes.length; unit *= 128) {
+    const byte = bytes[place++];
+    number += (byte & 127) * unit;
+    if (byte < 128) return [number, place];
+  }
+  throw new Error("cut short");
+}
+
 /** The fields of a message: [number, value], where a value is a number or the bytes of what it holds. */
 function* fields(bytes) {
-  let place = 0;
-  const varint = () => {
-    let [number, unit] = [0, 1];
-    for (;;) {
-      const byte = bytes[place++];
-      if (byte === undefined) throw new Error("cut short");
-      number += (byte & 127) * unit;
-      if (byte < 128) return number;
-      unit *= 128;
-    }
-  };
-  const take = (size) => {
-    if (size > bytes.length - place) throw new Error("cut short");
-    place += size;
-    return bytes.subarray(place - size, place);
-  };
-  while (place < bytes.length) {
-    const tag = varint();
+  for (let place = 0, tag = 0, value = 0; place < bytes.length; ) {
+    [tag, place] = varint(bytes, place);
     const kind = tag % 8;
     if (kind > 2 && kind !== 5) throw new Error("no protobuf");
-    yield [Math.floor(tag / 8), kind === 0 ? varint() : take(kind === 1 ? 8 : kind === 5 ? 4 : varint())];
+    if (kind === 0) [value, place] = varint(bytes, place);
+    else {
+      let size = kind === 1 ? 8 : 4;
+      if (kind === 2) [size, place] = varint(bytes, place);
+      if (size > bytes.length - place) throw new Error("cut short");
+      value = bytes.subarray(place, (place += size));
+    }
+    yield [Math.floor(tag / 8), value];
   }
 }
 
@@ -36,13 +37,7 @@ function numbers(bytes, number) {
   return all(bytes, number).flatMap((value) => {
     if (typeof value === "number") return [value];
     const found = [];
-    for (let i = 0, n = 0, unit = 1; i < value.length; i++) {
-      n += (value[i] & 127) * unit;
-      if (value[i] < 128) {
-        found.push(n);
-        [n, unit] = [0, 1];
-      } else unit *= 128;
-    }
+    for (let place = 0, each = 0; place < value.length; found.push(each)) [each, place] = varint(value, place);
     return found;
   });
 }
