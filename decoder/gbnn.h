@@ -2,8 +2,8 @@
  *
  *     gbnn_file *file;
  *     gbnn_code code = gbnn_open(bytes, size, &file, NULL);
- *     if (code != GBNN_OK) return puts(gbnn_sentence(code));
- *     for (size_t i = 0; i < gbnn_count(file, 0); i++) {
+ *     if (code != GBNN_OK) return puts(gbnn_error_message(code));
+ *     for (size_t i = 0; i < gbnn_tensor_count(file, 0); i++) {
  *         gbnn_tensor tensor = gbnn_describe(file, 0, i);
  *         void *weights = malloc((size_t)tensor.size_bytes);
  *         code = gbnn_decode(file, 0, i, weights);
@@ -14,8 +14,8 @@
  * Weights have the same bits as those that `gbnn-compress decompress` writes. The only exceptions are `exp` and `exp2`,
  * which are the decoder's own: float64 values that depend on them may differ in the last bit.
  *
- * Memory: the file, descriptions, the raw tensors, and while a tensor is decoded a block beside the caller's buffer.
- * Every length is checked before memory is allocated for it. A damaged or forged file gives an error code.
+ * Memory: the file, its raw tensors, and while a tensor is decoded about 15 MB beside the caller's buffer. Version 1 also
+ * takes 1 to 4 bytes for each weight of the tensor, and for kernels 12 bytes for each row and column. Every length is checked before memory is allocated for it. A damaged or forged file gives an error code.
  *
  * A gbnn_file must not be used by two threads at a time. Several files may be.
  */
@@ -26,36 +26,42 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(__GNUC__)
+#define GBNN_API __attribute__((visibility("default")))
+#else
+#define GBNN_API
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 typedef enum {
     GBNN_OK = 0,
-    GBNN_NO_MEMORY,
-    GBNN_ARGUMENT,
-    GBNN_NOT_SAFETENSORS,
-    GBNN_NOT_AN_ARTIFACT,
-    GBNN_VERSION,
-    GBNN_HEADER,
-    GBNN_SECTIONS,
-    GBNN_CHECKSUM,
-    GBNN_DEFLATE,
-    GBNN_JSON,
-    GBNN_TENSORS,
-    GBNN_FACTS,
-    GBNN_TOO_LARGE,
-    GBNN_BITS,
-    GBNN_BANK,
-    GBNN_TABLE,
-    GBNN_STREAM,
-    GBNN_OUTLIERS,
-    GBNN_VECTOR,
-    GBNN_RAW
+    GBNN_ERROR_NO_MEMORY,
+    GBNN_ERROR_ARGUMENT,
+    GBNN_ERROR_NOT_SAFETENSORS,
+    GBNN_ERROR_NOT_AN_ARTIFACT,
+    GBNN_ERROR_VERSION,
+    GBNN_ERROR_HEADER,
+    GBNN_ERROR_SECTIONS,
+    GBNN_ERROR_CHECKSUM,
+    GBNN_ERROR_DEFLATE,
+    GBNN_ERROR_JSON,
+    GBNN_ERROR_TENSORS,
+    GBNN_ERROR_FACTS,
+    GBNN_ERROR_TOO_LARGE,
+    GBNN_ERROR_BITS,
+    GBNN_ERROR_BANK,
+    GBNN_ERROR_TABLE,
+    GBNN_ERROR_STREAM,
+    GBNN_ERROR_OUTLIERS,
+    GBNN_ERROR_VECTOR,
+    GBNN_ERROR_RAW
 } gbnn_code;
 
-/* One sentence that says what a code means, without a full stop. */
-const char *gbnn_sentence(gbnn_code code);
+/* What a code means, in a few words. */
+GBNN_API const char *gbnn_error_message(gbnn_code code);
 
 /* Names of the dtypes are those of PyTorch: gbnn_dtype_name. */
 typedef enum {
@@ -83,13 +89,13 @@ typedef enum {
     GBNN_DTYPES
 } gbnn_dtype;
 
-const char *gbnn_dtype_name(gbnn_dtype dtype);
-size_t gbnn_dtype_bytes(gbnn_dtype dtype);
+GBNN_API const char *gbnn_dtype_name(gbnn_dtype dtype);
+GBNN_API size_t gbnn_dtype_bytes(gbnn_dtype dtype);
 
 typedef enum {
-    GBNN_SHARED,   /* its weights are components of the bank */
-    GBNN_UNSHARED, /* norms, biases and buffers, each with a grid of its own */
-    GBNN_RAW_BYTES /* stored as it is */
+    GBNN_KIND_SHARED,   /* its weights are components of the bank */
+    GBNN_KIND_UNSHARED, /* norms, biases and buffers, each with a grid of its own */
+    GBNN_KIND_RAW /* stored as it is */
 } gbnn_kind;
 
 #define GBNN_NOT_TIED SIZE_MAX
@@ -114,22 +120,22 @@ typedef struct gbnn_file gbnn_file;
  * file    where the file is put; NULL after an error.
  * member  NULL, or where the number of the damaged member of an ensemble is put; SIZE_MAX if it is no single member.
  */
-gbnn_code gbnn_open(const void *data, size_t size, gbnn_file **file, size_t *member);
+GBNN_API gbnn_code gbnn_open(const void *data, size_t size, gbnn_file **file, size_t *member);
 
 /* Frees what gbnn_open allocated; NULL is allowed. */
-void gbnn_close(gbnn_file *file);
+GBNN_API void gbnn_close(gbnn_file *file);
 
 /* Number of networks in the file: 1, or that of an ensemble. */
-size_t gbnn_members(const gbnn_file *file);
+GBNN_API size_t gbnn_member_count(const gbnn_file *file);
 
 /* Format version of a member: 1 or 2. */
-int gbnn_version(const gbnn_file *file, size_t member);
+GBNN_API int gbnn_version(const gbnn_file *file, size_t member);
 
 /* Number of tensors of a member, in the order of the network's state dict. */
-size_t gbnn_count(const gbnn_file *file, size_t member);
+GBNN_API size_t gbnn_tensor_count(const gbnn_file *file, size_t member);
 
 /* What a tensor is. Pointers are valid until gbnn_close. Member and index must be in range. */
-gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index);
+GBNN_API gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index);
 
 /* Decodes the posterior mean of a tensor.
  *
@@ -139,7 +145,7 @@ gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index);
  *
  * out  room for size_bytes of the tensor. Values are in the byte order of the machine, a boolean in one byte.
  */
-gbnn_code gbnn_decode(gbnn_file *file, size_t member, size_t index, void *out);
+GBNN_API gbnn_code gbnn_decode(gbnn_file *file, size_t member, size_t index, void *out);
 
 /* Returns the next standard normal number. */
 typedef double (*gbnn_normals)(void *context);
@@ -151,7 +157,7 @@ typedef double (*gbnn_normals)(void *context);
  * `gbnn-compress decompress --sample SEED` uses numpy.random.default_rng(SEED).standard_normal, for one shared tensor
  * after the other.
  */
-gbnn_code gbnn_draw(gbnn_file *file, size_t member, size_t index, gbnn_normals normals, void *context, void *out);
+GBNN_API gbnn_code gbnn_draw(gbnn_file *file, size_t member, size_t index, gbnn_normals normals, void *context, void *out);
 
 #ifdef __cplusplus
 }

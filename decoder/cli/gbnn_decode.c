@@ -1,11 +1,13 @@
 /* gbnn-decode ARTIFACT OUT.safetensors [--member N]: the dense weights of an artifact.
  *
- * Exit codes: 0 done; 1 a file cannot be read, decoded or written; 2 bad usage, or an ensemble without --member.
+ * Exit codes: 0 done; 2 wrong usage, or a file that cannot be read, decoded or written.
  */
 
+#define _FILE_OFFSET_BITS 64
 #define _POSIX_C_SOURCE 200809L
 
 #include <errno.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,9 +21,11 @@ typedef struct {
     size_t size;
 } bytes;
 
+#define FAILED 2
+
 static int failed(const char *path, const char *reason) {
     fprintf(stderr, "gbnn-decode: `%s`: %s\n", path, reason);
-    return 1;
+    return FAILED;
 }
 
 /* Reads a file to its end; NULL in data after an error. */
@@ -82,7 +86,7 @@ static void write_name(FILE *file, const gbnn_tensor *tensor) {
     fputc('"', file);
     for (size_t index = 0; index < tensor->name_bytes; index++) {
         unsigned char letter = (unsigned char)tensor->name[index];
-        if (letter < 32) fprintf(file, "\\u%04x", letter);
+        if (letter < 32 || letter == 127) fprintf(file, "\\u%04x", letter);
         else if (letter == '"' || letter == '\\') fprintf(file, "\\%c", letter);
         else fputc(letter, file);
     }
@@ -91,7 +95,7 @@ static void write_name(FILE *file, const gbnn_tensor *tensor) {
 
 /* Numbers of the tensors, wide dtypes first, so that all values are aligned. */
 static size_t *by_width(const gbnn_file *artifact, size_t member) {
-    size_t count = gbnn_count(artifact, member), place = 0;
+    size_t count = gbnn_tensor_count(artifact, member), place = 0;
     size_t *order = calloc(count + 1, sizeof *order);
     for (size_t width = 16; width > 0 && order != NULL; width /= 2) {
         for (size_t index = 0; index < count; index++) {
@@ -101,13 +105,13 @@ static size_t *by_width(const gbnn_file *artifact, size_t member) {
     return order;
 }
 
-/* The JSON header, padded to a multiple of 8 bytes; its length before it is written at the end. */
-static void write_header(FILE *file, const gbnn_file *artifact, size_t member, const size_t *order) {
+/* The JSON header, padded to a multiple of 8 bytes; its length before it is written at the end. False after an error. */
+static bool write_header(FILE *file, const gbnn_file *artifact, size_t member, const size_t *order) {
     unsigned char length[8] = {0};
     uint64_t start = 0;
     fwrite(length, 1, sizeof length, file);
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", file);
-    for (size_t place = 0; place < gbnn_count(artifact, member); place++) {
+    for (size_t place = 0; place < gbnn_tensor_count(artifact, member); place++) {
         gbnn_tensor tensor = gbnn_describe(artifact, member, order[place]);
         uint64_t stop = start + tensor.size_bytes;
         fputc(',', file);
@@ -120,21 +124,20 @@ static void write_header(FILE *file, const gbnn_file *artifact, size_t member, c
         start = stop;
     }
     fputc('}', file);
-    long stop = ftell(file);
-    for (; stop % 8 != 0; stop++) fputc(' ', file);
+    off_t stop = ftello(file);
+    for (; stop > 0 && stop % 8 != 0; stop++) fputc(' ', file);
     uint64_t size = (uint64_t)stop - 8;
     for (int index = 0; index < 8; index++) length[index] = (unsigned char)(size >> 8 * index);
-    fseek(file, 0, SEEK_SET);
-    fwrite(length, 1, sizeof length, file);
-    fseek(file, 0, SEEK_END);
+    bool is_whole = stop > 0 && fseeko(file, 0, SEEK_SET) == 0 && fwrite(length, 1, sizeof length, file) == sizeof length;
+    return is_whole && fseeko(file, stop, SEEK_SET) == 0;
 }
 
 /* Decodes all tensors in the order of the file, and writes each where the header says. */
-static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, const size_t *order) {
-    size_t count = gbnn_count(artifact, member);
-    long first = ftell(file);
+static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, const size_t *order, bool *is_written) {
+    size_t count = gbnn_tensor_count(artifact, member);
+    off_t first = ftello(file);
     uint64_t *starts = calloc(count + 1, sizeof *starts), start = 0;
-    gbnn_code code = starts == NULL ? GBNN_NO_MEMORY : GBNN_OK;
+    gbnn_code code = starts == NULL ? GBNN_ERROR_NO_MEMORY : GBNN_OK;
     for (size_t place = 0; place < count && code == GBNN_OK; place++) {
         starts[order[place]] = start;
         start += gbnn_describe(artifact, member, order[place]).size_bytes;
@@ -142,11 +145,10 @@ static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, c
     for (size_t index = 0; index < count && code == GBNN_OK; index++) {
         gbnn_tensor tensor = gbnn_describe(artifact, member, index);
         void *weights = tensor.size_bytes < SIZE_MAX ? malloc((size_t)tensor.size_bytes + 1) : NULL;
-        code = weights == NULL ? GBNN_NO_MEMORY : gbnn_decode(artifact, member, index, weights);
-        if (code == GBNN_OK) {
-            fseek(file, first + (long)starts[index], SEEK_SET);
-            fwrite(weights, 1, (size_t)tensor.size_bytes, file);
-        }
+        code = weights == NULL ? GBNN_ERROR_NO_MEMORY : gbnn_decode(artifact, member, index, weights);
+        size_t size = (size_t)tensor.size_bytes;
+        if (code == GBNN_OK && fseeko(file, first + (off_t)starts[index], SEEK_SET) != 0) *is_written = false;
+        if (code == GBNN_OK && fwrite(weights, 1, size, file) != size) *is_written = false;
         free(weights);
     }
     free(starts);
@@ -167,18 +169,18 @@ static int write_file(const char *path, const char *from, gbnn_file *artifact, s
     size_t *order = by_width(artifact, member);
     char *temporary = malloc(strlen(path) + 8);
     FILE *file = NULL;
-    int result = 1;
+    int result = FAILED;
     if (order == NULL || temporary == NULL) {
-        failed(path, gbnn_sentence(GBNN_NO_MEMORY));
+        failed(path, gbnn_error_message(GBNN_ERROR_NO_MEMORY));
     } else if (file = new_file(strcat(strcpy(temporary, path), ".XXXXXX")), file == NULL) {
         failed(path, strerror(errno));
     } else {
-        write_header(file, artifact, member, order);
-        gbnn_code code = write_tensors(file, artifact, member, order);
-        int is_bad = ferror(file) | fflush(file) | fsync(fileno(file));
-        is_bad |= fclose(file);
-        if (code != GBNN_OK) failed(from, gbnn_sentence(code));
-        else if (is_bad) failed(path, "cannot be written; is the disk full?");
+        bool is_written = write_header(file, artifact, member, order);
+        gbnn_code code = write_tensors(file, artifact, member, order, &is_written);
+        if (fflush(file) != 0 || fsync(fileno(file)) != 0) is_written = false;
+        if (fclose(file) != 0) is_written = false;
+        if (code != GBNN_OK) failed(from, gbnn_error_message(code));
+        else if (!is_written) failed(path, "cannot be written; is the disk full?");
         else if (rename(temporary, path) != 0) failed(path, strerror(errno));
         else result = 0;
         if (result != 0) remove(temporary);
@@ -195,7 +197,7 @@ static void name_member(char *into, size_t room, const char *path, size_t member
 }
 
 static int choose_member(const char *path, const gbnn_file *artifact, const char *option, size_t *member) {
-    size_t members = gbnn_members(artifact);
+    size_t members = gbnn_member_count(artifact);
     char *end = NULL;
     *member = 0;
     if (option == NULL && members == 1) return 0;
@@ -203,25 +205,27 @@ static int choose_member(const char *path, const gbnn_file *artifact, const char
     if (end != NULL && *end == 0 && *member < members) return 0;
     if (members == 1) {
         fprintf(stderr, "gbnn-decode: `%s` holds one network: expected `--member 0`, or no option\n", path);
-        return 2;
+        return FAILED;
     }
     fprintf(stderr, "gbnn-decode: `%s` is an ensemble of %zu networks: choose one with --member:\n", path, members);
     for (size_t index = 0; index < members; index++) {
         uint64_t values = 0;
-        for (size_t i = 0; i < gbnn_count(artifact, index); i++) values += gbnn_describe(artifact, index, i).size;
-        fprintf(stderr, "  --member %zu   %zu tensors, %llu values, version %d\n", index, gbnn_count(artifact, index),
+        size_t count = gbnn_tensor_count(artifact, index);
+        for (size_t i = 0; i < count; i++) values += gbnn_describe(artifact, index, i).size;
+        fprintf(stderr, "  --member %zu   %zu tensors, %llu values, version %d\n", index, count,
                 (unsigned long long)values, gbnn_version(artifact, index));
     }
-    return 2;
+    return FAILED;
 }
 
 static int check_dtypes(const char *path, const gbnn_file *artifact, size_t member) {
-    for (size_t index = 0; index < gbnn_count(artifact, member); index++) {
+    for (size_t index = 0; index < gbnn_tensor_count(artifact, member); index++) {
         gbnn_tensor tensor = gbnn_describe(artifact, member, index);
         if (safetensors_dtype(tensor.dtype) != NULL) continue;
-        fprintf(stderr, "gbnn-decode: `%s`: `%s` has the dtype %s, which safetensors lacks\n", path, tensor.name,
-                gbnn_dtype_name(tensor.dtype));
-        return 1;
+        fprintf(stderr, "gbnn-decode: `%s`: tensor ", path);
+        write_name(stderr, &tensor);
+        fprintf(stderr, " has the dtype %s, which safetensors lacks\n", gbnn_dtype_name(tensor.dtype));
+        return FAILED;
     }
     return 0;
 }
@@ -235,7 +239,7 @@ static int is_same_file(const char *first, const char *second) {
 static int decode(const char *path, const char *output, const char *option) {
     if (is_same_file(path, output)) {
         fprintf(stderr, "gbnn-decode: `%s` is the artifact itself: choose another output\n", output);
-        return 2;
+        return FAILED;
     }
     bytes data = read_file(path);
     if (data.data == NULL) return failed(path, strerror(errno));
@@ -246,10 +250,10 @@ static int decode(const char *path, const char *output, const char *option) {
     int result;
     if (code != GBNN_OK) {
         name_member(name, sizeof name, path, member == SIZE_MAX ? 1 : 2, member);
-        result = failed(name, gbnn_sentence(code));
+        result = failed(name, gbnn_error_message(code));
     } else {
         result = choose_member(path, artifact, option, &member);
-        name_member(name, sizeof name, path, gbnn_members(artifact), member);
+        name_member(name, sizeof name, path, gbnn_member_count(artifact), member);
         if (result == 0) result = check_dtypes(name, artifact, member);
         if (result == 0) result = write_file(output, name, artifact, member);
     }
@@ -269,5 +273,5 @@ int main(int count, char **arguments) {
     }
     if (is_right && given == 2) return decode(paths[0], paths[1], option);
     fputs("usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n", stderr);
-    return 2;
+    return FAILED;
 }

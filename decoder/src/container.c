@@ -69,9 +69,9 @@ static bool is_bytes(const json *header, uint32_t tensor, uint64_t *begin, uint6
 /* The versions of the members: of a single file its own. */
 static gbnn_code read_versions(const json *header, uint32_t metadata, container *into, bool *is_single) {
     uint32_t version = json_find(header, metadata, "gbnn-compress"), members = json_find(header, metadata, "members");
-    if (version == 0) return GBNN_NOT_AN_ARTIFACT;
+    if (version == 0) return GBNN_ERROR_NOT_AN_ARTIFACT;
     bool is_second = json_equals(header, version, "2");
-    if (!is_second && !json_equals(header, version, "1")) return GBNN_VERSION;
+    if (!is_second && !json_equals(header, version, "1")) return GBNN_ERROR_VERSION;
     *is_single = members == 0;
     if (*is_single) {
         into->count = 1;
@@ -80,10 +80,10 @@ static gbnn_code read_versions(const json *header, uint32_t metadata, container 
     }
     span list = json_text(header, members);
     into->count = (list.size + 1) / 2;
-    if (!is_second || list.size % 2 == 0 || into->count < 2 || into->count > MOST_MEMBERS) return GBNN_HEADER;
+    if (!is_second || list.size % 2 == 0 || into->count < 2 || into->count > MOST_MEMBERS) return GBNN_ERROR_HEADER;
     for (size_t index = 0; index < list.size; index++) {
         unsigned char letter = list.data[index];
-        if (index % 2 == 1 ? letter != ',' : letter != '1' && letter != '2') return GBNN_HEADER;
+        if (index % 2 == 1 ? letter != ',' : letter != '1' && letter != '2') return GBNN_ERROR_HEADER;
         if (index % 2 == 0) into->members[index / 2].version = letter - '0';
     }
     return GBNN_OK;
@@ -101,43 +101,43 @@ static const char *name_of(size_t member, bool is_single, char name[8]) {
 
 static gbnn_code read_header(const json *header, span data, container *into) {
     const json_node *nodes = header->nodes;
-    if (nodes[0].kind != JSON_OBJECT || !is_strict(header)) return GBNN_NOT_SAFETENSORS;
+    if (nodes[0].kind != JSON_OBJECT || !is_strict(header)) return GBNN_ERROR_NOT_SAFETENSORS;
     uint32_t metadata = json_find(header, 0, "__metadata__");
-    if (metadata == 0 || nodes[metadata].kind == JSON_NULL) return GBNN_NOT_AN_ARTIFACT;
-    if (nodes[metadata].kind != JSON_OBJECT || once(header, 0, "__metadata__") == 0) return GBNN_NOT_SAFETENSORS;
+    if (metadata == 0 || nodes[metadata].kind == JSON_NULL) return GBNN_ERROR_NOT_AN_ARTIFACT;
+    if (nodes[metadata].kind != JSON_OBJECT || once(header, 0, "__metadata__") == 0) return GBNN_ERROR_NOT_SAFETENSORS;
     for (uint32_t node = metadata + 1; node < nodes[metadata].next; node = nodes[node + 1].next) {
-        if (nodes[node + 1].kind != JSON_STRING) return GBNN_NOT_SAFETENSORS;
+        if (nodes[node + 1].kind != JSON_STRING) return GBNN_ERROR_NOT_SAFETENSORS;
     }
     bool is_single;
     TRY(read_versions(header, metadata, into, &is_single));
-    if (json_keys(header, 0) != into->count + 1) return GBNN_HEADER;
+    if (json_keys(header, 0) != into->count + 1) return GBNN_ERROR_HEADER;
     uint64_t place = 0;
     for (size_t member = 0; member < into->count; member++) {
         char name[8];
         uint64_t begin, stop;
         uint32_t tensor = json_find(header, 0, name_of(member, is_single, name));
-        if (tensor == 0 || !is_bytes(header, tensor, &begin, &stop)) return GBNN_HEADER;
-        if (begin != place || stop > data.size) return GBNN_HEADER;
+        if (tensor == 0 || !is_bytes(header, tensor, &begin, &stop)) return GBNN_ERROR_HEADER;
+        if (begin != place || stop > data.size) return GBNN_ERROR_HEADER;
         into->members[member].data = span_of(data.data + begin, (size_t)(stop - begin));
         place = stop;
     }
-    return place == data.size ? GBNN_OK : GBNN_HEADER;
+    return place == data.size ? GBNN_OK : GBNN_ERROR_HEADER;
 }
 
 gbnn_code container_open(span file, container *into) {
-    if (file.size < 8) return GBNN_NOT_SAFETENSORS;
+    if (file.size < 8) return GBNN_ERROR_NOT_SAFETENSORS;
     uint64_t size = load64(span_take(&file, 8).data);
-    if (size == 0 || size > MOST_HEADER_BYTES || size > file.size) return GBNN_NOT_SAFETENSORS;
+    if (size == 0 || size > MOST_HEADER_BYTES || size > file.size) return GBNN_ERROR_NOT_SAFETENSORS;
     span text = span_take(&file, (size_t)size);
     arena memory = {NULL};
     json header;
     unsigned char *copy = arena_take(&memory, size, 1);
-    gbnn_code code = GBNN_NO_MEMORY;
+    gbnn_code code = GBNN_ERROR_NO_MEMORY;
     if (copy != NULL) {
         memcpy(copy, text.data, text.size);
-        code = copy[0] == '{' ? json_parse(&header, &memory, copy, text.size) : GBNN_JSON;
+        code = copy[0] == '{' ? json_parse(&header, &memory, copy, text.size) : GBNN_ERROR_JSON;
         if (code == GBNN_OK) code = read_header(&header, file, into);
-        if (code == GBNN_JSON) code = GBNN_NOT_SAFETENSORS;
+        if (code == GBNN_ERROR_JSON) code = GBNN_ERROR_NOT_SAFETENSORS;
     }
     arena_free(&memory);
     return code;
@@ -149,17 +149,17 @@ gbnn_code container_sections(const container_member *member, span sections[N_SEC
     uint64_t lengths[N_SECTIONS], total = 0;
     uint32_t checksums[N_SECTIONS] = {0};
     for (int index = 0; index < N_SECTIONS; index++) {
-        if (!span_length(&rest, &lengths[index])) return GBNN_SECTIONS;
-        if (lengths[index] > member->data.size) return GBNN_SECTIONS;
+        if (!span_length(&rest, &lengths[index])) return GBNN_ERROR_SECTIONS;
+        if (lengths[index] > member->data.size) return GBNN_ERROR_SECTIONS;
         total += lengths[index];
         if (lengths[index] == 0) continue;
-        if (rest.size < 4) return GBNN_SECTIONS;
+        if (rest.size < 4) return GBNN_ERROR_SECTIONS;
         checksums[index] = load32(span_take(&rest, 4).data);
     }
-    if (total != rest.size) return GBNN_SECTIONS;
+    if (total != rest.size) return GBNN_ERROR_SECTIONS;
     for (int index = 0; index < N_SECTIONS; index++) {
         span section = span_take(&rest, (size_t)lengths[index]);
-        if (section.size > 0 && crc32_of(section) != checksums[index]) return GBNN_CHECKSUM;
+        if (section.size > 0 && crc32_of(section) != checksums[index]) return GBNN_ERROR_CHECKSUM;
         sections[order[index]] = section;
     }
     return GBNN_OK;

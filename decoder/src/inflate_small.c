@@ -200,5 +200,5 @@ gbnn_code inflate_stream(span from, span dictionary, unsigned char *to, size_t r
         }
     }
     *size = in.size;
-    return in.failed || in.from.size > 0 ? GBNN_DEFLATE : GBNN_OK;
+    return in.failed || in.from.size > 0 ? GBNN_ERROR_DEFLATE : GBNN_OK;
 }

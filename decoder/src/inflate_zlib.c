@@ -20,12 +20,12 @@ static bool run(z_stream *stream, span from, size_t room) {
 
 gbnn_code inflate_stream(span from, span dictionary, unsigned char *to, size_t room, size_t *size) {
     z_stream stream = {0};
-    if (inflateInit2(&stream, -15) != Z_OK) return GBNN_NO_MEMORY;
+    if (inflateInit2(&stream, -15) != Z_OK) return GBNN_ERROR_NO_MEMORY;
     bool ended = true;
     if (dictionary.size > 0) ended = inflateSetDictionary(&stream, dictionary.data, (uInt)dictionary.size) == Z_OK;
     stream.next_out = to;
     ended = ended && run(&stream, from, room);
     *size = (size_t)(stream.next_out - to);
     inflateEnd(&stream);
-    return ended ? GBNN_OK : GBNN_DEFLATE;
+    return ended ? GBNN_OK : GBNN_ERROR_DEFLATE;
 }

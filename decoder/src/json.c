@@ -269,7 +269,7 @@ static bool is_utf8(const unsigned char *text, size_t size) {
 }
 
 gbnn_code json_parse(json *into, arena *memory, unsigned char *text, size_t size) {
-    if (size > UINT32_MAX / 2 || !is_utf8(text, size)) return GBNN_JSON;
+    if (size > UINT32_MAX / 2 || !is_utf8(text, size)) return GBNN_ERROR_JSON;
     /* A node is the first one, the first of a container, or follows a comma or a colon. */
     uint64_t most = 1;
     for (size_t index = 0; index < size; index++) {
@@ -279,10 +279,10 @@ gbnn_code json_parse(json *into, arena *memory, unsigned char *text, size_t size
     parser from = {into, text, size, 0, 0, arena_take(memory, most, sizeof(uint32_t))};
     into->text = text;
     into->nodes = arena_take(memory, most + 1, sizeof(json_node));
-    if (into->nodes == NULL || from.keys == NULL) return GBNN_NO_MEMORY;
-    if (!document(&from)) return GBNN_JSON;
+    if (into->nodes == NULL || from.keys == NULL) return GBNN_ERROR_NO_MEMORY;
+    if (!document(&from)) return GBNN_ERROR_JSON;
     skip_spaces(&from);
-    return from.place == size ? GBNN_OK : GBNN_JSON;
+    return from.place == size ? GBNN_OK : GBNN_ERROR_JSON;
 }
 
 uint32_t json_find(const json *in, uint32_t object, const char *key) {

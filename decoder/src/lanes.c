@@ -106,7 +106,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->read = arena_take(memory, w->predicts ? taps : 1, sizeof(lanes));
     bool made = w->tap_sums != NULL && w->tap_counts != NULL && w->column_sums != NULL && w->column_usual != NULL &&
                 w->read != NULL;
-    if (!made) return GBNN_NO_MEMORY;
+    if (!made) return GBNN_ERROR_NO_MEMORY;
     double start = (double)ex(4 * of->rule.start);
     w->tap_sums[0] = MEAN_PRIOR * start;
     w->tap_counts[0] = MEAN_PRIOR;
@@ -378,11 +378,11 @@ gbnn_code lanes_decode(span words, const gbnn_tensor *tensor, const table *of, m
     stream from;
     group g;
     walk *w = arena_take(memory, 1, sizeof(walk));
-    if (w == NULL) return GBNN_NO_MEMORY;
+    if (w == NULL) return GBNN_ERROR_NO_MEMORY;
     TRY(make_walk(w, tensor, of, memory));
-    if (!start_stream(&from, words, tensor->size)) return GBNN_STREAM;
+    if (!start_stream(&from, words, tensor->size)) return GBNN_ERROR_STREAM;
     for (size_t first = 0; first < w->rows; first += LANES) {
-        if (!decode_group(w, &g, &from, with, first, ids)) return GBNN_STREAM;
+        if (!decode_group(w, &g, &from, with, first, ids)) return GBNN_ERROR_STREAM;
     }
-    return has_ended(&from) ? GBNN_OK : GBNN_STREAM;
+    return has_ended(&from) ? GBNN_OK : GBNN_ERROR_STREAM;
 }

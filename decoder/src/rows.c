@@ -50,19 +50,19 @@ static bool read_dtype(span text, gbnn_dtype *dtype) {
 static gbnn_code read_description(span text, arena *memory, description *into) {
     uint64_t shape[MOST_DIMENSIONS], product = 1;
     into->kind = (char)*span_take(&text, 1).data;
-    if (strchr("surt", into->kind) == NULL || into->kind == 0) return GBNN_TENSORS;
+    if (strchr("surt", into->kind) == NULL || into->kind == 0) return GBNN_ERROR_TENSORS;
     into->dimensions = 0;
     if (is_digit(text)) {
         do {
-            if (into->dimensions == MOST_DIMENSIONS || !read_number(&text, &shape[into->dimensions])) return GBNN_TENSORS;
+            if (into->dimensions == MOST_DIMENSIONS || !read_number(&text, &shape[into->dimensions])) return GBNN_ERROR_TENSORS;
             uint64_t size = shape[into->dimensions++];
-            if (size > 1 && product > (LARGEST_SIZE - 1) / size) return GBNN_TENSORS;
+            if (size > 1 && product > (LARGEST_SIZE - 1) / size) return GBNN_ERROR_TENSORS;
             if (size > 1) product *= size;
         } while (accept(&text, ','));
     }
-    if (!accept(&text, ':') || !read_dtype(text, &into->dtype)) return GBNN_TENSORS;
+    if (!accept(&text, ':') || !read_dtype(text, &into->dtype)) return GBNN_ERROR_TENSORS;
     into->shape = arena_take(memory, into->dimensions + 1, sizeof(uint64_t));
-    if (into->shape == NULL) return GBNN_NO_MEMORY;
+    if (into->shape == NULL) return GBNN_ERROR_NO_MEMORY;
     memcpy(into->shape, shape, into->dimensions * sizeof(uint64_t));
     return GBNN_OK;
 }
@@ -84,10 +84,10 @@ static uint64_t characters_of(const char *name, size_t size) {
 
 static gbnn_code read_name(const gbnn_tensor *before, uint64_t count, span rest, arena *memory, gbnn_tensor *into) {
     size_t start = start_of_name(before, count);
-    if (start == SIZE_MAX) return GBNN_TENSORS;
+    if (start == SIZE_MAX) return GBNN_ERROR_TENSORS;
     size_t dot = count > 0;
     char *name = arena_take(memory, (uint64_t)start + dot + rest.size + 1, 1);
-    if (name == NULL) return GBNN_NO_MEMORY;
+    if (name == NULL) return GBNN_ERROR_NO_MEMORY;
     if (start > 0) memcpy(name, before->name, start);
     if (dot) name[start] = '.';
     if (rest.size > 0) memcpy(name + start + dot, rest.data, rest.size);
@@ -100,7 +100,7 @@ static gbnn_code describe(const description *as, gbnn_tensor *into) {
     bool is_coded = as->kind == 's' || as->kind == 'u';
     bool is_floating = as->dtype == GBNN_FLOAT16 || as->dtype == GBNN_BFLOAT16 || as->dtype == GBNN_FLOAT32 ||
                        as->dtype == GBNN_FLOAT64;
-    into->kind = as->kind == 's' ? GBNN_SHARED : as->kind == 'u' ? GBNN_UNSHARED : GBNN_RAW_BYTES;
+    into->kind = as->kind == 's' ? GBNN_KIND_SHARED : as->kind == 'u' ? GBNN_KIND_UNSHARED : GBNN_KIND_RAW;
     into->dtype = as->dtype;
     into->dimensions = as->dimensions;
     into->shape = as->shape;
@@ -108,21 +108,21 @@ static gbnn_code describe(const description *as, gbnn_tensor *into) {
     into->size = 1;
     for (size_t index = 0; index < as->dimensions; index++) into->size *= as->shape[index];
     into->size_bytes = into->size * gbnn_dtype_bytes(as->dtype);
-    if (is_coded && (!is_floating || into->size == 0)) return GBNN_TENSORS;
-    if (as->kind == 's' && as->dimensions < 2) return GBNN_TENSORS;
-    if (as->kind == 'r' && as->dtype == GBNN_DTYPES) return GBNN_TENSORS;
+    if (is_coded && (!is_floating || into->size == 0)) return GBNN_ERROR_TENSORS;
+    if (as->kind == 's' && as->dimensions < 2) return GBNN_ERROR_TENSORS;
+    if (as->kind == 'r' && as->dtype == GBNN_DTYPES) return GBNN_ERROR_TENSORS;
     return GBNN_OK;
 }
 
 static gbnn_code read_row(span row, arena *memory, description *as, const gbnn_tensor *before, gbnn_tensor *into) {
     const unsigned char *space = row.size > 0 ? memchr(row.data, ' ', row.size) : NULL;
     uint64_t count;
-    if (space == NULL) return GBNN_TENSORS;
+    if (space == NULL) return GBNN_ERROR_TENSORS;
     span head = span_take(&row, (size_t)(space - row.data));
     span_take(&row, 1);
-    if (!read_number(&head, &count)) return GBNN_TENSORS;
+    if (!read_number(&head, &count)) return GBNN_ERROR_TENSORS;
     if (head.size > 0) TRY(read_description(head, memory, as));
-    else if (before == NULL) return GBNN_TENSORS;
+    else if (before == NULL) return GBNN_ERROR_TENSORS;
     TRY(read_name(before, count, row, memory, into));
     return describe(as, into);
 }
@@ -136,11 +136,11 @@ static int compare_names(const void *context, uint32_t a, uint32_t b) {
 
 static gbnn_code sort_names(arena *memory, manifest *into) {
     into->by_name = arena_take(memory, into->count + 1, sizeof(uint32_t));
-    if (into->by_name == NULL) return GBNN_NO_MEMORY;
+    if (into->by_name == NULL) return GBNN_ERROR_NO_MEMORY;
     for (uint32_t index = 0; index < into->count; index++) into->by_name[index] = index;
     sort_numbers(into->by_name, into->count, compare_names, into->tensors);
     for (size_t index = 1; index < into->count; index++) {
-        if (compare_names(into->tensors, into->by_name[index - 1], into->by_name[index]) == 0) return GBNN_TENSORS;
+        if (compare_names(into->tensors, into->by_name[index - 1], into->by_name[index]) == 0) return GBNN_ERROR_TENSORS;
     }
     return GBNN_OK;
 }
@@ -172,14 +172,14 @@ static gbnn_code tie(const json *text, uint32_t ties, const char *kinds, manifes
     const json_node *nodes = text->nodes;
     for (uint32_t key = ties + 1; key < nodes[ties].next; key = nodes[key + 1].next) {
         if (nodes[key].dead) continue;
-        if (nodes[key + 1].kind != JSON_STRING) return GBNN_TENSORS;
+        if (nodes[key + 1].kind != JSON_STRING) return GBNN_ERROR_TENSORS;
         size_t tied = manifest_find(into, json_text(text, key), span_of(NULL, 0));
         size_t target = manifest_find(into, json_text(text, key + 1), span_of(NULL, 0));
         if (tied != SIZE_MAX && target < tied) into->tensors[tied].tied_to = target;
     }
     for (size_t index = 0; index < into->count; index++) {
         gbnn_tensor *tensor = &into->tensors[index];
-        if ((kinds[index] == 't') != (tensor->tied_to != GBNN_NOT_TIED)) return GBNN_TENSORS;
+        if ((kinds[index] == 't') != (tensor->tied_to != GBNN_NOT_TIED)) return GBNN_ERROR_TENSORS;
     }
     return GBNN_OK;
 }
@@ -194,14 +194,14 @@ gbnn_code rows_read(const json *text, uint32_t rows, uint32_t ties, uint64_t *ch
     into->count = text->nodes[rows].length;
     into->tensors = arena_take(memory, into->count + 1, sizeof(gbnn_tensor));
     char *kinds = arena_take(memory, into->count + 1, 1);
-    if (into->tensors == NULL || kinds == NULL) return GBNN_NO_MEMORY;
+    if (into->tensors == NULL || kinds == NULL) return GBNN_ERROR_NO_MEMORY;
     uint32_t row = rows + 1;
     for (size_t index = 0; index < into->count; index++, row = text->nodes[row].next) {
         gbnn_tensor *tensor = &into->tensors[index];
-        if (text->nodes[row].kind != JSON_STRING || text->nodes[row].broken) return GBNN_TENSORS;
+        if (text->nodes[row].kind != JSON_STRING || text->nodes[row].broken) return GBNN_ERROR_TENSORS;
         TRY(read_row(json_text(text, row), memory, &as, index > 0 ? tensor - 1 : NULL, tensor));
         uint64_t here = characters_of(tensor->name, tensor->name_bytes);
-        if (here > *characters || is_reserved(tensor)) return GBNN_TENSORS;
+        if (here > *characters || is_reserved(tensor)) return GBNN_ERROR_TENSORS;
         *characters -= here;
         kinds[index] = as.kind;
     }

@@ -90,7 +90,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     w->columns = (size_t)tensor->shape[1];
     w->taps = (size_t)taps;
     w->width = (size_t)width;
-    if (w->columns > UINT32_MAX) return GBNN_NO_MEMORY;
+    if (w->columns > UINT32_MAX) return GBNN_ERROR_NO_MEMORY;
     uint64_t band = BAND / w->columns;
     w->band = band < 1 ? 1 : band > w->rows ? w->rows : (size_t)band;
     w->rule = of->rule;
@@ -116,7 +116,7 @@ static gbnn_code make_walk(walk *w, const gbnn_tensor *tensor, const table *of, 
     bool made = w->row_sums != NULL && w->row_counts != NULL && w->column_sums != NULL && w->column_counts != NULL &&
                 w->numbers != NULL && w->kernels != NULL && w->expected != NULL && w->column_levels != NULL && w->row_contexts != NULL &&
                 w->contexts != NULL && w->places != NULL && w->distances != NULL && w->in_rows != NULL && w->in_columns != NULL;
-    if (!made) return GBNN_NO_MEMORY;
+    if (!made) return GBNN_ERROR_NO_MEMORY;
     for (size_t o = 0; o < w->rows; o++) {
         w->row_sums[o] = ROW_PRIOR << 12;
         w->row_counts[o] = ROW_PRIOR;
@@ -374,14 +374,14 @@ static void decode_by_context(walk *w, span words, stack_state *state, models *w
 gbnn_code stack_decode(span words, stack_state *state, const gbnn_tensor *tensor, const table *of, models *with,
                        arena *memory, id_array ids) {
     if (!of->has_rule) {
-        if (models_add(with, 0, 0, 0) < 0) return GBNN_STREAM;
+        if (models_add(with, 0, 0, 0) < 0) return GBNN_ERROR_STREAM;
         for (size_t place = 0; place < (size_t)tensor->size; place++) {
             put_id(ids, ids.width, place, with->symbols[pop(words, state, with->rows, with->shift)].id);
         }
         return GBNN_OK;
     }
     walk *w = arena_take(memory, 1, sizeof(walk));
-    if (w == NULL) return GBNN_NO_MEMORY;
+    if (w == NULL) return GBNN_ERROR_NO_MEMORY;
     TRY(make_walk(w, tensor, of, with, memory));
     decode_by_context(w, words, state, with);
     FOR_WIDTH(ids.width, put_ids(w, ids, WIDTH));

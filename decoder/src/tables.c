@@ -3,15 +3,15 @@
 /* Reads the levels of a table into (K + 1) numbers, or only checks them. */
 static gbnn_code read_levels(bits *from, uint32_t n_components, table *of, int64_t *levels) {
     uint64_t first = bits_eg(from, 4), more = bits_eg(from, 4);
-    if (from->failed) return GBNN_BITS;
-    if (first > n_components || more > n_components - first) return GBNN_TABLE;
+    if (from->failed) return GBNN_ERROR_BITS;
+    if (first > n_components || more > n_components - first) return GBNN_ERROR_TABLE;
     unsigned order = (unsigned)bits_u(from, 2);
     int64_t level = (int64_t)bits_u(from, 8);
     of->n_live = 0;
     of->has_outliers = false;
     for (uint64_t index = 0;; index++) {
-        if (from->failed) return GBNN_BITS;
-        if (level < 0) return GBNN_TABLE;
+        if (from->failed) return GBNN_ERROR_BITS;
+        if (level < 0) return GBNN_ERROR_TABLE;
         if (levels != NULL) levels[first + index] = level;
         if (level > 0) {
             of->n_live++;
@@ -20,10 +20,10 @@ static gbnn_code read_levels(bits *from, uint32_t n_components, table *of, int64
         }
         if (index == more) break;
         int64_t step = bits_zz(from, order);
-        if (step > 0 && level > INT64_MAX - step) return GBNN_TABLE;
+        if (step > 0 && level > INT64_MAX - step) return GBNN_ERROR_TABLE;
         level += step;
     }
-    return of->n_live > 0 ? GBNN_OK : GBNN_TABLE;
+    return of->n_live > 0 ? GBNN_OK : GBNN_ERROR_TABLE;
 }
 
 static void read_rule(bits *from, bool has_kernel, rule *into) {
@@ -54,7 +54,7 @@ gbnn_code table_read(bits *from, const gbnn_tensor *tensor, uint32_t n_component
         into->has_rule = bits_u(from, 1) == 1;
         if (into->has_rule) read_rule(from, taps > 1, &into->rule);
     }
-    return from->failed ? GBNN_BITS : GBNN_OK;
+    return from->failed ? GBNN_ERROR_BITS : GBNN_OK;
 }
 
 /* Adds the symbols that a parity allows, with their weights: 30 bits for the largest. */
@@ -90,7 +90,7 @@ static gbnn_code make_room(models *into, uint32_t n_slots, arena *memory) {
     into->places = arena_take(memory, n_slots, sizeof(int32_t));
     into->rows = arena_take_room(memory, (uint64_t)into->n_rows * into->stride, sizeof(uint32_t));
     into->scratch = arena_take(memory, most, sizeof(int64_t));
-    if (into->places == NULL || into->rows == NULL || into->scratch == NULL) return GBNN_NO_MEMORY;
+    if (into->places == NULL || into->rows == NULL || into->scratch == NULL) return GBNN_ERROR_NO_MEMORY;
     memset(into->places, 0xFF, n_slots * sizeof(int32_t));
     return GBNN_OK;
 }
@@ -103,7 +103,7 @@ gbnn_code models_make(span tables, const table *of, const bank *components, int 
     memset(into, 0, sizeof *into);
     into->symbols = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(symbol)); /* the outlier may occur twice */
     into->weights = arena_take(memory, (uint64_t)of->n_live + 1, sizeof(int64_t));
-    if (levels == NULL || into->symbols == NULL || into->weights == NULL) return GBNN_NO_MEMORY;
+    if (levels == NULL || into->symbols == NULL || into->weights == NULL) return GBNN_ERROR_NO_MEMORY;
     TRY(read_levels(&from, components->size, &again, levels));
     into->by_rule = of->has_rule;
     into->outlier = components->size;

@@ -14,13 +14,13 @@ static double next_normal(void *context) {
 /* Decodes all tensors: in order, then each again as a draw, and then without order in a file opened anew. */
 static gbnn_code decode_all(gbnn_file *file, int backwards, uint32_t *checksum) {
     double normal = 0;
-    for (size_t member = 0; member < gbnn_members(file); member++) {
-        size_t count = gbnn_count(file, member);
+    for (size_t member = 0; member < gbnn_member_count(file); member++) {
+        size_t count = gbnn_tensor_count(file, member);
         for (size_t place = 0; place < count; place++) {
             size_t index = backwards ? count - 1 - place : place;
             gbnn_tensor tensor = gbnn_describe(file, member, index);
             unsigned char *weights = malloc((size_t)tensor.size_bytes + 1);
-            if (weights == NULL) return GBNN_NO_MEMORY;
+            if (weights == NULL) return GBNN_ERROR_NO_MEMORY;
             gbnn_code code = gbnn_decode(file, member, index, weights);
             span bytes = span_of(weights, (size_t)tensor.size_bytes);
             if (code == GBNN_OK && !backwards) *checksum = 31 * *checksum + crc32_of(bytes);
@@ -37,8 +37,8 @@ static gbnn_code decode_all(gbnn_file *file, int backwards, uint32_t *checksum) 
 static void check_order(gbnn_file *file, const unsigned char *data, size_t size) {
     uint32_t sum = 0, backwards = 0;
     gbnn_file *again;
-    for (size_t member = 0; member < gbnn_members(file); member++) {
-        for (size_t index = 0; index < gbnn_count(file, member); index++) {
+    for (size_t member = 0; member < gbnn_member_count(file); member++) {
+        for (size_t index = 0; index < gbnn_tensor_count(file, member); index++) {
             gbnn_tensor tensor = gbnn_describe(file, member, index);
             unsigned char *weights = malloc((size_t)tensor.size_bytes + 1);
             if (weights == NULL || gbnn_decode(file, member, index, weights) != GBNN_OK) abort();

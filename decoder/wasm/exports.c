@@ -22,9 +22,9 @@ int EXPORT(open_file)(const unsigned char *data, size_t size) { return (int)gbnn
 
 int EXPORT(damaged_member)(void) { return damaged == SIZE_MAX ? -1 : (int)damaged; }
 
-size_t EXPORT(members)(void) { return gbnn_members(file); }
+size_t EXPORT(members)(void) { return gbnn_member_count(file); }
 
-size_t EXPORT(count)(size_t member) { return gbnn_count(file, member); }
+size_t EXPORT(count)(size_t member) { return gbnn_tensor_count(file, member); }
 
 const description *EXPORT(describe)(size_t member, size_t index) {
     static description result;
@@ -52,4 +52,4 @@ int EXPORT(draw)(size_t member, size_t index, unsigned char *out) {
     return (int)gbnn_draw(file, member, index, normal, NULL, out);
 }
 
-const char *EXPORT(sentence)(int code) { return gbnn_sentence((gbnn_code)code); }
+const char *EXPORT(error_message)(int code) { return gbnn_error_message((gbnn_code)code); }

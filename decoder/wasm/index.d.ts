@@ -28,7 +28,7 @@ export interface Options {
   normals?: () => number;
 }
 
-/** What is wrong with an artifact, in one sentence. */
+/** An artifact that is damaged, or that is none; the message says what is wrong. */
 export class ArtifactError extends Error {}
 
 /**

@@ -31,7 +31,7 @@ const NOT_TIED = 0xffffffff;
 
 let compiled;
 
-/** What is wrong with an artifact, in one sentence. */
+/** An artifact that is damaged, or that is none; the message says what is wrong. */
 export class ArtifactError extends Error {
   name = "ArtifactError";
 }
@@ -133,5 +133,5 @@ function text(core, place, size) {
 
 function fail(core, code, member) {
   const where = member < 0 ? "" : `member ${member}: `;
-  throw new ArtifactError(where + text(core, core.sentence(code) >>> 0));
+  throw new ArtifactError(where + text(core, core.error_message(code) >>> 0));
 }

@@ -191,11 +191,21 @@ def test_errors_are_sentences(drive: Drive, tmp_path: Path) -> None:
     assert all("\n" not in each and each.endswith(".") for each in said), said
 
 
+def test_a_graph_of_another_dtype_is_refused(drive: Drive, tmp_path: Path) -> None:
+    half = {
+        name: value.half()
+        for name, value in gbnn_compress.load(MODELS / "digits-8x.gbnn.safetensors").state_dict().items()
+    }
+    gbnn_compress.compress(half, target_ratio=2, output=tmp_path / "half.gbnn.safetensors")
+    (said,) = drive("problems", files=[[MODELS / "digits.onnx", tmp_path / "half.gbnn.safetensors"]])
+    assert "float16 in the artifact and " in said
+
+
 def test_a_graph_of_another_network_is_refused(drive: Drive, tmp_path: Path) -> None:
     other = {name: torch.randn(shape) for name, shape in (("conv1.weight", (40, 1, 3, 3)), ("norm1.weight", (40,)))}
     gbnn_compress.compress(other, target_ratio=2, output=tmp_path / "other.gbnn.safetensors")
     (said,) = drive("problems", files=[[MODELS / "digits.onnx", tmp_path / "other.gbnn.safetensors"]])
-    shapes = "40×1×3×3 in the artifact and 32×1×3×3 in the graph"
+    shapes = "40×1×3×3 float32 in the artifact and 32×1×3×3 float32 in the graph"
     assert said == f"“conv1.weight” is {shapes}: they are not of one network."
 
 

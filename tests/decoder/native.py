@@ -77,16 +77,16 @@ class Library:
     def __init__(self, path: Path) -> None:
         self._c = ctypes.CDLL(str(path))
         self._room: ctypes.Array[ctypes.c_char] | None = None
-        for name in ("gbnn_sentence", "gbnn_dtype_name"):
+        for name in ("gbnn_error_message", "gbnn_dtype_name"):
             getattr(self._c, name).restype = ctypes.c_char_p
         self._c.gbnn_describe.restype = _Tensor
-        for name in ("gbnn_members", "gbnn_count"):
+        for name in ("gbnn_member_count", "gbnn_tensor_count"):
             getattr(self._c, name).restype = ctypes.c_size_t
 
     def members(self, data: bytes) -> int:
         """Number of networks in a file."""
         with _File(self, data) as file:
-            return int(self._c.gbnn_members(file))
+            return int(self._c.gbnn_member_count(file))
 
     def decode(
         self, data: bytes, *, member: int = 0, normals: Iterator[float] | None = None, backwards: bool = False
@@ -97,7 +97,7 @@ class Library:
             Refused: The file is refused.
         """
         with _File(self, data) as file:
-            count = self._c.gbnn_count(file, ctypes.c_size_t(member))
+            count = self._c.gbnn_tensor_count(file, ctypes.c_size_t(member))
             found = {}
             for index in reversed(range(count)) if backwards else range(count):
                 name, tensor = self._decode(file, member, index, normals)
@@ -111,7 +111,7 @@ class Library:
             member = ctypes.c_size_t(0)
             infos = [
                 self._c.gbnn_describe(file, member, ctypes.c_size_t(index))
-                for index in range(self._c.gbnn_count(file, member))
+                for index in range(self._c.gbnn_tensor_count(file, member))
             ]
             size_bytes = max((info.size_bytes for info in infos), default=0)
             if self._room is None or len(self._room) < size_bytes:
@@ -139,7 +139,7 @@ class Library:
     def check(self, code: int, member: int | None = None) -> None:
         """Raise what an error code says."""
         if code:
-            raise Refused(code, self._c.gbnn_sentence(code).decode(), member)
+            raise Refused(code, self._c.gbnn_error_message(code).decode(), member)
 
     def open(self, data: bytes) -> ctypes.c_void_p:
         """An open file."""

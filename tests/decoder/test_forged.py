@@ -27,7 +27,7 @@ def python_checksum(path: Path) -> int | None:
 
 
 def test_the_corpus_is_read(driver: Driver, tmp_path: Path) -> None:
-    for data in [*singles(), of_everything(1), of_everything(2)]:
+    for data in [*singles(), *(of_everything(version, with_last_bit=False) for version in (1, 2))]:
         (tmp_path / "net").write_bytes(data)
         assert driver.read(data) == (0, checksum(python_reads(tmp_path / "net")))
 

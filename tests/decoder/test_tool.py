@@ -77,7 +77,7 @@ def test_errors_are_one_line_that_names_the_file(tool: Path, tmp_path: Path) -> 
         (lacking, "complex32, which safetensors lacks"),
     ]:
         refused = run(tool, path, out)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
         assert str(path) in refused.stderr
         assert reason in refused.stderr
@@ -101,7 +101,7 @@ def test_the_damaged_member_is_named(tool: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     path.write_bytes(data)
     refused = run(tool, path, tmp_path / "out.safetensors", "--member", "0")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert f"`{path}, member 1`" in refused.stderr
 
 
@@ -114,5 +114,5 @@ def test_usage(tool: Path, arguments: list[str]) -> None:
 
 def test_a_folder_that_cannot_be_written(tool: Path, tmp_path: Path) -> None:
     refused = run(tool, GOLDEN[0], tmp_path / "missing" / "out.safetensors")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "No such file" in refused.stderr

@@ -272,6 +272,8 @@ async function take(files) {
   const found = await sortFiles([...files]);
   if (found.picture) await showPicture(found.picture);
   if (!found.graph && !found.artifact && !found.settings) return;
+  // Another graph is another network, to which the last one's settings do not belong.
+  if (found.graph && state.own.graph) state.own.settings = undefined;
   state.own = { ...state.own, ...found };
   const { graph, artifact, settings = {} } = state.own;
   element("own").open = true;

@@ -1,6 +1,23 @@
 // Which tensors an ONNX graph takes from outside: a reader of the few fields of its protobuf that say so.
 
-const [GRAPH, INITIALISER, DIMENSION, NAME, EXTERNAL, KEY, VALUE] = [7, 5, 1, 8, 13, 1, 2];
+const [GRAPH, INITIALISER, DIMENSION, TYPE, NAME, EXTERNAL, KEY, VALUE] = [7, 5, 1, 2, 8, 13, 1, 2];
+
+/** PyTorch's names of the dtypes, by ONNX's numbers. */
+const DTYPES = {
+  1: "float32",
+  2: "uint8",
+  3: "int8",
+  4: "uint16",
+  5: "int16",
+  6: "int32",
+  7: "int64",
+  9: "bool",
+  10: "float16",
+  11: "float64",
+  12: "uint32",
+  13: "uint64",
+  16: "bfloat16",
+};
 
 /** A whole number at a place, seven bits per byte, the lowest first, and the place after it. */
 function varint(bytes, place) {
@@ -46,7 +63,7 @@ function numbers(bytes, number) {
  * The initialisers of a graph that are external data.
  *
  * @param {Uint8Array} model Bytes of an ONNX file.
- * @returns {{name: string, location: string, shape: number[]}[]}
+ * @returns {{name: string, location: string, dtype: string, shape: number[]}[]}
  */
 export function externalTensors(model) {
   return all(model, GRAPH).flatMap((graph) =>
@@ -54,16 +71,17 @@ export function externalTensors(model) {
       const entries = all(tensor, EXTERNAL).map((entry) => [text(all(entry, KEY)[0]), text(all(entry, VALUE)[0])]);
       const { location } = Object.fromEntries(entries);
       if (location === undefined) return [];
-      return [{ name: text(all(tensor, NAME)[0]), location, shape: numbers(tensor, DIMENSION) }];
+      const dtype = DTYPES[all(tensor, TYPE)[0]];
+      return [{ name: text(all(tensor, NAME)[0]), location, dtype, shape: numbers(tensor, DIMENSION) }];
     }),
   );
 }
 
 /**
- * Refuse a graph that would take other tensors than it was made for: runtimes do not compare shapes.
+ * Refuse a graph that would take other tensors than it was made for: runtimes do not compare shapes or dtypes.
  *
  * @param {Uint8Array} model Bytes of an ONNX file.
- * @param {Record<string, {shape: number[]}>} tensors Decoded tensors.
+ * @param {Record<string, {dtype: string, shape: number[]}>} tensors Decoded tensors.
  */
 export function requireFit(model, tensors) {
   let outside;
@@ -75,14 +93,14 @@ export function requireFit(model, tensors) {
   if (outside.length === 0) {
     throw new Error("This graph holds its own weights. Make one with `gbnn-compress export --weights external`.");
   }
-  for (const { location, shape } of outside) {
-    const found = tensors[location]?.shape;
+  for (const { location, dtype, shape } of outside) {
+    const found = tensors[location];
     if (found === undefined) {
-      throw new Error(`The graph needs a tensor \u201c${location}\u201d, which the artifact does not have.`);
+      throw new Error(`The graph needs a tensor “${location}”, which the artifact does not have.`);
     }
-    if (found.join() !== shape.join()) {
-      const [ours, its] = [found, shape].map((each) => each.join("\u00d7"));
-      throw new Error(`\u201c${location}\u201d is ${ours} in the artifact and ${its} in the graph: they are not of one network.`);
+    const [ours, its] = [found, { dtype, shape }].map((each) => `${each.shape.join("×")} ${each.dtype}`);
+    if (ours !== its) {
+      throw new Error(`“${location}” is ${ours} in the artifact and ${its} in the graph: they are not of one network.`);
     }
   }
 }
