@@ -1,6 +1,6 @@
 """Every family of networks there and back: random weights, compressed, decompressed, loaded strictly, outputs compared.
 
-usage: python benchmarks/families.py [NAME ...] [--ratio 4] [--bound 0.15] [--feedback] [--cache FILE]
+usage: python benchmarks/families.py [NAME ...] [--ratio 4] [--bound 0.15] [--feedback] [--decoder FILE] [--cache FILE]
 
 Each of some ninety small torchvision and timm networks, and of some twenty of other fields, is compressed data-free
 without naming it, read back (ids exact, checksums right: `compress` verifies both before it is done), decompressed, and
@@ -13,11 +13,13 @@ is compared with the bound, where the mean is over the inputs at each place of t
 Weights are those that the library draws. What it leaves at one number (norms, biases, layer scales of 1e-6, residual
 branches that start at zero) is drawn as well, so that every tensor matters; batch norms take their statistics from one
 pass over other inputs in training mode. Without `--feedback` weights are rounded one by one, which is quick and does
-more harm. Prints one line a network; exit code 1 names those that did not come back, or came back beyond the bound.
+more harm. With `--decoder decoder/build/gbnn-decode`, that tool must write the same bits as `decompress`. Prints one
+line a network; exit code 1 names those that did not come back, or came back beyond the bound.
 """
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,11 +68,13 @@ SHOWN = 10
 def main() -> int:
     arguments = parsed()
     known = json.loads(arguments.cache.read_text()) if arguments.cache and arguments.cache.exists() else {}
-    options = f" {arguments.ratio:g}x" + " with feedback" * arguments.feedback
+    options = (
+        f" {arguments.ratio:g}x" + " with feedback" * arguments.feedback + " with decoder" * bool(arguments.decoder)
+    )
     results = {}
     print("| network | weights | ratio | relative error | time |\n| --- | --- | --- | --- | --- |")
     for name in arguments.names or names():
-        results[name] = known.get(name + options) or attempt(name, arguments.ratio, feedback=arguments.feedback)
+        results[name] = known.get(name + options) or attempt(name, arguments)
         print(row(name, results[name], bound=arguments.bound), flush=True)
         if arguments.cache:
             known[name + options] = results[name]
@@ -102,6 +106,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ratio", type=float, default=4)
     parser.add_argument("--bound", type=float, default=0.15)
     parser.add_argument("--feedback", action="store_true")
+    parser.add_argument("--decoder", type=Path)
     parser.add_argument("--cache", type=Path)
     return parser.parse_args()
 
@@ -113,17 +118,17 @@ def names() -> list[str]:
     return images + [OTHER + name for name in OTHERS]
 
 
-def attempt(name: str, ratio: float, *, feedback: bool) -> dict:
+def attempt(name: str, arguments: argparse.Namespace) -> dict:
     start = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = there_and_back(name, ratio, Path(folder), feedback=feedback)
+            result = there_and_back(name, arguments, Path(folder))
     except Exception as error:
         result = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {**result, "seconds": time.perf_counter() - start}
 
 
-def there_and_back(name: str, ratio: float, folder: Path, *, feedback: bool) -> dict:
+def there_and_back(name: str, arguments: argparse.Namespace, folder: Path) -> dict:
     """Compress, decompress and load a network with random weights; compare the outputs of both."""
     import torch
     from safetensors.torch import load_file
@@ -138,9 +143,16 @@ def there_and_back(name: str, ratio: float, folder: Path, *, feedback: bool) -> 
     before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
     checkpoint, artifact, dense = (folder / part for part in ("net.pth", "net.gbnn.safetensors", "dense.safetensors"))
     torch.save(network.state_dict(), checkpoint)
-    report = gbnn_compress.compress(checkpoint, target_ratio=ratio, output=artifact, settings={"feedback": feedback})
+    settings = {"feedback": arguments.feedback}
+    report = gbnn_compress.compress(checkpoint, target_ratio=arguments.ratio, output=artifact, settings=settings)
     gbnn_compress.decompress(artifact, dense)
     after = load_file(dense)
+    if arguments.decoder:
+        subprocess.run([arguments.decoder.resolve(), artifact, folder / "decoded.safetensors"], check=True)
+        other_bits = [
+            key for key, value in load_file(folder / "decoded.safetensors").items() if not same(value, after[key])
+        ]
+        assert not other_bits, f"the decoder gives other bits: {other_bits[:3]}"
     expected = {key: (tensor.dtype, tensor.shape) for key, tensor in before.items()}
     assert {key: (tensor.dtype, tensor.shape) for key, tensor in after.items()} == expected, "other tensors came back"
     whole = [key for key, tensor in before.items() if not tensor.is_floating_point()]
@@ -153,6 +165,14 @@ def there_and_back(name: str, ratio: float, folder: Path, *, feedback: bool) -> 
         "met": report["target_met"],
         "relative_error": relative_error(outputs(network, inputs), outputs(other, inputs)),
     }
+
+
+def same(a: "torch.Tensor", b: "torch.Tensor") -> bool:
+    """Whether dtypes, shapes and all bits are the same."""
+    import torch
+
+    bits = (each.reshape(-1).view(torch.uint8) for each in (a, b))
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and torch.equal(*bits)
 
 
 def case(name: str) -> tuple[Callable[[], Any], Callable[[int], Iterator[Any]]]:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def per_member(arch: Any, count: int, *, copy: bool = False) -> list[Any]:
+def per_member(arch: Any, count: int, *, copy: bool = False, option: str = "`--arch`") -> list[Any]:
     """One architecture for each member.
 
     Args:
         arch: A list or tuple of architectures, or one for all.
         count: Number of members.
         copy: Whether members after the first get copies of a single module.
+        option: Where the architectures come from, for messages.
 
     Raises:
         GbnnError: The list has another length.
@@ -31,7 +32,7 @@ def per_member(arch: Any, count: int, *, copy: bool = False) -> list[Any]:
         return [copies.deepcopy(arch) if pattern and number else arch for number in range(count)]
     if len(arch) != count:
         networks = "a file of one network" if count == 1 else f"an ensemble of {count} networks"
-        raise GbnnError(f"`--arch`: expected one, or one for each member, for {networks}, got {len(arch)}")
+        raise GbnnError(f"{option}: expected one, or one for each member, for {networks}, got {len(arch)}")
     return list(arch)
 
 

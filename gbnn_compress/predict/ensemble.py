@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gbnn_compress.checkpoint.objects import is_module
 from gbnn_compress.data.kind import CLASSIFIER
+from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.alike import in_member, per_member, require_alike
 from gbnn_compress.predict.forward import Forward
 from gbnn_compress.predict.monte_carlo import monte_carlo
@@ -50,10 +52,15 @@ class CompressedEnsemble:
             One network per member, in evaluation mode.
 
         Raises:
-            GbnnError: The number of networks is another one, an architecture is not known, or weights do not fit.
+            GbnnError: The number of networks is another one, an architecture is not known, weights do not fit, or one
+                module is given for several members.
         """
+        networks = per_member(network, len(self.members), copy=True, option="`network`")
+        modules = [id(own) for own in networks if is_module(own)]
+        if len(set(modules)) < len(modules):
+            raise GbnnError("`network`: one module is given for several members; give one for each")
         found = []
-        for number, own in enumerate(per_member(network, len(self.members), copy=True)):
+        for number, own in enumerate(networks):
             with in_member(number):
                 found.append(self.members[number].to_module(own, strict=strict))
         return found

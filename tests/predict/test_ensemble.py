@@ -172,6 +172,22 @@ def test_refusals_name_the_member(ensemble: Path) -> None:
         found.predict(images(), samples=-1)
 
 
+def test_one_module_cannot_be_two_members(tmp_path: Path, files: list[Path]) -> None:
+    gbnn_compress.ensemble([files[0], files[1]], tmp_path / "two.gbnn.safetensors")
+    found, network = gbnn_compress.load(tmp_path / "two.gbnn.safetensors"), narrow()
+    with pytest.raises(GbnnError, match="one module is given for several members"):
+        found.to_module([network, network])
+    with pytest.raises(GbnnError, match=r"`network`: expected one"):
+        found.to_module([network])
+
+
+def test_equal_members_are_told(tmp_path: Path, files: list[Path]) -> None:
+    report = gbnn_compress.ensemble([files[0], files[1], files[0]], tmp_path / "three.gbnn.safetensors")
+    assert [each for each in report["warnings"] if "equal" in each] == [
+        "members 0 and 2 are equal: their average is no better than one of them"
+    ]
+
+
 def test_outputs_of_other_shapes_are_refused(tmp_path: Path, files: list[Path]) -> None:
     other = artifact(tmp_path / "ten.gbnn.safetensors", narrow(classes=10), seed=3)
     gbnn_compress.ensemble([files[0], other], tmp_path / "e.gbnn.safetensors")

@@ -109,6 +109,13 @@ def test_worse_than_calibration_is_not_kept(tmp_path: Path) -> None:
     assert any(each.trellis for each in maps), "training itself writes no trellis"
 
 
+def test_several_members_that_fell_back_to_calibration_are_told(tmp_path: Path) -> None:
+    network, (*x, validation) = regression(128), inputs(256, 8).split(32)
+    report = trained(network, x, tmp_path, settings=WRECKED, epochs=1, val_data=[validation], members=2)
+    assert [member["training"]["kept"] for member in report["members"]] == ["calibrated", "calibrated"]
+    assert any(warning.startswith("2 of 2 members are the calibrated file") for warning in report["warnings"])
+
+
 class Parts(nn.Module):
     """Takes keyword arguments, changes one of them, and returns a nesting."""
 
