@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 from pathlib import Path
 
 from gbnn_compress.checkpoint.original import laid_out, open_original
@@ -53,14 +52,7 @@ def ensemble(artifacts: Sequence[str | Path], output: str | Path) -> EnsembleRep
         if same_file(target, path):
             raise OutputError(f"cannot write `{target}`: it is one of the files to join; choose another `-o`")
     require_writable(target)
-    members = [member for path in paths for member in members_of(path)]
-    report = report_of(write_ensemble(target, members))
-    report["warnings"] += [
-        f"members {first} and {second} are equal: their average is no better than one of them"
-        for first, second in combinations(range(len(members)), 2)
-        if members[first].parts == members[second].parts
-    ]
-    return report
+    return report_of(write_ensemble(target, [member for path in paths for member in members_of(path)]))
 
 
 def write_ensemble(path: Path, members: Sequence[Member]) -> Ensemble:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, cast
 
 import numpy as np
@@ -102,15 +103,32 @@ def ensemble_report(ensemble: Ensemble) -> EnsembleReport:
         "sections": cast(SectionBytes, totals),
         "container_bytes": container,
         "warnings": [
-            f"member {number}: {warning}" for number, each in enumerate(members) for warning in each["warnings"]
+            *(f"member {number}: {warning}" for number, each in enumerate(members) for warning in each["warnings"]),
+            *_equal_members(ensemble.members),
         ],
     }
+
+
+def _equal_members(members: Sequence[Artifact]) -> Iterator[str]:
+    """A warning for each pair of members that have the same weights."""
+    for (first, a), (second, b) in combinations(enumerate(members), 2):
+        if a.tensors == b.tensors and all(map(np.array_equal, _weights(a), _weights(b))):
+            yield f"members {first} and {second} have the same weights: their average is no better than one of them"
+
+
+def _weights(member: Artifact) -> Iterator[np.ndarray]:
+    """All arrays that the posterior means of the shared tensors are made of."""
+    yield member.bank.means
+    yield member.scales
+    for each in member.maps:
+        yield each.ids
+        yield each.outliers
 
 
 def described(artifact: Artifact) -> str:
     """An artifact's network in a few words, for lists."""
     checkpoint = artifact.facts["checkpoint"]
-    return f"{checkpoint['architecture'] or 'own architecture'}, {checkpoint['parameters']:,} parameters"
+    return f"{checkpoint['architecture'] or 'architecture not recorded'}, {checkpoint['parameters']:,} parameters"
 
 
 def _has_guess(artifact: Artifact) -> bool:
