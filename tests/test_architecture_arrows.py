@@ -77,6 +77,7 @@ def test_every_folder_of_the_library_has_a_place() -> None:
     assert {layer(module) for module in FILES if module} == set(RANK)
 
 
+@pytest.mark.long
 def test_the_library_knows_nothing_of_the_command_line() -> None:
     for module, file in FILES.items():
         names = {
@@ -120,6 +121,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "module",
     ["pipeline.compress", "format.artifact", "checkpoint.read", "rate.posterior", "rate.control", "recipe"],

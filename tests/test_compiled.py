@@ -57,6 +57,7 @@ def plain() -> str:
     return digest
 
 
+@pytest.mark.long
 def test_the_same_bytes_with_numba(plain: str) -> None:
     assert coded(GBNN_COMPRESS_NUMBA="1")[:2] == (plain, True)
 

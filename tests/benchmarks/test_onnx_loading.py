@@ -10,6 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx_loading import loading
 
+pytestmark = pytest.mark.long
+
+
 if TYPE_CHECKING:
     from pathlib import Path
 

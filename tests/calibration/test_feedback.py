@@ -177,6 +177,7 @@ def follows_the_trellis(ids: np.ndarray, escape: int) -> np.ndarray:
     return states
 
 
+@pytest.mark.long
 @given(SEEDS, st.booleans(), st.sampled_from([1, 3, 16]), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_compiled_loops_and_numpy_give_the_same_ids(seed: int, trellis: bool, paths: int, has_exact: bool) -> None:

@@ -105,6 +105,7 @@ def test_correlated_inputs(case: Any, seed: int) -> None:
     assert fed_back < 0.8 * plain
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_white_inputs_leave_nothing_to_compensate(case: Any) -> None:
     make, _, inputs = case

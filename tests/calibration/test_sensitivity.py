@@ -154,6 +154,7 @@ class Regression(nn.Module):
         return 100 * self.out(torch.tanh(self.hidden(x))).reshape(-1, 2, 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("several", [False, True])
 def test_errors_of_other_networks_cost_half_the_squared_relative_change(
     several: bool, monkeypatch: pytest.MonkeyPatch

@@ -46,6 +46,7 @@ def test_a_network_of_one_small_size_gets_it(size: int) -> None:
     assert found.shape[1:] == (1, size, size)
 
 
+@pytest.mark.long
 def test_a_network_of_one_size_gets_it() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2 * 62 * 62, 4))
     found = inputs_for(network, channels=3)

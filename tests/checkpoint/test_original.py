@@ -127,6 +127,7 @@ def artifact(tmp_path: Path) -> Path:
     return tmp_path / "net.gbnn.safetensors"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [None, 3])
 def test_an_artifact_becomes_the_checkpoint_that_its_own_loader_reads(tmp_path, artifact, seed):
     size = gbnn_compress.decompress(artifact, tmp_path / "back.pth", seed=seed, like=tmp_path / "net.pth")

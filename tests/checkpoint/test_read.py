@@ -127,6 +127,7 @@ def test_parameters_views_and_scalars_become_plain_contiguous_tensors(tmp_path):
     assert read_checkpoint(path).ties == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_large_files_are_mapped_not_copied(tmp_path, suffix):
     path = tmp_path / f"net{suffix}"

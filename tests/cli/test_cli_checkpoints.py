@@ -31,6 +31,7 @@ def folder(path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("typed", ["hub/Llama-3.2-1B", "hub/Llama-3.2-1B/", "hub/../hub/Llama-3.2-1B/."])
 def test_a_folder_is_one_checkpoint_and_names_the_artifact(run, typed):
     folder(Path("hub/Llama-3.2-1B"))
@@ -43,6 +44,7 @@ def test_a_folder_is_one_checkpoint_and_names_the_artifact(run, typed):
     assert run("diff", typed, "Llama-3.2-1B.gbnn.safetensors", "-q").code == 0
 
 
+@pytest.mark.long
 def test_the_working_directory_is_a_folder_too(run, monkeypatch):
     monkeypatch.chdir(folder(Path("here")))
     outcome = run("compress", ".", "--target-ratio", "4", "-q")
@@ -74,6 +76,7 @@ def test_other_folders_and_shards_alone_are_refused(run, command):
         assert outcome.err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_key_chooses_among_networks(run):
     torch.save({"g": network(), "g_ema": network(2), "p": torch.tensor(0.2)}, "gan.pt")
     refused = run("gan.pt", "--target-ratio", "4", "-q")
@@ -102,6 +105,7 @@ def test_decompress_like_the_original(run):
     assert "`--like`" in refused.err
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_file_names_that_are_no_unicode(run, suffix):
@@ -129,6 +133,7 @@ def test_file_names_that_are_no_unicode(run, suffix):
     assert refused.err.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_folders_whose_names_are_no_unicode(run):
     folder(Path(NAME))

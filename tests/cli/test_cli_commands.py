@@ -47,6 +47,7 @@ def test_compress_max_drop(run, files):
     assert "wrote tiny.gbnn.safetensors in " in outcome.out
 
 
+@pytest.mark.long
 def test_plan(run, files):
     outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "100", "-v")
     assert outcome.code == 0
@@ -67,6 +68,7 @@ def test_plan_takes_every_option_of_compress():
     assert wanted == taken
 
 
+@pytest.mark.long
 def test_plan_writes_nothing_where_compress_would(run, files):
     words = ["-o", "there.safetensors", "--html", "page.html", "--restart", "--arch", files.arch]
     more = ["--data", "digits:train", "--val-data", "digits:test", "--epochs", "2", "--eval-data", "digits:test"]
@@ -99,6 +101,7 @@ def test_plan_refuses_what_compress_refuses_before_it_writes(run, files, command
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.long
 def test_plan_within_a_drop(run, files):
     assert (
         "predicted to lose at most 1 point\n"
@@ -106,6 +109,7 @@ def test_plan_within_a_drop(run, files):
     )
 
 
+@pytest.mark.long
 def test_compress_and_plan_with_data(run, files, monkeypatch):
     monkeypatch.setattr("gbnn_compress_cli.console.WIDTH", 200)  # so that the line asked for is one
     words = ["-q", files.checkpoint, "--target-ratio", "4", "--arch", files.arch, "--data", "digits:test"]
@@ -195,6 +199,7 @@ def test_decompress_mean_and_sample(run, files):
         assert (mean.get_tensor("module.4.weight") != sample.get_tensor("module.4.weight")).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["codebook", "samples"])
 def test_export(run, files, weights):
     words = ["-o", "tiny.onnx", "--weights", weights, "--samples", "2", "--input-shape", "1,8,8", "--arch", files.arch]
@@ -233,6 +238,7 @@ def test_recipes(run):
     assert "did you mean `n_components`?" in outcome.err
 
 
+@pytest.mark.long
 def test_plan_says_that_it_counts_bytes(run, files):
     words = ["--target-ratio", "77", "--ratio-of", "parameters", "-q"]
     outcome = run("plan", files.checkpoint, *words)
@@ -241,6 +247,7 @@ def test_plan_says_that_it_counts_bytes(run, files):
     assert "77x" not in outcome.out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [[], ["plan"]])
 def test_options_that_do_nothing_are_said_to(run, files, command):
     words = [*command, files.checkpoint, "--target-ratio", "4", "-q", "--json", "out.json"]

@@ -28,6 +28,7 @@ def joined(run: Callable[..., Any], parts: list[Path]) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.long
 def test_ensemble_says_first_how_small_the_file_is(run: Callable[..., Any], parts: list[Path]) -> None:
     done = run("ensemble", *map(str, parts), "-o", "e.gbnn.safetensors")
     assert done.code == 0
@@ -73,6 +74,7 @@ def test_evaluate(joined: Callable[..., Any]) -> None:
     assert (found["members"], found["samples"]) == (3, 2)
 
 
+@pytest.mark.long
 def test_diff_and_export(joined: Callable[..., Any], parts: list[Path]) -> None:
     done = joined("diff", str(parts[0]), "e.gbnn.safetensors", "--data", "npz:labelled.npz", "--samples", "1", *ARCHS)
     assert done.code == 0

@@ -99,6 +99,7 @@ USAGE = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("line", "message"), USAGE)
 def test_bad_usage_is_one_line_and_exit_code_2(run, files, line, message):
     names = {"CHECKPOINT": files.checkpoint, "ARTIFACT": files.artifact, "ARCH": files.arch}

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.long
 def test_compress_writes_a_page_beside_the_table(run, files):
     outcome = run(files.checkpoint, "--target-ratio", "4", "--html", "page.html")
     assert outcome.code == 0

@@ -14,6 +14,7 @@ from gbnn_compress.report.schema import ExportReport, Report
 ONLY_OF_SOME_FILES = {"max_error", "not_calibrated", "temperature", "training"}
 
 
+@pytest.mark.long
 def test_compress_prints_the_schema_and_nothing_else(run, files):
     words = ["--eval-data", "digits:test", "--arch", files.arch, "--samples", "2", "--json", "-"]
     outcome = run("-q", "compress", files.checkpoint, "--target-ratio", "4", *words)
@@ -25,6 +26,7 @@ def test_compress_prints_the_schema_and_nothing_else(run, files):
     assert report["damage"]["measured"] is True
 
 
+@pytest.mark.long
 def test_compress_writes_json_beside_the_table(run, files):
     outcome = run(files.checkpoint, "--target-ratio", "4x", "--json", "report.json")
     assert outcome.code == 0
@@ -39,6 +41,7 @@ def test_two_percent_is_fifty(run, files):
     assert json.loads(run("-q", files.checkpoint, "--target-ratio", "2%", "--json", "-").out)["target_ratio"] == 50
 
 
+@pytest.mark.long
 def test_warnings_stay_off_stdout(run, files):
     outcome = run("-q", files.checkpoint, "--target-ratio", "16", "--json", "-")
     assert json.loads(outcome.out)["warnings"]
@@ -53,6 +56,7 @@ def test_report_has_neither_paths_nor_timings(run, files):
     assert sum(report["sections"].values()) == Path(files.artifact).stat().st_size
 
 
+@pytest.mark.long
 def test_export_says_what_it_wrote(run, files):
     words = ["-o", "tiny.onnx", "--input-shape", "1,8,8", "--arch", files.arch, "--json", "-"]
     result = json.loads(run("export", files.artifact, "-q", *words).out)
@@ -68,6 +72,7 @@ def test_export_says_what_it_wrote(run, files):
     assert (result["input_shape"], result["outputs"]) == ([1, 8, 8], ["logits"])
 
 
+@pytest.mark.long
 def test_plan_writes_nothing_else(run, files):
     outcome = run("plan", files.checkpoint, "-q", "--target-ratio", "5", "--json", "-")
     plan = json.loads(outcome.out)

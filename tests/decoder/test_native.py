@@ -37,6 +37,7 @@ def test_golden_files(library: Library, path: Path) -> None:
     assert_same(library.decode(path.read_bytes()), python_reads(path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize(("components", "outliers"), [(33, 0.01), (2, 0.5), (1, 0.0), (700, 0.0)])
 def test_tensors_of_every_kind_and_dtype(

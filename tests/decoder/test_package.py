@@ -87,6 +87,7 @@ def test_members(package: Path, library: Library, tmp_path: Path) -> None:
         assert "holds 2 networks" in refused["message"]
 
 
+@pytest.mark.long
 def test_errors_are_those_of_the_library(package: Path, library: Library, tmp_path: Path) -> None:
     files = [b"", b"x" * 50]
     chance = random.Random(5)

@@ -78,6 +78,7 @@ def networks(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 @given(networks())
 @settings(max_examples=50, deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, network: dict[str, Any]) -> None:

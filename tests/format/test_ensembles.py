@@ -57,6 +57,7 @@ def with_header(data: bytes, **changes: object) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
+@pytest.mark.long
 def test_each_member_is_the_network_of_its_file(files: list[Path], ensemble: Path) -> None:
     found = read_ensemble(ensemble)
     for member, path in zip(found.members, files, strict=True):
@@ -96,6 +97,7 @@ def test_a_file_of_one_network_is_an_ensemble_of_one(files: list[Path]) -> None:
     assert found.size_bytes == found.members[0].size_bytes == files[0].stat().st_size
 
 
+@pytest.mark.long
 def test_no_byte_beyond_the_parts(tmp_path: Path, files: list[Path], ensemble: Path) -> None:
     assert ensemble.stat().st_size <= sum(path.stat().st_size for path in files) + 1000
     alike = [artifact(tmp_path / f"{seed}", narrow(), seed=seed) for seed in range(4)]

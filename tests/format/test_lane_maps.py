@@ -79,6 +79,7 @@ def test_round_trip(shape: tuple[int, ...], trellis: bool) -> None:
     assert tables[0].trellis == trellis
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("shape", SHAPES)
 def test_compiled_and_numpy_give_the_same_bytes(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [index_map(trellis_ids(shape, outliers=0.01)), index_map(trellis_ids(shape, seed=1), trellis=False)]
@@ -90,6 +91,7 @@ def test_compiled_and_numpy_give_the_same_bytes(shape: tuple[int, ...], monkeypa
     assert any(table.rule for table in first[0]) or min(shape[:2]) < 24
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("way")
 def test_round_trip_with_several_states_in_batches_and_with_models_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes: Shapes = [(33, 5, 3, 3), (40, 20)]
@@ -128,6 +130,7 @@ def test_round_trip_of_anything(data: tuple[list[IndexMap], Shapes, np.ndarray])
     round_trip(*data)
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(SHAPES[:5]),
     st.builds(

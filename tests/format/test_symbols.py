@@ -64,6 +64,7 @@ def test_round_trip_of_every_alphabet(alphabet: int) -> None:
     assert_round_trip(maps, [(30, 100), (10, 30, 10)], values_of(alphabet))
 
 
+@pytest.mark.long
 def test_a_full_table_of_the_largest_alphabet() -> None:
     assert_round_trip([np.arange(65_536)], [(256, 256)], values_of(65_536))
 

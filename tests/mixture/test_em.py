@@ -167,6 +167,7 @@ def test_order_of_the_points_does_not_matter() -> None:
     np.testing.assert_allclose(first.means, second.means, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_cells_fit_as_well_as_the_points_they_hold() -> None:
     points = blobs(5, size=4000)
     width = 1 / 32

@@ -18,6 +18,9 @@ from gbnn_compress import GbnnError
 from gbnn_compress.onnx_files.check import run_onnx
 from gbnn_compress.predict.nesting import by_name
 
+pytestmark = pytest.mark.long
+
+
 SAMPLES = 3
 
 

@@ -58,6 +58,7 @@ def test_a_file_that_the_runtime_does_not_take(tmp_path: Path) -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.long
 def test_the_runtime_leaves_nothing_behind_that_it_could_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

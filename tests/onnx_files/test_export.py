@@ -26,6 +26,9 @@ from gbnn_compress.predict.running import logits
 from gbnn_compress.predict.temperature import temperature_fact
 from gbnn_compress.types import Ensemble
 
+pytestmark = pytest.mark.long
+
+
 SAMPLES, SEED = 3, 5
 
 ROOT = Path(__file__).parents[2]

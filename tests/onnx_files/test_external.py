@@ -24,6 +24,9 @@ from gbnn_compress.predict.rebuild import rebuild
 from gbnn_compress.report import words
 from gbnn_compress.types import TensorInfo
 
+pytestmark = pytest.mark.long
+
+
 INSIDE = 64
 """Largest constant that stays in a graph, in bytes."""
 

@@ -39,6 +39,7 @@ def normalised(size: int = 24) -> nn.Sequential:
     return nn.Sequential(*layers, nn.BatchNorm2d(size)).eval()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [4, 8, 16])
 def test_a_norm_of_zero_weights_puts_out_its_biases(tmp_path: Path, ratio: float) -> None:
     network = normalised()
@@ -65,6 +66,7 @@ def test_a_first_norm_on_raw_columns(tmp_path: Path, eps: float) -> None:
     assert float((norm.double()(x) - before).detach().abs().max()) < 0.05
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [2, 3, 4])
 def test_half_precision_near_its_largest_number(tmp_path: Path, ratio: float) -> None:
     torch.manual_seed(0)
@@ -87,6 +89,7 @@ def test_half_precision_near_its_largest_number(tmp_path: Path, ratio: float) ->
     assert again["target_met"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ratio", [7, 8, 10, 24])
 @pytest.mark.parametrize("form", ["parametrization", "hooks"])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

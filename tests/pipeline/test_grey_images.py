@@ -97,6 +97,7 @@ def test_other_data_of_a_bench_are_read_in_its_channels_too(folder: Path) -> Non
         assert bench.on(data, option="--val-data").inputs(at_most=1).shape[1] == 1
 
 
+@pytest.mark.long
 def test_compress_calibrates_and_measures_on_a_grey_folder(folder: Path) -> None:
     spec, arch, path = f"imagefolder:{folder / 'data'}", f"{folder / 'networks.py'}:one", checkpoint(folder, "one")
     artifact = folder / "one.gbnn.safetensors"

@@ -20,7 +20,7 @@ from gbnn_compress.data.datasets import load_data
 from gbnn_compress.errors import ArchitectureError, DataError, GbnnError
 from gbnn_compress.predict.bench import Evaluation, open_bench
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 QUICK = {"n_components": 64, "em_iterations": 10}

@@ -13,7 +13,7 @@ from gbnn_compress import compress, load
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.ensembles import members_of
 
-pytestmark = pytest.mark.usefixtures("one_thread", "training_is_kept", "fewer_stages")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread", "training_is_kept", "fewer_stages")]
 
 MODELS = """
 from torch import nn

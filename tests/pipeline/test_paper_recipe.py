@@ -71,6 +71,7 @@ def test_a_target_that_large_weights_forbid_is_missed_and_said(tmp_path: Path) -
     assert "target missed" in report["warnings"][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

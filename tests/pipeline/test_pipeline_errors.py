@@ -164,6 +164,7 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], words: str) -> Non
     assert words in refusal(saved(tmp_path, network()), GbnnError, **options)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [-1, 1 << 32])
 def test_bad_seeds(tmp_path: Path, seed: int) -> None:
     path = saved(tmp_path, network())
@@ -220,6 +221,7 @@ def test_output_over_the_input(tmp_path: Path, link: Any) -> None:
     assert "it is the checkpoint itself" in refusal(path, OutputError, output=output)
 
 
+@pytest.mark.long
 def test_nothing_is_left_when_the_written_file_does_not_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise OutputError("the disk lies")
@@ -235,6 +237,7 @@ def test_unreachable_target_is_missed_by_a_file_that_decodes(tmp_path: Path) -> 
     assert all(bool(tensor.isfinite().all()) for tensor in dense.values())
 
 
+@pytest.mark.long
 def test_tensors_of_other_dtypes_come_back_bit_for_bit(tmp_path: Path) -> None:
     tensors = network() | {
         "complex": torch.randn(3, 4, dtype=torch.complex64),
@@ -250,12 +253,14 @@ def test_tensors_of_other_dtypes_come_back_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(*(each[name].reshape(-1).view(torch.uint8) for each in (dense, tensors))), name
 
 
+@pytest.mark.long
 def test_values_whose_squares_overflow_are_kept_exactly(tmp_path: Path) -> None:
     large = torch.randn(300, dtype=torch.float64) * 1e299
     _, dense = round_trip(tmp_path, network() | {"large.bias": large})
     assert torch.equal(dense["large.bias"], large)
 
 
+@pytest.mark.long
 def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
     wide = torch.randn(3, 4, dtype=torch.complex128)
     torch.save(network() | {"wide": wide}, tmp_path / "n.pth")
@@ -267,6 +272,7 @@ def test_a_dtype_that_safetensors_lacks(tmp_path: Path) -> None:
     assert torch.equal(load(artifact).state_dict()["wide"], wide)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [0.0, 0.3, -2e-40, 5e37])
 def test_constant_tensors(tmp_path: Path, value: float) -> None:
     tensors = network() | {"constant.weight": torch.full((20, 30), value)}
@@ -283,6 +289,7 @@ def test_a_network_of_one_constant_tensor(tmp_path: Path) -> None:
     np.testing.assert_allclose(dense["w"].numpy(), 0.3, rtol=0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [0.0, -0.7, 1e-38, 1e30])
 def test_tensors_of_one_element(tmp_path: Path, value: float) -> None:
     tensors = network() | {"one.weight": torch.full((1, 1), value), "scalar": torch.tensor(value)}
@@ -309,6 +316,7 @@ def test_a_network_of_one_weight(tmp_path: Path) -> None:
     assert bool(dense["w"].isfinite().all())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["conv.weight", "fc.weight"])
 def test_a_huge_weight_is_restored_exactly_and_harms_no_other(tmp_path: Path, name: str) -> None:
     tensors = network()
@@ -321,6 +329,7 @@ def test_a_huge_weight_is_restored_exactly_and_harms_no_other(tmp_path: Path, na
         assert relative_error(dense[each].view(-1)[others], tensors[each].view(-1)[others]) < 0.03, each
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("factor", [1e-320, 1e-160, 1e160])
 def test_tensors_whose_squares_do_not_fit(tmp_path: Path, factor: float) -> None:
     tensors = network() | {"fc.weight": network()["fc.weight"].double() * factor}
@@ -333,6 +342,7 @@ def test_tensors_whose_squares_do_not_fit(tmp_path: Path, factor: float) -> None
     assert relative_error(dense["conv.weight"], tensors["conv.weight"]) < 0.03
 
 
+@pytest.mark.long
 def test_the_checkpoint_is_only_read(tmp_path: Path) -> None:
     path = saved(tmp_path, network())
     before = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,6 +15,9 @@ from gbnn_compress.errors import ArchitectureError, GbnnError
 from gbnn_compress.format.artifact import read_artifact
 from gbnn_compress.types import Artifact
 
+pytestmark = pytest.mark.long
+
+
 MODELS = """
 import torch
 from torch import nn

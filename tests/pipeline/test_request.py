@@ -23,6 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "net.pth"
 
 
+@pytest.mark.long
 def test_compress_is_run_of_a_request(checkpoint: Path, tmp_path: Path) -> None:
     options = {"target_ratio": 4, "settings": {"noise": 0.2}, "seed": 3}
     gbnn_compress.compress(checkpoint, output=tmp_path / "a.gbnn.safetensors", **options)

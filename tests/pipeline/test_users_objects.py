@@ -87,6 +87,7 @@ def odd_module() -> Net:
     return network
 
 
+@pytest.mark.long
 def test_a_module_stays_as_it_was(folder: Path) -> None:
     network = odd_module()
     before = facts_of(network)
@@ -117,6 +118,7 @@ def test_a_module_that_fails_stays_as_it_was_and_nothing_is_written(folder: Path
     assert not list(folder.iterdir())
 
 
+@pytest.mark.long
 def test_a_module_a_state_dict_and_a_file_give_the_same_weights(folder: Path) -> None:
     network = made()
     torch.save(network.state_dict(), folder / "net.pth")
@@ -133,6 +135,7 @@ def test_a_module_a_state_dict_and_a_file_give_the_same_weights(folder: Path) ->
     assert found[0].report()["checkpoint"]["sha256"] == found[1].report()["checkpoint"]["sha256"]
 
 
+@pytest.mark.long
 def test_an_architecture_may_be_a_module_or_a_callable(folder: Path) -> None:
     weights = made().state_dict()
     other = Net().train()
@@ -187,6 +190,7 @@ def test_a_module_of_torchvision_is_recorded_by_its_name() -> None:
     assert open_request(Request(checkpoint=network, target_ratio=4)).network.spec == "torchvision/squeezenet1_1"
 
 
+@pytest.mark.long
 def test_kept_tensors_and_importance(folder: Path) -> None:
     network = made()
     compress(network, target_ratio=3, keep=["head.*", "body.0.bias"], settings=QUICK)
@@ -229,6 +233,7 @@ def test_labels_make_a_classifier() -> None:
         compress(made(), target_ratio=4, eval_data=[X], task="classifier", settings=QUICK)
 
 
+@pytest.mark.long
 def test_calibration_on_batches_and_on_made_inputs() -> None:
     torch.manual_seed(2)
     mixing = torch.randn(6, 2) @ torch.randn(2, 6)  # inputs of two dimensions, which noise does not know

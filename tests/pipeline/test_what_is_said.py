@@ -61,6 +61,7 @@ def text_of(report: dict[str, Any]) -> str:
     return console.render(*report_view(report, name="net"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("ratio", [6, 30])
 def test_only_layers_are_known_of_what_is_no_image_classifier(name: str, ratio: float, tmp_path: Path) -> None:
@@ -80,6 +81,7 @@ def test_only_layers_are_known_of_what_is_no_image_classifier(name: str, ratio: 
     assert again["damage"] == report["damage"]
 
 
+@pytest.mark.long
 def test_what_looks_like_an_image_classifier_is_forecast_under_that_condition(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 20))
@@ -140,6 +142,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_one_output_is_never_all_unchanged(single: Path) -> None:
     arch, data = f"{single / 'models.py'}:single", f"npz:{single / 'images.npz'}"
     report = gbnn_compress.compress(

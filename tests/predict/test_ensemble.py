@@ -50,6 +50,7 @@ def alone(path: Path, network: nn.Module) -> CompressedNetwork:
     return found
 
 
+@pytest.mark.long
 def test_probabilities_are_the_mean_of_the_members(files: list[Path], ensemble: Path) -> None:
     x = images()
     each = [alone(path, make()).predict(x, samples=3, seed=5) for path, make in zip(files, NETWORKS, strict=True)]

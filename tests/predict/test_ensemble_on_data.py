@@ -35,6 +35,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Files:
     return Files(tmp_path_factory.mktemp("on_data"))
 
 
+@pytest.mark.long
 def test_evaluate_measures_the_averaged_probabilities(files: Files) -> None:
     found = gbnn_compress.evaluate(files.ensemble, files.labelled, arch=ARCH, samples=2, ood=files.other)
     each = []
@@ -112,6 +113,7 @@ def test_diff_of_two_ensembles(tmp_path: Path, files: Files) -> None:
     assert same["relative_error"] == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["classifier", "other"])
 def test_one_graph_with_all_members(tmp_path: Path, files: Files, task: str) -> None:
     from gbnn_compress.onnx_files.check import run_onnx
@@ -143,6 +145,7 @@ def test_forms_of_one_set_of_weights_are_refused(tmp_path: Path, files: Files, w
         gbnn_compress.export_onnx(files.ensemble, tmp_path / "x.onnx", weights=weights, arch=ARCH)
 
 
+@pytest.mark.long
 def test_a_graph_of_members_of_other_outputs_is_refused(tmp_path: Path, files: Files) -> None:
     ten = artifact(tmp_path / "ten.gbnn.safetensors", narrow(classes=10), seed=3)
     gbnn_compress.ensemble([files.parts[0], ten], tmp_path / "e.gbnn.safetensors")

@@ -19,7 +19,7 @@ from gbnn_compress.predict.bench import Evaluation, open_bench
 from gbnn_compress.predict.models import is_artifact, known_architecture, read_model
 from gbnn_compress.predict.rebuild import rebuild
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 ARCHITECTURE = "gbnn_compress_cli.digits_network:digits_cnn"
 DIGITS = Evaluation("digits:test", samples=4, device="cpu")

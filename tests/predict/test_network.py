@@ -48,6 +48,7 @@ def x() -> torch.Tensor:
     return torch.randn(11, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.long
 def test_probabilities_are_the_average_over_draws_of_the_module(artifact: Path, network, x):
     found = network.predict(x, samples=3, seed=7)
     assert found.dtype == torch.float64

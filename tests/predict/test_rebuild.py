@@ -53,6 +53,7 @@ def artifact(network: TiedNetwork, tmp_path_factory: pytest.TempPathFactory) -> 
     return read_artifact(folder / "net.gbnn.safetensors")
 
 
+@pytest.mark.long
 def test_loads_strictly_into_the_original_module(network: TiedNetwork, artifact: Artifact) -> None:
     dense = rebuild(artifact)
     assert list(dense) == list(network.state_dict())
@@ -178,6 +179,7 @@ def test_rebuilding_leaves_the_artifact_and_earlier_results() -> None:
     assert all(torch.equal(second[name], kept[name]) for name in kept)
 
 
+@pytest.mark.long
 def test_any_raw_dtype_survives(tmp_path: Path) -> None:
     network = {
         "w": torch.linspace(-1, 1, 600).reshape(20, 30),

@@ -136,6 +136,7 @@ def decoded(vectors: list[Vector], dtype: torch.dtype, keys: tuple[str, ...] = K
     }
 
 
+@pytest.mark.long
 @given(
     st.lists(channels, min_size=1, max_size=12),
     st.sampled_from([0.3, 0.03, 1e-3]),

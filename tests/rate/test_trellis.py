@@ -59,6 +59,7 @@ def test_compiled_loops_and_numpy_find_the_same_cheapest_way(seed: int) -> None:
         assert costs(x[row : row + 1], found[0][row : row + 1], means, lengths, 0.1)[0] == pytest.approx(least)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("levels", [[-0.03, 0.03], [-0.03, 0, 0.03], [-0.09, -0.03, 0.03, 0.09]])
 def test_tensors_of_few_values_stay_exact_beside_a_trellis(levels: list[float], tmp_path: Path) -> None:
     random = torch.Generator().manual_seed(0)
@@ -82,6 +83,7 @@ class Experts(nn.Module):
         return self.out(torch.relu(x @ self.w.reshape(192, 64).T))
 
 
+@pytest.mark.long
 def test_a_weight_that_is_used_through_a_view_has_no_trellis(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, data = Experts().eval(), [torch.randn(32, 64) for _ in range(4)]

@@ -54,6 +54,7 @@ def of_file(pages):
     return page.file_page(read_artifact(pages.folder / "tiny.gbnn.safetensors"), name="tiny")
 
 
+@pytest.mark.long
 @EVERY
 def test_every_section_that_there_are_data_for(pages, which):
     text = getattr(pages, which)
@@ -151,6 +152,7 @@ def test_long_networks_show_the_worst_layers_and_fold_the_rest(pages):
     assert "<details>" not in pages.of_file
 
 
+@pytest.mark.long
 def test_the_paper_has_a_page_too(pages, tmp_path):
     gbnn_compress.compress(
         pages.folder / "tiny<b>.pth",

@@ -48,6 +48,7 @@ window.onload = () => document.title = JSON.stringify([...document.querySelector
 WIDTHS = (390, 1280)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 22, 26)")])
 def test_nothing_overflows(pages, tmp_path, scheme, paper):

@@ -202,6 +202,7 @@ def test_ensemble(made: Made, tmp_path: Path) -> None:
     assert faults(as_json(result), schema.ExportReport) == []
 
 
+@pytest.mark.long
 def test_compress_with_members(made: Made, tmp_path: Path) -> None:
     options = {"data": made.labelled, "val_data": made.labelled, "eval_data": made.labelled, "arch": made.arch}
     report = made.compress(output=tmp_path / "net.gbnn.safetensors", target_ratio=1.5, members=2, **TRAINED, **options)
@@ -216,6 +217,7 @@ FROM_MADE = ("data", "val_data", "eval_data", "arch")
 """Options whose values are attributes of `Made`."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("run", RUNS)
 def test_compress_and_report(made: Made, tmp_path: Path, run: str) -> None:
     options = dict(RUNS[run])
@@ -248,6 +250,7 @@ def test_report_of_an_old_file() -> None:
     assert report["floating_bytes"] == floating_bytes(network.artifact) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, {"task": "classifier"}, {"task": "other", "target_ratio": 5}])
 def test_plan(made: Made, options: dict[str, Any]) -> None:
     plan = gbnn_compress.plan(made.checkpoint, ratios=(4.0, 8.0), settings=SETTINGS, **options)
@@ -274,6 +277,7 @@ def test_diff(made: Made, data: str | None) -> None:
     assert ("metrics" in result) == (data == "labelled")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("weights", ["mean", "samples"])
 def test_export(made: Made, tmp_path: Path, weights: str) -> None:
     result = gbnn_compress.export_onnx(

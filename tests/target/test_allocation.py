@@ -122,6 +122,7 @@ def compressed(folder: Path, output: Path, **options: Any) -> dict[str, float]:
     return {layer["name"]: layer["relative_rmse"] for layer in report["layers"]}
 
 
+@pytest.mark.long
 def test_the_file_spends_its_bits_where_they_are_felt(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.gbnn.safetensors"
     by_norms = compressed(folder, output, settings={**QUICK, "allocation": "norms"})
@@ -130,6 +131,7 @@ def test_the_file_spends_its_bits_where_they_are_felt(folder: Path, tmp_path: Pa
     assert by_costs["loud.weight"] < by_norms["loud.weight"]
 
 
+@pytest.mark.long
 def test_a_network_without_gradients_is_calibrated_all_the_same(folder: Path, tmp_path: Path) -> None:
     assert found(folder, name="Opaque") == {}
     opaque = compressed(
@@ -148,6 +150,7 @@ def vanished(folder: Path, tensors: dict[str, torch.Tensor], *, ratio: float) ->
     return {name: float(dense.std() / tensors[name].std()) for name, dense in load(path).state_dict().items()}
 
 
+@pytest.mark.long
 def test_large_layers_do_not_vanish_for_the_sum_of_all_errors(tmp_path: Path) -> None:
     """Each of the small layers costs as much as the large one that has most of the weights."""
     random = torch.Generator().manual_seed(0)

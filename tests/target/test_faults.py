@@ -50,6 +50,7 @@ def with_values(artifact: Artifact, name: str, values: np.ndarray) -> Artifact:
     return replace(artifact, values={**artifact.values, name: values})
 
 
+@pytest.mark.long
 def test_a_right_file_has_none(artifact: Artifact, network: dict[str, torch.Tensor]) -> None:
     assert find_faults(artifact, network, relative_step=STEP) == {}
 

@@ -11,7 +11,7 @@ from gbnn_compress_cli import digits_network
 
 from gbnn_compress import compress, evaluate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread")]
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 

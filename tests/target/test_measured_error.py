@@ -44,6 +44,7 @@ def within(network: nn.Module, folder: Path, name: str = "net", **options: Any) 
     return compress(network, output=folder / f"{name}.gbnn.safetensors", settings=SETTINGS, **options)
 
 
+@pytest.mark.long
 def test_the_error_is_that_of_the_file_and_a_larger_one_makes_it_smaller(network: nn.Module, tmp_path: Path) -> None:
     ratios = []
     for limit in (0.02, 0.1):

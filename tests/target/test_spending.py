@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.long
 def test_a_gap_between_0_and_1_bit_a_weight_takes_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     flat = {f"{i}.weight": torch.rand(256, 256, generator=generator) - 0.5 for i in range(4)}

@@ -51,6 +51,7 @@ JUMPS = [(600, 9.752998351670884), (870, 36.541021418515584)]
 """Networks whose size jumps near the target."""
 
 
+@pytest.mark.long
 def test_bytes_meet_the_target(tmp_path: Path) -> None:
     assert misses(tmp_path, drawn(2, 2, 40, seed=1) + JUMPS) == []
 
@@ -65,6 +66,7 @@ def test_bytes_of_a_half_precision_checkpoint_meet_the_target(tmp_path: Path) ->
     assert misses(tmp_path, drawn(2, 2, 18, seed=2), dtype=torch.float16) == []
 
 
+@pytest.mark.long
 def test_ratios_of_the_report_are_those_of_the_file(tmp_path: Path) -> None:
     network = random_network(3)
     report = compressed(tmp_path, network, target_ratio=50, ratio_of="parameters")
@@ -79,6 +81,7 @@ def test_ratios_of_the_report_are_those_of_the_file(tmp_path: Path) -> None:
     assert report["target_met"] == (report["parameter_ratio"] >= 50)
 
 
+@pytest.mark.long
 def test_no_compression_at_all_is_a_target_like_any_other(tmp_path: Path) -> None:
     report = compressed(tmp_path, {"w": random_network(4)["conv2.weight"]}, target_ratio=1)
     assert 1 <= report["ratio"] <= TOLERANCE
@@ -119,6 +122,7 @@ def test_a_file_that_is_not_the_last_tried_is_written_with_its_own_ids(
     assert len(made) == len(encoded) + 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_same_bytes_from_several_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     network = random_network(8, dtype=dtype)

@@ -25,6 +25,7 @@ def network() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.long
 def test_a_coder_that_goes_wrong_is_made_good_by_exact_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The report of such a file is that of the file which was put in place."""
     whole = coding.code_norm
@@ -45,6 +46,7 @@ def test_a_coder_that_goes_wrong_is_made_good_by_exact_vectors(tmp_path: Path, m
     assert sum(report["sections"].values()) == report["artifact"]["bytes"]
 
 
+@pytest.mark.long
 def test_what_cannot_be_made_good_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(write, "find_faults", lambda *args, **options: {"fc.weight": "values that are not finite"})

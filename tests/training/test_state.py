@@ -22,7 +22,7 @@ from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.training.state import StateFile, fingerprint, packed, state_path, unpacked
 from gbnn_compress.types import Bank, Posterior
 
-pytestmark = pytest.mark.usefixtures("one_thread", "training_is_kept")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread", "training_is_kept")]
 
 MODELS = """
 from torch import nn

@@ -17,7 +17,7 @@ from gbnn_compress.errors import DataError, GbnnError
 from gbnn_compress.report import statements
 from gbnn_compress.training.encoder import SizeFitting
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages", "training_is_kept")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread", "fewer_stages", "training_is_kept")]
 
 DIGITS = "gbnn_compress_cli.digits_network:digits_cnn"
 QUICK = {"n_components": 64, "em_iterations": 5, "finetune.precision": "float32"}

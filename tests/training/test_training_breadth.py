@@ -127,6 +127,7 @@ def trained(
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_kind_of_network_trains_to_a_file(name: str, data: str, tmp_path: Path) -> None:
     network = getattr(training_networks, name)()
@@ -146,6 +147,7 @@ def test_every_kind_of_network_trains_to_a_file(name: str, data: str, tmp_path: 
     assert bool(loaded.predict(images(4), samples=2).isfinite().all())
 
 
+@pytest.mark.long
 def test_what_the_loss_does_not_depend_on_is_named(data: str, tmp_path: Path) -> None:
     path = tmp_path / "models.py"
     path.write_text(

@@ -19,7 +19,7 @@ from gbnn_compress.training.goal import Goal, centred, output_variances
 from gbnn_compress.training.state import state_path
 from gbnn_compress.types import Artifact
 
-pytestmark = pytest.mark.usefixtures("one_thread", "fewer_stages")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread", "fewer_stages")]
 
 QUICK = {"n_components": 64, "em_iterations": 4, "finetune.precision": "float32"}
 WRECKED = {**QUICK, "finetune.learning_rate": 1, "finetune.bank_learning_rate": 1, "finetune.plain_learning_rate": 1}

@@ -18,6 +18,7 @@ FLIPS = 5_000
 NAMED = re.compile("|".join([*(f"the checksum of `{name}` is wrong" for name in SECTIONS), "header"]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("data", corpus(), ids=NAMES)
 def test_every_flipped_bit_is_noticed_and_its_place_named(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "flipped.gbnn.safetensors"

@@ -74,6 +74,7 @@ def killed(path: Path, step: str) -> None:
     assert done.returncode == -signal.SIGKILL, step
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("old", [None, OLD], ids=["none", "old"])
 def test_killed_before_the_new_file_is_in_place_leaves_what_was_there(tmp_path: Path, old: bytes | None) -> None:
     path = tmp_path / "file"

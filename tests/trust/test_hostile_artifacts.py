@@ -28,6 +28,7 @@ from gbnn_compress.format.manifest import deflate
 CORPUS = corpus()
 
 
+@pytest.mark.long
 @given(st.integers(0, 2**32), st.sampled_from(CORPUS))
 @settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.filterwarnings("ignore")

@@ -265,6 +265,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
     main([str(path), "--target-ratio", "8", "-q"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.filterwarnings("ignore")
 def test_nothing_runs_and_one_line_says_why(
