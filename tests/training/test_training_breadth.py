@@ -15,6 +15,7 @@ from gbnn_compress.checkpoint.exact_tables import is_table
 from gbnn_compress.data.batches import read_batch
 from gbnn_compress.predict.running import copied, run_with
 from gbnn_compress.rate.codebook import Codebook
+from gbnn_compress.training.goal import Goal
 from gbnn_compress.training.objective import Loss, loss_of
 from gbnn_compress.training.schedule import Optimisers, Schedule
 from gbnn_compress.training.shared_weights import SharedWeights
@@ -63,12 +64,13 @@ def shared_weights(network: torch.nn.Module) -> SharedWeights:
     return shared
 
 
-def loss(network: torch.nn.Module, shared: SharedWeights) -> Loss:
+def loss(network: torch.nn.Module, shared: SharedWeights, *, labelled: bool = True) -> Loss:
     """Under one draw."""
     teacher = copied(network).eval()
     labels = torch.arange(8) % training_networks.CLASSES
     options: dict[str, Any] = {"dataset_size": 8, "half": False, "generator": torch.Generator().manual_seed(0)}
-    return loss_of(network.train(), teacher, shared, read_batch((images(8), labels)), **options)
+    batch = read_batch((images(8), labels) if labelled else images(8))
+    return loss_of(network.train(), teacher, shared, batch, goal=Goal(labelled=labelled), **options)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -102,6 +104,21 @@ def test_a_step_moves_every_tensor_but_those_that_the_network_holds_fixed(name: 
     stayed = {key for key, latent in shared.latent.items() if torch.equal(latent, before[key])}
     zeros = {key for key, latent in before.items() if not latent.any()}  # steps are relative to a tensor's size
     assert stayed == FIXED.get(name, set()) | zeros
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_absent_labels_give_the_gradients_of_labels_without_weight(name: str) -> None:
+    found = []
+    for labelled, distillation in ((True, 1.0), (False, 0.5)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # of dropout
+            network = getattr(training_networks, name)()
+            shared = shared_weights(network)
+            loss(network, shared, labelled=labelled).total(distillation=distillation, beta=1.0).backward()
+        found.append({key: latent.grad for key, latent in shared.latent.items()})
+    with_labels, without = found
+    assert all(torch.equal(with_labels[key], without[key]) for key in without)
+    assert all(bool(gradient.any()) for gradient in without.values())
 
 
 @pytest.fixture(scope="module")
