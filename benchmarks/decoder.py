@@ -1,9 +1,10 @@
-"""Seconds to decode artifacts: C, WebAssembly in Node.js and Chromium, Python, and NNCodec on the same networks.
+"""Million weights decoded per second: C, WebAssembly in Node.js and Chromium, Python, and NNCodec.
 
 usage: python benchmarks/decoder.py [CHECKPOINT[=ARCH] ...] --cache DIR [--ratio 16] [--repeats 3] [--made]
 
 Each checkpoint is compressed once and kept in the cache. Times go from the bytes of a file to all dense weights, and
-are the least of several repeats: processor seconds, in Chromium seconds of the clock. `--made` adds two made files of
+are the least of several repeats (of NNCodec one): processor seconds, in Chromium seconds of the clock. C writes all
+tensors into one buffer; Python also reads the file and computes its SHA-256. `--made` adds two made files of
 5.8 million weights whose ids are coded by context, one of each format version. A second table adds the time to download
 a file over slow links. ARCH, as `--arch` takes it, adds the size of the codebook in ONNX to it.
 
@@ -14,6 +15,7 @@ the one whose size is nearest to ours.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 import subprocess
@@ -116,6 +118,11 @@ class Network:
     checkpoint: Path | None = None
     arch: str | None = None
 
+    @property
+    def name(self) -> str:
+        """The file's name without its suffixes."""
+        return self.artifact.name.removesuffix(".gbnn.safetensors")
+
 
 def main() -> None:
     options = parsed()
@@ -138,7 +145,7 @@ def main() -> None:
             peer = nncodec_seconds(options, network) if network.checkpoint else None
             speeds = (speed(weights[network], seconds) for seconds in (native[network], *others, peer))
             size = f"{len(data) / 1e3:.1f} | {weights[network] / 1e6:.2f}"
-            print(f"| {network.artifact.name.partition('.')[0]} | {size} | {' | '.join(speeds)} |", flush=True)
+            print(f"| {network.name} | {size} | {' | '.join(speeds)} |", flush=True)
         print(f"\n| | kB | {' | '.join(f'{link} Mbit/s' for link in LINKS)} |\n| --- | --- {'| --- ' * len(LINKS)}|")
         for network, seconds in zip(networks, browser, strict=True):
             print_downloads(options, network, weights[network], native[network], seconds)
@@ -159,7 +166,8 @@ def parsed() -> argparse.Namespace:
 def compressed(options: argparse.Namespace, given: str) -> Network:
     """The artifact of a checkpoint, data-free."""
     name, _, arch = given.partition("=")
-    path = options.cache / f"{Path(name).stem}-{options.ratio:g}x.gbnn.safetensors"
+    digest = hashlib.sha256(str(Path(name).resolve()).encode()).hexdigest()[:6]
+    path = options.cache / f"{Path(name).stem}-{digest}-{options.ratio:g}x.gbnn.safetensors"
     if not path.exists():
         gbnn_compress.compress(name, target_ratio=options.ratio, output=path, arch=arch or None, progress=print)
     return Network(path, Path(name), arch or None)
@@ -199,7 +207,7 @@ def in_chromium(package: str, repeats: str, paths: list[str]) -> list[float | No
 def nncodec_seconds(options: argparse.Namespace, network: Network) -> float:
     """Processor seconds of NNCodec's decoder for the checkpoint in a file about as large as ours."""
     assert network.checkpoint is not None
-    kept = options.cache / f"{network.artifact.name.partition('.')[0]}-nncodec.json"
+    kept = options.cache / f"{network.name}-nncodec.json"
     if not kept.exists():
         tensors = read_checkpoint(network.checkpoint).tensors
         arrays = {name: value.float().numpy() for name, value in tensors.items() if value.is_floating_point()}
@@ -231,7 +239,7 @@ def print_downloads(
     options: argparse.Namespace, network: Network, weights: int, native: float, browser: float | None
 ) -> None:
     """Rows of the table of downloads: seconds to download and decode each kind of file."""
-    name = network.artifact.name.partition(".")[0]
+    name = network.name
     size = network.artifact.stat().st_size
     rows = [(f"{name}, artifact in C", size, native)]
     rows += [] if browser is None else [(f"{name}, artifact in Chromium", size, browser)]

@@ -14,8 +14,10 @@
  * Weights have the same bits as those that `gbnn-compress decompress` writes. The only exceptions are `exp` and `exp2`,
  * which are the decoder's own: float64 values that depend on them may differ in the last bit.
  *
- * Memory: the file, its raw tensors, and while a tensor is decoded about 15 MB beside the caller's buffer. Version 1 also
- * takes 1 to 4 bytes for each weight of the tensor, and for kernels 12 bytes for each row and column. Every length is checked before memory is allocated for it. A damaged or forged file gives an error code.
+ * Memory is the file, its raw tensors, the tensor that is decoded, and about 15 MB. Version 1 also takes 1 to 4 bytes
+ * per weight, and for convolutions up to 12 bytes per kernel (each pair of an output and an input channel). Decoding
+ * out of order may also need room for the ids of an earlier tensor, one at a time. Every length is checked before
+ * memory is allocated for it. A damaged or forged file gives an error code.
  *
  * A gbnn_file must not be used by two threads at a time. Several files may be.
  */
@@ -56,7 +58,7 @@ typedef enum {
     GBNN_ERROR_TABLE,
     GBNN_ERROR_STREAM,
     GBNN_ERROR_OUTLIERS,
-    GBNN_ERROR_VECTOR,
+    GBNN_ERROR_UNSHARED,
     GBNN_ERROR_RAW
 } gbnn_code;
 

@@ -177,7 +177,7 @@ static int write_file(const char *path, const char *from, gbnn_file *artifact, s
     } else {
         bool is_written = write_header(file, artifact, member, order);
         gbnn_code code = write_tensors(file, artifact, member, order, &is_written);
-        if (fflush(file) != 0 || fsync(fileno(file)) != 0) is_written = false;
+        if (ferror(file) || fflush(file) != 0 || fsync(fileno(file)) != 0) is_written = false;
         if (fclose(file) != 0) is_written = false;
         if (code != GBNN_OK) failed(from, gbnn_error_message(code));
         else if (!is_written) failed(path, "cannot be written; is the disk full?");

@@ -13,13 +13,14 @@
 /* Weights must have the same bits on every machine. */
 #if defined(__FAST_MATH__)
 #error "compile without -ffast-math"
-#elif defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0
-#error "float and double must be computed as such: on 32-bit x86, compile with -msse2 -mfpmath=sse"
+#elif defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
+#error "float and double must not be computed with more bits: on 32-bit x86, compile with -msse2 -mfpmath=sse"
 #elif !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "only little-endian machines are supported, and compilers that are like gcc"
-#endif
-#ifdef __clang__
-#pragma STDC FP_CONTRACT OFF /* gcc needs -std=c99 or -ffp-contract=off */
+#error "only little-endian machines are supported, and only gcc and clang"
+#elif defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__FP_FAST_FMA) && !defined(__STRICT_ANSI__)
+#error "gcc would fuse multiplications and additions: compile with -std=c99"
 #endif
 
 #define TRY(call)                                                                                                     \

@@ -26,12 +26,12 @@ static gbnn_code decode_ids(network *m, size_t number, arena *scratch, id_array 
         }
     }
     uint64_t bytes = outliers * gbnn_dtype_bytes(tensor->dtype);
-    if (bytes > m->outliers.size - each->outliers) return GBNN_ERROR_OUTLIERS;
-    size_t stop = each->outliers + (size_t)bytes;
+    if (bytes > m->outliers.size - each->outliers_start) return GBNN_ERROR_OUTLIERS;
+    size_t stop = each->outliers_start + (size_t)bytes;
     if (number + 1 == m->n_shared) TRY(check_end(m, stack, stop));
     if (number == m->n_known && number + 1 < m->n_shared) {
         m->shared[number + 1].stack = stack;
-        m->shared[number + 1].outliers = stop;
+        m->shared[number + 1].outliers_start = stop;
         m->n_known++;
     }
     return GBNN_OK;
@@ -57,7 +57,7 @@ static gbnn_code find_start(network *m, size_t number) {
         id_array ids;
         arena scratch = {NULL};
         if (m->version == 2 && !each->table.has_outliers) {
-            m->shared[m->n_known + 1].outliers = each->outliers;
+            m->shared[m->n_known + 1].outliers_start = each->outliers_start;
             m->n_known++;
             continue;
         }
@@ -78,13 +78,13 @@ typedef struct {
 static gbnn_code add_noise(const network *m, const gbnn_tensor *tensor, double noise, const normals *from, id_array ids,
                            arena *scratch, double *values) {
     uint32_t size = m->bank.size;
-    uint64_t *members = arena_take(scratch, (uint64_t)size + 1, sizeof(uint64_t));
-    if (members == NULL) return GBNN_ERROR_NO_MEMORY;
-    for (size_t place = 0; place < (size_t)tensor->size; place++) members[get_id(ids.bytes, ids.width, place)]++;
+    uint64_t *counts = arena_take(scratch, (uint64_t)size + 1, sizeof(uint64_t));
+    if (counts == NULL) return GBNN_ERROR_NO_MEMORY;
+    for (size_t place = 0; place < (size_t)tensor->size; place++) counts[get_id(ids.bytes, ids.width, place)]++;
     for (uint32_t k = 0; k < size; k++) {
         double normal = from->next(from->context), deviation = 0;
-        if (members[k] > 0 && m->bank.means[k] != 0) {
-            deviation = noise * exponential(m->bank.eighths[k] / 8.0) / square_root((double)members[k]);
+        if (counts[k] > 0 && m->bank.means[k] != 0) {
+            deviation = noise * exponential(m->bank.eighths[k] / 8.0) / square_root((double)counts[k]);
         }
         values[k] += deviation * normal;
     }
@@ -102,8 +102,8 @@ static inline void replace_ids(const network *m, const gbnn_tensor *tensor, id_a
             pattern = width == 2 ? load16(outliers) : width == 4 ? load32(outliers) : load64(outliers);
             outliers += width;
             if (from != NULL) {
-                double number = number_of(pattern, tensor->dtype) + noise * from->next(from->context);
-                pattern = pattern_of(number, tensor->dtype);
+                double value = number_of(pattern, tensor->dtype) + noise * from->next(from->context);
+                pattern = pattern_of(value, tensor->dtype);
             }
         }
         store_pattern(out + width * place, width, pattern);
@@ -132,16 +132,16 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
     TRY(decode_ids(m, number, scratch, ids));
     if (from != NULL) TRY(add_noise(m, tensor, noise, from, ids, scratch, values));
     for (uint32_t k = 0; k < size; k++) patterns[k] = pattern_of(values[k], tensor->dtype);
-    const unsigned char *outliers = m->outliers.data + each->outliers;
+    const unsigned char *outliers = m->outliers.data + each->outliers_start;
     unsigned width = (unsigned)gbnn_dtype_bytes(tensor->dtype);
     if (ids.width != width) replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, width, ids.width);
     else FOR_WIDTH(width, replace_ids(m, tensor, ids, patterns, outliers, noise, from, out, WIDTH, WIDTH));
     return GBNN_OK;
 }
 
-static gbnn_code decode(gbnn_file *file, size_t number, size_t index, const normals *from, void *out) {
-    if (number >= file->container.count) return GBNN_ERROR_ARGUMENT;
-    network *m = &file->networks[number];
+static gbnn_code decode(gbnn_file *file, size_t member, size_t index, const normals *from, void *out) {
+    if (member >= file->container.count) return GBNN_ERROR_ARGUMENT;
+    network *m = &file->networks[member];
     if (index >= m->manifest.count) return GBNN_ERROR_ARGUMENT;
     while (m->manifest.tensors[index].tied_to != GBNN_NOT_TIED) index = m->manifest.tensors[index].tied_to;
     const gbnn_tensor *tensor = &m->manifest.tensors[index];

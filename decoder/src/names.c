@@ -23,7 +23,7 @@ const char *gbnn_error_message(gbnn_code code) {
     case GBNN_ERROR_TABLE: return "damaged file: a frequency table has invalid symbols or levels";
     case GBNN_ERROR_STREAM: return "damaged file: the ids do not end where their stream ends";
     case GBNN_ERROR_OUTLIERS: return "damaged file: the number of outliers is not that of the ids that refer to one";
-    case GBNN_ERROR_VECTOR: return "damaged file: a vector has an invalid grid, or lacks its variances";
+    case GBNN_ERROR_UNSHARED: return "damaged file: an unshared tensor has an invalid grid, or lacks its variances";
     case GBNN_ERROR_RAW: return "damaged file: the raw tensors are not as long as their shapes say";
     }
     return "unknown error";

@@ -13,7 +13,7 @@ typedef struct {
     table table;
     span words; /* version 2 */
     stack_state stack;
-    size_t outliers; /* in bytes */
+    size_t outliers_start; /* in bytes */
 } shared;
 
 typedef struct {

@@ -51,14 +51,14 @@ static gbnn_code read_grid(bits *from, uint64_t size, vector *into) {
     into->order += (int32_t)clamped((double)bits_zz(from, 0), 1e6);
     int64_t step = bits_zz(from, 2);
     if (from->failed) return GBNN_ERROR_BITS;
-    if (into->exponent <= -LARGEST_EXPONENT || into->exponent >= LARGEST_EXPONENT) return GBNN_ERROR_VECTOR;
-    if (into->order < 0 || into->order > LARGEST_ORDER) return GBNN_ERROR_VECTOR;
-    if (step <= -2 * LARGEST_CENTRE || step >= 2 * LARGEST_CENTRE) return GBNN_ERROR_VECTOR;
+    if (into->exponent <= -LARGEST_EXPONENT || into->exponent >= LARGEST_EXPONENT) return GBNN_ERROR_UNSHARED;
+    if (into->order < 0 || into->order > LARGEST_ORDER) return GBNN_ERROR_UNSHARED;
+    if (step <= -2 * LARGEST_CENTRE || step >= 2 * LARGEST_CENTRE) return GBNN_ERROR_UNSHARED;
     into->centre += step;
-    if (into->centre <= -LARGEST_CENTRE || into->centre >= LARGEST_CENTRE) return GBNN_ERROR_VECTOR;
+    if (into->centre <= -LARGEST_CENTRE || into->centre >= LARGEST_CENTRE) return GBNN_ERROR_UNSHARED;
     if (into->order > 3 && into->centre != 0) {
         int64_t most = INT64_MAX >> (into->order - 3);
-        if (into->centre > most || into->centre < -most - 1) return GBNN_ERROR_VECTOR;
+        if (into->centre > most || into->centre < -most - 1) return GBNN_ERROR_UNSHARED;
     }
     into->place = from->place;
     if (into->order == 0) return GBNN_OK;
@@ -74,7 +74,7 @@ static gbnn_code read_vector(bits *from, const gbnn_tensor *tensor, vector *into
     if (into->mode != EXACT) return read_grid(from, tensor->size, into);
     unsigned width = (unsigned)bits_u(from, 7);
     if (from->failed) return GBNN_ERROR_BITS;
-    if (width != 8 * gbnn_dtype_bytes(tensor->dtype)) return GBNN_ERROR_VECTOR;
+    if (width != 8 * gbnn_dtype_bytes(tensor->dtype)) return GBNN_ERROR_UNSHARED;
     into->place = from->place;
     bits_skip(from, tensor->size, width);
     return from->failed ? GBNN_ERROR_BITS : GBNN_OK;
@@ -87,9 +87,9 @@ static gbnn_code find_variances(const manifest *of, const uint32_t *numbers, siz
         const gbnn_tensor *tensor = &of->tensors[vectors[index].tensor];
         span prefix = span_of(tensor->name, tensor->name_bytes - role_of(tensor).size);
         size_t found = manifest_find(of, prefix, span_of("running_var", 11));
-        if (found == SIZE_MAX || of->tensors[found].tied_to != GBNN_NOT_TIED) return GBNN_ERROR_VECTOR;
+        if (found == SIZE_MAX || of->tensors[found].tied_to != GBNN_NOT_TIED) return GBNN_ERROR_UNSHARED;
         bool fits = of->tensors[found].kind == GBNN_KIND_UNSHARED && of->tensors[found].size == tensor->size;
-        if (!fits || vectors[numbers[found]].mode != LOGARITHMIC) return GBNN_ERROR_VECTOR;
+        if (!fits || vectors[numbers[found]].mode != LOGARITHMIC) return GBNN_ERROR_UNSHARED;
         vectors[index].variance = numbers[found];
     }
     return GBNN_OK;

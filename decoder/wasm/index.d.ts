@@ -28,7 +28,10 @@ export interface Options {
   normals?: () => number;
 }
 
-/** An artifact that is damaged, or that is none; the message says what is wrong. */
+/**
+ * Thrown when an artifact cannot be fetched or decoded: it is damaged, is no artifact, or does not fit in memory. The
+ * message says why.
+ */
 export class ArtifactError extends Error {}
 
 /**

@@ -31,7 +31,7 @@ const NOT_TIED = 0xffffffff;
 
 let compiled;
 
-/** An artifact that is damaged, or that is none; the message says what is wrong. */
+/** Thrown when an artifact cannot be fetched or decoded: it is damaged, is no artifact, or does not fit in memory. */
 export class ArtifactError extends Error {
   name = "ArtifactError";
 }

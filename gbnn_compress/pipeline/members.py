@@ -62,15 +62,16 @@ class Trained:
 
     @property
     def notes(self) -> list[str]:
-        """Sentences for the user, with the number of the member."""
+        """Notes for the user, on single members and on all."""
         from gbnn_compress.training.choice import CALIBRATED
 
         notes = [f"member {number}: {note}" for number, each in enumerate(self.results) for note in each.notes]
         calibrated = sum(each.get("kept") == CALIBRATED for each in self.facts)
         if calibrated > 1:
             notes.append(
-                f"{calibrated} of {len(self.facts)} members are the calibrated file, and so nearly equal: their average"
-                " is hardly better than one of them; train for more epochs, or compress without `--members`"
+                f"for {calibrated} of {len(self.facts)} members the calibrated file was better than the trained one;"
+                " these members are nearly equal, so that averaging them gains little: train for more epochs, or"
+                " compress without `--members`"
             )
         return notes
 

@@ -32,7 +32,9 @@ def per_member(arch: Any, count: int, *, copy: bool = False, option: str = "`--a
         return [copies.deepcopy(arch) if pattern and number else arch for number in range(count)]
     if len(arch) != count:
         networks = "a file of one network" if count == 1 else f"an ensemble of {count} networks"
-        raise GbnnError(f"{option}: expected one, or one for each member, for {networks}, got {len(arch)}")
+        raise GbnnError(
+            f"{option}: expected one for all or a list of {count}, for {networks}, got a list of {len(arch)}"
+        )
     return list(arch)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gbnn_compress.checkpoint.objects import is_module
 from gbnn_compress.data.kind import CLASSIFIER
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.predict.alike import in_member, per_member, require_alike
@@ -56,13 +55,16 @@ class CompressedEnsemble:
                 module is given for several members.
         """
         networks = per_member(network, len(self.members), copy=True, option="`network`")
-        modules = [id(own) for own in networks if is_module(own)]
-        if len(set(modules)) < len(modules):
-            raise GbnnError("`network`: one module is given for several members; give one for each")
-        found = []
+        found = list[Any]()
         for number, own in enumerate(networks):
             with in_member(number):
-                found.append(self.members[number].to_module(own, strict=strict))
+                filled = self.members[number].to_module(own, strict=strict)
+            if any(filled is each for each in found):
+                raise GbnnError(
+                    "`network`: expected a module of its own for each member, got one for several; a single module is"
+                    " copied for each"
+                )
+            found.append(filled)
         return found
 
     def predict(

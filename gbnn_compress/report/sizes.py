@@ -110,19 +110,25 @@ def ensemble_report(ensemble: Ensemble) -> EnsembleReport:
 
 
 def _equal_members(members: Sequence[Artifact]) -> Iterator[str]:
-    """A warning for each pair of members that have the same weights."""
+    """A warning for each pair of members that predict the same."""
     for (first, a), (second, b) in combinations(enumerate(members), 2):
-        if a.tensors == b.tensors and all(map(np.array_equal, _weights(a), _weights(b))):
-            yield f"members {first} and {second} have the same weights: their average is no better than one of them"
+        if _exact(a) == _exact(b) and all(map(np.array_equal, _arrays(a), _arrays(b))):
+            yield f"members {first} and {second} are the same network: their average is no better than one of them"
 
 
-def _weights(member: Artifact) -> Iterator[np.ndarray]:
-    """All arrays that the posterior means of the shared tensors are made of."""
+def _exact(member: Artifact) -> tuple[Any, ...]:
+    """What of a member's predictions is not in `_arrays`."""
+    return member.tensors, member.raw, member.facts.get("temperature")
+
+
+def _arrays(member: Artifact) -> Iterator[np.ndarray]:
+    """All arrays that the posterior mean of a member is made of."""
     yield member.bank.means
     yield member.scales
     for each in member.maps:
         yield each.ids
         yield each.outliers
+    yield from member.values.values()
 
 
 def described(artifact: Artifact) -> str:

@@ -114,7 +114,7 @@ def test_decompress_takes_one_member(joined: Callable[..., Any], parts: list[Pat
         (("ensemble", *["e.gbnn.safetensors"] * 22, "-o", "x"), "expected 2 to 64 networks, got 66"),
         (("ensemble", "e.gbnn.safetensors", "-o", "x", "--json", "x"), "it is the file to write"),
         (("e.gbnn.safetensors", "--target-ratio", "4"), "is already compressed"),
-        (("evaluate", "e.gbnn.safetensors", "--data", "npz:labelled.npz", *ARCHS[:4]), "expected one, or one for each"),
+        (("evaluate", "e.gbnn.safetensors", "--data", "npz:labelled.npz", *ARCHS[:4]), "one for all or a list of 3"),
         (("evaluate", "e.gbnn.safetensors", "--data", "npz:labelled.npz", *ARCHS[:2]), "member 2: "),
         (("x.pth", "--target-ratio", "4", "--members", "2"), "`--members 2`: members differ by their training"),
     ],

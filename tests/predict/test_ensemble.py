@@ -163,7 +163,7 @@ def test_one_module_serves_as_the_pattern_of_all(tmp_path: Path, files: list[Pat
 
 def test_refusals_name_the_member(ensemble: Path) -> None:
     found = gbnn_compress.load(ensemble)
-    with pytest.raises(GbnnError, match=r"for an ensemble of 3 networks, got 2"):
+    with pytest.raises(GbnnError, match=r"for an ensemble of 3 networks, got a list of 2"):
         found.to_module([narrow, narrow])
     with pytest.raises(ArchitectureError, match=r"^member 2: "):
         found.to_module(narrow)
@@ -176,16 +176,16 @@ def test_refusals_name_the_member(ensemble: Path) -> None:
 def test_one_module_cannot_be_two_members(tmp_path: Path, files: list[Path]) -> None:
     gbnn_compress.ensemble([files[0], files[1]], tmp_path / "two.gbnn.safetensors")
     found, network = gbnn_compress.load(tmp_path / "two.gbnn.safetensors"), narrow()
-    with pytest.raises(GbnnError, match="one module is given for several members"):
+    with pytest.raises(GbnnError, match="expected a module of its own for each member"):
         found.to_module([network, network])
-    with pytest.raises(GbnnError, match=r"`network`: expected one"):
+    with pytest.raises(GbnnError, match=r"`network`: expected one for all or a list of 2"):
         found.to_module([network])
 
 
 def test_equal_members_are_told(tmp_path: Path, files: list[Path]) -> None:
     report = gbnn_compress.ensemble([files[0], files[1], files[0]], tmp_path / "three.gbnn.safetensors")
     told = [each for each in report["warnings"] if each.startswith("members")]
-    assert told == ["members 0 and 2 have the same weights: their average is no better than one of them"]
+    assert told == ["members 0 and 2 are the same network: their average is no better than one of them"]
 
 
 def test_outputs_of_other_shapes_are_refused(tmp_path: Path, files: list[Path]) -> None:

@@ -75,7 +75,6 @@ def stop(options: dict[str, Any], folder: Path, number: int) -> None:
         compress(**options, output=folder / "out.gbnn.safetensors")
 
 
-@pytest.mark.long
 def test_a_run_that_was_killed_ends_with_the_same_bytes(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
     output = tmp_path / "out.gbnn.safetensors"
     program = KILLED.format(number=15, options={**options, "output": str(output)})
@@ -91,7 +90,6 @@ def test_a_run_that_was_killed_ends_with_the_same_bytes(options: dict[str, Any],
     assert [line[:9] for line in lines if line.startswith("epoch ")] == ["epoch 2/3", "epoch 3/3"]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("number", [0, 9, 10, 29])
 def test_wherever_it_was_stopped(options: dict[str, Any], whole: bytes, tmp_path: Path, number: int) -> None:
     stop(options, tmp_path, number)
@@ -132,7 +130,6 @@ def test_ctrl_c_in_the_first_epoch_says_that_the_command_starts_over(options: di
     assert "training stopped after 0.5 of 3 epochs; the same command starts over" in report["warnings"]
 
 
-@pytest.mark.long
 def test_restart_and_other_runs_start_over(options: dict[str, Any], whole: bytes, tmp_path: Path) -> None:
     stop(options, tmp_path, 15)
     state = state_path(tmp_path / "out.gbnn.safetensors").read_bytes()

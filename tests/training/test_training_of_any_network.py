@@ -113,7 +113,9 @@ def test_several_members_that_fell_back_to_calibration_are_told(tmp_path: Path) 
     network, (*x, validation) = regression(128), inputs(256, 8).split(32)
     report = trained(network, x, tmp_path, settings=WRECKED, epochs=1, val_data=[validation], members=2)
     assert [member["training"]["kept"] for member in report["members"]] == ["calibrated", "calibrated"]
-    assert any(warning.startswith("2 of 2 members are the calibrated file") for warning in report["warnings"])
+    assert any(
+        warning.startswith("for 2 of 2 members the calibrated file was better") for warning in report["warnings"]
+    )
 
 
 class Parts(nn.Module):
