@@ -130,13 +130,13 @@ GBNN_API void gbnn_close(gbnn_file *file);
 /* Number of networks in the file: 1, or that of an ensemble. */
 GBNN_API size_t gbnn_member_count(const gbnn_file *file);
 
-/* Format version of a member: 1 or 2. */
+/* Format version of a member: 1 or 2; 0 if there is no such member. */
 GBNN_API int gbnn_version(const gbnn_file *file, size_t member);
 
-/* Number of tensors of a member, in the order of the network's state dict. */
+/* Number of tensors of a member, in the order of the network's state dict; 0 if there is no such member. */
 GBNN_API size_t gbnn_tensor_count(const gbnn_file *file, size_t member);
 
-/* What a tensor is. Pointers are valid until gbnn_close. Member and index must be in range. */
+/* What a tensor is. Pointers are valid until gbnn_close. The name is NULL if there is no such tensor. */
 GBNN_API gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index);
 
 /* Decodes the posterior mean of a tensor.
@@ -156,10 +156,13 @@ typedef double (*gbnn_normals)(void *context);
  *
  * Of shared tensors, normals is called once for each component of the bank, in ascending order and whether it occurs or
  * not, and then once for each outlier. For other tensors it is not called: they are the same in the mean and in a draw.
+ * A tied tensor (tied_to is not GBNN_NOT_TIED) is not drawn, but refused with GBNN_ERROR_ARGUMENT: copy the draw of the
+ * tensor that it is tied to.
  * `gbnn-compress decompress --sample SEED` uses numpy.random.default_rng(SEED).standard_normal, for one shared tensor
  * after the other.
  */
-GBNN_API gbnn_code gbnn_draw(gbnn_file *file, size_t member, size_t index, gbnn_normals normals, void *context, void *out);
+GBNN_API gbnn_code gbnn_draw(gbnn_file *file, size_t member, size_t index, gbnn_normals normals, void *context,
+                             void *out);
 
 #ifdef __cplusplus
 }

@@ -1,10 +1,13 @@
 /* gbnn-decode ARTIFACT OUT.safetensors [--member N]: the dense weights of an artifact.
  *
  * Exit codes: 0 done; 2 wrong usage, or a file that cannot be read, decoded or written.
+ *
+ * As `gbnn-compress decompress`, it writes a new file and gives that the output's name: what is behind a link is replaced,
+ * and devices, pipes and write-protected files are refused.
  */
 
 #define _FILE_OFFSET_BITS 64
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
 
 #include <errno.h>
 #include <stdbool.h>
@@ -28,7 +31,17 @@ static int failed(const char *path, const char *reason) {
     return FAILED;
 }
 
-/* Reads a file to its end; NULL in data after an error. */
+#define LARGEST_HEADER ((uint64_t)1 << 20)
+
+/* Whether a file may be an artifact, by its first bytes: the length of a JSON object. */
+static bool may_be_artifact(const unsigned char *start, size_t size) {
+    uint64_t length = 0;
+    if (size < 9 || start[8] != '{') return false;
+    for (int index = 0; index < 8; index++) length |= (uint64_t)start[index] << 8 * index;
+    return length <= LARGEST_HEADER;
+}
+
+/* Reads a file to its end, or the start of one that is no artifact; NULL in data after an error. */
 static bytes read_file(const char *path) {
     bytes result = {NULL, 0};
     size_t room = (size_t)1 << 16, got;
@@ -38,6 +51,7 @@ static bytes read_file(const char *path) {
     result.data = malloc(room);
     while (result.data != NULL && (got = fread(result.data + result.size, 1, room - result.size, file)) > 0) {
         result.size += got;
+        if (!may_be_artifact(result.data, result.size)) break;
         if (result.size < room) continue;
         unsigned char *larger = room > SIZE_MAX / 2 ? NULL : realloc(result.data, 2 * room);
         if (larger == NULL) {
@@ -155,24 +169,60 @@ static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, c
     return code;
 }
 
-/* Makes a file of a new name beside the output, with the usual permissions. `name` ends in XXXXXX. */
-static FILE *new_file(char *name) {
+/* Where the output goes, behind links, and the permissions that it gets: its own or the usual ones. */
+typedef struct {
+    char *path;
+    mode_t mode;
+} target;
+
+/* NULL, or why there can be no file. */
+static const char *find_target(const char *path, target *found) {
+    struct stat info;
     mode_t mask = umask(0);
     umask(mask);
+    found->mode = 0666 & ~mask;
+    found->path = NULL;
+    if (lstat(path, &info) != 0) {
+        found->path = malloc(strlen(path) + 1);
+        return found->path == NULL ? gbnn_error_message(GBNN_ERROR_NO_MEMORY) : (strcpy(found->path, path), NULL);
+    }
+    found->path = realpath(path, NULL);
+    if (found->path == NULL || stat(found->path, &info) != 0) return "it is a broken link; remove it";
+    if (S_ISDIR(info.st_mode)) return "it is a directory; name a file";
+    if (!S_ISREG(info.st_mode)) return "it is a device or a pipe; name a file";
+    if (access(found->path, W_OK) != 0) return "it is write-protected; remove it, or choose another name";
+    found->mode = info.st_mode & 0777;
+    return NULL;
+}
+
+/* A new name beside a file: a dot, the start of its name, and XXXXXX for mkstemp. */
+static char *new_name(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash == NULL ? path : slash + 1;
+    char *result = malloc(strlen(path) + 9);
+    if (result != NULL) sprintf(result, "%.*s.%.50s.XXXXXX", (int)(name - path), path, name);
+    return result;
+}
+
+/* Makes the file; `name` ends in XXXXXX. */
+static FILE *new_file(char *name, mode_t mode) {
     int file = mkstemp(name);
-    if (file >= 0) fchmod(file, 0666 & ~mask);
+    if (file >= 0) fchmod(file, mode);
     return file < 0 ? NULL : fdopen(file, "wb");
 }
 
 /* Writes a file under another name, and gives it its own name when it is whole. */
 static int write_file(const char *path, const char *from, gbnn_file *artifact, size_t member) {
+    target to;
+    const char *reason = find_target(path, &to);
     size_t *order = by_width(artifact, member);
-    char *temporary = malloc(strlen(path) + 8);
+    char *temporary = reason == NULL ? new_name(to.path) : NULL;
     FILE *file = NULL;
     int result = FAILED;
-    if (order == NULL || temporary == NULL) {
+    if (reason != NULL) {
+        failed(path, reason);
+    } else if (order == NULL || temporary == NULL) {
         failed(path, gbnn_error_message(GBNN_ERROR_NO_MEMORY));
-    } else if (file = new_file(strcat(strcpy(temporary, path), ".XXXXXX")), file == NULL) {
+    } else if (file = new_file(temporary, to.mode), file == NULL) {
         failed(path, strerror(errno));
     } else {
         bool is_written = write_header(file, artifact, member, order);
@@ -181,12 +231,13 @@ static int write_file(const char *path, const char *from, gbnn_file *artifact, s
         if (fclose(file) != 0) is_written = false;
         if (code != GBNN_OK) failed(from, gbnn_error_message(code));
         else if (!is_written) failed(path, "cannot be written; is the disk full?");
-        else if (rename(temporary, path) != 0) failed(path, strerror(errno));
+        else if (rename(temporary, to.path) != 0) failed(path, strerror(errno));
         else result = 0;
         if (result != 0) remove(temporary);
     }
     free(order);
     free(temporary);
+    free(to.path);
     return result;
 }
 
@@ -272,6 +323,7 @@ int main(int count, char **arguments) {
         else paths[given++] = arguments[index];
     }
     if (is_right && given == 2) return decode(paths[0], paths[1], option);
-    fputs("usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n", stderr);
-    return FAILED;
+    bool is_asked = count == 2 && (strcmp(arguments[1], "--help") == 0 || strcmp(arguments[1], "-h") == 0);
+    fputs("usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n", is_asked ? stdout : stderr);
+    return is_asked ? 0 : FAILED;
 }

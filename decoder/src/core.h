@@ -11,8 +11,8 @@
 #include "../gbnn.h"
 
 /* Weights must have the same bits on every machine. */
-#if defined(__FAST_MATH__)
-#error "compile without -ffast-math"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "compile without -ffast-math and all its parts"
 #elif defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
 #error "float and double must not be computed with more bits: on 32-bit x86, compile with -msse2 -mfpmath=sse"
 #elif !defined(__BYTE_ORDER__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__

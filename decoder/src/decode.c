@@ -143,6 +143,7 @@ static gbnn_code decode(gbnn_file *file, size_t member, size_t index, const norm
     if (member >= file->container.count) return GBNN_ERROR_ARGUMENT;
     network *m = &file->networks[member];
     if (index >= m->manifest.count) return GBNN_ERROR_ARGUMENT;
+    if (from != NULL && m->manifest.tensors[index].tied_to != GBNN_NOT_TIED) return GBNN_ERROR_ARGUMENT;
     while (m->manifest.tensors[index].tied_to != GBNN_NOT_TIED) index = m->manifest.tensors[index].tied_to;
     const gbnn_tensor *tensor = &m->manifest.tensors[index];
     if (tensor->size_bytes > SIZE_MAX / 2) return GBNN_ERROR_NO_MEMORY;

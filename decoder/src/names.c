@@ -6,7 +6,7 @@ const char *gbnn_error_message(gbnn_code code) {
     switch (code) {
     case GBNN_OK: return "no error";
     case GBNN_ERROR_NO_MEMORY: return "not enough memory";
-    case GBNN_ERROR_ARGUMENT: return "there is no such member or tensor";
+    case GBNN_ERROR_ARGUMENT: return "there is no such member or tensor, or a tied tensor is drawn";
     case GBNN_ERROR_NOT_SAFETENSORS: return "not a safetensors file, or its header is damaged";
     case GBNN_ERROR_NOT_AN_ARTIFACT: return "a safetensors file, but not an artifact of gbnn-compress";
     case GBNN_ERROR_VERSION: return "the format version is not supported: expected 1 or 2";

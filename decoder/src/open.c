@@ -178,10 +178,21 @@ void gbnn_close(gbnn_file *file) {
 
 size_t gbnn_member_count(const gbnn_file *file) { return file->container.count; }
 
-int gbnn_version(const gbnn_file *file, size_t member) { return file->networks[member].version; }
+static const network *network_of(const gbnn_file *file, size_t member) {
+    return member < file->container.count ? &file->networks[member] : NULL;
+}
 
-size_t gbnn_tensor_count(const gbnn_file *file, size_t member) { return file->networks[member].manifest.count; }
+int gbnn_version(const gbnn_file *file, size_t member) {
+    const network *m = network_of(file, member);
+    return m == NULL ? 0 : m->version;
+}
+
+size_t gbnn_tensor_count(const gbnn_file *file, size_t member) {
+    const network *m = network_of(file, member);
+    return m == NULL ? 0 : m->manifest.count;
+}
 
 gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index) {
-    return file->networks[member].manifest.tensors[index];
+    static const gbnn_tensor none = {.tied_to = GBNN_NOT_TIED};
+    return index < gbnn_tensor_count(file, member) ? file->networks[member].manifest.tensors[index] : none;
 }

@@ -25,7 +25,10 @@ static gbnn_code decode_all(gbnn_file *file, int backwards, uint32_t *checksum) 
             span bytes = span_of(weights, (size_t)tensor.size_bytes);
             if (code == GBNN_OK && !backwards) *checksum = 31 * *checksum + crc32_of(bytes);
             if (code == GBNN_OK && backwards) *checksum += crc32_of(bytes);
-            if (code == GBNN_OK && !backwards) code = gbnn_draw(file, member, index, next_normal, &normal, weights);
+            bool is_tied = tensor.tied_to != GBNN_NOT_TIED;
+            if (code == GBNN_OK && !backwards && !is_tied) {
+                code = gbnn_draw(file, member, index, next_normal, &normal, weights);
+            }
             free(weights);
             if (code != GBNN_OK) return code;
         }

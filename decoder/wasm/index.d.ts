@@ -36,7 +36,7 @@ export class ArtifactError extends Error {}
 
 /**
  * Decodes an artifact of gbnn-compress: the posterior mean of every tensor of the network, in the order of its state
- * dict, or with `normals` a posterior draw. The bits of the mean are those that `gbnn-compress decompress` writes.
+ * dict (JavaScript puts names that are whole numbers first), or with `normals` a posterior draw. The bits of the mean are those that `gbnn-compress decompress` writes.
  *
  * @throws ArtifactError if the artifact is damaged, RangeError if there is no such member.
  */

@@ -43,9 +43,16 @@ export async function decode(artifact, { member, normals } = {}) {
   }
   const bytes = await bytesOf(artifact);
   compiled ??= compile();
-  const { exports } = await WebAssembly.instantiate(await compiled, { env: { normal: normals ?? (() => 0) } });
+  const { exports } = await WebAssembly.instantiate(await compiled, { env: { normal: checked(normals ?? (() => 0)) } });
   return tensorsOf(open(exports, bytes), chosen(exports, member), normals ? exports.draw : exports.decode);
 }
+
+/** The next normal number, which would otherwise become NaN in silence. */
+const checked = (normals) => () => {
+  const number = normals();
+  if (!Number.isFinite(number)) throw new TypeError("decode: `normals` must return finite numbers");
+  return number;
+};
 
 async function compile() {
   const packed = Uint8Array.from(atob(WASM), (letter) => letter.charCodeAt(0));
@@ -60,7 +67,7 @@ async function bytesOf(artifact) {
   }
   if (artifact instanceof ArrayBuffer) return new Uint8Array(artifact);
   if (ArrayBuffer.isView(artifact)) return new Uint8Array(artifact.buffer, artifact.byteOffset, artifact.byteLength);
-  throw new TypeError("decode: expected a Uint8Array or a Response");
+  throw new TypeError("decode: expected a Uint8Array, an ArrayBuffer or a Response (a fetch needs `await`)");
 }
 
 function open(core, bytes) {

@@ -89,9 +89,17 @@ class Library:
             return int(self._c.gbnn_member_count(file))
 
     def decode(
-        self, data: bytes, *, member: int = 0, normals: Iterator[float] | None = None, backwards: bool = False
+        self,
+        data: bytes,
+        *,
+        member: int = 0,
+        normals: Iterator[float] | None = None,
+        backwards: bool = False,
+        draw_ties: bool = False,
     ) -> dict[str, Decoded]:
         """All tensors of a member, at the mean or in the draw that standard normal numbers give.
+
+        Tied tensors are decoded at the mean, unless they are to be drawn, too, which is refused.
 
         Raises:
             Refused: The file is refused.
@@ -100,7 +108,7 @@ class Library:
             count = self._c.gbnn_tensor_count(file, ctypes.c_size_t(member))
             found = {}
             for index in reversed(range(count)) if backwards else range(count):
-                name, tensor = self._decode(file, member, index, normals)
+                name, tensor = self._decode(file, member, index, normals, draw_ties=draw_ties)
                 found[name] = tensor
             return dict(reversed(found.items())) if backwards else found
 
@@ -123,12 +131,12 @@ class Library:
         return total
 
     def _decode(
-        self, file: ctypes.c_void_p, member: int, index: int, normals: Iterator[float] | None
+        self, file: ctypes.c_void_p, member: int, index: int, normals: Iterator[float] | None, *, draw_ties: bool
     ) -> tuple[str, Decoded]:
         place = (file, ctypes.c_size_t(member), ctypes.c_size_t(index))
         info = self._c.gbnn_describe(*place)
         out = ctypes.create_string_buffer(info.size_bytes + 1)
-        if normals is None or info.tied_to != NO_MEMBER:
+        if normals is None or (info.tied_to != NO_MEMBER and not draw_ties):
             self.check(self._c.gbnn_decode(*place, out))
         else:
             self.check(self._c.gbnn_draw(*place, Normals(lambda _: next(normals)), None, out))

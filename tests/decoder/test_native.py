@@ -74,6 +74,12 @@ def test_draws_from_given_normals(library: Library, tmp_path: Path, version: int
             np.testing.assert_array_equal(ours[finite], theirs[finite], err_msg=name)
 
 
+def test_tied_tensors_are_not_drawn(library: Library) -> None:
+    data = of_everything(2)
+    with pytest.raises(Refused, match="a tied tensor is drawn"):
+        library.decode(data, normals=itertools.repeat(0.0), draw_ties=True)
+
+
 def test_ids_that_are_wider_than_weights(library: Library, tmp_path: Path) -> None:
     size = 70_000
     codes = np.arange(size) - 35_000.0

@@ -77,6 +77,11 @@ def test_draws_from_given_normals(package: Path, library: Library, path: Path) -
     assert found["tensors"] != described(library.decode(path.read_bytes()))
 
 
+def test_normals_that_are_no_numbers_are_refused(package: Path) -> None:
+    (found,) = in_node(package, [(GOLDEN[0], None, False, [0.5])])  # the second one is undefined
+    assert found == {"error": "TypeError", "message": "decode: `normals` must return finite numbers"}
+
+
 def test_members(package: Path, library: Library, tmp_path: Path) -> None:
     members = [GOLDEN[0].read_bytes(), of_everything(2)]
     (tmp_path / "both").write_bytes(ensemble(members))

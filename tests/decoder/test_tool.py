@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 from pathlib import Path
 
@@ -105,11 +107,49 @@ def test_the_damaged_member_is_named(tool: Path, tmp_path: Path) -> None:
     assert f"`{path}, member 1`" in refused.stderr
 
 
+def test_help(tool: Path) -> None:
+    done = run(tool, "--help")
+    assert (done.returncode, done.stdout[:6], done.stderr) == (0, "usage:", "")
+
+
 @pytest.mark.parametrize("arguments", [[], ["a"], ["a", "b", "c"], ["a", "b", "--wrong"], ["a", "b", "--member"]])
 def test_usage(tool: Path, arguments: list[str]) -> None:
     refused = run(tool, *arguments)
     assert refused.returncode == 2
     assert refused.stderr == "usage: gbnn-decode ARTIFACT OUT.safetensors [--member N]\n"
+
+
+def test_outputs_are_replaced_as_by_decompress(tool: Path, tmp_path: Path) -> None:
+    """What is behind a link is replaced, permissions stay, and what is no file is refused."""
+    behind, link, fifo = tmp_path / "behind.safetensors", tmp_path / "link.safetensors", tmp_path / "fifo"
+    behind.write_bytes(b"old")
+    behind.chmod(0o600)
+    link.symlink_to(behind)
+    assert run(tool, GOLDEN[0], link).returncode == 0
+    assert link.is_symlink()
+    assert behind.stat().st_mode & 0o777 == 0o600
+    assert tensors(behind)
+    os.mkfifo(fifo)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    for path, reason in ((fifo, "a device or a pipe"), (tmp_path, "a directory"), (tmp_path / "broken", "broken link")):
+        refused = run(tool, GOLDEN[0], path)
+        assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+        assert reason in refused.stderr
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    long = tmp_path / ("x" * 250)
+    assert run(tool, GOLDEN[0], long).returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [behind.name, link.name, fifo.name, "broken", long.name]
+    )
+
+
+def test_what_is_no_artifact_is_not_read_to_its_end(tool: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    refused = run(tool, path, tmp_path / "out.safetensors")
+    assert refused.returncode == 2
+    assert "not a safetensors file" in refused.stderr
 
 
 def test_a_folder_that_cannot_be_written(tool: Path, tmp_path: Path) -> None:

@@ -280,6 +280,7 @@ async function take(files) {
   element("given").textContent = `Given: ${[artifact?.name, graph?.name, state.own.settings && "settings"].filter(Boolean).join(", ")}.`;
   if (!graph || !artifact) return say(`Give the ${graph ? "artifact (.safetensors)" : "graph (.onnx)"} too.`);
   state.picture = null;
+  element("network").selectedIndex = -1;
   element("result").hidden = true;
   await useNetwork({ settings: { ...settings, samples: [] }, graph, artifact });
 }
