@@ -23,6 +23,17 @@ def test_noise_is_normalised_and_always_the_same() -> None:
     assert torch.equal(noise, noise_inputs(8, channels=3, size=32))
 
 
+def test_noise_does_not_depend_on_the_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            found.append(noise_inputs(64, channels=3, size=64))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
 def test_neighbouring_pixels_are_alike() -> None:
     noise = noise_inputs(8, channels=1, size=64)
     assert float((noise[..., 1:] * noise[..., :-1]).mean()) > 0.4
