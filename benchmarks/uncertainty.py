@@ -1,13 +1,14 @@
 """What trained files keep: accuracy, calibration and out-of-distribution detection beside the checkpoint and its peers.
 
 usage: python benchmarks/uncertainty.py --data-dir DIR [DIR ...] --cache DIR [--ratios 16 25 50] [--epochs 8]
-           [--rows checkpoint control laplace ours] [--table FILE.md]
+           [--rows checkpoint control laplace ours members] [--table FILE.md]
 
 ResNet-20 on CIFAR-10. A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the checkpoint;
 Fashion-MNIST comes from Debian's dataset-fashion-mnist. Training sees `cifar10_train`; temperatures, noise and stopping
 `cifar10_dev`; the table `cifar10_test`. `control` is the uncompressed checkpoint given the same epochs, augmentation
 and distillation; `laplace` laplace-torch on the last layer of the checkpoint. Files, networks and rows are kept in the
-cache, so that a run continues where another stopped.
+cache, so that a run continues where another stopped. `members` are four networks in one file, trained from the checkpoint
+with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole file.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ VEHICLES = (
     656,
 )
 VEHICLES += (661, 675, 705, 717, 724, 734, 751, 757, 779, 780, 803, 814, 817, 833, 864, 867, 871, 874, 895, 914)
-SAMPLES = 16
+SAMPLES, MEMBERS = 16, 4
 TIMED_IMAGES = 128
 CONTROL_RATE, MOMENTUM, BATCH = 0.01, 0.9, 128
 LAPLACE_IMAGES = 10_000
@@ -99,6 +100,11 @@ def main() -> None:
         compressed(options, path, ratio)
         rows.append(cached(options, f"{name}-mean", lambda path=path: measured(options, path, samples=1, mean=True)))
         rows.append(cached(options, f"{name}-mc", lambda path=path: measured(options, path, samples=SAMPLES)))
+    for ratio in options.ratios if "members" in options.rows else ():
+        name = f"members-{ratio:g}x-{options.epochs}-{source_hash()}"
+        path = options.cache / f"{name}.gbnn.safetensors"
+        compressed(options, path, ratio, members=MEMBERS)
+        rows.append(cached(options, name, lambda path=path: measured(options, path, samples=SAMPLES // MEMBERS)))
     table = rendered(rows)
     print(table)
     if options.table:
@@ -111,7 +117,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--ratios", nargs="*", type=float, default=[16, 25, 50])
     parser.add_argument("--epochs", type=int, default=8)
-    known = ("checkpoint", "control", "laplace", "ours")
+    known = ("checkpoint", "control", "laplace", "ours", "members")
     parser.add_argument("--rows", nargs="+", choices=known, default=list(known))
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
@@ -142,7 +148,7 @@ def cached(options: argparse.Namespace, name: str, row: Callable[[], dict[str, A
     return json.loads(file.read_text())
 
 
-def compressed(options: argparse.Namespace, path: Path, ratio: float) -> None:
+def compressed(options: argparse.Namespace, path: Path, ratio: float, *, members: int = 1) -> None:
     if path.exists():
         return
     gbnn_compress.compress(
@@ -152,7 +158,8 @@ def compressed(options: argparse.Namespace, path: Path, ratio: float) -> None:
         arch=ARCH,
         data=spec(options, "train"),
         val_data=spec(options, "dev"),
-        epochs=options.epochs,
+        epochs=options.epochs // members,
+        members=members,
         progress=lambda line: print(line, flush=True),
     )
 
