@@ -7,8 +7,8 @@ ResNet-20 on CIFAR-10. A data directory holds `cifar10_{train,dev,test}.npz`, `i
 Fashion-MNIST comes from Debian's dataset-fashion-mnist. Training sees `cifar10_train`; temperatures, noise and stopping
 `cifar10_dev`; the table `cifar10_test`. `control` is the uncompressed checkpoint given the same epochs, augmentation
 and distillation; `laplace` laplace-torch on the last layer of the checkpoint. Files, networks and rows are kept in the
-cache, so that a run continues where another stopped. `members` are four networks in one file, trained from the checkpoint
-with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole file.
+cache, so that a run continues where another stopped. `members` are four networks in one file, trained from the
+checkpoint with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole file.
 """
 
 from __future__ import annotations
