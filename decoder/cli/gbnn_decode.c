@@ -31,6 +31,7 @@ static int failed(const char *path, const char *reason) {
     return FAILED;
 }
 
+/* As in the library (src/container.c), of which the tool sees gbnn.h only. */
 #define LARGEST_HEADER ((uint64_t)1 << 20)
 
 /* Whether a file may be an artifact, by its first bytes: the length of a JSON object. */
@@ -51,7 +52,7 @@ static bytes read_file(const char *path) {
     result.data = malloc(room);
     while (result.data != NULL && (got = fread(result.data + result.size, 1, room - result.size, file)) > 0) {
         result.size += got;
-        if (!may_be_artifact(result.data, result.size)) break;
+        if (result.size == got && !may_be_artifact(result.data, got)) break;
         if (result.size < room) continue;
         unsigned char *larger = room > SIZE_MAX / 2 ? NULL : realloc(result.data, 2 * room);
         if (larger == NULL) {
@@ -119,6 +120,10 @@ static size_t *by_width(const gbnn_file *artifact, size_t member) {
     return order;
 }
 
+static bool write_at(FILE *file, off_t place, const void *data, size_t size) {
+    return fseeko(file, place, SEEK_SET) == 0 && fwrite(data, 1, size, file) == size;
+}
+
 /* The JSON header, padded to a multiple of 8 bytes; its length before it is written at the end. False after an error. */
 static bool write_header(FILE *file, const gbnn_file *artifact, size_t member, const size_t *order) {
     unsigned char length[8] = {0};
@@ -142,8 +147,7 @@ static bool write_header(FILE *file, const gbnn_file *artifact, size_t member, c
     for (; stop > 0 && stop % 8 != 0; stop++) fputc(' ', file);
     uint64_t size = (uint64_t)stop - 8;
     for (int index = 0; index < 8; index++) length[index] = (unsigned char)(size >> 8 * index);
-    bool is_whole = stop > 0 && fseeko(file, 0, SEEK_SET) == 0 && fwrite(length, 1, sizeof length, file) == sizeof length;
-    return is_whole && fseeko(file, stop, SEEK_SET) == 0;
+    return stop > 0 && write_at(file, 0, length, sizeof length) && fseeko(file, stop, SEEK_SET) == 0;
 }
 
 /* Decodes all tensors in the order of the file, and writes each where the header says. */
@@ -160,9 +164,8 @@ static gbnn_code write_tensors(FILE *file, gbnn_file *artifact, size_t member, c
         gbnn_tensor tensor = gbnn_describe(artifact, member, index);
         void *weights = tensor.size_bytes < SIZE_MAX ? malloc((size_t)tensor.size_bytes + 1) : NULL;
         code = weights == NULL ? GBNN_ERROR_NO_MEMORY : gbnn_decode(artifact, member, index, weights);
-        size_t size = (size_t)tensor.size_bytes;
-        if (code == GBNN_OK && fseeko(file, first + (off_t)starts[index], SEEK_SET) != 0) *is_written = false;
-        if (code == GBNN_OK && fwrite(weights, 1, size, file) != size) *is_written = false;
+        off_t place = first + (off_t)starts[index];
+        if (code == GBNN_OK && !write_at(file, place, weights, (size_t)tensor.size_bytes)) *is_written = false;
         free(weights);
     }
     free(starts);
@@ -183,8 +186,8 @@ static const char *find_target(const char *path, target *found) {
     found->mode = 0666 & ~mask;
     found->path = NULL;
     if (lstat(path, &info) != 0) {
-        found->path = malloc(strlen(path) + 1);
-        return found->path == NULL ? gbnn_error_message(GBNN_ERROR_NO_MEMORY) : (strcpy(found->path, path), NULL);
+        found->path = strdup(path);
+        return found->path == NULL ? gbnn_error_message(GBNN_ERROR_NO_MEMORY) : NULL;
     }
     found->path = realpath(path, NULL);
     if (found->path == NULL || stat(found->path, &info) != 0) return "it is a broken link; remove it";

@@ -140,9 +140,8 @@ static gbnn_code decode_shared(network *m, size_t number, const normals *from, a
 }
 
 static gbnn_code decode(gbnn_file *file, size_t member, size_t index, const normals *from, void *out) {
-    if (member >= file->container.count) return GBNN_ERROR_ARGUMENT;
+    if (index >= gbnn_tensor_count(file, member)) return GBNN_ERROR_ARGUMENT;
     network *m = &file->networks[member];
-    if (index >= m->manifest.count) return GBNN_ERROR_ARGUMENT;
     if (from != NULL && m->manifest.tensors[index].tied_to != GBNN_NOT_TIED) return GBNN_ERROR_ARGUMENT;
     while (m->manifest.tensors[index].tied_to != GBNN_NOT_TIED) index = m->manifest.tensors[index].tied_to;
     const gbnn_tensor *tensor = &m->manifest.tensors[index];

@@ -178,18 +178,12 @@ void gbnn_close(gbnn_file *file) {
 
 size_t gbnn_member_count(const gbnn_file *file) { return file->container.count; }
 
-static const network *network_of(const gbnn_file *file, size_t member) {
-    return member < file->container.count ? &file->networks[member] : NULL;
-}
-
 int gbnn_version(const gbnn_file *file, size_t member) {
-    const network *m = network_of(file, member);
-    return m == NULL ? 0 : m->version;
+    return member < file->container.count ? file->networks[member].version : 0;
 }
 
 size_t gbnn_tensor_count(const gbnn_file *file, size_t member) {
-    const network *m = network_of(file, member);
-    return m == NULL ? 0 : m->manifest.count;
+    return member < file->container.count ? file->networks[member].manifest.count : 0;
 }
 
 gbnn_tensor gbnn_describe(const gbnn_file *file, size_t member, size_t index) {

@@ -54,9 +54,8 @@ class CompressedEnsemble:
             GbnnError: The number of networks is another one, an architecture is not known, weights do not fit, or one
                 module is given for several members.
         """
-        networks = per_member(network, len(self.members), copy=True, option="`network`")
         found = list[Any]()
-        for number, own in enumerate(networks):
+        for number, own in enumerate(per_member(network, len(self.members), copy=True, option="`network`")):
             with in_member(number):
                 filled = self.members[number].to_module(own, strict=strict)
             if any(filled is each for each in found):

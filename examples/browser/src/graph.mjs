@@ -16,7 +16,14 @@ const DTYPES = {
   11: "float64",
   12: "uint32",
   13: "uint64",
+  14: "complex64",
+  15: "complex128",
   16: "bfloat16",
+  17: "float8_e4m3fn",
+  18: "float8_e4m3fnuz",
+  19: "float8_e5m2",
+  20: "float8_e5m2fnuz",
+  24: "float8_e8m0fnu",
 };
 
 /** A whole number at a place, seven bits per byte, the lowest first, and the place after it. */
