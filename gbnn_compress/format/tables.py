@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gbnn_compress.errors import ArtifactError
-from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag
+from gbnn_compress.format.bits import BitReader, BitWriter, exp_golomb_bits, unzigzag, zigzag, zigzag_int
 from gbnn_compress.format.contexts import FACTOR_BITS, ContextRule, kernel_of
 
 PRECISION = 24
@@ -25,6 +25,11 @@ _TOP = 25
 
 _OFFSET = 5
 _NEIGHBOUR = 32
+
+_STEPS = (*range(1 << 9), *range(-(1 << 9), 0))
+_STEP_BITS = np.array([[exp_golomb_bits(zigzag_int(step), order=order) for step in _STEPS] for order in range(4)])
+"""int64 (4, 1024), bits of a step between two levels in Exp-Golomb codes of order 0 to 3; negative steps count from the
+end."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,8 @@ def table_bits(levels: np.ndarray) -> int:
     """Bits that the levels of one table take."""
     live = np.flatnonzero(levels)
     first, last = int(live[0]), int(live[-1])
-    steps = zigzag(np.diff(levels[first : last + 1]))
     bits = exp_golomb_bits(first, order=4) + exp_golomb_bits(last - first, order=4)
-    return bits + 2 + 8 + min(exp_golomb_bits(steps, order=order) for order in range(4))
+    return bits + 2 + 8 + int(_bits_by_order(np.diff(levels[first : last + 1])).min())
 
 
 def rule_bits(shape: Sequence[int]) -> int:
@@ -153,11 +157,16 @@ def rule_bits(shape: Sequence[int]) -> int:
     return 19 if kernel_of(shape) == (1, 1) else 37
 
 
+def _bits_by_order(steps: np.ndarray) -> np.ndarray:
+    """int64 (4,), bits of the steps between levels in Exp-Golomb codes of order 0 to 3."""
+    return _STEP_BITS[:, steps].sum(axis=1)
+
+
 def _write_levels(writer: BitWriter, levels: np.ndarray) -> None:
     live = np.flatnonzero(levels)
     first, last = int(live[0]), int(live[-1])
     steps = zigzag(np.diff(levels[first : last + 1]))
-    order = min(range(4), key=lambda order: exp_golomb_bits(steps, order=order))
+    order = int(_bits_by_order(np.diff(levels[first : last + 1])).argmin())
     writer.write_exp_golomb(first, order=4)
     writer.write_exp_golomb(last - first, order=4)
     writer.write(order, width=2)

@@ -15,6 +15,7 @@ from gbnn_compress.data.kind import FACT, Kind, require_forecast, settle_kind
 from gbnn_compress.pipeline.opening import RunInputs
 from gbnn_compress.pipeline.progress import OnProgress
 from gbnn_compress.target.allocation import cost_of_errors, measured_costs, rescue_factors
+from gbnn_compress.target.forecast import codebook_of_size
 from gbnn_compress.target.prepared import Prepared, prepare
 
 if TYPE_CHECKING:
@@ -137,13 +138,16 @@ def _weighed(importance: Mapping[str, float], checkpoint: Checkpoint, selection:
 
 def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, on_progress: OnProgress) -> Prepared:
     """Fit again with a higher cost of errors in layers that would vanish at a ratio, if that lowers the total cost."""
-    factors = rescue_factors(prepared, ratio=ratio)
+    size_bytes = prepared.floating_bytes / ratio
+    cut, _ = codebook_of_size(prepared, size_bytes)
+    factors = rescue_factors(prepared, cut)
     if not factors:
         return prepared
     on_progress("raising the cost of errors in layers that would vanish, and fitting the mixture again")
     importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
     rescued = fitted(importances=importances, precisions=prepared.precisions)
-    better = cost_of_errors(rescued, ratio=ratio) < cost_of_errors(prepared, ratio=ratio)
+    rescued = replace(rescued, problem=rescued.problem.with_measures_of(prepared.problem))
+    better = cost_of_errors(rescued, codebook_of_size(rescued, size_bytes)[0]) < cost_of_errors(prepared, cut)
     return replace(rescued, before=prepared) if better else prepared
 
 

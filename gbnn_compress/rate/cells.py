@@ -23,6 +23,9 @@ LEVELS = np.arange(-4, 5) * LEVEL_WIDTH
 FARTHEST = 1e100
 """abs(mu / s_t) is clipped to this, so that squares are finite; such weights are outliers and kept exactly."""
 
+_ONE, _OCTAVE = int(np.float64(1.0).view(np.int64)), 1 << 52
+"""The bits of 1.0 in a float64, and how far those of 2.0 are from them."""
+
 SMALLEST_MAGNITUDE = 1e-9
 """Smallest abs(mu / s_t) that a sigma in proportion to it is computed from."""
 
@@ -141,4 +144,9 @@ def pooled_points(cells: Cells, *, log_sigma_weight: float, resolution: float) -
 
 
 def _bins(x: np.ndarray, resolution: float) -> np.ndarray:
-    return np.rint(np.sign(x) * np.log1p(np.abs(x)) * resolution).astype(np.int64)
+    """int64, the cell of each x: sign(x) log2(1 + abs(x)) * resolution, with the logarithm linear within an octave.
+
+    The bits of a float64, read as an integer, are that logarithm: exactly, and much faster than computing it.
+    """
+    octaves = ((np.abs(x) + 1.0).view(np.int64) - _ONE) * (resolution / _OCTAVE)
+    return np.rint(np.copysign(octaves, x)).astype(np.int64)

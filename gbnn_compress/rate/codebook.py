@@ -50,6 +50,16 @@ class Codebook:
     trellis: np.ndarray | None = None
     blends: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
+    def of_tensors(self, chosen: np.ndarray) -> Codebook:
+        """The same components for some of the tensors, int64 (n,)."""
+        return replace(
+            self,
+            counts=self.counts[chosen],
+            distortion=self.distortion[chosen],
+            limits=None if self.limits is None else self.limits[chosen],
+            trellis=None if self.trellis is None else self.trellis[chosen],
+        )
+
 
 @dataclass(frozen=True)
 class Groups:
@@ -154,26 +164,19 @@ def refine(
     Returns:
         The codebook, means not yet on the file's grid.
     """
-    mass = cells.count * curvature_of(cells.levels)[cells.level]
-    supersets = (None,) if trellis is None else (0, 1)
-    whole, mass = cells, np.tile(mass / len(supersets), len(supersets))
-    cells = _repeated(cells, len(supersets))
+    whole, times = cells, 1 if trellis is None else 2
+    mass = np.tile(cells.count * curvature_of(cells.levels)[cells.level] / times, times)
+    cells = _repeated(cells, times)
     for remaining in reversed(range(iterations)):
-        ids = np.concatenate(
-            [
-                assign_cells(
-                    whole,
-                    groups,
-                    means,
-                    counts,
-                    penalty=penalty,
-                    value_bits=value_bits,
-                    limits=limits,
-                    trellis=trellis,
-                    superset=superset,
-                )
-                for superset in supersets
-            ]
+        ids = _assigned(
+            whole,
+            groups,
+            means,
+            counts,
+            penalty=penalty,
+            value_bits=value_bits,
+            limits=limits,
+            trellis=trellis,
         )
         size = len(means)
         counts = _table(cells, ids, cells.count, size)
@@ -193,6 +196,52 @@ def refine(
     if trellis is not None:
         distortion = np.where(trellis, TRELLIS_GAIN * distortion, distortion)
     return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion, limits, trellis)
+
+
+def expected_counts(cells: Cells, groups: Groups, book: Codebook, *, value_bits: np.ndarray) -> np.ndarray:
+    """float64 (T, K + 1), counts of a file: those after one more assignment, with the code lengths of the codebook."""
+    ids = _assigned(
+        cells,
+        groups,
+        book.bank.means,
+        book.counts,
+        penalty=book.penalty,
+        value_bits=value_bits,
+        limits=book.limits,
+        trellis=book.trellis,
+    )
+    cells = _repeated(cells, len(ids) // len(cells.x))
+    return _table(cells, ids, cells.count, len(book.bank.means))
+
+
+def _assigned(
+    cells: Cells,
+    groups: Groups,
+    means: np.ndarray,
+    counts: np.ndarray,
+    *,
+    penalty: float,
+    value_bits: np.ndarray,
+    limits: np.ndarray | None,
+    trellis: np.ndarray | None,
+) -> np.ndarray:
+    """int64, the component of each cell; with a trellis for the even components and then for the odd ones."""
+    return np.concatenate(
+        [
+            assign_cells(
+                cells,
+                groups,
+                means,
+                counts,
+                penalty=penalty,
+                value_bits=value_bits,
+                limits=limits,
+                trellis=trellis,
+                superset=superset,
+            )
+            for superset in ((None,) if trellis is None else (0, 1))
+        ]
+    )
 
 
 def assign_cells(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
 from gbnn_compress.format.bank import encode_bank
 from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
-from gbnn_compress.rate.codebook import Codebook, ideal_lengths
-from gbnn_compress.rate.rate_problem import RateProblem, codebook_at
+from gbnn_compress.rate.codebook import Codebook, expected_counts, id_bits, ideal_lengths
+from gbnn_compress.rate.rate_problem import RateProblem, codebook_at, codebook_between
 
 LEAST_FRACTION = 0.4
 """Smallest fraction of their plain code lengths that ids can take with contexts."""
+
+SAFETY = 0.9
+"""Factor of a lower bound of a file's size from counts that one more assignment changes."""
 
 LOWEST, HIGHEST = -44.0, 28.0
 """Range of log2(lambda): from the precision of float32 to a single component."""
@@ -21,12 +23,17 @@ LOWEST, HIGHEST = -44.0, 28.0
 LAMBDA_TOLERANCE = 0.003
 """Resolution of log2(lambda): about a tenth of a percent of a file's size."""
 
+CLOSE, CLOSE_DAMAGE = 0.001, 0.01
+"""A search ends where log(size / limit), or log(damage / limit), is at most this below zero."""
+
+MOST_UNEVEN = 0.05
+"""Smallest fraction of the interval in which a step of a search divides it."""
+
+USUAL_BITS = 4.0
+"""Bits per weight that a search for a damage begins with."""
+
 GAP = 0.97
 """Fraction of a size limit: a best file below it lies at a gap of the rate-distortion curve."""
-
-HELD_BACK, MOST_OCTAVES, GAP_TOLERANCE = (1.0, 0.5, 2.0, 3.0), 4.0, 0.02
-"""In a gap, all in octaves of lambda: by how much the lambda of merging is lowered, by how much the lambda of
-assignment may rise, and its resolution."""
 
 
 def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: float | None = None) -> float:
@@ -39,24 +46,29 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: 
         limit: Size in question. If what contexts save cannot decide whether the file is within it, the result is the
             size without any savings, or with more than there can be: measuring savings takes most of the time.
     """
-    levels = [coarse_levels(np.ceil(row)) for row in book.counts]
-    lengths = ideal_lengths(book.counts, book.trellis)
+    if limit is not None:  # much too large by the codebook's own counts
+        least = LEAST_FRACTION * float(id_bits(book.counts, book.trellis).sum()) / 8
+        if SAFETY * least > limit:
+            return least
+    counts = expected_counts(problem.cells, problem.groups, book, value_bits=problem.value_bits)
+    levels = [coarse_levels(np.ceil(row)) for row in counts]
+    lengths = ideal_lengths(counts, book.trellis)
     for t, level in enumerate(levels):
         if book.trellis is None or not book.trellis[t]:
             lengths[t] = code_lengths(level)
-    id_bits = sum(
+    coded_bits = sum(
         float((row[level > 0] * length[level > 0]).sum())
-        for row, level, length in zip(book.counts, levels, lengths, strict=True)
+        for row, level, length in zip(counts, levels, lengths, strict=True)
     )
+    outlier_bits = float((counts[:, -1] * problem.value_bits).sum())
     nothing = np.zeros(0)  # scales and errors are part of `other_bytes`
     bank = encode_bank(book.bank, exponent=exponent, scales=nothing, relative_rmse=nothing)
-    outlier_bits = float((book.counts[:, -1] * problem.value_bits).sum())
     others = (sum(map(table_bits, levels)) + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
     if limit is not None:
-        most, least = others + id_bits / 8, others + LEAST_FRACTION * id_bits / 8
+        most, least = others + coded_bits / 8, others + LEAST_FRACTION * coded_bits / 8
         if most <= limit or least > limit:
             return most if most <= limit else least
-    return others + id_bits * problem.id_fraction(book.penalty) / 8
+    return others + coded_bits * problem.id_fraction(book.penalty) / 8
 
 
 def parameters_of(book: Codebook, n_unshared: int) -> float:
@@ -85,30 +97,46 @@ def solve_size(
         The codebook and its grid exponent; those of the largest lambda if nothing fits.
     """
 
-    def fits(codebook: tuple[Codebook, int]) -> bool:
-        return amount(*codebook, limit) <= limit
+    def excess(codebook: tuple[Codebook, int]) -> float:
+        return _log_ratio(amount(*codebook, limit), limit)
 
     def size(codebook: tuple[Codebook, int]) -> float:
         return amount(*codebook, None)
 
-    inside, outside = (HIGHEST, LOWEST) if monotone else _finest_that_fits(problem, fits)
-    edge, best = _bisect(lambda penalty: codebook_at(problem, penalty), fits, inside=inside, outside=outside)
-    if fits(best) and size(best) < GAP * limit:
-        # No codebook between the two lambdas at the edge lies on the convex hull; for flat distributions, rates of 0 to
-        # 1 bit per weight are such a gap. Merging at a smaller lambda than assignment gives codebooks inside it.
-        for octaves in HELD_BACK:
-            held = 2.0 ** (edge - octaves)
-            _, other = _bisect(
-                partial(_held, problem, held),
-                fits,
-                inside=edge + MOST_OCTAVES,
-                outside=edge - octaves,
-                tolerance=GAP_TOLERANCE,
-            )
-            if fits(other) and size(other) > size(best):
-                best = other
-            if size(best) >= GAP * limit:
-                break
+    if monotone:
+        bits = 8 * limit / float(problem.cells.count.sum())
+        best, beyond = _solve(problem, excess, inside=HIGHEST, outside=LOWEST, start=_expected_log_penalty(bits))
+    else:
+        inside, outside = _finest_that_fits(problem, lambda codebook: excess(codebook) <= 0)
+        best, beyond = _solve(problem, excess, inside=inside, outside=outside)
+    if excess(best) > 0 or size(best) >= GAP * limit:
+        return best
+    filled = _fill_gap(problem, codebook_at(problem, beyond), best, lambda codebook: excess(codebook) <= 0)
+    return filled if size(filled) > size(best) else best
+
+
+def _fill_gap(
+    problem: RateProblem,
+    finer: tuple[Codebook, int],
+    coarser: tuple[Codebook, int],
+    fits: Callable[[tuple[Codebook, int]], bool],
+) -> tuple[Codebook, int]:
+    """The largest codebook that fits in which some tensors are as in `finer`, which does not fit, and the others coarser.
+
+    Sizes may jump between two neighbouring lambdas: for flat distributions, at rates between 0 and 1 bit per weight.
+    Many tensors jump at once then. Those whose error falls most per bit become finer first.
+    """
+    lost = coarser[0].distortion - finer[0].distortion
+    bits = id_bits(finer[0].counts, finer[0].trellis) - id_bits(coarser[0].counts, coarser[0].trellis)
+    order = np.argsort(-lost / np.maximum(bits, 1.0), kind="stable")
+    best, least, most = coarser, 0, len(order)
+    while most - least > 1:
+        middle = (least + most) // 2
+        candidate = codebook_between(problem, finer[0], coarser[0], coarse=order[middle:])
+        if fits(candidate):
+            best, least = candidate, middle
+        else:
+            most = middle
     return best
 
 
@@ -123,11 +151,13 @@ def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, l
     Returns:
         The codebook and its grid exponent; those of the smallest lambda if nothing fits.
     """
-    _, best = _bisect(
-        lambda penalty: codebook_at(problem, penalty),
-        lambda codebook: amount(codebook[0]) <= limit,
+    best, _ = _solve(
+        problem,
+        lambda codebook: _log_ratio(amount(codebook[0]), limit),
         inside=LOWEST,
         outside=HIGHEST,
+        start=_expected_log_penalty(USUAL_BITS),
+        close=CLOSE_DAMAGE,
     )
     return best
 
@@ -140,25 +170,69 @@ def _finest_that_fits(problem: RateProblem, fits: Callable[[tuple[Codebook, int]
     return inside, outside
 
 
-def _held(problem: RateProblem, merge_penalty: float, penalty: float) -> tuple[Codebook, int]:
-    return codebook_at(problem, penalty, merge_penalty=merge_penalty)
-
-
-def _bisect(
-    codebook: Callable[[float], tuple[Codebook, int]],
-    fits: Callable[[tuple[Codebook, int]], bool],
+def _solve(
+    problem: RateProblem,
+    excess: Callable[[tuple[Codebook, int]], float],
     *,
     inside: float,
     outside: float,
-    tolerance: float = LAMBDA_TOLERANCE,
-) -> tuple[float, tuple[Codebook, int]]:
-    """log2(lambda) nearest to `outside` whose codebook fits, and that codebook; `inside` itself if none does."""
-    best = codebook(2.0**inside)
-    while abs(inside - outside) > tolerance:
-        middle = (inside + outside) / 2
-        candidate = codebook(2.0**middle)
-        if fits(candidate):
-            inside, best = middle, candidate
+    start: float | None = None,
+    close: float = CLOSE,
+) -> tuple[tuple[Codebook, int], float]:
+    """The codebook that fits at the lambda nearest to `outside`, to LAMBDA_TOLERANCE, or to `close` in the excess.
+
+    Steps that double lead from `start` to two lambdas of which one fits. The next lambda between them is where a line
+    through the two excesses is zero, or the middle where the last step gained less than half (the Illinois method:
+    Dowell & Jarratt, "A modified regula falsi method", 1971).
+
+    Args:
+        problem: From `fit_path`.
+        excess: Above 0 where a codebook does not fit; the farther, the larger.
+        inside: log2(lambda) that fits if any does.
+        outside: log2(lambda) of the other end.
+        start: log2(lambda) near the result; None: nothing is known of it.
+        close: The search ends at an excess of at most this below zero.
+
+    Returns:
+        The codebook, that of `inside` if nothing fits, and the nearest lambda that was seen not to fit.
+    """
+
+    best, below, above = None, None, None  # the excess at `inside` and at `outside`
+    place, step = start, 1.0
+    while place is not None:
+        codebook = codebook_at(problem, 2.0**place)
+        value = excess(codebook)
+        if value <= 0:
+            inside, best, below, goal = place, codebook, value, outside
         else:
-            outside = middle
-    return inside, best
+            outside, above, goal = place, value, inside
+        if place == goal or (below is not None and above is not None):
+            break
+        place += float(np.clip(goal - place, -step, step))
+        step *= 2
+    weights, latest = [1.0, 1.0], None  # of the two excesses; one that stays twice loses half of its weight
+    while abs(inside - outside) > LAMBDA_TOLERANCE and (below is None or below < -close):
+        part = 0.5
+        if below is not None and above is not None:
+            low, high = weights[0] * (below + close / 2), weights[1] * above
+            part = float(np.clip(low / (low - high), MOST_UNEVEN, 1 - MOST_UNEVEN))
+        place = inside + (outside - inside) * part
+        codebook = codebook_at(problem, 2.0**place)
+        value = excess(codebook)
+        side = int(value > 0)
+        if side:
+            outside, above = place, value
+        else:
+            inside, best, below = place, codebook, value
+        weights[side], weights[1 - side] = 1.0, weights[1 - side] / (2 if side == latest else 1)
+        latest = side
+    return best or codebook_at(problem, 2.0**inside), 2.0**outside
+
+
+def _expected_log_penalty(bits: float) -> float:
+    """About the log2(lambda) of so many bits per weight: half a bit per octave (rate law of Gaussian weights)."""
+    return float(np.clip(1 - 2 * bits, LOWEST, HIGHEST))
+
+
+def _log_ratio(amount: float, limit: float) -> float:
+    return float(np.log(max(amount, 1e-300)) - np.log(max(limit, 1e-300)))

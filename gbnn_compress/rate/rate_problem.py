@@ -22,6 +22,9 @@ EM_LIMIT = 1000.0
 BANK_STEP = 1 / 16
 """Grid of the bank's means, in quantisation steps: a finer grid costs bytes, a coarser one adds 1 % distortion."""
 
+SAME_COMPONENT = 0.25
+"""Components of two codebooks that are so near, in quantisation steps, count as one."""
+
 FRACTION_OCTAVES = 2
 """Octaves of lambda between two measurements of what contexts save; it is interpolated between them."""
 
@@ -58,12 +61,12 @@ class RateProblem:
     log_sigma_weight: float
     scales: np.ndarray
     value_bits: np.ndarray
-    other_bytes: Callable[[float], int]
+    other_bytes: Callable[[float], float]
     measure_fraction: Callable[[Codebook], float]
     paper: PaperRules | None = None
     trellis_allowed: np.ndarray | None = None
     _fractions: dict[int, float] = field(default_factory=dict, init=False, repr=False)
-    _books: dict[tuple[float, float], tuple[Codebook, int]] = field(default_factory=dict, init=False, repr=False)
+    _books: dict[float, tuple[Codebook, int]] = field(default_factory=dict, init=False, repr=False)
 
     def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
@@ -83,6 +86,12 @@ class RateProblem:
             self._fractions[place] = self.measure_fraction(codebook_at(self, 2.0 ** (FRACTION_OCTAVES * place))[0])
         return self._fractions[place]
 
+    def with_measures_of(self, other: RateProblem) -> RateProblem:
+        """The problem with what was measured for another one: of the same weights, at about the same lambda."""
+        problem = replace(self, other_bytes=other.other_bytes)
+        problem._fractions.update(other._fractions)
+        return problem
+
     @property
     def mixture_size(self) -> int:
         """Components of the mixture before merging; 0 without a mixture."""
@@ -97,7 +106,7 @@ def fit_path(
     max_iterations: int,
     scales: np.ndarray,
     value_bits: np.ndarray,
-    other_bytes: Callable[[float], int],
+    other_bytes: Callable[[float], float],
     measure_fraction: Callable[[Codebook], float] = lambda book: 1.0,
     refinements: int = 3,
     paper: PaperRules | None = None,
@@ -144,41 +153,77 @@ def fit_path(
     )
 
 
-def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
+def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
     """The codebook for one lambda: merge, refine, and round the bank to the file's grid.
 
     Args:
         problem: From `fit_path`.
         penalty: lambda.
-        merge_penalty: lambda for merging; default: `penalty`.
 
     Returns:
         The codebook, and the exponent of the bank's grid.
     """
-    merge_penalty = merge_penalty or penalty
-    if (penalty, merge_penalty) not in problem._books:
-        found = _codebook(problem, penalty, merge_penalty)
+    if penalty not in problem._books:
+        found = _on_grid(_codebook(problem, penalty))
         if sum(book.counts.size for book, _ in problem._books.values()) > KEPT_COUNTS:
             problem._books.clear()
-        problem._books[penalty, merge_penalty] = found
-    return problem._books[penalty, merge_penalty]
+        problem._books[penalty] = found
+    return problem._books[penalty]
 
 
-def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> tuple[Codebook, int]:
-    coarse = problem.merged(merge_penalty)
-    # In a gap, the bits of the merged components say little of those after assignment at another lambda.
-    book = _with_trellis(problem, coarse[1], penalty) if merge_penalty == penalty else None
-    if book is None:
-        book = _refined(problem, *coarse, penalty, None)
-    if problem.paper is not None:
-        book = problem.paper.blended(
-            problem.cells,
-            problem.groups,
-            book,
-            value_bits=problem.value_bits,
-            log_sigma_weight=problem.log_sigma_weight,
-        )
-    exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * penalty) * BANK_STEP)))
+def codebook_between(
+    problem: RateProblem, finer: Codebook, coarser: Codebook, *, coarse: np.ndarray
+) -> tuple[Codebook, int]:
+    """The codebook at the lambda of `finer` that begins with the counts of `coarser` in some tensors.
+
+    Args:
+        problem: From `fit_path`.
+        finer: Codebook of one lambda.
+        coarser: Codebook of a slightly larger one.
+        coarse: int64 (n,), the tensors that begin as in `coarser`.
+
+    Returns:
+        The codebook, and the exponent of its grid.
+    """
+    step = np.sqrt(HIGH_RATE_STEP * finer.penalty)
+    distance = np.abs(np.subtract.outer(coarser.bank.means, finer.bank.means)).min(axis=1)
+    missing = (distance > SAME_COMPONENT * step) & coarser.counts[coarse, :-1].any(axis=0)
+    means = np.sort(np.append(finer.bank.means, coarser.bank.means[missing]))
+    counts = _moved(finer, means)
+    counts[coarse] = _moved(coarser, means)[coarse]
+    trellis = finer.trellis
+    if trellis is not None:
+        trellis = trellis & has_both_supersets(counts)
+        trellis[coarse] &= False if coarser.trellis is None else coarser.trellis[coarse]
+    return _on_grid(_refined(problem, means, counts, finer.penalty, trellis))
+
+
+def _moved(book: Codebook, means: np.ndarray) -> np.ndarray:
+    """float64 (T, len(means) + 1), a codebook's counts at the nearest of other components, outliers last."""
+    nearest = np.abs(np.subtract.outer(book.bank.means, means)).argmin(axis=1)
+    counts = np.zeros((len(book.counts), len(means) + 1))
+    np.add.at(counts.T, nearest, book.counts.T[:-1])
+    counts[:, -1] = book.counts[:, -1]
+    return counts
+
+
+def _codebook(problem: RateProblem, penalty: float) -> Codebook:
+    means, counts = problem.merged(penalty)
+    book = _with_trellis(problem, counts, penalty) or _refined(problem, means, _no_outliers(counts), penalty, None)
+    if problem.paper is None:
+        return book
+    return problem.paper.blended(
+        problem.cells,
+        problem.groups,
+        book,
+        value_bits=problem.value_bits,
+        log_sigma_weight=problem.log_sigma_weight,
+    )
+
+
+def _on_grid(book: Codebook) -> tuple[Codebook, int]:
+    """The codebook with its bank on the file's grid, and the exponent of that grid."""
+    exponent = int(np.floor(np.log2(np.sqrt(HIGH_RATE_STEP * book.penalty) * BANK_STEP)))
     return replace(book, bank=round_bank(book.bank, exponent=exponent)), exponent
 
 
@@ -198,7 +243,7 @@ def _with_trellis(problem: RateProblem, coarse: np.ndarray, penalty: float) -> C
     trellis &= smooth
     while trellis.any():
         start = thinned(means, counts, smooth & ~trellis, step=np.sqrt(HIGH_RATE_STEP * penalty))
-        book = _refined(problem, means, start, penalty, trellis)
+        book = _refined(problem, means, _no_outliers(start), penalty, trellis)
         feasible = has_both_supersets(book.counts)
         if feasible[trellis].all():
             return book
@@ -209,18 +254,23 @@ def _with_trellis(problem: RateProblem, coarse: np.ndarray, penalty: float) -> C
 def _refined(
     problem: RateProblem, means: np.ndarray, counts: np.ndarray, penalty: float, trellis: np.ndarray | None
 ) -> Codebook:
-    """The codebook at lambda that begins with these means (K,) and counts (K, T)."""
+    """The codebook at lambda that begins with these means (K,) and counts (T, K + 1)."""
     return refine(
         problem.cells,
         problem.groups,
         means,
-        np.pad(counts.T, ((0, 0), (0, 1))),
+        counts,
         penalty=penalty,
         value_bits=problem.value_bits,
         iterations=problem.refinements,
         limits=None if problem.paper is None else problem.paper.limits(problem.scales),
         trellis=trellis,
     )
+
+
+def _no_outliers(counts: np.ndarray) -> np.ndarray:
+    """float64 (T, K + 1) from counts (K, T)."""
+    return np.pad(counts.T, ((0, 0), (0, 1)))
 
 
 def _fitted(

@@ -14,12 +14,13 @@ equalization and bias correction"; there the input means come from the architect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gbnn_compress.checkpoint.arrays import blocks, values
+from gbnn_compress.parallel import in_order
 from gbnn_compress.rate.posterior import batch_norm_after
 from gbnn_compress.types import IndexMap
 
@@ -34,7 +35,12 @@ VARIANCE_RANGE = (0.3, 1.5)
 
 
 def recentred_statistics(
-    tensors: Mapping[str, torch.Tensor], maps: Sequence[IndexMap], *, means: np.ndarray, scales: np.ndarray
+    tensors: Mapping[str, torch.Tensor],
+    maps: Sequence[IndexMap],
+    *,
+    means: np.ndarray,
+    scales: np.ndarray,
+    input_means: MutableMapping[str, np.ndarray] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Corrected `running_mean` and `running_var` of every batch norm that follows a shared tensor.
 
@@ -43,27 +49,37 @@ def recentred_statistics(
         maps: One per shared tensor.
         means: float64 (K,), the bank's means.
         scales: float64 (T,), s_t.
+        input_means: Name -> mean of each input channel, from earlier calls for the same tensors; new ones are added.
 
     Returns:
         Name -> tensor of the original dtype. `tensors` is not changed.
     """
     import torch
+    from threadpoolctl import threadpool_limits
 
-    corrected: dict[str, torch.Tensor] = {}
-    for index_map, scale in zip(maps, scales, strict=True):
+    known = {} if input_means is None else input_means
+
+    def one(pair: tuple[IndexMap, float]) -> dict[str, torch.Tensor]:
+        index_map, scale = pair
         prefix = batch_norm_after(index_map.name, tensors)
         if prefix is None:
-            continue
+            return {}
         names = (prefix + "running_mean", prefix + "running_var")
         with np.errstate(over="ignore", invalid="ignore"):
             sums, errors, factor = _row_statistics(tensors[index_map.name], index_map, means * scale)
             mean, variance = (values(tensors[name]) for name in names)
-            moved = mean + (errors * _input_means(sums, mean)).sum(axis=1)
-        for name, vector in zip(names, (moved, variance * factor), strict=True):
-            tensor = torch.from_numpy(vector).to(tensors[name].dtype)
-            if bool(tensor.isfinite().all()):
-                corrected[name] = tensor
-    return corrected
+            if index_map.name not in known:
+                known[index_map.name] = _input_means(sums, mean)
+            moved = mean + (errors * known[index_map.name]).sum(axis=1)
+        vectors = zip(names, (moved, variance * factor), strict=True)
+        found = {name: torch.from_numpy(vector).to(tensors[name].dtype) for name, vector in vectors}
+        return {name: tensor for name, tensor in found.items() if bool(tensor.isfinite().all())}
+
+    # One thread of BLAS: the order in which it sums, and so the bytes, depend on the number of threads.
+    with threadpool_limits(1):
+        weights = sum(len(index_map.ids) for index_map in maps)
+        parts = list(in_order(one, zip(maps, scales, strict=True), weights=weights))
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def _row_statistics(
@@ -74,12 +90,18 @@ def _row_statistics(
     sums, errors, factors = [], [], []
     for block in blocks(tensor):
         shared = table[index_map.ids[start : start + block.size]].reshape(block.shape)
-        shared = np.where(np.isnan(shared), block, shared)
+        if len(index_map.outliers):
+            shared = np.where(np.isnan(shared), block, shared)
         start += block.size
-        sums.append(block.reshape(len(block), channels, -1).sum(axis=2))
-        errors.append((shared - block).reshape(len(block), channels, -1).sum(axis=2))
+        sums.append(_over_taps(block, channels))
+        errors.append(_over_taps(shared - block, channels))
         factors.append((shared**2).sum(axis=1) / np.maximum((block**2).sum(axis=1), 1e-300))
     return np.concatenate(sums), np.concatenate(errors), np.clip(np.concatenate(factors), *VARIANCE_RANGE)
+
+
+def _over_taps(block: np.ndarray, channels: int) -> np.ndarray:
+    """float64 (rows, channels), sums over the taps of a kernel."""
+    return block if block.shape[1] == channels else block.reshape(len(block), channels, -1).sum(axis=2)
 
 
 def _input_means(sums: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -99,11 +121,7 @@ def _input_means(sums: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 def _ridge(matrix: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
     """(A^T A + ridge)^-1 A^T b, from the smaller of A^T A and A A^T."""
-    from threadpoolctl import threadpool_limits
-
-    # One thread: the order in which BLAS sums, and so the bytes, depend on the number of threads.
-    with threadpool_limits(1):
-        if matrix.shape[0] < matrix.shape[1]:
-            gram = matrix @ matrix.T + ridge * np.eye(len(matrix))
-            return matrix.T @ np.linalg.solve(gram, target)
-        return np.linalg.solve(matrix.T @ matrix + ridge * np.eye(matrix.shape[1]), matrix.T @ target)
+    if matrix.shape[0] < matrix.shape[1]:
+        gram = matrix @ matrix.T + ridge * np.eye(len(matrix))
+        return matrix.T @ np.linalg.solve(gram, target)
+    return np.linalg.solve(matrix.T @ matrix + ridge * np.eye(matrix.shape[1]), matrix.T @ target)

@@ -52,12 +52,12 @@ LEAST_CONTRAST = 1.5
 BISECTIONS = 20
 """Steps of the bisection on log2(lambda), over at most 18 octaves."""
 
-CURVE_OCTAVES = np.arange(-10.0, 9.0)
+CURVE_OCTAVES = np.array([-10.0, -8, -6, -4, -2, -1, 0, 1, 2, 3, 4, 6, 8])
 """Octaves of lambda relative to the cut at which errors and bits of the layers are computed; between, interpolated."""
 
 
-def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
-    """Cost factors that keep layers from vanishing at a target ratio, without inputs.
+def rescue_factors(prepared: Prepared, book: Codebook) -> dict[str, float]:
+    """Cost factors that keep layers from vanishing at a cut, without inputs.
 
     A factor w on the error of one layer acts as lambda / w in that layer. One curve of codebooks over lambda therefore
     gives the errors e and the bits for any factors. The factors are w = d(-log(1 - e)) / de = 1 / (1 - e), at the
@@ -65,13 +65,13 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
 
     Args:
         prepared: The checkpoint.
-        ratio: Target ratio of the file.
+        book: The codebook of the cut.
 
     Returns:
         Name -> factor on the squared error's cost. Empty if no tensor has a relative error of VANISHING or more, or if
         all factors are about equal.
     """
-    problem, book = prepared.problem, _cut(prepared, ratio)
+    problem = prepared.problem
     if (_relative_errors(prepared, book) < VANISHING).all():
         return {}
     books = [codebook_at(problem, book.penalty * 2.0**octaves)[0] for octaves in CURVE_OCTAVES]
@@ -99,14 +99,9 @@ def rescue_factors(prepared: Prepared, *, ratio: float) -> dict[str, float]:
     return {posterior.name: factor for posterior, factor in zip(prepared.posteriors, factors.tolist(), strict=True)}
 
 
-def cost_of_errors(prepared: Prepared, *, ratio: float) -> float:
-    """Sum over the layers of -log(1 - e), where e is the layer's relative output error at a target ratio."""
-    return float(-np.log(1 - _relative_errors(prepared, _cut(prepared, ratio))).sum())
-
-
-def _cut(prepared: Prepared, ratio: float) -> Codebook:
-    """The codebook of a file with about this ratio."""
-    return codebook_of_size(prepared, prepared.floating_bytes / ratio)[0]
+def cost_of_errors(prepared: Prepared, book: Codebook) -> float:
+    """Sum over the layers of -log(1 - e), where e is the layer's relative output error with a codebook."""
+    return float(-np.log(1 - _relative_errors(prepared, book)).sum())
 
 
 def _relative_errors(prepared: Prepared, book: Codebook) -> np.ndarray:
@@ -148,7 +143,7 @@ def measured_costs(prepared: Prepared, *, ratio: float) -> MeasuredCosts | None:
 
     calibration = prepared.calibration
     assert calibration is not None
-    book = _cut(prepared, ratio)
+    book, _ = codebook_of_size(prepared, prepared.floating_bytes / ratio)
     tensors, posteriors = prepared.checkpoint.tensors, prepared.posteriors
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     errors = {

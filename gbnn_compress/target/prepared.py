@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +47,6 @@ DAMAGE_PLACEHOLDER = {
 """Stands for the manifest's entries on damage in the prediction of the file's size; it has about their length."""
 
 
-KEPT_SIZES = 1024
-"""Number of lambdas whose sizes are kept: searches for different sizes begin with the same ones."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -74,6 +71,7 @@ class Prepared:
             (`allocation.py`).
         contexts: Whether ids are coded by context where that is shorter.
         before: The same without `rescue_factors`; None if none were applied. Damage is predicted from it.
+        input_means: What `recentred_statistics` found for these tensors.
     """
 
     checkpoint: Checkpoint
@@ -93,6 +91,7 @@ class Prepared:
     importances: Mapping[str, float]
     contexts: bool = True
     before: Prepared | None = None
+    input_means: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def unrescued(self) -> Prepared:
@@ -155,7 +154,7 @@ def prepare(
     bits = min(8 * counted / finest_ratio / float(sizes_.sum()), 12.0)
     value_bits = np.array([BITS[dtype_name(tensors[name])] for name in selection.shared])
     problem = fit(
-        build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 64, 512))),
+        build_cells(tensors, posteriors, resolution=float(np.clip(2.0 ** (bits + 2), 128, 512))),
         n_components=int(np.clip(2.0 ** (bits + 5), min(256, recipe.n_components), recipe.n_components)),
         log_sigma_weight=recipe.log_sigma_weight,
         max_iterations=recipe.em_iterations,
@@ -207,8 +206,11 @@ def _may_have_trellis(
 
 def _other_bytes(
     checkpoint: Checkpoint, selection: Selection, *, facts: Mapping[str, Any], scales: np.ndarray, typical: float
-) -> Callable[[float], int]:
-    """A function of lambda: predicted size of the file in bytes, without the bank, the index maps and the outliers."""
+) -> Callable[[float], float]:
+    """A function of lambda: predicted size of the file in bytes, without the bank, the index maps and the outliers.
+
+    Norms and biases are coded at whole octaves of lambda, and their size is interpolated between these.
+    """
     tensors = checkpoint.tensors
     unshared = read_unshared(tensors, selection.unshared, tables=selection.tables)
     roles = [role(name) for name in selection.unshared]
@@ -217,12 +219,17 @@ def _other_bytes(
     fixed += 2 * short_floats_bits(scales) // 8
     fixed += header_bytes(tensor_infos(checkpoint, selection), {**facts, **DAMAGE_PLACEHOLDER})
 
-    @lru_cache(KEPT_SIZES)
-    def at(penalty: float) -> int:
-        vectors = code_values(unshared, relative_step=relative_step(penalty, typical))
-        return vector_bits(vectors, roles=roles) // 8 + fixed
+    @lru_cache
+    def at(octave: int) -> float:
+        vectors = code_values(unshared, relative_step=relative_step(2.0**octave, typical))
+        return vector_bits(vectors, roles=roles) / 8 + fixed
 
-    return at
+    def between(penalty: float) -> float:
+        octaves = float(np.log2(penalty))
+        low = int(np.floor(octaves))
+        return at(low) if octaves == low else at(low) + (octaves - low) * (at(low + 1) - at(low))
+
+    return between
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_networks import cells_of, problem_of, random_network
@@ -20,7 +21,7 @@ from gbnn_compress.rate.codebook import Codebook
 from gbnn_compress.rate.control import LOWEST, parameters_of, predicted_bytes, solve_damage, solve_size
 from gbnn_compress.rate.damage import predict_damage, relative_error
 from gbnn_compress.rate.maps import index_maps
-from gbnn_compress.rate.rate_problem import RateProblem, codebook_at
+from gbnn_compress.rate.rate_problem import RateProblem, codebook_at, codebook_between
 from gbnn_compress.types import Bank, Damage, Posterior
 
 
@@ -76,15 +77,33 @@ def test_the_extremes_of_lambda_work(fitted: tuple) -> None:
     np.testing.assert_array_equal(fine.counts.sum(axis=1), sizes)
 
 
-def test_components_merged_for_a_finer_file_are_more_and_fit_better(fitted: tuple) -> None:
-    problem = fitted[2]
-    usual, _ = codebook_at(problem, 0.1)
-    same, _ = codebook_at(problem, 0.1, merge_penalty=0.1)
-    finer, _ = codebook_at(problem, 0.1, merge_penalty=0.0125)
-    np.testing.assert_array_equal(same.bank.means, usual.bank.means)
-    assert finer.penalty == usual.penalty == 0.1
-    assert len(finer.bank.means) > len(usual.bank.means)
-    assert finer.distortion.sum() < usual.distortion.sum()
+def flat_network() -> dict[str, torch.Tensor]:
+    """Twelve matrices of evenly distributed weights: their rates jump between 0 and 1 bit per weight."""
+    generator = torch.Generator().manual_seed(0)
+    return {f"{i}.weight": torch.rand(64, 128, generator=generator) - 0.5 for i in range(12)}
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.9])
+def test_in_a_gap_some_tensors_take_the_finer_codebook(fraction: float) -> None:
+    network = flat_network()
+    problem = problem_of(cells_of(network)[1])
+    one_bit = sum(tensor.numel() for tensor in network.values()) / 8
+    book, exponent = solve_size(problem, partial(predicted_bytes, problem), limit=fraction * one_bit)
+    assert (fraction - 1 / 12 - 0.02) * one_bit <= predicted_bytes(problem, book, exponent) <= fraction * one_bit
+    vanished = (book.counts[:, :-1] > 0).sum(axis=1) == 1
+    assert 0 < vanished.sum() < 12
+    assert book.distortion[vanished].min() > 2 * book.distortion[~vanished].max()
+
+
+def test_between_two_codebooks_every_tensor_is_as_in_one_of_them() -> None:
+    problem = problem_of(cells_of(flat_network())[1])
+    finer, coarser = (codebook_at(problem, 2.0**place)[0] for place in (-3, 6))
+    coarse = np.arange(4)
+    book, _ = codebook_between(problem, finer, coarser, coarse=coarse)
+    np.testing.assert_allclose(book.distortion[:4], coarser.distortion[:4], rtol=0.05)
+    np.testing.assert_allclose(book.distortion[4:], finer.distortion[4:], rtol=0.05)
+    none, _ = codebook_between(problem, finer, coarser, coarse=np.arange(0))
+    np.testing.assert_allclose(none.distortion, finer.distortion, rtol=0.05)
 
 
 @pytest.mark.parametrize("budget", [40_000, 15_000, 6_000, 1_500])

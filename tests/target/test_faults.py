@@ -63,12 +63,14 @@ def test_a_norm_that_puts_out_something_else(artifact: Artifact, network: dict[s
 
 
 def test_rows_that_vanished(artifact: Artifact, network: dict[str, torch.Tensor]) -> None:
-    zero = int(np.flatnonzero(artifact.bank.means == 0)[0])
+    smallest = int(np.abs(artifact.bank.means).argmin())
+    means = np.where(np.arange(len(artifact.bank.means)) == smallest, 0.0, artifact.bank.means)
     index_map = artifact.maps[0]
     assert index_map.name == "first.weight_v"
     ids = index_map.ids.copy()
-    ids[40:80] = zero
-    broken = replace(artifact, maps=(replace(index_map, ids=ids, outliers=index_map.outliers[:0]), *artifact.maps[1:]))
+    ids[40:80] = smallest
+    bank = replace(artifact.bank, means=means)
+    broken = replace(artifact, bank=bank, maps=(replace(index_map, ids=ids, outliers=index_map.outliers[:0]), *artifact.maps[1:]))
     assert set(find_faults(broken, network, relative_step=STEP)) == {"first.weight_v"}
 
 

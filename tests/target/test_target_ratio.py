@@ -117,7 +117,7 @@ def test_a_file_that_is_not_the_last_tried_is_written_with_its_own_ids(
 
     monkeypatch.setattr(encode, "encode_artifact", counted)
     monkeypatch.setattr(budget, "assign", lambda *words: made.append(words) or assign(*words))
-    compressed(tmp_path, random_network(16), target_ratio=30)
+    compressed(tmp_path, random_network(34), target_ratio=30)
     assert (tmp_path / "net.gbnn.safetensors").read_bytes() in encoded[:-1]
     assert len(made) == len(encoded) + 1
 
