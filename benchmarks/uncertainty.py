@@ -1,14 +1,16 @@
 """What trained files keep: accuracy, calibration and out-of-distribution detection beside the checkpoint and its peers.
 
 usage: python benchmarks/uncertainty.py --data-dir DIR [DIR ...] --cache DIR [--ratios 16 25 50] [--epochs 8]
-           [--rows checkpoint control laplace ours members] [--table FILE.md]
+           [--rows checkpoint control laplace swag mc-dropout mean-field ours members] [--table FILE.md]
 
 ResNet-20 on CIFAR-10. A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the checkpoint;
 Fashion-MNIST comes from Debian's dataset-fashion-mnist. Training sees `cifar10_train`; temperatures, noise and stopping
 `cifar10_dev`; the table `cifar10_test`. `control` is the uncompressed checkpoint given the same epochs, augmentation
-and distillation; `laplace` laplace-torch on the last layer of the checkpoint. Files, networks and rows are kept in the
-cache, so that a run continues where another stopped. `members` are four networks in one file, trained from the
-checkpoint with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole file.
+and distillation; `laplace` laplace-torch on the last layer of the checkpoint. `swag`, `mc-dropout` and `mean-field` are
+those of torch-uncertainty, trained as the control is, with 16 draws (`bayesian_peers.py`). Files, networks and rows are
+kept in the cache, so that a run continues where another stopped. `members` are four networks in one file, trained from
+the checkpoint with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole
+file.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ import copy
 import gzip
 import hashlib
 import json
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,18 +27,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from bayesian_peers import PEERS, train_on
 from cases import NETWORKS
 from timing import median_processor_seconds
-from torch.nn import functional
 
 import gbnn_compress
 from gbnn_compress.checkpoint.read import read_checkpoint
 from gbnn_compress.predict import metrics
-from gbnn_compress.predict.bench import Evaluation, open_bench
+from gbnn_compress.predict.bench import Bench, Evaluation, open_bench
 from gbnn_compress.predict.models import read_model
 from gbnn_compress.predict.temperature import fit_temperature, scale
-from gbnn_compress.training.augment import Augmentation
-from gbnn_compress.training.objective import half_precision, runs_bfloat16
 
 ARCH = f"{NETWORKS}:resnet20"
 FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")
@@ -79,7 +78,6 @@ VEHICLES = (
 VEHICLES += (661, 675, 705, 717, 724, 734, 751, 757, 779, 780, 803, 814, 817, 833, 864, 867, 871, 874, 895, 914)
 SAMPLES, MEMBERS = 16, 4
 TIMED_IMAGES = 128
-CONTROL_RATE, MOMENTUM, BATCH = 0.01, 0.9, 128
 LAPLACE_IMAGES = 10_000
 
 
@@ -94,6 +92,9 @@ def main() -> None:
         )
     if "laplace" in options.rows:
         rows.append(cached(options, "laplace", lambda: laplace(options)))
+    for name in PEERS:
+        if name in options.rows:
+            rows.append(cached(options, f"{name}-{options.epochs}", lambda name=name: peer(options, name)))
     for ratio in options.ratios if "ours" in options.rows else ():
         name = f"ours-{ratio:g}x-{options.epochs}-{source_hash()}"
         path = options.cache / f"{name}.gbnn.safetensors"
@@ -117,7 +118,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--ratios", nargs="*", type=float, default=[16, 25, 50])
     parser.add_argument("--epochs", type=int, default=8)
-    known = ("checkpoint", "control", "laplace", "ours", "members")
+    known = ("checkpoint", "control", "laplace", *PEERS, "ours", "members")
     parser.add_argument("--rows", nargs="+", choices=known, default=list(known))
     parser.add_argument("--table", type=Path)
     options = parser.parse_args()
@@ -211,29 +212,32 @@ def control(options: argparse.Namespace) -> Path:
     path = options.cache / f"control-{options.epochs}.pth"
     if path.exists():
         return path
-    torch.manual_seed(0)
-    bench = open_bench(read_checkpoint(checkpoint(options)), Evaluation(spec(options, "train")), ARCH)
-    network, teacher = copy.deepcopy(bench.network).train(), bench.network.eval()
-    optimiser = torch.optim.SGD(network.parameters(), lr=CONTROL_RATE, momentum=MOMENTUM, nesterov=True)
-    steps, step = options.epochs * (len(bench.data) // BATCH), 0
-    generator, change = torch.Generator().manual_seed(0), Augmentation(shift=True, flip=True)
-    for epoch in range(options.epochs):
-        order = torch.randperm(len(bench.data), generator=generator)[: len(bench.data) // BATCH * BATCH].numpy()
-        for images, labels in bench.data.take(order).batches(bench.preprocessing, batch_size=BATCH):
-            optimiser.param_groups[0]["lr"] = CONTROL_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-            images = change(images, generator)
-            with half_precision(bench.device, enabled=runs_bfloat16(bench.device)):
-                with torch.no_grad():
-                    wanted = teacher(images).float().log_softmax(dim=1)
-                got = network(images).float().log_softmax(dim=1)
-            distilled = functional.kl_div(got, wanted, log_target=True, reduction="batchmean")
-            optimiser.zero_grad()
-            (0.5 * functional.nll_loss(got, labels) + 0.5 * distilled).backward()
-            optimiser.step()
-            step += 1
-        print(f"control: epoch {epoch + 1}/{options.epochs}", flush=True)
+    bench = training_bench(options)
+    network = copy.deepcopy(bench.network)
+    train_on(bench, network, epochs=options.epochs)
     torch.save(network.state_dict(), path)
     return path
+
+
+def training_bench(options: argparse.Namespace) -> Bench:
+    return open_bench(read_checkpoint(checkpoint(options)), Evaluation(spec(options, "train")), ARCH)
+
+
+def peer(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    """A peer of `bayesian_peers.py`: the mean of SAMPLES draws, trained for `--epochs`."""
+    bench = training_bench(options)
+    start = time.perf_counter()
+    draws = PEERS[name](bench, epochs=options.epochs, draws=SAMPLES)
+
+    def probabilities(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            parts = [torch.stack([draw(part).softmax(dim=1) for draw in draws]) for part in images.split(250)]
+        return torch.cat(parts, dim=1).double()
+
+    seconds = time.perf_counter() - start
+    timed = bench.inputs(at_most=TIMED_IMAGES)
+    batch = median_processor_seconds(lambda: probabilities(timed))
+    return {**scored(options, probabilities), "seconds": seconds, "batch_seconds": batch}
 
 
 def laplace(options: argparse.Namespace) -> dict[str, Any]:
@@ -251,31 +255,43 @@ def laplace(options: argparse.Namespace) -> dict[str, Any]:
     model.fit(loader)
     model.optimize_prior_precision(method="marglik")
 
-    def probabilities(data: str) -> tuple[torch.Tensor, np.ndarray | None]:
-        other = open_bench(read, Evaluation(data), ARCH, labels=None)
-        inputs = other.inputs(at_most=len(other.data))
-        return torch.cat([model(part, link_approx="probit") for part in inputs.split(250)]).double(), other.data.labels
+    def probabilities(inputs: torch.Tensor) -> torch.Tensor:
+        return torch.cat([model(part, link_approx="probit") for part in inputs.split(250)])[None].double()
 
-    (test, test_labels), (dev, dev_labels) = probabilities(spec(options, "test")), probabilities(spec(options, "dev"))
-    temperature = fit_temperature(dev, torch.from_numpy(dev_labels))
-    scaled = scale(test, temperature)
+    return {**scored(options, probabilities), "seconds": time.perf_counter() - start}
+
+
+def scored(options: argparse.Namespace, probabilities: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    """A row of a peer without a file, from a function of images to the probabilities of its draws, (S, N, C)."""
+    read = read_checkpoint(checkpoint(options))
+
+    def of(data: str) -> tuple[torch.Tensor, np.ndarray | None]:
+        bench = open_bench(read, Evaluation(data), ARCH, labels=None)
+        return probabilities(bench.inputs(at_most=len(bench.data))), bench.data.labels
+
+    (test, labels), (dev, dev_labels) = of(spec(options, "test")), of(spec(options, "dev"))
+    temperature = fit_temperature(dev.mean(dim=0), torch.from_numpy(dev_labels))
     others = {"fashion": fashion(options), "imagenet": imagenet(options)}
-    outside = {name: probabilities(f"npz:{path}")[0] for name, path in others.items()}
     return {
         "size_bytes": checkpoint(options).stat().st_size,
         "ratio": 1.0,
-        **metrics.summary(test, test_labels),
+        **metrics.summary(test.mean(dim=0), labels),
         "temperature": temperature,
-        "scaled": metrics.summary(scaled, test_labels),
-        "auroc": {
-            name: max(
-                metrics.auroc(metrics.predictive_entropy(test), metrics.predictive_entropy(p)),
-                metrics.auroc(-test.amax(dim=1), -p.amax(dim=1)),
-            )
-            for name, p in outside.items()
-        },
-        "seconds": time.perf_counter() - start,
+        "scaled": metrics.summary(scale(test.mean(dim=0), temperature), labels),
+        "auroc": {name: separation(test, of(f"npz:{path}")[0]) for name, path in others.items()},
     }
+
+
+def separation(inside: torch.Tensor, outside: torch.Tensor) -> float:
+    """AUROC by the best of entropy, largest probability and, with several draws, mutual information."""
+    scores = [
+        lambda p: metrics.predictive_entropy(p.mean(dim=0)),
+        lambda p: -p.mean(dim=0).amax(dim=1).numpy(),
+        lambda p: (
+            metrics.predictive_entropy(p.mean(dim=0)) - np.mean([metrics.predictive_entropy(q) for q in p], axis=0)
+        ),
+    ]
+    return max(metrics.auroc(score(inside), score(outside)) for score in scores[: 3 if len(inside) > 1 else 2])
 
 
 def fashion(options: argparse.Namespace) -> Path:

@@ -91,8 +91,10 @@ class TrainingSettings(BaseModel):
         default="auto",
         description="Shift and flip images if the checkpoint's accuracy hardly drops under it, or never.",
     )
-    fold_temperature: bool = Field(
-        default=False, description="Fit a temperature on the validation data, and store it in the file."
+    fold_temperature: bool | None = Field(
+        default=None,
+        description="Fit a temperature on the validation data, and store it in the file. Default: true with labelled"
+        " `--val-data`; false without, and with `--members`, whose average needs none.",
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="Precision of the layers in training; `auto`: bfloat16 if the machine supports it."

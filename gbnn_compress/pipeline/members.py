@@ -1,6 +1,7 @@
 """Several networks trained from one checkpoint into one file.
 
-Members differ by their seeds alone: of shuffling, augmentation and posterior draws. What else is to set them apart,
+Members differ by their seeds alone: of shuffling, augmentation and posterior draws. Unless the recipe asks for it, they
+have no temperature: the average of several networks is less sure than each of them. What else is to set members apart,
 such as another learning-rate schedule, belongs into `member_request`, which makes the request of one member.
 """
 
@@ -125,9 +126,11 @@ def member_request(request: Request, number: int, *, ratio: float) -> Request:
         ratio: Of the member's own file.
     """
     path = member_path(request.path, number)
+    folds = request.configuration.finetune.fold_temperature
     return replace(
         request,
         members=1,
+        settings={**(request.settings or {}), "finetune.fold_temperature": folds},
         seed=request.seed + number,
         target_ratio=ratio,
         output=request.chosen,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,7 @@ LOWEST, HIGHEST = -44.0, 28.0
 LAMBDA_TOLERANCE = 0.003
 """Resolution of log2(lambda): about a tenth of a percent of a file's size."""
 
-CLOSE, CLOSE_DAMAGE = 0.001, 0.01
+CLOSE, CLOSE_DAMAGE = 0.001, 0.002
 """A search ends where log(size / limit), or log(damage / limit), is at most this below zero."""
 
 MOST_UNEVEN = 0.05
@@ -34,6 +35,10 @@ USUAL_BITS = 4.0
 
 GAP = 0.97
 """Fraction of a size limit: a best file below it lies at a gap of the rate-distortion curve."""
+
+HELD_BACK, MOST_OCTAVES = (1.0, 0.5, 2.0, 3.0), 4.0
+"""In a gap, all in octaves of lambda: by how much the lambda of merging is lowered, and by how much the lambda of
+assignment may rise."""
 
 
 def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: float | None = None) -> float:
@@ -103,28 +108,56 @@ def solve_size(
     def size(codebook: tuple[Codebook, int]) -> float:
         return amount(*codebook, None)
 
+    at = partial(codebook_at, problem)
     if monotone:
         bits = 8 * limit / float(problem.cells.count.sum())
-        best, beyond = _solve(problem, excess, inside=HIGHEST, outside=LOWEST, start=_expected_log_penalty(bits))
+        best, beyond = _solve(at, excess, inside=HIGHEST, outside=LOWEST, start=_expected_log_penalty(bits))
     else:
         inside, outside = _finest_that_fits(problem, lambda codebook: excess(codebook) <= 0)
-        best, beyond = _solve(problem, excess, inside=inside, outside=outside)
+        best, beyond = _solve(at, excess, inside=inside, outside=outside)
     if excess(best) > 0 or size(best) >= GAP * limit:
         return best
-    filled = _fill_gap(problem, codebook_at(problem, beyond), best, lambda codebook: excess(codebook) <= 0)
-    return filled if size(filled) > size(best) else best
+    for other in _in_gap(problem, beyond, best, excess):
+        if excess(other) <= 0 and size(other) > size(best):
+            best = other
+        if size(best) >= GAP * limit:
+            break
+    return best
 
 
-def _fill_gap(
+def _in_gap(
+    problem: RateProblem,
+    beyond: float,
+    best: tuple[Codebook, int],
+    excess: Callable[[tuple[Codebook, int]], float],
+) -> Iterator[tuple[Codebook, int]]:
+    """Codebooks within a gap of the rate-distortion curve, where sizes jump between two neighbouring lambdas.
+
+    For flat distributions, rates of 0 to 1 bit per weight are such a gap. Where several tensors jump at once, some of
+    them can stay on the finer side. Else, merging at a smaller lambda than assignment gives more components.
+
+    Args:
+        problem: From `fit_path`.
+        beyond: log2(lambda) of the finer side, which does not fit.
+        best: The codebook of the coarser side.
+        excess: See `_solve`.
+    """
+    yield _partly_finer(problem, codebook_at(problem, 2.0**beyond), best, lambda codebook: excess(codebook) <= 0)
+    for octaves in HELD_BACK:
+        held = partial(codebook_at, problem, merge_penalty=2.0 ** (beyond - octaves))
+        other, _ = _solve(held, excess, inside=beyond + MOST_OCTAVES, outside=beyond - octaves)
+        yield other
+
+
+def _partly_finer(
     problem: RateProblem,
     finer: tuple[Codebook, int],
     coarser: tuple[Codebook, int],
     fits: Callable[[tuple[Codebook, int]], bool],
 ) -> tuple[Codebook, int]:
-    """The largest codebook that fits in which some tensors are as in `finer`, which does not fit, and the others coarser.
+    """The largest codebook that fits in which some tensors are as in `finer`, and the others as in `coarser`.
 
-    Sizes may jump between two neighbouring lambdas: for flat distributions, at rates between 0 and 1 bit per weight.
-    Many tensors jump at once then. Those whose error falls most per bit become finer first.
+    Those whose error falls most per bit become finer first.
     """
     lost = coarser[0].distortion - finer[0].distortion
     bits = id_bits(finer[0].counts, finer[0].trellis) - id_bits(coarser[0].counts, coarser[0].trellis)
@@ -152,7 +185,7 @@ def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, l
         The codebook and its grid exponent; those of the smallest lambda if nothing fits.
     """
     best, _ = _solve(
-        problem,
+        partial(codebook_at, problem),
         lambda codebook: _log_ratio(amount(codebook[0]), limit),
         inside=LOWEST,
         outside=HIGHEST,
@@ -171,7 +204,7 @@ def _finest_that_fits(problem: RateProblem, fits: Callable[[tuple[Codebook, int]
 
 
 def _solve(
-    problem: RateProblem,
+    codebook_of: Callable[[float], tuple[Codebook, int]],
     excess: Callable[[tuple[Codebook, int]], float],
     *,
     inside: float,
@@ -182,11 +215,10 @@ def _solve(
     """The codebook that fits at the lambda nearest to `outside`, to LAMBDA_TOLERANCE, or to `close` in the excess.
 
     Steps that double lead from `start` to two lambdas of which one fits. The next lambda between them is where a line
-    through the two excesses is zero, or the middle where the last step gained less than half (the Illinois method:
-    Dowell & Jarratt, "A modified regula falsi method", 1971).
+    through the two excesses is zero (the Illinois method: Dowell & Jarratt, "A modified regula falsi method", 1971).
 
     Args:
-        problem: From `fit_path`.
+        codebook_of: Maps lambda to a codebook.
         excess: Above 0 where a codebook does not fit; the farther, the larger.
         inside: log2(lambda) that fits if any does.
         outside: log2(lambda) of the other end.
@@ -194,13 +226,12 @@ def _solve(
         close: The search ends at an excess of at most this below zero.
 
     Returns:
-        The codebook, that of `inside` if nothing fits, and the nearest lambda that was seen not to fit.
+        The codebook, that of `inside` if nothing fits, and log2 of the nearest lambda that was seen not to fit.
     """
-
     best, below, above = None, None, None  # the excess at `inside` and at `outside`
     place, step = start, 1.0
     while place is not None:
-        codebook = codebook_at(problem, 2.0**place)
+        codebook = codebook_of(2.0**place)
         value = excess(codebook)
         if value <= 0:
             inside, best, below, goal = place, codebook, value, outside
@@ -217,7 +248,7 @@ def _solve(
             low, high = weights[0] * (below + close / 2), weights[1] * above
             part = float(np.clip(low / (low - high), MOST_UNEVEN, 1 - MOST_UNEVEN))
         place = inside + (outside - inside) * part
-        codebook = codebook_at(problem, 2.0**place)
+        codebook = codebook_of(2.0**place)
         value = excess(codebook)
         side = int(value > 0)
         if side:
@@ -226,7 +257,7 @@ def _solve(
             inside, best, below = place, codebook, value
         weights[side], weights[1 - side] = 1.0, weights[1 - side] / (2 if side == latest else 1)
         latest = side
-    return best or codebook_at(problem, 2.0**inside), 2.0**outside
+    return best or codebook_of(2.0**inside), outside
 
 
 def _expected_log_penalty(bits: float) -> float:

@@ -66,7 +66,7 @@ class RateProblem:
     paper: PaperRules | None = None
     trellis_allowed: np.ndarray | None = None
     _fractions: dict[int, float] = field(default_factory=dict, init=False, repr=False)
-    _books: dict[float, tuple[Codebook, int]] = field(default_factory=dict, init=False, repr=False)
+    _books: dict[tuple[float, float], tuple[Codebook, int]] = field(default_factory=dict, init=False, repr=False)
 
     def merged(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
         """Components at lambda, before refinement: their means (K,), ascending, and counts (K, T), both float64."""
@@ -153,22 +153,24 @@ def fit_path(
     )
 
 
-def codebook_at(problem: RateProblem, penalty: float) -> tuple[Codebook, int]:
+def codebook_at(problem: RateProblem, penalty: float, *, merge_penalty: float | None = None) -> tuple[Codebook, int]:
     """The codebook for one lambda: merge, refine, and round the bank to the file's grid.
 
     Args:
         problem: From `fit_path`.
         penalty: lambda.
+        merge_penalty: lambda for merging; default: `penalty`.
 
     Returns:
         The codebook, and the exponent of the bank's grid.
     """
-    if penalty not in problem._books:
-        found = _on_grid(_codebook(problem, penalty))
+    key = penalty, merge_penalty or penalty
+    if key not in problem._books:
+        found = _on_grid(_codebook(problem, *key))
         if sum(book.counts.size for book, _ in problem._books.values()) > KEPT_COUNTS:
             problem._books.clear()
-        problem._books[penalty] = found
-    return problem._books[penalty]
+        problem._books[key] = found
+    return problem._books[key]
 
 
 def codebook_between(
@@ -207,9 +209,11 @@ def _moved(book: Codebook, means: np.ndarray) -> np.ndarray:
     return counts
 
 
-def _codebook(problem: RateProblem, penalty: float) -> Codebook:
-    means, counts = problem.merged(penalty)
-    book = _with_trellis(problem, counts, penalty) or _refined(problem, means, _no_outliers(counts), penalty, None)
+def _codebook(problem: RateProblem, penalty: float, merge_penalty: float) -> Codebook:
+    means, counts = problem.merged(merge_penalty)
+    # In a gap, the bits of the merged components say little of those after assignment at another lambda.
+    book = _with_trellis(problem, counts, penalty) if merge_penalty == penalty else None
+    book = book or _refined(problem, means, _no_outliers(counts), penalty, None)
     if problem.paper is None:
         return book
     return problem.paper.blended(

@@ -47,7 +47,6 @@ DAMAGE_PLACEHOLDER = {
 """Stands for the manifest's entries on damage in the prediction of the file's size; it has about their length."""
 
 
-
 @dataclass(frozen=True)
 class Prepared:
     """A checkpoint that is ready for any target.

@@ -182,7 +182,9 @@ def train_to_target(
     if outcome.steps < schedule.steps:
         notes.append(_stopped(outcome, schedule, state))
         trainer = replace(trainer, facts=_facts(recipe.finetune, outcome.steps // schedule.steps_an_epoch))
-    result = _finished(trainer, data, held, goal, seed=seed)
+    folds = recipe.finetune.fold_temperature
+    folds = validation.option != "--data" if folds is None else folds
+    result = _finished(trainer, data, held, goal, folds=folds, seed=seed)
     unfinished = outcome.interrupted and outcome.steps < schedule.steps
     last = {} if outcome.last is None else {**outcome.last.losses, "bits_per_weight": outcome.last.bits_per_weight}
     return Trained(replace(result, notes=tuple(notes), training=last, unfinished=unfinished), held)
@@ -291,14 +293,15 @@ def _stopped(outcome: TrainingOutcome, schedule: Schedule, state: StateFile) -> 
     return f"training stopped after {done:.1f} of {schedule.epochs} epochs; {way_out}"
 
 
-def _finished(trainer: Trainer, data: TrainingData | LoadedData, held: Validation, goal: Goal, *, seed: int) -> Result:
+def _finished(
+    trainer: Trainer, data: TrainingData | LoadedData, held: Validation, goal: Goal, *, folds: bool, seed: int
+) -> Result:
     """The final file: its size fitted, statistics settled, noise and temperature chosen, damage measured."""
     trainer.fit()
     if goal.in_training_mode:
         batches = itertools.islice(data.batches(0, whole=True), NORM_BATCHES)
         settle_batch_norm(trainer.network, trainer.mean_weights(), batches, goal=goal)
     choose_noise(trainer, held, seed=seed)
-    damage, folded = held.damage(mean_answers(trainer, held)), dict[str, Any]()
-    if trainer.recipe.finetune.fold_temperature:
-        folded = fitted_temperature(trainer, held, seed=seed)
+    damage = held.damage(mean_answers(trainer, held))
+    folded = fitted_temperature(trainer, held, seed=seed) if folds else {}
     return trainer.filled(damage=damage, **folded)

@@ -70,7 +70,9 @@ def test_rows_that_vanished(artifact: Artifact, network: dict[str, torch.Tensor]
     ids = index_map.ids.copy()
     ids[40:80] = smallest
     bank = replace(artifact.bank, means=means)
-    broken = replace(artifact, bank=bank, maps=(replace(index_map, ids=ids, outliers=index_map.outliers[:0]), *artifact.maps[1:]))
+    broken = replace(
+        artifact, bank=bank, maps=(replace(index_map, ids=ids, outliers=index_map.outliers[:0]), *artifact.maps[1:])
+    )
     assert set(find_faults(broken, network, relative_step=STEP)) == {"first.weight_v"}
 
 

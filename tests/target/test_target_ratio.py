@@ -117,9 +117,16 @@ def test_a_file_that_is_not_the_last_tried_is_written_with_its_own_ids(
 
     monkeypatch.setattr(encode, "encode_artifact", counted)
     monkeypatch.setattr(budget, "assign", lambda *words: made.append(words) or assign(*words))
-    compressed(tmp_path, random_network(34), target_ratio=30)
-    assert (tmp_path / "net.gbnn.safetensors").read_bytes() in encoded[:-1]
-    assert len(made) == len(encoded) + 1
+    for seed in range(16, 60):
+        encoded.clear()
+        made.clear()
+        compressed(tmp_path, random_network(seed), target_ratio=30)
+        written = (tmp_path / "net.gbnn.safetensors").read_bytes()
+        assert written in encoded
+        if written != encoded[-1]:
+            assert len(made) == len(encoded) + 1
+            return
+    pytest.fail("every network got the file that was tried last")
 
 
 @pytest.mark.long

@@ -101,6 +101,15 @@ def test_only_the_bank_is_trained_when_asked(checkpoint: Path, tmp_path: Path) -
     assert report["parameter_ratio"] >= 50
 
 
+@pytest.mark.parametrize(("settings", "stored"), [({}, True), ({"finetune.fold_temperature": False}, False)])
+def test_labelled_validation_data_give_the_file_a_temperature(
+    checkpoint: Path, usual: dict[str, Any], tmp_path: Path, settings: dict[str, Any], stored: bool
+) -> None:
+    report = trained(checkpoint, tmp_path, val_data="digits:test", settings=QUICK | settings)
+    assert ("temperature" in report) == stored
+    assert "temperature" not in usual
+
+
 def test_the_manifest_says_that_it_was_trained(usual: dict[str, Any]) -> None:
     report = {**usual, "training": dict(usual["training"])}
     facts = load(report["artifact"]["path"]).artifact.facts["training"]
