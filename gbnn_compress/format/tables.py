@@ -165,13 +165,13 @@ def _bits_by_order(steps: np.ndarray) -> np.ndarray:
 def _write_levels(writer: BitWriter, levels: np.ndarray) -> None:
     live = np.flatnonzero(levels)
     first, last = int(live[0]), int(live[-1])
-    steps = zigzag(np.diff(levels[first : last + 1]))
-    order = int(_bits_by_order(np.diff(levels[first : last + 1])).argmin())
+    steps = np.diff(levels[first : last + 1])
+    order = int(_bits_by_order(steps).argmin())
     writer.write_exp_golomb(first, order=4)
     writer.write_exp_golomb(last - first, order=4)
     writer.write(order, width=2)
     writer.write(int(levels[first]), width=8)
-    writer.write_exp_golomb(steps, order=order)
+    writer.write_exp_golomb(zigzag(steps), order=order)
 
 
 def _read_levels(reader: BitReader, alphabet: int) -> np.ndarray:

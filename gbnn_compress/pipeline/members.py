@@ -126,11 +126,11 @@ def member_request(request: Request, number: int, *, ratio: float) -> Request:
         ratio: Of the member's own file.
     """
     path = member_path(request.path, number)
-    folds = request.configuration.finetune.fold_temperature
+    folded = bool(request.configuration.finetune.fold_temperature)
     return replace(
         request,
         members=1,
-        settings={**(request.settings or {}), "finetune.fold_temperature": folds},
+        settings={**(request.settings or {}), "finetune.fold_temperature": folded},
         seed=request.seed + number,
         target_ratio=ratio,
         output=request.chosen,

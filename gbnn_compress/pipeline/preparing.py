@@ -146,7 +146,7 @@ def _rescued(prepared: Prepared, fitted: Callable[..., Prepared], ratio: float, 
     on_progress("raising the cost of errors in layers that would vanish, and fitting the mixture again")
     importances = {name: factor * prepared.importances.get(name, 1.0) for name, factor in factors.items()}
     rescued = fitted(importances=importances, precisions=prepared.precisions)
-    rescued = replace(rescued, problem=rescued.problem.with_measures_of(prepared.problem))
+    rescued = replace(rescued, problem=rescued.problem.with_predictions_of(prepared.problem))
     better = cost_of_errors(rescued, codebook_of_size(rescued, size_bytes)[0]) < cost_of_errors(prepared, cut)
     return replace(rescued, before=prepared) if better else prepared
 

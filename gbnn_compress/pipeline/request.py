@@ -131,7 +131,7 @@ class Request:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        recipe = _of_members(_with_keep(resolve(self.recipe, self.settings), self.keep), self.members)
+        recipe = _with_keep(resolve(self.recipe, self.settings), self.keep)
         is_file = isinstance(self.checkpoint, str | Path)
         source = Path(self.checkpoint) if is_file else None
         file, chosen = _outputs(self.output, self.file)
@@ -243,13 +243,6 @@ def _with_keep(recipe: Recipe, keep: Any) -> Recipe:
         kinds = ", ".join(type(each).__name__ for each in patterns)
         raise GbnnError(f"`keep`: expected patterns of names, got {kinds}")
     return recipe.model_copy(update={"keep": (*recipe.keep, *patterns)}) if patterns else recipe
-
-
-def _of_members(recipe: Recipe, members: int) -> Recipe:
-    """The recipe, for several members without a temperature by default: their average is less sure than each alone."""
-    if members == 1 or recipe.finetune.fold_temperature is not None:
-        return recipe
-    return recipe.model_copy(update={"finetune": recipe.finetune.model_copy(update={"fold_temperature": False})})
 
 
 def _check_types(request: Request) -> None:

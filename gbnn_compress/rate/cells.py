@@ -24,7 +24,7 @@ FARTHEST = 1e100
 """abs(mu / s_t) is clipped to this, so that squares are finite; such weights are outliers and kept exactly."""
 
 _ONE, _OCTAVE = int(np.float64(1.0).view(np.int64)), 1 << 52
-"""The bits of 1.0 in a float64, and how far those of 2.0 are from them."""
+"""Bits of the float64 1.0, and their distance to those of 2.0."""
 
 SMALLEST_MAGNITUDE = 1e-9
 """Smallest abs(mu / s_t) that a sigma in proportion to it is computed from."""
@@ -146,7 +146,7 @@ def pooled_points(cells: Cells, *, log_sigma_weight: float, resolution: float) -
 def _bins(x: np.ndarray, resolution: float) -> np.ndarray:
     """int64, the cell of each x: sign(x) log2(1 + abs(x)) * resolution, with the logarithm linear within an octave.
 
-    The bits of a float64, read as an integer, are that logarithm: exactly, and much faster than computing it.
+    The bits of a float64, read as an integer, are that logarithm, and much faster than computing it.
     """
     octaves = ((np.abs(x) + 1.0).view(np.int64) - _ONE) * (resolution / _OCTAVE)
     return np.rint(np.copysign(octaves, x)).astype(np.int64)

@@ -29,13 +29,13 @@ def fraction_meter(
 ) -> Callable[[Codebook], float]:
     """A function from a codebook to the fraction of `code_lengths` that a file's ids take.
 
-    It assigns the first rows and columns of every tensor, the same part of each, and counts the bits of their ids.
-    Contexts save a little less in a part of a tensor than in all of it. Of many tensors, the middle one of each run of
-    about the same size stands for the run.
+    It assigns the first rows and columns of up to MOST_TENSORS tensors, the same part of each, and counts the bits of
+    their ids. Contexts save a little less in a part of a tensor than in all of it. Where there are more tensors, they
+    are sorted by size and cut into runs, and the middle one counts for all of its run.
 
     Args:
         tensors: The state dict.
-        posteriors: One a shared tensor.
+        posteriors: One per shared tensor.
         value_bits: int64 (T,), bits of an outlier's value.
     """
     sizes = np.array([tensors[posterior.name].numel() for posterior in posteriors])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +17,7 @@ from gbnn_compress.rate.rate_problem import RateProblem, codebook_at, codebook_b
 LEAST_FRACTION = 0.4
 """Smallest fraction of their plain code lengths that ids can take with contexts."""
 
-SAFETY = 0.9
+COUNT_SLACK = 0.9
 """Factor of a lower bound of a file's size from counts that one more assignment changes."""
 
 LOWEST, HIGHEST = -44.0, 28.0
@@ -24,11 +26,11 @@ LOWEST, HIGHEST = -44.0, 28.0
 LAMBDA_TOLERANCE = 0.003
 """Resolution of log2(lambda): about a tenth of a percent of a file's size."""
 
-CLOSE, CLOSE_DAMAGE = 0.001, 0.002
+CLOSE_SIZE, CLOSE_DAMAGE = 0.001, 0.002
 """A search ends where log(size / limit), or log(damage / limit), is at most this below zero."""
 
-MOST_UNEVEN = 0.05
-"""Smallest fraction of the interval in which a step of a search divides it."""
+LEAST_PART = 0.05
+"""Each step of a search cuts off at least this fraction of the interval."""
 
 USUAL_BITS = 4.0
 """Bits per weight that a search for a damage begins with."""
@@ -42,18 +44,18 @@ assignment may rise."""
 
 
 def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: float | None = None) -> float:
-    """Predicted size of the file of a codebook, from its counts alone.
+    """Predicted size of the file of a codebook: its cells are assigned once more, as the weights will be.
 
     Args:
         problem: From `fit_path`.
         book: The codebook.
         exponent: Exponent of its grid.
-        limit: Size in question. If what contexts save cannot decide whether the file is within it, the result is the
-            size without any savings, or with more than there can be: measuring savings takes most of the time.
+        limit: Size in question. The result may be an upper or a lower bound on the same side of it: measuring what
+            contexts save takes most of the time.
     """
     if limit is not None:  # much too large by the codebook's own counts
         least = LEAST_FRACTION * float(id_bits(book.counts, book.trellis).sum()) / 8
-        if SAFETY * least > limit:
+        if COUNT_SLACK * least > limit:
             return least
     counts = expected_counts(problem.cells, problem.groups, book, value_bits=problem.value_bits)
     levels = [coarse_levels(np.ceil(row)) for row in counts]
@@ -71,7 +73,7 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: 
     others = (sum(map(table_bits, levels)) + outlier_bits) / 8 + len(bank) + problem.other_bytes(book.penalty)
     if limit is not None:
         most, least = others + coded_bits / 8, others + LEAST_FRACTION * coded_bits / 8
-        if most <= limit or least > limit:
+        if most <= (1 - CLOSE_SIZE) * limit or least > limit:
             return most if most <= limit else least
     return others + coded_bits * problem.id_fraction(book.penalty) / 8
 
@@ -89,7 +91,7 @@ def solve_size(
     limit: float,
     monotone: bool = True,
 ) -> tuple[Codebook, int]:
-    """The finest codebook within a size limit, by bisection on log2(lambda): sizes fall as lambda grows.
+    """The finest codebook within a size limit, by interpolation in log2(lambda): sizes fall as lambda grows.
 
     Args:
         problem: From `fit_path`.
@@ -115,13 +117,12 @@ def solve_size(
     else:
         inside, outside = _finest_that_fits(problem, lambda codebook: excess(codebook) <= 0)
         best, beyond = _solve(at, excess, inside=inside, outside=outside)
-    if excess(best) > 0 or size(best) >= GAP * limit:
+    if excess(best) > 0 or best[0].penalty == 2.0**LOWEST:
         return best
-    for other in _in_gap(problem, beyond, best, excess):
-        if excess(other) <= 0 and size(other) > size(best):
-            best = other
-        if size(best) >= GAP * limit:
-            break
+    used, others = size(best), _in_gap(problem, beyond, best, excess)
+    while used < GAP * limit and (other := next(others, None)) is not None:
+        if used < size(other) <= limit:
+            used, best = size(other), other
     return best
 
 
@@ -142,7 +143,9 @@ def _in_gap(
         best: The codebook of the coarser side.
         excess: See `_solve`.
     """
-    yield _partly_finer(problem, codebook_at(problem, 2.0**beyond), best, lambda codebook: excess(codebook) <= 0)
+    finer = codebook_at(problem, 2.0**beyond)
+    if problem.paper is None and finer[0].trellis is None and best[0].trellis is None:
+        yield _partly_finer(problem, finer, best, lambda codebook: excess(codebook) <= 0)
     for octaves in HELD_BACK:
         held = partial(codebook_at, problem, merge_penalty=2.0 ** (beyond - octaves))
         other, _ = _solve(held, excess, inside=beyond + MOST_OCTAVES, outside=beyond - octaves)
@@ -174,7 +177,7 @@ def _partly_finer(
 
 
 def solve_damage(problem: RateProblem, amount: Callable[[Codebook], float], *, limit: float) -> tuple[Codebook, int]:
-    """The coarsest codebook within a damage limit, by bisection on log2(lambda): damage grows with lambda.
+    """The coarsest codebook within a damage limit, by interpolation in log2(lambda): damage grows with lambda.
 
     Args:
         problem: From `fit_path`.
@@ -210,7 +213,7 @@ def _solve(
     inside: float,
     outside: float,
     start: float | None = None,
-    close: float = CLOSE,
+    close: float = CLOSE_SIZE,
 ) -> tuple[tuple[Codebook, int], float]:
     """The codebook that fits at the lambda nearest to `outside`, to LAMBDA_TOLERANCE, or to `close` in the excess.
 
@@ -228,41 +231,71 @@ def _solve(
     Returns:
         The codebook, that of `inside` if nothing fits, and log2 of the nearest lambda that was seen not to fit.
     """
-    best, below, above = None, None, None  # the excess at `inside` and at `outside`
-    place, step = start, 1.0
-    while place is not None:
-        codebook = codebook_of(2.0**place)
+    interval, place, step = _Interval(inside, outside), start, 1.0
+    while place is not None and not interval.is_known:
+        interval = interval.narrowed(place, codebook_of(2.0**place), excess)
+        goal = interval.outside if interval.inside == place else interval.inside
+        place = None if place == goal else place + float(np.clip(goal - place, -step, step))
+        step *= 2
+    while abs(interval.inside - interval.outside) > LAMBDA_TOLERANCE and not -close <= interval.below <= 0:
+        place = interval.next_place(-close / 2)
+        interval = interval.narrowed(place, codebook_of(2.0**place), excess)
+    return interval.best or codebook_of(2.0**inside), interval.outside
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """An interval of log2(lambda) with the result of a search.
+
+    Attributes:
+        inside: The end that fits.
+        outside: The end that does not.
+        best: The codebook of `inside`; None if it was not made.
+        below: Its excess, at most 0; NaN if it is not known.
+        above: The excess at `outside`; NaN if it is not known.
+        weights: Of the two excesses: an end that stays twice loses half of its weight.
+        latest: The end that moved last: 0 for `inside`, 1 for `outside`.
+    """
+
+    inside: float
+    outside: float
+    best: tuple[Codebook, int] | None = None
+    below: float = math.nan
+    above: float = math.nan
+    weights: tuple[float, float] = (1.0, 1.0)
+    latest: int | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the excess of both ends is known."""
+        return not math.isnan(self.below + self.above)
+
+    def next_place(self, aim: float) -> float:
+        """Where the line through both excesses has the value `aim`; the middle if one of them is not known."""
+        part = 0.5
+        if self.is_known:
+            low, high = self.weights[0] * (self.below - aim), self.weights[1] * self.above
+            part = float(np.clip(low / (low - high), LEAST_PART, 1 - LEAST_PART))
+        return self.inside + (self.outside - self.inside) * part
+
+    def narrowed(
+        self, place: float, codebook: tuple[Codebook, int], excess: Callable[[tuple[Codebook, int]], float]
+    ) -> _Interval:
+        """The interval with the codebook of `place` as one of its ends."""
         value = excess(codebook)
         if value <= 0:
-            inside, best, below, goal = place, codebook, value, outside
-        else:
-            outside, above, goal = place, value, inside
-        if place == goal or (below is not None and above is not None):
-            break
-        place += float(np.clip(goal - place, -step, step))
-        step *= 2
-    weights, latest = [1.0, 1.0], None  # of the two excesses; one that stays twice loses half of its weight
-    while abs(inside - outside) > LAMBDA_TOLERANCE and (below is None or below < -close):
-        part = 0.5
-        if below is not None and above is not None:
-            low, high = weights[0] * (below + close / 2), weights[1] * above
-            part = float(np.clip(low / (low - high), MOST_UNEVEN, 1 - MOST_UNEVEN))
-        place = inside + (outside - inside) * part
-        codebook = codebook_of(2.0**place)
-        value = excess(codebook)
-        side = int(value > 0)
-        if side:
-            outside, above = place, value
-        else:
-            inside, best, below = place, codebook, value
-        weights[side], weights[1 - side] = 1.0, weights[1 - side] / (2 if side == latest else 1)
-        latest = side
-    return best or codebook_of(2.0**inside), outside
+            weights = (1.0, self.weights[1] / (2 if self.latest == 0 else 1))
+            return replace(self, inside=place, best=codebook, below=value, weights=weights, latest=0)
+        weights = (self.weights[0] / (2 if self.latest == 1 else 1), 1.0)
+        return replace(self, outside=place, above=value, weights=weights, latest=1)
 
 
 def _expected_log_penalty(bits: float) -> float:
-    """About the log2(lambda) of so many bits per weight: half a bit per octave (rate law of Gaussian weights)."""
-    return float(np.clip(1 - 2 * bits, LOWEST, HIGHEST))
+    """About the log2(lambda) of so many bits per weight: half a bit per octave (rate law of Gaussian weights).
+
+    It is whole, so that searches for similar sizes meet the same codebooks.
+    """
+    return float(np.clip(np.rint(1 - 2 * bits), LOWEST, HIGHEST))
 
 
 def _log_ratio(amount: float, limit: float) -> float:

@@ -86,8 +86,8 @@ class RateProblem:
             self._fractions[place] = self.measure_fraction(codebook_at(self, 2.0 ** (FRACTION_OCTAVES * place))[0])
         return self._fractions[place]
 
-    def with_measures_of(self, other: RateProblem) -> RateProblem:
-        """The problem with what was measured for another one: of the same weights, at about the same lambda."""
+    def with_predictions_of(self, other: RateProblem) -> RateProblem:
+        """The problem with the savings by contexts and the other bytes of another one, which has the same weights."""
         problem = replace(self, other_bytes=other.other_bytes)
         problem._fractions.update(other._fractions)
         return problem
@@ -180,8 +180,8 @@ def codebook_between(
 
     Args:
         problem: From `fit_path`.
-        finer: Codebook of one lambda.
-        coarser: Codebook of a slightly larger one.
+        finer: Codebook of one lambda, without a trellis.
+        coarser: Codebook of a slightly larger one, without a trellis.
         coarse: int64 (n,), the tensors that begin as in `coarser`.
 
     Returns:
@@ -193,11 +193,7 @@ def codebook_between(
     means = np.sort(np.append(finer.bank.means, coarser.bank.means[missing]))
     counts = _moved(finer, means)
     counts[coarse] = _moved(coarser, means)[coarse]
-    trellis = finer.trellis
-    if trellis is not None:
-        trellis = trellis & has_both_supersets(counts)
-        trellis[coarse] &= False if coarser.trellis is None else coarser.trellis[coarse]
-    return _on_grid(_refined(problem, means, counts, finer.penalty, trellis))
+    return _on_grid(_refined(problem, means, counts, finer.penalty, None))
 
 
 def _moved(book: Codebook, means: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ equalization and bias correction"; there the input means come from the architect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +40,6 @@ def recentred_statistics(
     *,
     means: np.ndarray,
     scales: np.ndarray,
-    input_means: MutableMapping[str, np.ndarray] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Corrected `running_mean` and `running_var` of every batch norm that follows a shared tensor.
 
@@ -49,15 +48,12 @@ def recentred_statistics(
         maps: One per shared tensor.
         means: float64 (K,), the bank's means.
         scales: float64 (T,), s_t.
-        input_means: Name -> mean of each input channel, from earlier calls for the same tensors; new ones are added.
 
     Returns:
         Name -> tensor of the original dtype. `tensors` is not changed.
     """
     import torch
     from threadpoolctl import threadpool_limits
-
-    known = {} if input_means is None else input_means
 
     def one(pair: tuple[IndexMap, float]) -> dict[str, torch.Tensor]:
         index_map, scale = pair
@@ -68,9 +64,7 @@ def recentred_statistics(
         with np.errstate(over="ignore", invalid="ignore"):
             sums, errors, factor = _row_statistics(tensors[index_map.name], index_map, means * scale)
             mean, variance = (values(tensors[name]) for name in names)
-            if index_map.name not in known:
-                known[index_map.name] = _input_means(sums, mean)
-            moved = mean + (errors * known[index_map.name]).sum(axis=1)
+            moved = mean + (errors * _input_means(sums, mean)).sum(axis=1)
         vectors = zip(names, (moved, variance * factor), strict=True)
         found = {name: torch.from_numpy(vector).to(tensors[name].dtype) for name, vector in vectors}
         return {name: tensor for name, tensor in found.items() if bool(tensor.isfinite().all())}

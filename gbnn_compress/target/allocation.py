@@ -80,7 +80,7 @@ def rescue_factors(prepared: Prepared, book: Codebook) -> dict[str, float]:
     # log2 of the factor at each point of the curve, and of the lambda there, which rises monotonically.
     log_factors = -np.log2(1 - np.maximum.accumulate(errors, axis=1))
     lambdas = CURVE_OCTAVES + log_factors
-    allowed = bits[:, CURVE_OCTAVES == 0].sum()
+    allowed = id_bits(book.counts, book.trellis).sum()
 
     def places(octaves: float) -> list[float]:
         return [float(np.interp(octaves, row, CURVE_OCTAVES)) for row in lambdas]

@@ -156,9 +156,7 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     book = _within_range(prepared, book)
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     scales = np.array([posterior.scale for posterior in posteriors])
-    recentred = partial(
-        recentred_statistics, tensors, means=book.bank.means, scales=scales, input_means=prepared.input_means
-    )
+    recentred = partial(recentred_statistics, tensors, means=book.bank.means, scales=scales)
     if prepared.calibration is None:
         maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
         return Assigned(maps, recentred(maps), None)

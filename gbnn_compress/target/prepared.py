@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +70,6 @@ class Prepared:
             (`allocation.py`).
         contexts: Whether ids are coded by context where that is shorter.
         before: The same without `rescue_factors`; None if none were applied. Damage is predicted from it.
-        input_means: What `recentred_statistics` found for these tensors.
     """
 
     checkpoint: Checkpoint
@@ -90,7 +89,6 @@ class Prepared:
     importances: Mapping[str, float]
     contexts: bool = True
     before: Prepared | None = None
-    input_means: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def unrescued(self) -> Prepared:

@@ -182,9 +182,10 @@ def train_to_target(
     if outcome.steps < schedule.steps:
         notes.append(_stopped(outcome, schedule, state))
         trainer = replace(trainer, facts=_facts(recipe.finetune, outcome.steps // schedule.steps_an_epoch))
-    folds = recipe.finetune.fold_temperature
-    folds = validation.option != "--data" if folds is None else folds
-    result = _finished(trainer, data, held, goal, folds=folds, seed=seed)
+    fold_temperature = recipe.finetune.fold_temperature
+    if fold_temperature is None:
+        fold_temperature = validation.option != "--data"
+    result = _finished(trainer, data, held, goal, fold_temperature=fold_temperature, seed=seed)
     unfinished = outcome.interrupted and outcome.steps < schedule.steps
     last = {} if outcome.last is None else {**outcome.last.losses, "bits_per_weight": outcome.last.bits_per_weight}
     return Trained(replace(result, notes=tuple(notes), training=last, unfinished=unfinished), held)
@@ -294,7 +295,13 @@ def _stopped(outcome: TrainingOutcome, schedule: Schedule, state: StateFile) -> 
 
 
 def _finished(
-    trainer: Trainer, data: TrainingData | LoadedData, held: Validation, goal: Goal, *, folds: bool, seed: int
+    trainer: Trainer,
+    data: TrainingData | LoadedData,
+    held: Validation,
+    goal: Goal,
+    *,
+    fold_temperature: bool,
+    seed: int,
 ) -> Result:
     """The final file: its size fitted, statistics settled, noise and temperature chosen, damage measured."""
     trainer.fit()
@@ -303,5 +310,5 @@ def _finished(
         settle_batch_norm(trainer.network, trainer.mean_weights(), batches, goal=goal)
     choose_noise(trainer, held, seed=seed)
     damage = held.damage(mean_answers(trainer, held))
-    folded = fitted_temperature(trainer, held, seed=seed) if folds else {}
+    folded = fitted_temperature(trainer, held, seed=seed) if fold_temperature else {}
     return trainer.filled(damage=damage, **folded)
