@@ -1,7 +1,8 @@
 """Bayesian peers of `uncertainty.py`: SWAG, MC dropout and mean-field variational inference of torch-uncertainty.
 
-Each starts from the checkpoint, and is trained on with the epochs, images, changes and loss of the control. A peer is a
-list of draws, each a function from images to logits.
+Each starts from the checkpoint, and is trained on with the epochs, images, changes and loss of the control, but SWAG at
+a constant rate, and mean-field inference with its divergence added. A peer is a list of draws, each a function from
+images to logits.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ RATE, MOMENTUM, BATCH = 0.01, 0.9, 128
 NORM_IMAGES = 5_000
 """Images that batch-norm statistics of SWAG's draws are computed from."""
 
-SNAPSHOTS_AN_EPOCH = 8
+SNAPSHOTS_PER_EPOCH = 8
 DROPOUT = 0.2
 INITIAL_SIGMA = 0.005
 """About a tenth of the weights' typical size."""
@@ -76,11 +77,11 @@ def train_on(
 
 
 def swag(bench: Bench, *, epochs: int, draws: int) -> list[Draw]:
-    """SWAG (Maddox et al. 2019): the second half of the steps at a constant rate, eight snapshots an epoch."""
+    """SWAG (Maddox et al. 2019): a constant rate, and eight snapshots per epoch in the second half."""
     from torch_uncertainty.methods import SWAG
 
     method = SWAG(copy.deepcopy(bench.network), cycle_start=0, cycle_length=1, num_estimators=draws)
-    every = len(bench.data) // BATCH // SNAPSHOTS_AN_EPOCH
+    every = len(bench.data) // BATCH // SNAPSHOTS_PER_EPOCH
 
     def snapshot(step: int, steps: int) -> None:
         if step > steps // 2 and step % every == 0:
@@ -89,7 +90,7 @@ def swag(bench: Bench, *, epochs: int, draws: int) -> list[Draw]:
     train_on(bench, method.core_model, epochs=epochs, constant=True, after_step=snapshot)
     images = bench.inputs(at_most=NORM_IMAGES)
     method.bn_update(images.split(BATCH), device=None)
-    return [sample.eval() for sample in method.samples]
+    return [sample.to(bench.device).eval() for sample in method.samples]
 
 
 def mc_dropout(bench: Bench, *, epochs: int, draws: int) -> list[Draw]:
@@ -106,7 +107,7 @@ def mc_dropout(bench: Bench, *, epochs: int, draws: int) -> list[Draw]:
 def mean_field(bench: Bench, *, epochs: int, draws: int) -> list[Draw]:
     """Mean-field variational inference: every weight of a convolution or matrix has a mean and a deviation.
 
-    The prior is the library's: a mixture of two Gaussians.
+    The prior is the library's default, a Gaussian for each kind of layer.
     """
     from torch_uncertainty.layers.bayesian import BayesConv2d, BayesLinear
     from torch_uncertainty.losses import KLDiv
