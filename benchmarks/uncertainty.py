@@ -4,13 +4,13 @@ usage: python benchmarks/uncertainty.py --data-dir DIR [DIR ...] --cache DIR [--
            [--rows checkpoint control laplace swag mc-dropout mean-field ours members] [--table FILE.md]
 
 ResNet-20 on CIFAR-10. A data directory holds `cifar10_{train,dev,test}.npz`, `imagenet_even.npz` and the checkpoint;
-Fashion-MNIST comes from Debian's dataset-fashion-mnist; peers need laplace-torch and torch-uncertainty. Training sees `cifar10_train`; temperatures, noise and stopping
-`cifar10_dev`; the table `cifar10_test`. `control` is the uncompressed checkpoint given the same epochs, augmentation
-and distillation; `laplace` laplace-torch on the last layer of the checkpoint. `swag`, `mc-dropout` and `mean-field` are
-those of torch-uncertainty, trained as the control is, with 16 draws (`bayesian_peers.py`). Files, networks and rows are
-kept in the cache, so that a run continues where another stopped. `members` are four networks in one file, trained from
-the checkpoint with `--members 4`: a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole
-file.
+Fashion-MNIST comes from Debian's dataset-fashion-mnist, and peers need laplace-torch and torch-uncertainty. Training
+sees `cifar10_train`; temperatures, noise and stopping `cifar10_dev`; the table `cifar10_test`. `control` is the
+uncompressed checkpoint given the same epochs, augmentation and distillation; `laplace` laplace-torch on the last layer
+of the checkpoint. `swag`, `mc-dropout` and `mean-field` are those of torch-uncertainty, trained as the control is, with
+16 draws (`bayesian_peers.py`). `members` are four networks in one file, trained from the checkpoint with `--members 4`:
+a quarter of `--epochs` each, and the ratio is that of the checkpoint to the whole file. Files, networks and rows are
+kept in the cache, so that a run continues where another stopped.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from trainings import Stop, digits_options, stopped_at
 from gbnn_compress import compress, load
 from gbnn_compress.errors import GbnnError
 from gbnn_compress.format.ensembles import members_of
+from gbnn_compress.pipeline.members import member_request
+from gbnn_compress.pipeline.request import Request
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("one_thread", "training_is_kept", "fewer_stages")]
 
@@ -26,7 +28,8 @@ def tiny():
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A network with batch norm, and 160 digits."""
-    return digits_options(tmp_path_factory.mktemp("tiny"), MODELS, n_validation=40) | {"epochs": 1}
+    given = digits_options(tmp_path_factory.mktemp("tiny"), MODELS, n_validation=40) | {"epochs": 1}
+    return {**given, "settings": {**given["settings"], "finetune.fold_temperature": False}}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +72,6 @@ def test_members_differ_by_their_seeds(made: tuple[Any, Path, list[str]]) -> Non
     assert not torch.equal(states[1], states[2])
     assert all(member["training"]["epochs"] == 1 for member in report["members"])
     assert all("last_epoch" in member["training"] for member in report["members"])
-    assert all("temperature" not in member for member in report["members"])
 
 
 def test_the_first_member_is_what_a_single_run_makes(
@@ -77,12 +79,22 @@ def test_the_first_member_is_what_a_single_run_makes(
 ) -> None:
     report, path, _ = made
     ratio = report["members"][0]["target_ratio"]
-    options = {**options, "settings": {**options.get("settings", {}), "finetune.fold_temperature": False}}
     compress(**options, target_ratio=ratio, seed=5, output=tmp_path / "net.gbnn.safetensors")
     (alone,) = members_of(tmp_path / "net.gbnn.safetensors")
     own = members_of(path)[0].contents.sections
     # Unshared values are as exact as the room that the manifest leaves.
     assert all(own[name] == alone.contents.sections[name] for name in ("bank", "maps", "outliers"))
+
+
+@pytest.mark.parametrize(("given", "stored"), [(None, False), (False, False), (True, True)])
+def test_members_have_a_temperature_only_if_it_is_asked_for(
+    tmp_path: Path, options: dict[str, Any], given: bool | None, stored: bool
+) -> None:
+    settings = {**options["settings"], "finetune.fold_temperature": given}
+    request = Request(
+        **{**options, "settings": settings}, target_ratio=2, members=2, output=tmp_path / "net.gbnn.safetensors"
+    )
+    assert member_request(request, 1, ratio=4).configuration.finetune.fold_temperature is stored
 
 
 def test_only_the_file_and_the_page_are_left(made: tuple[Any, Path, list[str]]) -> None:
