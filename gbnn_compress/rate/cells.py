@@ -23,11 +23,11 @@ LEVELS = np.arange(-4, 5) * LEVEL_WIDTH
 FARTHEST = 1e100
 """abs(mu / s_t) is clipped to this, so that squares are finite; such weights are outliers and kept exactly."""
 
-_ONE, _OCTAVE = int(np.float64(1.0).view(np.int64)), 1 << 52
-"""Bits of the float64 1.0, and their distance to those of 2.0."""
-
 SMALLEST_MAGNITUDE = 1e-9
 """Smallest abs(mu / s_t) that a sigma in proportion to it is computed from."""
+
+_ONE, _OCTAVE = int(np.float64(1.0).view(np.int64)), 1 << 52
+"""Bits of the float64 1.0, and their distance to those of 2.0."""
 
 
 def sigma_levels(posterior: Posterior, rows: slice, x: np.ndarray) -> np.ndarray:

@@ -164,19 +164,26 @@ def refine(
     Returns:
         The codebook, means not yet on the file's grid.
     """
-    whole, times = cells, 1 if trellis is None else 2
-    mass = np.tile(cells.count * curvature_of(cells.levels)[cells.level] / times, times)
-    cells = _repeated(cells, times)
+    mass = cells.count * curvature_of(cells.levels)[cells.level]
+    supersets = (None,) if trellis is None else (0, 1)
+    whole, mass = cells, np.tile(mass / len(supersets), len(supersets))
+    cells = _repeated(cells, len(supersets))
     for remaining in reversed(range(iterations)):
-        ids = _assigned(
-            whole,
-            groups,
-            means,
-            counts,
-            penalty=penalty,
-            value_bits=value_bits,
-            limits=limits,
-            trellis=trellis,
+        ids = np.concatenate(
+            [
+                assign_cells(
+                    whole,
+                    groups,
+                    means,
+                    counts,
+                    penalty=penalty,
+                    value_bits=value_bits,
+                    limits=limits,
+                    trellis=trellis,
+                    superset=superset,
+                )
+                for superset in supersets
+            ]
         )
         size = len(means)
         counts = _table(cells, ids, cells.count, size)
@@ -196,52 +203,6 @@ def refine(
     if trellis is not None:
         distortion = np.where(trellis, TRELLIS_GAIN * distortion, distortion)
     return Codebook(Bank(means, _log_sigmas(cells, ids, size)), counts, penalty, distortion, limits, trellis)
-
-
-def expected_counts(cells: Cells, groups: Groups, book: Codebook, *, value_bits: np.ndarray) -> np.ndarray:
-    """float64 (T, K + 1), counts of a file: those after one more assignment, with the code lengths of the codebook."""
-    ids = _assigned(
-        cells,
-        groups,
-        book.bank.means,
-        book.counts,
-        penalty=book.penalty,
-        value_bits=value_bits,
-        limits=book.limits,
-        trellis=book.trellis,
-    )
-    cells = _repeated(cells, len(ids) // len(cells.x))
-    return _table(cells, ids, cells.count, len(book.bank.means))
-
-
-def _assigned(
-    cells: Cells,
-    groups: Groups,
-    means: np.ndarray,
-    counts: np.ndarray,
-    *,
-    penalty: float,
-    value_bits: np.ndarray,
-    limits: np.ndarray | None,
-    trellis: np.ndarray | None,
-) -> np.ndarray:
-    """int64, the component of each cell; with a trellis for the even components and then for the odd ones."""
-    return np.concatenate(
-        [
-            assign_cells(
-                cells,
-                groups,
-                means,
-                counts,
-                penalty=penalty,
-                value_bits=value_bits,
-                limits=limits,
-                trellis=trellis,
-                superset=superset,
-            )
-            for superset in ((None,) if trellis is None else (0, 1))
-        ]
-    )
 
 
 def assign_cells(

@@ -11,8 +11,8 @@ import numpy as np
 
 from gbnn_compress.format.bank import encode_bank
 from gbnn_compress.format.tables import coarse_levels, code_lengths, table_bits
-from gbnn_compress.rate.codebook import Codebook, expected_counts, id_bits, ideal_lengths
-from gbnn_compress.rate.rate_problem import RateProblem, codebook_at, codebook_between
+from gbnn_compress.rate.codebook import Codebook, id_bits, ideal_lengths
+from gbnn_compress.rate.rate_problem import RateProblem, assigned_again, codebook_at, codebook_between
 
 LEAST_FRACTION = 0.4
 """Smallest fraction of their plain code lengths that ids can take with contexts."""
@@ -57,7 +57,7 @@ def predicted_bytes(problem: RateProblem, book: Codebook, exponent: int, limit: 
         least = LEAST_FRACTION * float(id_bits(book.counts, book.trellis).sum()) / 8
         if COUNT_SLACK * least > limit:
             return least
-    counts = expected_counts(problem.cells, problem.groups, book, value_bits=problem.value_bits)
+    counts = assigned_again(problem, book).counts
     levels = [coarse_levels(np.ceil(row)) for row in counts]
     lengths = ideal_lengths(counts, book.trellis)
     for t, level in enumerate(levels):
@@ -117,12 +117,13 @@ def solve_size(
     else:
         inside, outside = _finest_that_fits(problem, lambda codebook: excess(codebook) <= 0)
         best, beyond = _solve(at, excess, inside=inside, outside=outside)
-    if excess(best) > 0 or best[0].penalty == 2.0**LOWEST:
+    used = size(best)
+    if used > limit or best[0].penalty == 2.0**LOWEST:
         return best
-    used, others = size(best), _in_gap(problem, beyond, best, excess)
+    others = _in_gap(problem, beyond, best, excess)
     while used < GAP * limit and (other := next(others, None)) is not None:
-        if used < size(other) <= limit:
-            used, best = size(other), other
+        if used < (more := size(other)) <= limit:
+            used, best = more, other
     return best
 
 

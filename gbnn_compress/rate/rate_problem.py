@@ -75,10 +75,7 @@ class RateProblem:
 
     def id_fraction(self, penalty: float) -> float:
         """Fraction of their plain code lengths that ids take at lambda, interpolated in log2(lambda)."""
-        place = float(np.log2(penalty)) / FRACTION_OCTAVES
-        low = int(np.floor(place))
-        fraction = self._measured_fraction(low)
-        return fraction if place == low else fraction + (place - low) * (self._measured_fraction(low + 1) - fraction)
+        return interpolated(self._measured_fraction, float(np.log2(penalty)) / FRACTION_OCTAVES)
 
     def _measured_fraction(self, place: int) -> float:
         """The fraction at log2(lambda) = FRACTION_OCTAVES * place, measured once."""
@@ -251,8 +248,26 @@ def _with_trellis(problem: RateProblem, coarse: np.ndarray, penalty: float) -> C
     return None
 
 
+def assigned_again(problem: RateProblem, book: Codebook) -> Codebook:
+    """The codebook after one more assignment with its own code lengths: without feedback, its counts are a file's."""
+    return _refined(problem, book.bank.means, book.counts, book.penalty, book.trellis, iterations=1)
+
+
+def interpolated(value_at: Callable[[int], float], place: float) -> float:
+    """A function of whole numbers, linear between them."""
+    low = int(np.floor(place))
+    first = value_at(low)
+    return first if place == low else first + (place - low) * (value_at(low + 1) - first)
+
+
 def _refined(
-    problem: RateProblem, means: np.ndarray, counts: np.ndarray, penalty: float, trellis: np.ndarray | None
+    problem: RateProblem,
+    means: np.ndarray,
+    counts: np.ndarray,
+    penalty: float,
+    trellis: np.ndarray | None,
+    *,
+    iterations: int | None = None,
 ) -> Codebook:
     """The codebook at lambda that begins with these means (K,) and counts (T, K + 1)."""
     return refine(
@@ -262,7 +277,7 @@ def _refined(
         counts,
         penalty=penalty,
         value_bits=problem.value_bits,
-        iterations=problem.refinements,
+        iterations=iterations or problem.refinements,
         limits=None if problem.paper is None else problem.paper.limits(problem.scales),
         trellis=trellis,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -156,10 +155,9 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     book = _within_range(prepared, book)
     maps = index_maps(tensors, posteriors, book, value_bits=prepared.value_bits)
     scales = np.array([posterior.scale for posterior in posteriors])
-    recentred = partial(recentred_statistics, tensors, means=book.bank.means, scales=scales)
     if prepared.calibration is None:
         maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
-        return Assigned(maps, recentred(maps), None)
+        return Assigned(maps, recentred_statistics(tensors, maps, means=book.bank.means, scales=scales), None)
     from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage, measured_difference
 
     outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
@@ -171,7 +169,7 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
         for index_map in maps
     ]
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
-    statistics = recentred(maps)
+    statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}
     difference, inputs = measured_difference(outcome), "noise"
     damage: Damage | OutputDifference | None = None

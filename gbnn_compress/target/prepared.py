@@ -28,7 +28,7 @@ from gbnn_compress.rate.context_savings import fraction_meter
 from gbnn_compress.rate.divided import divided_weights
 from gbnn_compress.rate.paper import PaperRules, paper_rules
 from gbnn_compress.rate.posterior import data_free_posterior, typical_size
-from gbnn_compress.rate.rate_problem import RateProblem, fit_path
+from gbnn_compress.rate.rate_problem import RateProblem, fit_path, interpolated
 from gbnn_compress.rate.unshared import code_values, read_unshared
 from gbnn_compress.recipe import Recipe
 from gbnn_compress.types import Checkpoint, Posterior, TensorInfo
@@ -221,12 +221,7 @@ def _other_bytes(
         vectors = code_values(unshared, relative_step=relative_step(2.0**octave, typical))
         return vector_bits(vectors, roles=roles) / 8 + fixed
 
-    def between(penalty: float) -> float:
-        octaves = float(np.log2(penalty))
-        low = int(np.floor(octaves))
-        return at(low) if octaves == low else at(low) + (octaves - low) * (at(low + 1) - at(low))
-
-    return between
+    return lambda penalty: interpolated(at, float(np.log2(penalty)))
 
 
 def tensor_infos(checkpoint: Checkpoint, selection: Selection) -> list[TensorInfo]:

@@ -138,7 +138,7 @@ def test_a_network_without_gradients_is_calibrated_all_the_same(folder: Path, tm
         folder, tmp_path / "out.gbnn.safetensors", arch=f"{folder / 'models.py'}:Opaque", settings=QUICK
     )
     by_norms = compressed(folder, tmp_path / "out.gbnn.safetensors", settings={**QUICK, "allocation": "norms"})
-    assert opaque == pytest.approx(by_norms, rel=0.1)  # the manifests differ, and so does the room for ids
+    assert opaque == pytest.approx(by_norms, rel=0.06)  # the manifests differ, and so does the room for ids
 
 
 def vanished(folder: Path, tensors: dict[str, torch.Tensor], *, ratio: float) -> dict[str, float]:
