@@ -1,4 +1,4 @@
-"""Train several networks of one architecture from scratch, as members of an ensemble, with plain PyTorch.
+"""Train several networks of one architecture as members of an ensemble, with plain PyTorch.
 
     python examples/train_members.py --arch benchmarks/networks.py:resnet20 --data npz:DATA/cifar10_train.npz \
         --val-data npz:DATA/cifar10_dev.npz --members 4 --epochs 30 -o members
@@ -7,6 +7,9 @@ SGD with momentum under one cycle of the learning rate, with shifted and flipped
 `--seed` + k, for its first weights, its batches and its images. After each epoch the state is written, so that the same
 command goes on where it was stopped. Several processes may train different members: give each `--members 1` and a
 `--seed` of its own. Then compress each checkpoint, and join the files with `gbnn-compress ensemble`.
+
+Members start from new weights, or from `--start CHECKPOINT`. The high learning rate takes them away from it, and from
+each other, and they need fewer epochs.
 """
 
 from __future__ import annotations
@@ -20,17 +23,19 @@ import torch
 from torch.nn import functional
 from train_checkpoint import Inputs, accuracy, inputs_of
 
-from gbnn_compress.data.architectures import build_network, default_preprocessing
+from gbnn_compress.checkpoint.read import read_checkpoint
+from gbnn_compress.data.architectures import build_network, default_preprocessing, load_weights
 from gbnn_compress.data.datasets import load_data
 from gbnn_compress.training.augment import Augmentation
 
 
 def options() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train members of an ensemble from scratch.")
+    parser = argparse.ArgumentParser(description="Train members of an ensemble.")
     parser.add_argument("--arch", required=True, help="as for gbnn-compress")
     parser.add_argument("--data", required=True, help="labelled images, as for gbnn-compress")
     parser.add_argument("--val-data", help="labelled images to report the accuracy on")
+    parser.add_argument("--start", type=Path, help="the checkpoint that all members start from; else new weights")
     parser.add_argument("--members", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -111,6 +116,9 @@ def main() -> None:
             continue
         torch.manual_seed(seed)
         network = build_network(chosen.arch)
+        if chosen.start:
+            load_weights(network, read_checkpoint(chosen.start).tensors, spec=chosen.arch)
+        network.to(memory_format=torch.channels_last)
         state = chosen.output / f"member{seed}.state"
         train_member(network, inputs, chosen, seed=seed, state=state)
         torch.save(network.state_dict(), checkpoint)

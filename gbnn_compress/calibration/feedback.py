@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy.linalg.lapack import dtrtri
 
 from gbnn_compress.calibration.decisions import Alphabet, decisions
 from gbnn_compress.calibration.path_search import BLOCK, descend, search
@@ -33,10 +34,28 @@ from gbnn_compress.calibration.path_search import BLOCK, descend, search
 def inverse_factor(hessian: np.ndarray) -> np.ndarray:
     """Upper Cholesky factors U of the inverses, H^-1 = U^T U.
 
+    With the order of rows and columns reversed, U is the inverse of the lower Cholesky factor of H.
+
     Args:
         hessian: float64 (G, d, d), positive definite.
     """
-    return np.ascontiguousarray(np.swapaxes(np.linalg.cholesky(np.linalg.inv(hessian)), 1, 2))
+    inverses = [dtrtri(lower, lower=1)[0] for lower in _reversed_cholesky(hessian)]
+    return np.ascontiguousarray(np.stack(inverses)[:, ::-1, ::-1])
+
+
+def column_costs(hessian: np.ndarray) -> np.ndarray:
+    """1 / U_jj^2, the cost of an error in each column after feedback: float64 (G, d).
+
+    Args:
+        hessian: float64 (G, d, d), positive definite.
+    """
+    diagonals: np.ndarray = np.einsum("gjj->gj", _reversed_cholesky(hessian))[:, ::-1] ** 2
+    return diagonals
+
+
+def _reversed_cholesky(hessian: np.ndarray) -> np.ndarray:
+    """Lower Cholesky factors of H with its rows and columns in reverse order."""
+    return np.linalg.cholesky(hessian[:, ::-1, ::-1])
 
 
 def damped(hessian: np.ndarray, *, damping: float) -> np.ndarray:

@@ -18,7 +18,7 @@ from gbnn_compress.parallel import on_threads
 SMALL, LARGE = 1e-12, 1e12
 """Squares of inputs outside this range lose digits in float32, or overflow."""
 
-CHUNK_BYTES = 1 << 25
+CHUNK_BYTES = 1 << 24
 """Most bytes of input patches that are multiplied at once; the products are then added in float64."""
 
 
@@ -179,13 +179,14 @@ class _MomentSum:
             yield int(first + start >= self._half), positions[start:stop]
 
     def of(self, half: int, x: torch.Tensor | None, y: torch.Tensor) -> _Sums:
-        """Sums of patches (G, n, d). May be called in any thread."""
+        """Sums of patches (G, n, d), which are overwritten. May be called in any thread."""
         assert self.shift is not None
         y = _with_range(y)
         x = None if x is None else _with_range(x)
         if x is not None and x.dtype != y.dtype:
             x, y = x.double(), y.double()
-        y, x = y - self.shift.to(y.dtype), None if x is None else x - self.shift.to(x.dtype)
+        for each in (y,) if x is None else (x, y):
+            each -= self.shift.to(y.dtype)
         parts = column_blocks(y.shape[2])
         yy = [y[:, :, part].transpose(1, 2) @ y[:, :, part] for part in parts]
         xy = [] if x is None else [x[:, :, part].transpose(1, 2) @ y[:, :, part] for part in parts]

@@ -15,6 +15,7 @@ from gbnn_compress.calibration.moments import Halves, Moments, whole
 from gbnn_compress.calibration.survey import source_factors, trusted
 from gbnn_compress.calibration.tracing import Piece
 from gbnn_compress.calibration.twins import Twin
+from gbnn_compress.parallel import on_threads
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Sharing:
         rows: float64 (rows,), h_f of `assign_with_feedback`, mean about 1.
         unit: Cost of a squared output error of s_t^2, in the unit of lambda.
         exact: bool (n,), weights that are kept exactly.
-        ids: int64 (n,), choices without feedback, for weights that feedback does not reach.
+        ids: (n,), choices without feedback, for weights that feedback does not reach.
     """
 
     alphabet: Alphabet
@@ -91,21 +92,24 @@ def share(problem: Problem, original: Twin) -> np.ndarray:
     exact = sharing.exact[where]
     rows = _row_values(sharing.rows, where, len(sharing.exact)) * sharing.unit * row_factors**2
     ids, states = np.empty(where.shape, dtype=np.int64), np.zeros(where.shape[:2], dtype=np.int64)
-    for i, part in enumerate(column_blocks(where.shape[2])):
-        kept, factors = exact[:, :, part], column_factors[:, part]
+    parts = column_blocks(where.shape[2])
+
+    def target(i: int) -> tuple[np.ndarray, np.ndarray]:
         seen, *halves = (
-            None if each is None else _seen(each, factors, centred=problem.piece.centred)
+            None if each is None else _seen(each, column_factors[:, parts[i]], centred=problem.piece.centred)
             for each in (whole(problem.halves, i), *(half and half.run(i) for half in problem.halves))
         )
         assert seen is not None
-        target, hessian = _target(weights[:, :, part], seen, halves, kept, options)
+        return _target(weights[:, :, parts[i]], seen, halves, exact[:, :, parts[i]], options)
+
+    threads = options.threads if len(parts) > 1 else 1
+    for part, found in zip(parts, on_threads(target, range(len(parts)), threads=threads, alone=True), strict=True):
         ids[:, :, part], states = assign_with_feedback(
-            target,
-            hessian,
+            *found,
             rows,
             sharing.alphabet,
             penalty=options.penalty,
-            exact=kept,
+            exact=exact[:, :, part],
             paths=options.paths,
             sweeps=options.sweeps,
             states=states,

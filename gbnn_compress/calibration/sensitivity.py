@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gbnn_compress.calibration.twins import deep_copy
 from gbnn_compress.data.batches import Batch, MadeBatches, read_batch
-from gbnn_compress.parallel import on_threads, seeded_draws, single_thread
+from gbnn_compress.parallel import give_back, on_threads, seeded_draws, single_thread
 from gbnn_compress.predict.running import copied, logits_among
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def error_costs(calibration: Calibration, errors: Mapping[str, torch.Tensor], *,
                             rows[name] = rows.get(name, 0.0) + powers
         except RuntimeError:  # no weight, no gradient, or a value that gradients need was overwritten or not kept
             return ErrorCosts({}, {}, count)
+    give_back()
     costs = {name: total / (2 * count) for name, total in sums.items()}
     return ErrorCosts(costs, {name: total / count for name, total in rows.items()}, count)
 

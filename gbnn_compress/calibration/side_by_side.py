@@ -42,7 +42,7 @@ class SideBySide:
     """What the passes found.
 
     Attributes:
-        ids: Name -> int64 (n,) of every tensor that feedback reached.
+        ids: Name -> (n,), of the dtype of the given ids, of every tensor that feedback reached.
         statistics: Name -> corrected vector (running means, running variances, biases).
         before: Outputs of the original network that count, by name, for each batch.
         after: The same of the compressed network.
@@ -110,7 +110,7 @@ class _Lockstep:
         inputs: The batches.
         sharing: Name -> what its weights may become.
         options: How ids are chosen.
-        ids: Name -> int64 (n,), of tensors that feedback has reached.
+        ids: Name -> (n,), of the dtype of the given ids, of tensors that feedback has reached.
         done: Keys of uses that are settled.
         corrected: Names of vectors that were corrected.
         samplers: Key -> samples of the original and of the compressed network's inputs, while they are collected.
@@ -277,7 +277,7 @@ class _Lockstep:
     def _choose(self, key: Key, piece: Piece, halves: Sequence[Halves]) -> None:
         """Choose shared weights of a piece, and put them into the compressed network."""
         sharing, original = self.sharing[piece.name], self.twins[0]
-        ids = self.ids.setdefault(piece.name, sharing.ids.astype(np.int64))
+        ids = self.ids.setdefault(piece.name, sharing.ids.copy())
         tensor = original.tensors[piece.name]
         places = places_of(piece.operand, tensor)
         for block, each in zip(piece.blocks, halves, strict=True):

@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
-        self._references: dict[int, weakref.ref[torch.Tensor]] = {}
+        self._tensors: dict[int, tuple[weakref.ref[torch.Tensor], int]] = {}
         self._counts: dict[int, int] = {}
         self._sizes: dict[int, int] = {}
 
@@ -36,16 +36,18 @@ class LiveBytes(TorchDispatchMode):
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         place, number = storage._cdata, id(tensor)
-        if number in self._references:  # in-place operations return their argument
-            return
+        if number in self._tensors:  # in-place operations return their argument
+            if self._tensors[number][1] == place:
+                return
+            self._drop(number)  # `set_` has given it another memory
         if not self._counts.get(place):
             self._sizes[place] = storage.nbytes()
             self.now += self._sizes[place]
         self._counts[place] = self._counts.get(place, 0) + 1
-        self._references[number] = weakref.ref(tensor, lambda _: self._drop(number, place))
+        self._tensors[number] = weakref.ref(tensor, lambda _: self._drop(number)), place
 
-    def _drop(self, number: int, place: int) -> None:
-        self._references.pop(number, None)
+    def _drop(self, number: int) -> None:
+        _, place = self._tensors.pop(number)
         self._counts[place] -= 1
         if not self._counts[place]:
             self.now -= self._sizes.pop(place)

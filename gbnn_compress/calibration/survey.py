@@ -10,7 +10,7 @@ import torch
 
 from gbnn_compress.calibration.blocks import Block, column_blocks
 from gbnn_compress.calibration.channels import matched
-from gbnn_compress.calibration.feedback import damped, inverse_factor
+from gbnn_compress.calibration.feedback import column_costs, damped
 from gbnn_compress.calibration.moments import Halves, collected, moments_of, whole
 from gbnn_compress.calibration.positions import Positions, Sampler
 from gbnn_compress.calibration.together import Inputs, Run, Stops, run_together
@@ -120,8 +120,7 @@ def _costs(piece: Piece, halves: Sequence[Halves], twin: Twin, damping: float) -
             found = whole(each, i)
             hessian = trusted(found.covariance(0, centred=piece.centred), n_samples=found.n, damping=damping)
             hessian = hessian * columns[:, part, None] * columns[:, None, part]
-            factor = inverse_factor(hessian)
-            fed_back.append((repeats, (1 / np.einsum("gjj->gj", factor) ** 2).ravel()))
+            fed_back.append((repeats, column_costs(hessian).ravel()))
             plain.append((repeats, np.einsum("gjj->gj", hessian).ravel()))
     size = piece.operand.numel()
     return size, _mean(fed_back, piece), _mean(plain, piece), piece.calls

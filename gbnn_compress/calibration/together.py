@@ -114,6 +114,7 @@ def run_together(twins: Sequence[Twin], inputs: Inputs, stops: Stops, *, leave: 
             {i // sides for i in there if all(sides * (i // sides) + side in there for side in range(sides))}
         )
         # Where the two networks take different ways, a use may have no partner.
+        give_back()  # what one thread has freed, others cannot use
         found: dict[int, Run] = {i: stops.alone(waiting[i]) for i in there if i // sides not in whole}
         if whole:
             uses = {batch: [waiting[sides * batch + side] for side in range(sides)] for batch in whole}

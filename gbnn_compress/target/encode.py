@@ -161,13 +161,7 @@ def assign(prepared: Prepared, book: Codebook) -> Assigned:
     from gbnn_compress.calibration.calibrated import compress_in_lockstep, measured_damage, measured_difference
 
     outcome = compress_in_lockstep(prepared.calibration, book, posteriors, maps)
-    dtype = np.min_scalar_type(len(book.bank.means))
-    maps = [
-        replace(index_map, ids=outcome.ids[index_map.name].astype(dtype))
-        if index_map.name in outcome.ids
-        else index_map
-        for index_map in maps
-    ]
+    maps = [replace(each, ids=outcome.ids[each.name]) if each.name in outcome.ids else each for each in maps]
     maps = with_parts_kept(maps, tensors, means=book.bank.means, scales=scales)
     statistics = recentred_statistics(tensors, maps, means=book.bank.means, scales=scales)
     statistics |= {name: rounded(vector, tensors[name].dtype) for name, vector in outcome.statistics.items()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import torch
+from torch import nn
 
 from gbnn_compress.calibration.stays import LiveBytes, bytes_of, find_stays
 
@@ -21,6 +24,24 @@ def test_live_bytes_are_those_of_tensors_that_are_still_there() -> None:
         assert living.now == 200
         del b
     assert living.now == 0
+
+
+def test_a_tensor_that_is_given_another_memory_is_counted_with_it_whatever_the_memory_was_used_for_before() -> None:
+    original, copies = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).requires_grad_(False).eval(), []
+    for _ in range(20):
+        with LiveBytes() as living:
+            network = deepcopy(original)
+            copied = living.now
+            x = torch.ones(4, 8)
+            assert living.now == copied + 4 * 4 * 8
+            y = network(x).relu_()
+            assert living.now >= copied + 2 * 4 * 4 * 8
+            del x
+        copies.append(copied)
+        del y, network
+        assert living.now == 0
+    assert len(set(copies)) == 1
+
 
 
 def test_layers_with_small_activations_see_more_batches() -> None:
