@@ -43,7 +43,6 @@ def test_a_tensor_that_is_given_another_memory_is_counted_with_it_whatever_the_m
     assert len(set(copies)) == 1
 
 
-
 def test_layers_with_small_activations_see_more_batches() -> None:
     held = np.array([[100.0, 50, 10]] * 4)
     stays = find_stays(held, np.ones(3), most_bytes=100)

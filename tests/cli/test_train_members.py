@@ -56,3 +56,18 @@ def test_members_are_trained_and_go_on_where_they_were_stopped(
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     first = torch.load("whole/member0.pth")
     assert not torch.equal(first["0.weight"], states[0]["0.weight"])
+
+
+def test_members_that_start_from_a_checkpoint_have_its_function_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("models.py").write_text(MODELS)
+    np.savez("data.npz", x=np.zeros((8, 8, 8), dtype=np.uint8), y=np.arange(8) % 5)
+    words = ("--arch", "models.py:narrow", "--data", "npz:data.npz", "--epochs", "1", "--batch-size", "8")
+    run(monkeypatch, *words, "--members", "1", "-o", "first")
+    run(monkeypatch, *words, "--members", "2", "--seed", "7", "--learning-rate", "1e-6", "--start", "first/member0.pth",
+        "-o", "next")  # fmt: skip
+    first, *members = (torch.load(path) for path in ("first/member0.pth", "next/member7.pth", "next/member8.pth"))
+    for member in members:
+        assert torch.allclose(member["0.weight"], first["0.weight"], atol=1e-5)
