@@ -8,8 +8,7 @@ SGD with momentum under one cycle of the learning rate, with shifted and flipped
 command goes on where it was stopped. Several processes may train different members: give each `--members 1` and a
 `--seed` of its own. Then compress each checkpoint, and join the files with `gbnn-compress ensemble`.
 
-Members start from new weights, or from `--start CHECKPOINT`. The high learning rate takes them away from it, and from
-each other, and they need fewer epochs.
+Members start from new weights, or from `--start CHECKPOINT`. Those need fewer epochs, but differ less.
 """
 
 from __future__ import annotations
